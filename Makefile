@@ -1,0 +1,58 @@
+# Targets for people; `make help` lists them. Everything happens in .venv, nothing is installed elsewhere.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and pinned: nothing that is installed after it may choose another build.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet -c constraints.txt torch
+	$(PIP) install --quiet -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.demo
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: demo
+demo: $(VENV)/.demo  ## train a small net on real data, profiled, and show the report
+	$(BIN)/epochmeter demo
+
+.PHONY: test
+test: $(VENV)/.dev  ## the whole test suite, with coverage
+	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term
+
+.PHONY: check
+check: $(VENV)/.dev  ## before each commit: lint, types, layers, fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+
+.PHONY: format
+format: $(VENV)/.dev  ## put imports and layout in order
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(VENV)/.dev  ## what the profiler costs, measured here
+	$(BIN)/python benchmarks/bench_overhead.py
+
+.PHONY: gpu
+gpu:  ## the tests that need an NVIDIA GPU, with the python that is on the path
+	$(PYTHON) -m pytest -m gpu
+
+.PHONY: clean
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) dist build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

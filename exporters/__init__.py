@@ -1,0 +1,54 @@
+"""Sends measurements, through a gate that asks for consent and copies only what a reviewed list names.
+
+This half knows nothing of the profiler: it takes OpenTelemetry ``MetricsData`` and hands on what may go. A new
+exporter is a file and a row in `TARGETS`. Importing this package imports no exporter and opens no socket.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from exporters.config import Config, ExporterError
+
+if TYPE_CHECKING:
+    from exporters.gate import GatedExporter
+
+__all__ = ["TARGETS", "Config", "ExporterError", "build", "check_target"]
+
+TARGETS = {"otlp": "exporters.otlp:build"}
+
+
+def check_target(name: str) -> None:
+    """Says whether there is such an exporter.
+
+    Raises:
+        ExporterError: there is not.
+    """
+    if name not in TARGETS:
+        raise ExporterError(f"there is no exporter {name!r} in this version; there are: none, {', '.join(TARGETS)}")
+
+
+def build(config: Config, consent: Callable[[], bool], exporter: Any = None) -> GatedExporter:
+    """The exporter behind its gate. The exporter itself is made, and its library imported, once the gate opens.
+
+    Args:
+        config: which one, and where to.
+        consent: asked at every export, before the data is looked at and again before it is sent.
+        exporter: a ready ``MetricExporter`` to use instead of a target.
+
+    Raises:
+        ExporterError: there is no such exporter.
+    """
+    from exporters.gate import GatedExporter
+
+    if exporter is not None:
+        return GatedExporter(lambda: exporter, consent)
+    check_target(config.target)
+    module, _, function = TARGETS[config.target].partition(":")
+
+    def make() -> Any:
+        return getattr(importlib.import_module(module), function)(config)
+
+    return GatedExporter(make, consent)

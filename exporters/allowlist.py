@@ -1,0 +1,189 @@
+"""The list: everything that may leave, with its closed vocabulary, its coarsening and its purpose. Reviewed data.
+
+The rule it keeps: there is no free text. A text attribute has its words written here, and any other word becomes
+``other`` or stays behind; a number is exact only where it is a timing or a count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+STAGES = ("train", "val", "inference")
+PHASES = (
+    *("data_wait", "transfer", "forward", "loss", "backward", "optimizer", "metrics", "checkpoint", "logging"),
+    "custom",
+)
+GPU_IDS = tuple(f"gpu-{index}" for index in range(16))
+CORES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+GIB_CLASSES = tuple(2**power for power in range(13))
+GPU_MEMORY_CLASSES = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192, 288)
+GPU_MODELS = (  # a card's name holds one of these; the first that fits is what may be told of it
+    *("B300", "B200", "GB200", "H200", "H100", "H20", "GH200", "A100", "A800", "A40", "A30", "A10G", "A10", "A16"),
+    *("L40S", "L40", "L4", "V100", "P100", "P40", "T4", "RTX 6000", "RTX A6000", "RTX A5000", "RTX A4000"),
+    *("RTX 5090", "RTX 5080", "RTX 5070", "RTX 5060", "RTX 4090", "RTX 4080", "RTX 4070", "RTX 4060"),
+    *("RTX 3090", "RTX 3080", "RTX 3070", "RTX 3060", "RTX 2080", "RTX 2070", "RTX 2060", "GTX 1080", "GTX 1070"),
+)
+CPU_FAMILIES = (
+    *("Intel Xeon", "Intel Core", "Intel other", "AMD EPYC", "AMD Ryzen Threadripper", "AMD Ryzen", "AMD other"),
+    *("Apple M", "AWS Graviton", "NVIDIA Grace", "Ampere Altra", "ARM Neoverse", "ARM other"),
+)
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Words:
+    """An attribute whose values are written down.
+
+    Attributes:
+        values: the words; anything else is told as ``other`` if that is one of them, else not at all.
+        contained: the value is told as the first word that it contains (a card's full name as "H100").
+        upward: numbers; the value is told as the next one that is not below it.
+    """
+
+    values: tuple[str | int | bool, ...]
+    contained: bool = False
+    upward: bool = False
+
+
+@dataclass(frozen=True)
+class Random:
+    """An attribute that is drawn at random for each run: lower-case hexadecimal digits, exactly this many."""
+
+    digits: int
+
+
+Rule = Words | Random
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One metric that may leave.
+
+    Attributes:
+        kind: histogram, sum, updowncounter or gauge.
+        digits: how many significant digits of a number are told; None tells it exactly.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    purpose: str
+    since: str = "0.1.0"
+    attributes: Mapping[str, Rule] = field(default_factory=dict)
+    digits: int | None = None
+
+
+@dataclass(frozen=True)
+class ResourceEntry:
+    """One fact about the run or its machine that may leave."""
+
+    name: str
+    rule: Rule
+    purpose: str
+    since: str = "0.1.0"
+
+
+STAGE: Mapping[str, Rule] = {"epochmeter.stage": Words(STAGES)}
+STAGE_COLD: Mapping[str, Rule] = {**STAGE, "epochmeter.cold": Words((False, True))}
+PHASE: Mapping[str, Rule] = {
+    **STAGE_COLD,
+    "epochmeter.phase": Words(PHASES),
+    "epochmeter.phase.level": Words(("top", "nested")),
+}
+GPU: Mapping[str, Rule] = {"hw.id": Words(GPU_IDS)}
+GPU_TYPED: Mapping[str, Rule] = {**GPU, "hw.type": Words(("gpu",))}
+MEMORY_STATE: Mapping[str, Rule] = {"system.memory.state": Words(("used",))}
+
+METRICS = (
+    Entry("epochmeter.run.duration", "gauge", "s", "How long runs take."),
+    Entry(
+        *("epochmeter.run.overhead", "gauge", "s", "What the profiler itself costs."),
+        attributes={"epochmeter.thread": Words(("loop", "background"))},
+    ),
+    Entry("epochmeter.epoch.time", "sum", "s", "How much of a run its epochs are."),
+    Entry("epochmeter.epoch.count", "sum", "{epoch}", "How many epochs there were."),
+    Entry("epochmeter.stage.time", "sum", "s", "Where time goes: training, validation, inference.", attributes=STAGE),
+    Entry("epochmeter.stage.steps", "sum", "{step}", "To put times into relation.", attributes=STAGE),
+    Entry("epochmeter.stage.samples", "sum", "{sample}", "Throughput.", attributes=STAGE),
+    Entry(
+        *("epochmeter.stage.passes", "sum", "{pass}", "How many passes there were, and how many ended early."),
+        attributes={**STAGE, "epochmeter.pass.partial": Words((False, True))},
+    ),
+    Entry("epochmeter.step.duration", "histogram", "s", "How long steps take, and how evenly.", attributes=STAGE_COLD),
+    Entry("epochmeter.inference.latency", "histogram", "s", "How long inference takes.", attributes=STAGE_COLD),
+    Entry("epochmeter.phase.duration", "histogram", "s", "What part of a step takes how long.", attributes=PHASE),
+    Entry("epochmeter.phase.device_duration", "histogram", "s", "The same on the GPU's clock.", attributes=PHASE),
+    Entry(
+        *("process.cpu.time", "sum", "s", "What a run costs in CPU time."),
+        attributes={"cpu.mode": Words(("user", "system"))},
+        digits=3,
+    ),
+    Entry("process.cpu.utilization", "gauge", "1", "Whether the CPU is the limit.", digits=3),
+    Entry("process.memory.usage", "updowncounter", "By", "Whether memory is the limit.", digits=3),
+    Entry("system.cpu.utilization", "gauge", "1", "Whether something else uses the CPU.", digits=3),
+    Entry("system.memory.usage", "updowncounter", "By", "Whether memory is short.", attributes=MEMORY_STATE, digits=3),
+    Entry("system.memory.utilization", "gauge", "1", "Whether memory is short.", attributes=MEMORY_STATE, digits=3),
+    Entry("container.memory.working_set", "updowncounter", "By", "Whether a container's limit is near.", digits=3),
+    Entry("container.memory.available", "updowncounter", "By", "Whether a container's limit is near.", digits=3),
+    Entry("epochmeter.container.cpu.throttled_time", "sum", "s", "Whether a CPU quota stops the run.", digits=3),
+    Entry(
+        *("hw.gpu.utilization", "gauge", "1", "Whether the GPU is busy."),
+        attributes={**GPU, "hw.gpu.task": Words(("general",))},
+        digits=3,
+    ),
+    Entry("hw.gpu.memory.usage", "updowncounter", "By", "Whether GPU memory is the limit.", attributes=GPU, digits=3),
+    Entry("hw.gpu.memory.limit", "updowncounter", "By", "Whether GPU memory is the limit.", attributes=GPU, digits=2),
+    Entry("hw.power", "gauge", "W", "What a run draws.", attributes=GPU_TYPED, digits=3),
+    Entry("hw.energy", "sum", "J", "What a run uses.", attributes=GPU_TYPED, digits=3),
+    Entry(
+        *("hw.temperature", "gauge", "Cel", "Whether heat is the limit."),
+        attributes={
+            "hw.id": Words(tuple(f"{gpu}-die" for gpu in GPU_IDS)),
+            "hw.parent": Words(GPU_IDS),
+            "hw.sensor_location": Words(("gpu_die",)),
+        },
+        digits=3,
+    ),
+    *(
+        Entry(
+            *(f"epochmeter.torch.memory.{what}", "updowncounter", "By", "What a model needs of GPU memory."),
+            attributes={"epochmeter.torch.device": Words(tuple(f"cuda:{index}" for index in range(16)))},
+            digits=3,
+        )
+        for what in ("allocated", "reserved", "peak")
+    ),
+)
+
+RESOURCE = (
+    ResourceEntry("service.name", Words(("epochmeter",)), "Tells our metrics from others."),
+    ResourceEntry("service.version", Words(("0.1.0",)), "To know which version measured."),
+    ResourceEntry("service.instance.id", Random(12), "Keeps the metrics of two runs apart; drawn anew for each run."),
+    ResourceEntry("os.type", Words(("linux", "darwin", "windows", OTHER)), "Differences between systems."),
+    ResourceEntry("host.arch", Words(("amd64", "arm64", OTHER)), "Differences between processors."),
+    ResourceEntry("process.runtime.name", Words(("cpython", "pypy", OTHER)), "Differences between Pythons."),
+    ResourceEntry(
+        "process.runtime.version", Words((*(f"3.{minor}" for minor in range(10, 20)), OTHER)), "Which Pythons are in use."
+    ),
+    ResourceEntry(
+        *("epochmeter.runtime.torch", Words((*(f"2.{minor}" for minor in range(40)), "dev", OTHER))),
+        "Which versions of torch are in use.",
+    ),
+    ResourceEntry(
+        "epochmeter.runtime.cuda",
+        Words((*(f"{major}.{minor}" for major in (11, 12, 13, 14) for minor in range(10)), OTHER)),
+        "Which versions of CUDA are in use.",
+    ),
+    *(
+        ResourceEntry(f"epochmeter.runtime.{place}", Words((True,)), "What kind of place runs take place in.")
+        for place in ("container", "notebook", "colab", "kaggle", "ci", "cloud_job")
+    ),
+    ResourceEntry("epochmeter.cpu.family", Words((*CPU_FAMILIES, OTHER)), "Speed by kind of CPU."),
+    ResourceEntry("epochmeter.cpu.logical_cores", Words(CORES, upward=True), "Speed by number of cores."),
+    ResourceEntry("epochmeter.cpu.available_cores", Words(CORES, upward=True), "Speed by number of cores."),
+    ResourceEntry("epochmeter.memory.total_class_gib", Words(GIB_CLASSES, upward=True), "Speed by memory."),
+    ResourceEntry("epochmeter.memory.limit_class_gib", Words(GIB_CLASSES, upward=True), "Speed by memory."),
+    ResourceEntry("epochmeter.gpu.count", Words((1, 2, 4, 8, 16), upward=True), "Speed by number of GPUs."),
+    ResourceEntry("epochmeter.gpu.model", Words((*GPU_MODELS, OTHER), contained=True), "Speed by kind of GPU."),
+    ResourceEntry("epochmeter.gpu.memory_class", Words(GPU_MEMORY_CLASSES), "Speed by GPU memory."),
+)

@@ -1,0 +1,49 @@
+"""The command ``epochmeter``: one file a command, one row each in `COMMANDS`.
+
+The rule it keeps: an error of the user's is one line on stderr and exit code 2; ``--json`` goes to stdout alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated
+
+import typer
+
+import profiler
+from profiler.errors import ProfilerError
+
+COMMANDS = ("demo", "runs", "report", "settings", "doctor")  # each a module here with a function of the same name
+
+app = typer.Typer(
+    name="epochmeter",
+    help="Where did training, validation and inference time go, and what held the run back?",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+for _name in COMMANDS:
+    app.command(_name)(getattr(importlib.import_module(f"profiler.cli.{_name}"), _name))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"epochmeter {profiler.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except ProfilerError as error:
+        typer.echo(f"epochmeter: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,191 @@
+"""``epochmeter doctor``: what works here and, for what does not, why and what helps."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+RUNS_LOOKED_AT = 5
+PROVIDED = ("profiler", "exporters")
+
+
+@dataclass
+class Check:
+    """One finding. ``state`` is ok, missing (something optional is not here) or problem."""
+
+    name: str
+    state: str
+    detail: str
+    cure: str = ""
+
+
+def doctor(
+    full: Annotated[bool, typer.Option("--full", help="Also ask py-cpuinfo about the CPU, which takes a second.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False,
+) -> None:
+    """Say what works here and, for what does not, why and what helps."""
+    checks = [check for look in LOOKS for check in look()]
+    if full:
+        checks += list(_cpu())
+    if as_json:
+        typer.echo(json.dumps({"checks": [asdict(check) for check in checks]}, indent=2))
+        return
+    console = Console()
+    marks = {"ok": "[green]ok[/]     ", "missing": "[yellow]missing[/]", "problem": "[red]problem[/]"}
+    for check in checks:
+        console.print(f"{marks[check.state]} {check.name}: ", end="")
+        console.print(check.detail, markup=False, highlight=False, soft_wrap=True)
+        if check.cure:
+            console.print(f"        -> {check.cure}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _python() -> Iterator[Check]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    fits = sys.version_info >= (3, 10)
+    yield Check("python", "ok" if fits else "problem", version, "" if fits else "use Python 3.10 or newer")
+
+
+def _packages() -> Iterator[Check]:
+    """Other distributions, or a file in the working folder, can hide our two packages."""
+    providers = metadata.packages_distributions()
+    for package in PROVIDED:
+        others = sorted({name for name in providers.get(package, []) if name.lower() != "epochmeter"})
+        if others:
+            cure = f"pip uninstall {' '.join(others)}, then install epochmeter again"
+            yield Check(f"package {package}", "problem", f"also installed by {', '.join(others)}", cure)
+        hiding = [name for name in (f"{package}.py", package) if (Path.cwd() / name).exists()]
+        ours = Path(__file__).parents[2].resolve() == Path.cwd().resolve()
+        if hiding and not ours:
+            cure = f"rename {hiding[0]} here, or run scripts from another folder"
+            yield Check(f"package {package}", "problem", f"{hiding[0]} in this folder hides it from scripts here", cure)
+
+
+def _settings_folder() -> Path:
+    from profiler.preferences import settings_path
+
+    return settings_path().parent
+
+
+def _runs_folder() -> Path:
+    from profiler.preferences import data_path
+
+    return data_path() / "runs"
+
+
+def _folders() -> Iterator[Check]:
+    for name, find in (("settings folder", _settings_folder), ("data folder", _runs_folder)):
+        try:
+            folder = find()
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"x" * 4096)
+                file.flush()
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            cure = "make it writable, or set EPOCHMETER_HOME to a folder that is; runs go on without it, unrecorded"
+            yield Check(name, "problem", f"cannot be written: {reason}", cure)
+        else:
+            yield Check(name, "ok", str(folder))
+
+
+def _settings() -> Iterator[Check]:
+    from profiler.preferences import resolve
+
+    resolved = resolve()
+    for problem in resolved.problems:
+        yield Check("settings", "problem", problem, "epochmeter settings --explain shows where each value comes from")
+    exporter, sync = resolved.values["exporter"], resolved.values["sync"]
+    if not resolved.may_send:
+        why = exporter.detail or (
+            f"sync is off ({sync.detail or sync.source})" if not sync.value else f"exporter is none ({exporter.source})"
+        )
+        yield Check("export", "ok", f"nothing leaves this machine: {why}")
+        return
+    import exporters
+
+    try:
+        exporters.check_target(exporter.value)
+    except exporters.ExporterError as error:
+        yield Check("export", "problem", f"{error}; nothing is sent", "epochmeter settings exporter=otlp, or exporter=none")
+    else:
+        yield Check("export", "ok", f"measurements go to {exporter.value} ({exporter.source})", "")
+
+
+def _probes() -> Iterator[Check]:
+    from profiler.errors import ProbeUnavailableError
+    from profiler.probes import PROBES, load_probe
+
+    for name in PROBES:
+        try:
+            probe = load_probe(name)
+            probe.start()
+        except ProbeUnavailableError as error:
+            yield Check(f"probe {name}", "missing", str(error))
+        except Exception as error:
+            yield Check(f"probe {name}", "problem", f"{type(error).__name__}: {error}", "please report this")
+        else:
+            known = [fact for fact in probe.facts() if _known(fact.read)]
+            yield Check(f"probe {name}", "ok", f"{len(known)} facts, {len(probe.readings())} readings")
+
+
+def _known(read: Callable[[], object]) -> bool:
+    from profiler.errors import ProbeUnavailableError
+
+    try:
+        return read() is not None
+    except ProbeUnavailableError:
+        return False
+
+
+def _optional() -> Iterator[Check]:
+    for package, purpose, extra in (
+        ("torch", "training itself, CUDA timing", "torch"),
+        ("scikit-learn", "the data of 'epochmeter demo'", "demo"),
+    ):
+        try:
+            yield Check(package, "ok", metadata.version(package))
+        except metadata.PackageNotFoundError:
+            yield Check(package, "missing", f"not installed; it is for {purpose}", f"pip install 'epochmeter[{extra}]'")
+
+
+def _recent_runs() -> Iterator[Check]:
+    from profiler.errors import RunLogError
+    from profiler.runlog import load, run_paths
+
+    paths = run_paths(_runs_folder())
+    yield Check("recorded runs", "ok", str(len(paths)))
+    for path in paths[:RUNS_LOOKED_AT]:
+        try:
+            run = load(path)
+        except RunLogError as error:
+            yield Check("run log", "problem", str(error))
+            continue
+        for what, times in run.notes.items():
+            yield Check(f"run {run.id}", "problem", f"{what} ({times}x)")
+
+
+def _cpu() -> Iterator[Check]:
+    """In this command alone: py-cpuinfo starts child processes, which a user's run never does."""
+    try:
+        import cpuinfo
+    except ImportError:
+        yield Check("py-cpuinfo", "missing", "not installed", "pip install py-cpuinfo")
+        return
+    from profiler.probes.host import cpu_family
+
+    info = cpuinfo.get_cpu_info()
+    features = [flag for flag in ("avx2", "avx512f", "amx_tile", "asimd", "sve") if flag in info.get("flags", ())]
+    family = cpu_family(info.get("brand_raw")) or "not known"
+    yield Check("cpu", "ok", f"{family}; vector instructions: {', '.join(features) or 'none known'}")
+
+
+LOOKS = (_python, _packages, _folders, _settings, _probes, _optional, _recent_runs)

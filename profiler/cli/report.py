@@ -1,0 +1,47 @@
+"""``epochmeter report``: one recorded run, as text or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from profiler.errors import ProfilerError
+
+
+class Format(str, Enum):
+    text = "text"
+    json = "json"
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="A run's id, the beginning of one, or 'last'.")] = "last",
+    form: Annotated[Format, typer.Option("--format", help="text or json.")] = Format.text,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")] = None,
+) -> None:
+    """Show one run: its epochs, stages, phases, readings, and what held it back."""
+    from profiler.preferences import data_path
+    from profiler.report import document, text
+    from profiler.report.text import renderable
+    from profiler.runlog import find, load
+
+    recorded = load(find(data_path() / "runs", run))
+    content = (json.dumps(document(recorded), indent=2) if form is Format.json else text(recorded)) + "\n"
+    if output is not None:
+        _write(output, content)
+    elif form is Format.text and sys.stdout.isatty():
+        Console().print(renderable(recorded))
+    else:
+        typer.echo(content, nl=False)
+
+
+def _write(output: Path, content: str) -> None:
+    try:
+        output.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise ProfilerError(f"the report cannot be written to {output}: {error.strerror}") from None

@@ -1,0 +1,52 @@
+"""``epochmeter runs``: the recorded runs, newest first."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def runs(as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False) -> None:
+    """List recorded runs, newest first."""
+    from profiler.preferences import data_path
+    from profiler.runlog import run_paths
+
+    folder = data_path() / "runs"
+    rows = [row for row in map(_row, run_paths(folder)) if row is not None]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        typer.echo("no run has been recorded on this machine yet; 'epochmeter demo' records one", err=True)
+        return
+    table = Table("id", "name", "state", "started", "duration", box=box.SIMPLE_HEAD, show_edge=False)
+    from profiler.report.text import duration
+
+    for row in rows:
+        table.add_row(row["id"], escape(row["name"]), row["state"], row.get("started", ""), duration(row["duration_s"]))
+    Console().print(table)
+
+
+def _row(path: Any) -> dict[str, Any] | None:
+    from profiler.errors import RunLogError
+    from profiler.report.document import rfc3339
+    from profiler.runlog import load
+
+    try:
+        run = load(path)
+    except RunLogError as error:
+        typer.echo(f"epochmeter: {error}", err=True)
+        return None
+    return {
+        "id": run.id,
+        "name": run.name,
+        "state": run.state,
+        "started": rfc3339(run.started_unix_ns),
+        "duration_s": run.duration_ns / 1e9,
+    }

@@ -1,0 +1,62 @@
+"""``epochmeter settings``: shows, changes and resets the settings, and says where each value comes from."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from profiler.errors import SettingsError
+
+
+def settings(
+    changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]... | reset", help="What to change.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say where each value comes from, and what it means.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False,
+) -> None:
+    """Show the settings, change them (sync=false), or restore the defaults (reset)."""
+    from profiler import preferences
+
+    if changes == ["reset"]:
+        preferences.reset()
+    elif changes:
+        preferences.update(dict(_split(change) for change in changes))
+    resolved = preferences.resolve()
+    for problem in resolved.problems:
+        typer.echo(f"epochmeter: {problem}", err=True)
+    if as_json:
+        typer.echo(json.dumps(_as_data(resolved.values, explain), indent=2))
+    else:
+        _print(resolved.values, explain)
+    if any(problem.startswith("EPOCHMETER_") for problem in resolved.problems):
+        raise typer.Exit(2)
+
+
+def _split(change: str) -> tuple[str, str]:
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise SettingsError(f"settings are changed as KEY=VALUE, such as sync=false; {change!r} has no '='.")
+    return key.strip(), value.strip()
+
+
+def _as_data(values: dict[str, Any], explain: bool) -> dict[str, Any]:
+    if not explain:
+        return {key: value.value for key, value in values.items()}
+    return {key: {"value": v.value, "source": v.source, "detail": v.detail} for key, v in values.items()}
+
+
+def _print(values: dict[str, Any], explain: bool) -> None:
+    from profiler.preferences import HELP, settings_path
+
+    table = Table("setting", "value", *(("from", "meaning") if explain else ()), box=box.SIMPLE_HEAD, show_edge=False)
+    for key, value in values.items():
+        source = f"{value.source} ({value.detail})" if value.detail else value.source
+        table.add_row(key, json.dumps(value.value), *((source, HELP[key]) if explain else ()))
+    console = Console()
+    console.print(table)
+    if explain:
+        console.print(f"\nfile: {settings_path()}", highlight=False, soft_wrap=True)

@@ -1,0 +1,51 @@
+"""Every error that reaches a user, in one tree.
+
+    ProfilerError
+    ├── ArgumentTypeError   (also a TypeError)   an argument of the wrong type
+    ├── ArgumentValueError  (also a ValueError)  an argument with a value that cannot be used
+    ├── SettingsError       (also a ValueError)  a setting that does not exist, or a value it cannot take
+    ├── RunNotFoundError    (also a LookupError) no recorded run fits what was asked for
+    ├── RunLogError                              a run log that cannot be read or written
+    └── ProbeUnavailableError                    a source of readings is not there; the text tells the cure
+
+The rule: a text says what was wrong, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ProfilerError(Exception):
+    """The root: ``except ProfilerError`` catches whatever this package raises on purpose."""
+
+
+class ArgumentTypeError(ProfilerError, TypeError):
+    """An argument of the wrong type."""
+
+
+class ArgumentValueError(ProfilerError, ValueError):
+    """An argument of the right type with a value that cannot be used."""
+
+
+class SettingsError(ProfilerError, ValueError):
+    """A setting that does not exist, or a value that it cannot take."""
+
+
+class RunNotFoundError(ProfilerError, LookupError):
+    """No recorded run fits what was asked for."""
+
+
+class RunLogError(ProfilerError):
+    """A run log that cannot be read or written."""
+
+
+class ProbeUnavailableError(ProfilerError):
+    """A source of readings is not there. The text says why, and what to do about it."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'sync'?``, or nothing where no known word is close."""
+    close = difflib.get_close_matches(word.lower(), list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -1,0 +1,192 @@
+"""A streaming base-2 exponential histogram: the OpenTelemetry data model, kept in whole nanoseconds.
+
+Bucket ``i`` at scale ``s`` holds the durations ``x`` (in seconds) with ``base**i < x <= base**(i+1)``, where
+``base = 2 ** (2 ** -s)``. There are at most 160 buckets; when the range of the values outgrows them the scale is
+lowered and neighbours are merged, which loses nothing but resolution.
+Source: https://opentelemetry.io/docs/specs/otel/metrics/data-model/#exponentialhistogram
+
+The rule it keeps: count, sum, min and max are exact integers; only percentiles are estimates, and
+`relative_error` says how good they are.
+"""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from math import ceil, log2
+from typing import Any
+
+MAX_BUCKETS = 160
+MAX_SCALE = 20  # the finest scale whose bucket numbers fit 32 bits (OpenTelemetry data model)
+NS = 1_000_000_000
+
+
+def upper_bound_ns(index: int, scale: int) -> int:
+    """The largest whole number of nanoseconds that belongs to bucket ``index``."""
+    return int(2.0 ** ((index + 1) * 2.0**-scale) * NS)
+
+
+def bucket_index(value_ns: int, scale: int) -> int:
+    """The bucket of a duration: ``ceil(log2(seconds) * 2**scale) - 1``, put right where the logarithm rounds."""
+    index = ceil(log2(value_ns / NS) * 2.0**scale) - 1
+    while value_ns > upper_bound_ns(index, scale):
+        index += 1
+    while value_ns <= upper_bound_ns(index - 1, scale):
+        index -= 1
+    return index
+
+
+def _in_order(values: Sequence[int]) -> tuple[Any, int]:
+    """The values sorted, and their sum; with numpy where the program has it anyway, which halves the cost."""
+    numpy = sys.modules.get("numpy")
+    if len(values) < 256 or not hasattr(numpy, "searchsorted"):  # while another thread imports it, it is half there
+        return sorted(values), sum(values)
+    array = numpy.array(values, dtype="int64")  # type: ignore[union-attr]
+    array.sort()
+    return array, int(array.sum())
+
+
+def _ranks(values: Any, bounds: list[int]) -> list[int]:
+    """For each bound, how many of the sorted values do not exceed it."""
+    if not isinstance(values, list):
+        ranks: list[int] = values.searchsorted(bounds, side="right").tolist()
+        return ranks
+    position = 0
+    return [position := bisect_right(values, bound, position) for bound in bounds]
+
+
+class Histogram:
+    """Durations in nanoseconds, counted in exponential buckets. Not thread-safe: the caller holds its lock."""
+
+    __slots__ = ("_bounds", "_first", "counts", "max_ns", "min_ns", "scale", "sum_ns", "zero_count")
+
+    def __init__(self) -> None:
+        self.scale = MAX_SCALE
+        self.counts: dict[int, int] = {}
+        self.zero_count = 0
+        self.sum_ns = 0
+        self.min_ns: int | None = None
+        self.max_ns: int | None = None
+        self._first = 0  # the bucket that _bounds starts with
+        self._bounds: list[int] = []  # upper bounds from the lowest to the highest bucket in use
+
+    @property
+    def count(self) -> int:
+        return self.zero_count + sum(self.counts.values())
+
+    @property
+    def relative_error(self) -> float:
+        """The largest error of a percentile, as a share of it: half a bucket's width, ``2 ** 2 ** -(scale+1) - 1``."""
+        return float(2.0**2.0 ** -(self.scale + 1)) - 1.0
+
+    def add(self, values_ns: Sequence[int]) -> None:
+        """Counts durations (whole nanoseconds, ``>= 0``).
+
+        They are sorted once and cut at the bucket bounds: a third of the cost of one logarithm a value.
+        """
+        if not values_ns:
+            return
+        values, total = _in_order(values_ns)
+        self._take_extremes(int(values[0]), int(values[-1]))
+        self.sum_ns += total
+        zeros, *_ = _ranks(values, [0])
+        self.zero_count += zeros
+        if zeros == len(values):
+            return
+        self._make_room(int(values[zeros]), int(values[-1]))
+        before = zeros
+        for index, rank in enumerate(_ranks(values, self._bounds), self._first):
+            if rank > before:
+                self.counts[index] = self.counts.get(index, 0) + rank - before
+                before = rank
+
+    def add_to_sum(self, value_ns: int) -> None:
+        """Adds time that is no measurement of its own, such as the wait that ended in "no more batches"."""
+        self.sum_ns += value_ns
+
+    def merge(self, other: Histogram) -> None:
+        """Adds the other histogram to this one; the coarser scale of the two is kept."""
+        if other.min_ns is not None and other.max_ns is not None:
+            self._take_extremes(other.min_ns, other.max_ns)
+        self.sum_ns += other.sum_ns
+        self.zero_count += other.zero_count
+        if not other.counts:
+            return
+        self.coarsen(min(self.scale, other.scale))
+        shift = other.scale - self.scale
+        for index, count in other.counts.items():
+            self.counts[index >> shift] = self.counts.get(index >> shift, 0) + count
+        self._fit(min(self.counts), max(self.counts))
+
+    def percentile(self, share: float) -> float | None:
+        """The duration in seconds that ``share`` (0 to 1) of the measurements do not exceed; None without any.
+
+        The nearest-rank definition, read at the geometric middle of the bucket that holds the rank.
+        """
+        count = self.count
+        if not count or self.min_ns is None or self.max_ns is None:
+            return None
+        rank = max(1, ceil(share * count))
+        seen = self.zero_count
+        value = 0.0
+        if rank > seen:
+            for index in sorted(self.counts):
+                seen += self.counts[index]
+                if seen >= rank:
+                    value = 2.0 ** ((index + 0.5) * 2.0**-self.scale)
+                    break
+        return min(max(value, self.min_ns / NS), self.max_ns / NS)
+
+    def dense(self) -> tuple[int, list[int]]:
+        """``(offset, counts)`` with every bucket from the lowest to the highest in use, as OpenTelemetry writes it."""
+        if not self.counts:
+            return 0, []
+        low, high = min(self.counts), max(self.counts)
+        return low, [self.counts.get(index, 0) for index in range(low, high + 1)]
+
+    @classmethod
+    def of(
+        cls, *, scale: int, counts: Mapping[int, int], zero_count: int, sum_ns: int, min_ns: int | None, max_ns: int | None
+    ) -> Histogram:
+        """A histogram from its stored parts."""
+        histogram = cls()
+        histogram.scale = scale
+        histogram.counts = {index: count for index, count in counts.items() if count}
+        histogram.zero_count = zero_count
+        histogram.sum_ns = sum_ns
+        histogram.min_ns = min_ns
+        histogram.max_ns = max_ns
+        return histogram
+
+    def coarsen(self, scale: int) -> None:
+        """Lowers the scale, merging neighbours: bucket ``i`` goes to ``i >> steps``."""
+        steps = self.scale - scale
+        if steps <= 0:
+            return
+        merged: dict[int, int] = {}
+        for index, count in self.counts.items():
+            merged[index >> steps] = merged.get(index >> steps, 0) + count
+        self.counts = merged
+        self.scale = scale
+        self._bounds = []
+
+    def _take_extremes(self, low: int, high: int) -> None:
+        self.min_ns = low if self.min_ns is None else min(self.min_ns, low)
+        self.max_ns = high if self.max_ns is None else max(self.max_ns, high)
+
+    def _make_room(self, low_ns: int, high_ns: int) -> None:
+        """Prepares the bounds for values from ``low_ns`` to ``high_ns``, at a scale at which all buckets fit."""
+        if self._bounds and upper_bound_ns(self._first - 1, self.scale) < low_ns and high_ns <= self._bounds[-1]:
+            return
+        low, high = bucket_index(low_ns, self.scale), bucket_index(high_ns, self.scale)
+        low, high = self._fit(min(low, *self.counts, high), max(high, *self.counts, low))
+        self._first = low
+        self._bounds = [upper_bound_ns(index, self.scale) for index in range(low, high + 1)]
+
+    def _fit(self, low: int, high: int) -> tuple[int, int]:
+        steps = 0
+        while (high >> steps) - (low >> steps) >= MAX_BUCKETS:
+            steps += 1
+        self.coarsen(self.scale - steps)
+        return low >> steps, high >> steps

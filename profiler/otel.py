@@ -1,0 +1,281 @@
+"""A run as OpenTelemetry metrics: the one place where our records become the SDK's ``MetricsData``.
+
+Two forms of the same data. `epoch_data` is what one epoch added (delta), with every detail, for the run log on this
+machine. `run_data` is the run so far (cumulative, so that sending it twice does no harm), with words of the user's own
+already left out, for an exporter's gate to copy from.
+
+The rule it keeps: no provider, global or private, is made or touched; the resource is built from what is listed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    Gauge,
+    HistogramDataPoint,
+    Metric,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.metrics.export import Histogram as StatisticsHistogram
+
+from opentelemetry.sdk.metrics.export import Buckets  # isort: skip
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+import profiler
+from profiler.histogram import NS, Histogram
+from profiler.record import FACT_NAMES, READING_PREFIX, EpochRecord, Path, ReadingRecord, Run, StageRecord, Timing
+from profiler.timing import Phase
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+SCOPE = "epochmeter"
+CUSTOM_PHASE = "custom"
+KNOWN_PHASES = frozenset(phase.value for phase in Phase)
+SPECS = {  # name: (unit, help)
+    "epochmeter.run.duration": ("s", "Time since the run began."),
+    "epochmeter.run.overhead": ("s", "Time that the profiler itself took."),
+    "epochmeter.run.notes": ("{note}", "Things that went wrong on the profiler's side."),
+    "epochmeter.epoch.time": ("s", "Time spent in epochs."),
+    "epochmeter.epoch.count": ("{epoch}", "Epochs."),
+    "epochmeter.stage.time": ("s", "Time spent in training, validation and inference."),
+    "epochmeter.stage.steps": ("{step}", "Batches handed to the loop."),
+    "epochmeter.stage.samples": ("{sample}", "Samples in those batches."),
+    "epochmeter.stage.passes": ("{pass}", "Passes over a loader; a partial one did not reach the loader's end."),
+    "epochmeter.step.duration": ("s", "Duration of one step, its wait for data included."),
+    "epochmeter.inference.latency": ("s", "Duration of one inference step, without its wait for data."),
+    "epochmeter.phase.duration": ("s", "Duration of one phase of a step, on the host's clock."),
+    "epochmeter.phase.device_duration": ("s", "Duration of one phase of a step, on the GPU's clock."),
+}
+DELTA, CUMULATIVE = AggregationTemporality.DELTA, AggregationTemporality.CUMULATIVE
+Attributes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value on its way out: a `Histogram`, a `ReadingRecord` (for its statistics) or a number."""
+
+    name: str
+    unit: str
+    help: str
+    kind: str  # histogram, statistics, sum (that only grows), updowncounter, gauge
+    value: Any
+    attributes: Attributes
+
+
+def epoch_data(run: Run, part: EpochRecord, began_unix_ns: int, now_unix_ns: int) -> MetricsData:
+    """What one epoch (or what was outside of epochs) added to the run, in full detail."""
+    points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
+    points += _overhead(run)
+    points += [_point("epochmeter.run.notes", "updowncounter", times, {"what": what}) for what, times in run.notes.items()]
+    extra: dict[str, Any] = {} if part.index is None else {"epochmeter.epoch.index": part.index}
+    if part.index is not None:
+        inferred = {"epochmeter.epoch.inferred": part.inferred}
+        points.append(_point("epochmeter.epoch.time", "sum", part.duration_ns / NS, inferred))
+    points += _stage_points(part, _local_phases)
+    points += _reading_points(part.readings.values())
+    points += [
+        Point(
+            READING_PREFIX + reading.spec.name, reading.spec.unit, reading.spec.help, "statistics", reading, reading.attributes
+        )
+        for reading in part.readings.values()
+        if reading.spec.kind != "counter"
+    ]
+    return _metrics_data(_local_resource(run), points, DELTA, began_unix_ns, now_unix_ns, extra)
+
+
+def run_data(run: Run, now_unix_ns: int) -> MetricsData:
+    """The run so far, as an exporter may have it: no name of the run, no phase names but those of `Phase`."""
+    whole = run.whole()
+    points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
+    points += _overhead(run)
+    points.append(_point("epochmeter.epoch.time", "sum", sum(epoch.duration_ns for epoch in run.epochs) / NS, {}))
+    points.append(_point("epochmeter.epoch.count", "sum", len(run.epochs), {}))
+    points += _stage_points(whole, _exported_phases)
+    points += _reading_points(whole.readings.values())
+    return _metrics_data(_exported_resource(run), points, CUMULATIVE, run.started_unix_ns, now_unix_ns, {})
+
+
+def _overhead(run: Run) -> Iterable[Point]:
+    for thread, spent in (("loop", run.overhead_ns), ("background", run.background_ns)):
+        if spent is not None:
+            yield _point("epochmeter.run.overhead", "gauge", spent / NS, {"epochmeter.thread": thread})
+
+
+def _resource(run: Run) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "service.name": "epochmeter",
+        "service.version": profiler.__version__,
+        "service.instance.id": run.id,
+    }
+    for section in ("cpu", "memory", "runtime"):
+        for key, value in getattr(run.hardware, section).items():
+            attributes[FACT_NAMES.get((section, key), f"epochmeter.{section}.{key}")] = value
+    return attributes
+
+
+def _exported_resource(run: Run) -> dict[str, Any]:
+    """GPUs by what they have in common; an exporter's list decides which of all this it knows."""
+    attributes = _resource(run)
+    gpus = list(run.hardware.gpus.values())
+    if gpus:
+        attributes["epochmeter.gpu.count"] = len(gpus)
+        for key, name in (("name", "epochmeter.gpu.model"), ("memory_class_gb", "epochmeter.gpu.memory_class")):
+            values = {gpu[key] for gpu in gpus if key in gpu}
+            if len(values) == 1:
+                attributes[name] = values.pop()
+    return attributes
+
+
+def _local_resource(run: Run) -> dict[str, Any]:
+    local: dict[str, Any] = {
+        "epochmeter.run.name": run.name,
+        "epochmeter.run.state": run.state,
+        "epochmeter.run.started": run.started_unix_ns,
+    }
+    for index, gpu in run.hardware.gpus.items():
+        local.update({f"epochmeter.gpus.{index}.{key}": value for key, value in gpu.items()})
+    if run.planned_epochs is not None:
+        local["epochmeter.run.planned_epochs"] = run.planned_epochs
+    return {**_resource(run), **local}
+
+
+def _local_phases(phases: Mapping[Path, Timing]) -> Iterable[tuple[Attributes, Timing]]:
+    for path, timing in phases.items():
+        attributes: dict[str, Any] = {"epochmeter.phase": path[-1]}
+        if len(path) > 1:
+            attributes["epochmeter.phase.parents"] = list(path[:-1])
+        yield attributes, timing
+
+
+def _exported_phases(phases: Mapping[Path, Timing]) -> Iterable[tuple[Attributes, Timing]]:
+    """Phases by known word and level; all words of the user's own are one, "custom"."""
+    merged: dict[tuple[str, str], Timing] = {}
+    for path, timing in phases.items():
+        word = path[-1] if path[-1] in KNOWN_PHASES else CUSTOM_PHASE
+        merged.setdefault((word, "top" if len(path) == 1 else "nested"), Timing()).merge(timing)
+    for (word, level), timing in merged.items():
+        yield {"epochmeter.phase": word, "epochmeter.phase.level": level}, timing
+
+
+def _stage_points(part: EpochRecord, by_phase: Any) -> Iterable[Point]:
+    for stage in part.stages.values():
+        at = {"epochmeter.stage": stage.stage}
+        yield from _totals(stage, at)
+        yield from _timing("epochmeter.step.duration", stage.step, at)
+        yield from _timing("epochmeter.inference.latency", stage.latency, at)
+        for attributes, timing in by_phase(stage.phases):
+            yield from _phase(timing, {**at, **attributes})
+    for attributes, timing in by_phase(part.phases):
+        yield from _phase(timing, attributes)
+
+
+def _totals(stage: StageRecord, at: Attributes) -> Iterable[Point]:
+    yield _point("epochmeter.stage.time", "sum", stage.duration_ns / NS, at)
+    yield _point("epochmeter.stage.steps", "sum", stage.steps, at)
+    if stage.samples is not None:
+        yield _point("epochmeter.stage.samples", "sum", stage.samples, at)
+    whole = stage.passes - stage.partial_passes
+    for partial, passes in ((False, whole), (True, stage.partial_passes)):
+        yield _point("epochmeter.stage.passes", "sum", passes, {**at, "epochmeter.pass.partial": partial})
+
+
+def _phase(timing: Timing, attributes: Attributes) -> Iterable[Point]:
+    yield from _timing("epochmeter.phase.duration", timing, attributes)
+    if timing.device.count:
+        yield _point("epochmeter.phase.device_duration", "histogram", timing.device, attributes)
+
+
+def _timing(name: str, timing: Timing, attributes: Attributes) -> Iterable[Point]:
+    for cold, histogram in ((False, timing.steady), (True, timing.cold)):
+        if histogram.count or histogram.sum_ns:
+            yield _point(name, "histogram", histogram, {**attributes, "epochmeter.cold": cold})
+
+
+def _reading_points(readings: Iterable[ReadingRecord]) -> Iterable[Point]:
+    for reading in readings:
+        spec = reading.spec
+        kind = "sum" if spec.kind == "counter" else spec.kind
+        yield Point(spec.name, spec.unit, spec.help, kind, reading.last, reading.attributes)
+
+
+def _point(name: str, kind: str, value: Any, attributes: Attributes) -> Point:
+    unit, help_text = SPECS[name]
+    return Point(name, unit, help_text, kind, value, attributes)
+
+
+def _metrics_data(
+    resource: Mapping[str, Any],
+    points: Iterable[Point],
+    temporality: AggregationTemporality,
+    began: int,
+    now: int,
+    extra: Attributes,
+) -> MetricsData:
+    groups: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.name, point.kind), []).append(point)
+    metrics = [
+        Metric(name, group[0].help, group[0].unit, _data(kind, group, temporality, began, now, extra))
+        for (name, kind), group in groups.items()
+    ]
+    scope = InstrumentationScope(SCOPE, profiler.__version__, SCHEMA_URL)
+    return MetricsData([ResourceMetrics(Resource(resource), [ScopeMetrics(scope, metrics, SCHEMA_URL)], SCHEMA_URL)])
+
+
+def _data(kind: str, group: list[Point], temporality: AggregationTemporality, began: int, now: int, extra: Attributes) -> Any:
+    if kind == "histogram":
+        return ExponentialHistogram(
+            [histogram_point(p.value, {**p.attributes, **extra}, began, now) for p in group], temporality
+        )
+    if kind == "statistics":
+        return StatisticsHistogram([_statistics(p.value, {**p.attributes, **extra}, began, now) for p in group], temporality)
+    numbers = [NumberDataPoint({**p.attributes, **extra}, began, now, p.value) for p in group]
+    if kind == "gauge":
+        return Gauge(numbers)
+    if kind == "updowncounter":
+        return Sum(numbers, CUMULATIVE, is_monotonic=False)
+    return Sum(numbers, temporality, is_monotonic=True)
+
+
+def histogram_point(histogram: Histogram, attributes: Attributes, began: int, now: int) -> ExponentialHistogramDataPoint:
+    """A histogram in seconds, bucket for bucket."""
+    offset, counts = histogram.dense()
+    return ExponentialHistogramDataPoint(
+        attributes=dict(attributes),
+        start_time_unix_nano=began,
+        time_unix_nano=now,
+        count=histogram.count,
+        sum=histogram.sum_ns / NS,
+        scale=histogram.scale,
+        zero_count=histogram.zero_count,
+        positive=Buckets(offset, counts),
+        negative=Buckets(0, []),
+        flags=0,
+        min=(histogram.min_ns or 0) / NS,
+        max=(histogram.max_ns or 0) / NS,
+    )
+
+
+def _statistics(reading: ReadingRecord, attributes: Attributes, began: int, now: int) -> HistogramDataPoint:
+    """Count, sum, min and max of a reading, as a histogram of one bucket."""
+    return HistogramDataPoint(
+        attributes=dict(attributes),
+        start_time_unix_nano=began,
+        time_unix_nano=now,
+        count=reading.count,
+        sum=reading.total,
+        bucket_counts=[reading.count],
+        explicit_bounds=[],
+        min=reading.minimum,
+        max=reading.maximum,
+    )

@@ -1,0 +1,390 @@
+"""The settings: what the user has chosen, where each value comes from, and the folders everything is kept in.
+
+Not called ``settings``, because importing a submodule of that name would replace the object that
+``from profiler import settings`` gives.
+
+The rules it keeps: this is the only module that reads the environment or the settings file; reading never writes;
+whatever cannot be understood means "off"; any "off" beats any "on".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from profiler.errors import SettingsError, did_you_mean
+
+VERSION = 1
+MAX_FILE_BYTES = 1_000_000
+LOCK_TIMEOUT_S = 10.0
+EXPORTERS = ("none", "otlp", "ga")
+TRUE_WORDS = ("true", "1", "yes", "on")
+FALSE_WORDS = ("false", "0", "no", "off")
+Source = Literal["default", "file", "argument", "environment", "unreadable file"]
+
+
+def setting(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting with its default. A new one is one more line here; the command line and the checks read it."""
+
+    sync: bool = setting(True, "may anything leave this machine at all; False is final")
+    exporter: str = setting("none", "where measurements go: none, otlp or ga")
+    local: bool = setting(True, "keep the run log on this machine")
+    crash_reports: bool = setting(False, "may Sentry be used (only if sentry-sdk is installed, and sync)")
+    usage: bool = setting(True, "may usage counters be part of what is exported")
+    otlp_endpoint: str | None = setting(None, "the collector's base URL; default http://localhost:4318")
+    otlp_protocol: str = setting("http/protobuf", "http/protobuf or grpc")
+    ga_measurement_id: str | None = setting(None, "G-...; the API secret comes from EPOCHMETER_GA_API_SECRET alone")
+    ga_endpoint: str | None = setting(None, "another Google Analytics endpoint: the EU's, or a proxy")
+    export_interval: float = setting(60.0, "seconds between exports during a run; a run always exports at its end")
+    retention_days: int = setting(90, "local run logs older than this are removed")
+
+
+KEYS: dict[str, Any] = {entry.name: entry.default for entry in fields(Settings)}
+HELP: dict[str, str] = {entry.name: entry.metadata["help"] for entry in fields(Settings)}
+CONSENT = ("sync", "crash_reports", "usage", "local")  # an explicit False of these, wherever it stands, is final
+CHOICES = {"exporter": EXPORTERS, "otlp_protocol": ("http/protobuf", "grpc")}
+
+
+class Value(NamedTuple):
+    """A setting in force, and who set it."""
+
+    value: Any
+    source: Source
+    detail: str = ""
+
+
+class Resolved(NamedTuple):
+    """All settings in force, and what was wrong on the way."""
+
+    values: dict[str, Value]
+    problems: list[str]
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(**{key: value.value for key, value in self.values.items()})
+
+    @property
+    def may_send(self) -> bool:
+        """Whether anything may leave this machine now."""
+        return self.values["sync"].value is True and self.values["exporter"].value != "none"
+
+
+def check_key(key: str) -> str:
+    """The key, if there is such a setting.
+
+    Raises:
+        SettingsError: there is not; close names are suggested.
+    """
+    if key not in KEYS:
+        raise SettingsError(f"there is no setting {key!r}.{did_you_mean(key, KEYS)} Settings: {', '.join(KEYS)}.")
+    return key
+
+
+def check_value(key: str, value: Any, *, strict: bool = False) -> Any:
+    """The value as the setting's own type; text such as "off" or "60" is understood unless ``strict``.
+
+    Raises:
+        SettingsError: the setting cannot take it; the text says what it can take.
+    """
+    default = KEYS[check_key(key)]
+    if isinstance(default, bool):
+        return _boolean(key, value, strict)
+    if isinstance(default, (int, float)):
+        return _number(key, value, type(default), strict)
+    if value is None and default is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise SettingsError(f"{key} takes text, not {value!r}.")
+    if default is None and not strict and value.lower() == "none":
+        return None
+    if key in CHOICES and value not in CHOICES[key]:
+        expected = ", ".join(CHOICES[key])
+        raise SettingsError(f"{key} takes one of {expected}, not {value!r}.{did_you_mean(value, CHOICES[key])}")
+    if key.endswith("_endpoint") and not value.startswith(("http://", "https://")):
+        raise SettingsError(f"{key} takes an address that starts with http:// or https://, not {value!r}.")
+    return value
+
+
+def _boolean(key: str, value: Any, strict: bool) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower() if isinstance(value, (str, int)) else ""
+    if not strict and word in TRUE_WORDS:
+        return True
+    if not strict and word in FALSE_WORDS:
+        return False
+    raise SettingsError(f"{key} takes true or false (or 1/0, yes/no, on/off), not {value!r}.")
+
+
+def _number(key: str, value: Any, kind: type, strict: bool) -> Any:
+    try:
+        if isinstance(value, bool) or (strict and not isinstance(value, (int, float))):
+            raise ValueError
+        number = kind(value)
+        if not 0 < number < 1e9:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        expected = "a whole number" if kind is int else "a number"
+        raise SettingsError(f"{key} takes {expected} above 0, not {value!r}.") from None
+    return number
+
+
+# ---- folders -------------------------------------------------------------------------------------------------------
+
+
+def home() -> Path | None:
+    """The folder named by EPOCHMETER_HOME, which holds everything if it is set."""
+    named = os.environ.get("EPOCHMETER_HOME", "")
+    return Path(named) if named else None
+
+
+def settings_path() -> Path:
+    """Where the settings file is, or would be."""
+    moved = home()
+    if moved is not None:
+        return moved / "settings.json"
+    from platformdirs import user_config_path
+
+    return user_config_path("epochmeter", appauthor=False) / "settings.json"
+
+
+def data_path() -> Path:
+    """Where run logs are kept."""
+    moved = home()
+    if moved is not None:
+        return moved
+    from platformdirs import user_data_path
+
+    return user_data_path("epochmeter", appauthor=False)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+class _Unreadable(Exception):
+    """Why the settings file cannot be used."""
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """The file's own keys and values; nothing if there is no file."""
+    try:
+        if not _is_there(path):
+            return {}
+        content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except OSError as error:
+        raise _Unreadable(f"cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise _Unreadable(f"is not valid JSON ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise _Unreadable("does not hold a JSON object")
+    version = content.pop("version", None)
+    if type(version) is not int or version < 1:
+        raise _Unreadable("has no version number")
+    if version > VERSION:
+        raise _Unreadable(f"was written by a newer epochmeter (version {version}, known is {VERSION})")
+    for key in KEYS:
+        if key in content:
+            try:
+                check_value(key, content[key], strict=True)
+            except SettingsError as error:
+                raise _Unreadable(f"holds a value that cannot be used: {error}") from None
+    return content
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a settings file; what is there instead of one cannot be used."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not stat.S_ISREG(status.st_mode):
+        raise _Unreadable("is not a plain file")
+    if status.st_size > MAX_FILE_BYTES:
+        raise _Unreadable(f"has {status.st_size} bytes, which no settings file has")
+    return True
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def resolve(arguments: Mapping[str, Any] | None = None) -> Resolved:
+    """Every setting in force now: environment over arguments over file over default, and any "off" over any "on".
+
+    Args:
+        arguments: settings given in code, already checked by `check_value`.
+    """
+    problems: list[str] = []
+    values = {key: Value(default, "default") for key, default in KEYS.items()}
+    seen: dict[str, list[Value]] = {key: [] for key in KEYS}
+    for key, value in [*_from_file(problems), *_from_arguments(arguments or {}), *_from_environment(problems)]:
+        values[key] = value
+        seen[key].append(value)
+    for key in (*CONSENT, "exporter"):
+        off = "none" if key == "exporter" else False
+        for value in seen[key]:
+            if value.value == off:
+                values[key] = value
+    if values["sync"].value is not True and values["exporter"].value != "none":
+        values["exporter"] = Value("none", values["sync"].source, "sync is off")
+    return Resolved(values, problems)
+
+
+def _from_file(problems: list[str]) -> Iterator[tuple[str, Value]]:
+    try:
+        path = settings_path()
+        content = _read_file(path)
+    except (_Unreadable, OSError, RuntimeError) as error:  # RuntimeError: pathlib finds no home folder
+        problems.append(f"the settings file {error}: nothing is sent until it is mended (epochmeter settings sync=...)")
+        yield "sync", Value(False, "unreadable file", str(error))
+        return
+    for key in KEYS:
+        if key in content:
+            yield key, Value(content[key], "file")
+
+
+def _from_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
+    for key, value in arguments.items():
+        yield key, Value(value, "argument")
+
+
+def _from_environment(problems: list[str]) -> Iterator[tuple[str, Value]]:
+    for key in KEYS:
+        variable = f"EPOCHMETER_{key.upper()}"
+        text = os.environ.get(variable)
+        if not text:
+            continue
+        try:
+            yield key, Value(check_value(key, text), "environment", variable)
+        except SettingsError as error:
+            problems.append(f"{variable}: {error} Nothing is sent until it is mended.")
+            yield "sync", Value(False, "environment", variable)
+    if os.environ.get("DO_NOT_TRACK", "").strip().lower() not in ("", *FALSE_WORDS):
+        yield "sync", Value(False, "environment", "DO_NOT_TRACK")
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        yield "sync", Value(False, "environment", "OTEL_SDK_DISABLED")
+
+
+def names_set(names: Iterable[str]) -> set[str]:
+    """Which of these environment variables are set at all; their values are not looked at."""
+    return {name for name in names if name in os.environ}
+
+
+def standard_otlp_endpoint() -> bool:
+    """Whether the standard OTEL_EXPORTER_OTLP_* variables name a collector."""
+    return bool(names_set(("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")))
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def update(changes: Mapping[str, Any]) -> None:
+    """Saves these settings and leaves all others as they are.
+
+    Raises:
+        SettingsError: a key or value that cannot be used (then nothing is saved), or a file that cannot be written.
+    """
+    checked = {check_key(key): check_value(key, value) for key, value in changes.items()}
+    _rewrite(lambda content: {**content, **checked})
+
+
+def reset() -> None:
+    """Restores every default, except an explicit ``sync=False``: that stays until someone sets ``sync=True``."""
+    _rewrite(lambda content: {"sync": False} if content.get("sync") is False else {})
+
+
+def _rewrite(change: Any) -> None:
+    """Reads, changes and replaces the file under a lock, whole or not at all, readable by its owner alone."""
+    import filelock
+
+    try:
+        path = settings_path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_S, mode=0o600):
+            try:
+                content = _read_file(path)
+            except _Unreadable:
+                os.replace(path, f"{path}.bad-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
+                content = {"sync": False}  # what it said is not known, so it said "off"
+            _write_whole(path, {"version": VERSION, **change(content)})
+    except filelock.Timeout:
+        raise SettingsError(f"another process has held {path}.lock for {LOCK_TIMEOUT_S:.0f} s; try again.") from None
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(
+            f"the settings cannot be saved: {reason}. Make the folder writable, or name another one in EPOCHMETER_HOME."
+        ) from error
+
+
+def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=".settings-", dir=path.parent)  # mkstemp makes it mode 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+class SettingsView(Mapping[str, Any]):
+    """``from profiler import settings``: the settings in force on this machine, looked up anew at each use."""
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in KEYS:
+            raise KeyError(f"there is no setting {key!r}.{did_you_mean(str(key), KEYS)}")
+        return resolve().values[key].value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(KEYS)
+
+    def __len__(self) -> int:
+        return len(KEYS)
+
+    def __repr__(self) -> str:
+        return f"settings({dict(self)!r})"
+
+    def __str__(self) -> str:
+        values = resolve().values
+        return "\n".join(f"{key} = {value.value!r}  ({value.source})" for key, value in values.items())
+
+    def update(self, changes: Mapping[str, Any] | None = None, /, **more: Any) -> None:
+        """Saves settings: ``settings.update({"sync": False})`` or ``settings.update(sync=False)``.
+
+        Raises:
+            SettingsError: a key or value that cannot be used, or a file that cannot be written.
+        """
+        if changes is not None and not isinstance(changes, Mapping):
+            raise SettingsError(f"settings.update takes a mapping such as {{'sync': False}}, not {changes!r}.")
+        update({**(changes or {}), **more})
+
+    def reset(self) -> None:
+        """Restores every default, except an explicit ``sync=False``.
+
+        Raises:
+            SettingsError: the file cannot be written.
+        """
+        reset()
+
+
+settings = SettingsView()

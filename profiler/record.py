@@ -1,0 +1,218 @@
+"""What a run measured, as plain data: the one shape that the timers fill, the run log keeps and the reports read.
+
+Times are whole nanoseconds of the monotonic clock; only `Run.started_unix_ns` is wall-clock time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from profiler.histogram import Histogram
+from profiler.metrics import MetricSpec, Number, Sample
+
+Path = tuple[str, ...]  # a phase and what it is nested in, outermost first: ("forward", "attention")
+State = Literal["running", "finished", "interrupted", "crashed"]
+FactValue = str | int | float | bool
+NOTE_LIMIT = 20
+READING_PREFIX = "epochmeter.reading."  # the statistics of a reading, in the run log
+FACT_NAMES = {  # facts that OpenTelemetry has a name for; all others are epochmeter.<section>.<key>
+    ("runtime", "os"): "os.type",
+    ("cpu", "architecture"): "host.arch",
+    ("runtime", "implementation"): "process.runtime.name",
+    ("runtime", "python"): "process.runtime.version",
+}
+
+
+@dataclass
+class Timing:
+    """The durations of one thing that happens again and again.
+
+    Those of the run's first step are kept apart (``cold``): allocation, compilation and worker start-up are in it,
+    and would spoil the percentiles. They count in the total, the mean and the maximum.
+    """
+
+    steady: Histogram = field(default_factory=Histogram)
+    cold: Histogram = field(default_factory=Histogram)
+    device: Histogram = field(default_factory=Histogram)  # the same, on the GPU's clock, where there is one
+
+    @property
+    def count(self) -> int:
+        return self.steady.count + self.cold.count
+
+    @property
+    def total_ns(self) -> int:
+        return self.steady.sum_ns + self.cold.sum_ns
+
+    @property
+    def max_ns(self) -> int | None:
+        return max((h.max_ns for h in (self.steady, self.cold) if h.max_ns is not None), default=None)
+
+    def merge(self, other: Timing) -> None:
+        self.steady.merge(other.steady)
+        self.cold.merge(other.cold)
+        self.device.merge(other.device)
+
+
+@dataclass
+class StageRecord:
+    """Train, validation or inference within one epoch (or one run): every pass of it, added up."""
+
+    stage: str
+    duration_ns: int = 0
+    steps: int = 0
+    samples: int | None = None  # None: no batch told its size
+    passes: int = 0
+    partial_passes: int = 0
+    step: Timing = field(default_factory=Timing)
+    latency: Timing = field(default_factory=Timing)  # inference alone: a step without its wait for data
+    phases: dict[Path, Timing] = field(default_factory=dict)
+
+    @property
+    def other_ns(self) -> int:
+        """What no top-level phase covers."""
+        return self.duration_ns - sum(timing.total_ns for path, timing in self.phases.items() if len(path) == 1)
+
+    def merge(self, other: StageRecord) -> None:
+        self.duration_ns += other.duration_ns
+        self.steps += other.steps
+        if other.samples is not None:
+            self.samples = (self.samples or 0) + other.samples
+        self.passes += other.passes
+        self.partial_passes += other.partial_passes
+        self.step.merge(other.step)
+        self.latency.merge(other.latency)
+        merge_phases(self.phases, other.phases)
+
+
+@dataclass
+class ReadingRecord:
+    """One metric with one set of attributes, over the ticks of the sampling thread.
+
+    A counter is kept as what it grew by, so that a counter that runs since the machine was started tells of this run
+    alone; a counter that falls back has been restarted, and what it stands at is the growth since then.
+    """
+
+    spec: MetricSpec
+    attributes: Mapping[str, str]
+    count: int = 0
+    minimum: Number = 0
+    maximum: Number = 0
+    total: Number = 0
+    last: Number = 0
+
+    def add(self, value: Number) -> None:
+        if self.spec.kind == "counter":
+            self.last += value
+        else:
+            self.minimum = value if not self.count else min(self.minimum, value)
+            self.maximum = value if not self.count else max(self.maximum, value)
+            self.total += value
+            self.last = value
+        self.count += 1
+
+    def merge(self, other: ReadingRecord) -> None:
+        """Adds a later record of the same metric."""
+        if not other.count:
+            return
+        if self.spec.kind == "counter":
+            self.last += other.last
+        else:
+            self.minimum = other.minimum if not self.count else min(self.minimum, other.minimum)
+            self.maximum = other.maximum if not self.count else max(self.maximum, other.maximum)
+            self.total += other.total
+            self.last = other.last
+        self.count += other.count
+
+
+ReadingKey = tuple[str, tuple[tuple[str, str], ...]]
+Readings = dict[ReadingKey, ReadingRecord]
+
+
+def reading_of(readings: Readings, sample: Sample) -> ReadingRecord:
+    """The record that a sample belongs to, made when it is the first of its kind."""
+    key = (sample.spec.name, tuple(sorted(sample.attributes.items())))
+    if key not in readings:
+        readings[key] = ReadingRecord(sample.spec, dict(sample.attributes))
+    return readings[key]
+
+
+@dataclass
+class EpochRecord:
+    """One epoch, or (``index`` None) what a run did outside its epochs."""
+
+    index: int | None
+    started_ns: int = 0
+    duration_ns: int = 0
+    inferred: bool = False  # the loop did not say where epochs begin: each training pass is taken for one
+    stages: dict[str, StageRecord] = field(default_factory=dict)
+    phases: dict[Path, Timing] = field(default_factory=dict)  # those in no stage, such as a checkpoint between two
+    readings: Readings = field(default_factory=dict)
+
+    def stage(self, name: str) -> StageRecord:
+        if name not in self.stages:
+            self.stages[name] = StageRecord(name)
+        return self.stages[name]
+
+    def merge(self, other: EpochRecord) -> None:
+        self.duration_ns += other.duration_ns
+        for name, stage in other.stages.items():
+            self.stage(name).merge(stage)
+        merge_phases(self.phases, other.phases)
+        for key, reading in other.readings.items():
+            self.readings.setdefault(key, ReadingRecord(reading.spec, reading.attributes)).merge(reading)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.stages or self.phases or self.readings)
+
+
+def merge_phases(into: dict[Path, Timing], other: Mapping[Path, Timing]) -> None:
+    for path, timing in other.items():
+        into.setdefault(path, Timing()).merge(timing)
+
+
+@dataclass
+class Hardware:
+    """Facts of the machine, by section; what is not known is not in it."""
+
+    cpu: dict[str, FactValue] = field(default_factory=dict)
+    memory: dict[str, FactValue] = field(default_factory=dict)
+    gpus: dict[int, dict[str, FactValue]] = field(default_factory=dict)
+    runtime: dict[str, FactValue] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """A whole run."""
+
+    id: str
+    name: str
+    started_unix_ns: int
+    state: State = "running"
+    duration_ns: int = 0
+    planned_epochs: int | None = None
+    hardware: Hardware = field(default_factory=Hardware)
+    epochs: list[EpochRecord] = field(default_factory=list)
+    outside: EpochRecord = field(default_factory=lambda: EpochRecord(None))
+    overhead_ns: int | None = None  # on the loop's own threads
+    background_ns: int | None = None  # CPU time of the sampling thread
+    notes: dict[str, int] = field(default_factory=dict)  # what went wrong on our side, and how often
+
+    def parts(self) -> Iterable[EpochRecord]:
+        yield from self.epochs
+        yield self.outside
+
+    def whole(self) -> EpochRecord:
+        """Everything the run measured, added up."""
+        whole = EpochRecord(None)
+        for part in self.parts():
+            whole.merge(part)
+        return whole
+
+    def note(self, what: str, times: int = 1) -> None:
+        """Counts something that went wrong on our side. A new kind of note beyond the limit counts as "more"."""
+        if what not in self.notes and len(self.notes) >= NOTE_LIMIT:
+            what = "more"
+        self.notes[what] = self.notes.get(what, 0) + times

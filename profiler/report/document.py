@@ -1,0 +1,161 @@
+"""A run as the JSON document of ``report --format json``, schema 1. Keys are only ever added.
+
+The rule it keeps: what was not measured is not in it, neither as 0 nor as null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from profiler.histogram import NS, Histogram
+from profiler.record import EpochRecord, Path, ReadingRecord, Run, StageRecord, Timing
+from profiler.verdict import judge
+
+SCHEMA = 1
+
+
+def document(run: Run) -> dict[str, Any]:
+    """The whole run as plain dictionaries, lists, numbers and strings."""
+    whole = run.whole()
+    verdict = judge(run)
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "run": _run(run),
+        "hardware": _hardware(run),
+        "epochs": [_epoch(epoch) for epoch in run.epochs],
+        "stages": {name: _stage(stage) for name, stage in whole.stages.items()},
+        "readings": [_reading(reading) for reading in _in_order(whole.readings.values())],
+        "verdict": {"kind": verdict.kind, "evidence": verdict.evidence},
+    }
+    if whole.phases:
+        result["phases"] = _phases(whole.phases)
+    if run.overhead_ns is not None:
+        result["overhead"] = _overhead(run, run.overhead_ns)
+    if run.notes:
+        result["notes"] = dict(run.notes)
+    return result
+
+
+def rfc3339(unix_ns: int) -> str:
+    """Wall-clock time in UTC, to the millisecond."""
+    return datetime.fromtimestamp(unix_ns / NS, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _run(run: Run) -> dict[str, Any]:
+    result: dict[str, Any] = {"id": run.id, "name": run.name, "state": run.state}
+    if run.started_unix_ns:
+        result["started"] = rfc3339(run.started_unix_ns)
+    result["duration_s"] = run.duration_ns / NS
+    if run.planned_epochs is not None:
+        result["planned_epochs"] = run.planned_epochs
+    return result
+
+
+def _hardware(run: Run) -> dict[str, Any]:
+    hardware = run.hardware
+    return {
+        "cpu": dict(hardware.cpu),
+        "memory": dict(hardware.memory),
+        "gpus": [{"index": index, **facts} for index, facts in sorted(hardware.gpus.items())],
+        "runtime": dict(hardware.runtime),
+    }
+
+
+def _epoch(epoch: EpochRecord) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "index": epoch.index,
+        "duration_s": epoch.duration_ns / NS,
+        "stages": [_stage(stage) for stage in epoch.stages.values()],
+    }
+    if epoch.inferred:
+        result["inferred"] = True
+    if epoch.phases:
+        result["phases"] = _phases(epoch.phases)
+    if epoch.readings:
+        result["readings"] = [_reading(reading) for reading in _in_order(epoch.readings.values())]
+    return result
+
+
+def _stage(stage: StageRecord) -> dict[str, Any]:
+    result: dict[str, Any] = {"stage": stage.stage, "duration_s": stage.duration_ns / NS, "steps": stage.steps}
+    if stage.samples is not None:
+        result["samples"] = stage.samples
+        if stage.duration_ns:
+            result["samples_per_s"] = stage.samples / (stage.duration_ns / NS)
+    result["partial"] = bool(stage.partial_passes)
+    result["passes"] = stage.passes
+    if stage.step.count:
+        result["step"] = _timing(stage.step)
+    if stage.latency.count:
+        result["latency"] = _timing(stage.latency)
+    result["phases"] = {**_phases(stage.phases), "other": {"total_s": stage.other_ns / NS}}
+    return result
+
+
+def _phases(phases: Mapping[Path, Timing], above: Path = ()) -> dict[str, Any]:
+    """The phases directly inside ``above``; what is nested in each stands below it, and its own time beside."""
+    result = {}
+    for path, timing in phases.items():
+        if len(path) != len(above) + 1 or path[: len(above)] != above:
+            continue
+        entry = _timing(timing)
+        inner = _phases(phases, path)
+        if inner:
+            nested = sum(t.total_ns for p, t in phases.items() if len(p) == len(path) + 1 and p[: len(path)] == path)
+            entry["self_s"] = (timing.total_ns - nested) / NS
+            entry["phases"] = inner
+        result[path[-1]] = entry
+    return result
+
+
+def _timing(timing: Timing) -> dict[str, Any]:
+    """Totals over everything; percentiles over the steady state, or over the first step where there was no other."""
+    result: dict[str, Any] = {"total_s": timing.total_ns / NS, "count": timing.count}
+    if timing.count:
+        result["mean_s"] = timing.total_ns / NS / timing.count
+        result.update(_percentiles(timing.steady if timing.steady.count else timing.cold))
+    if timing.max_ns is not None:
+        result["max_s"] = timing.max_ns / NS
+    if timing.cold.count:
+        result["cold"] = {"count": timing.cold.count, "total_s": timing.cold.sum_ns / NS}
+    if timing.device.count:
+        device = timing.device
+        result["device"] = {"total_s": device.sum_ns / NS, "count": device.count, **_percentiles(device)}
+    return result
+
+
+def _percentiles(histogram: Histogram) -> dict[str, float]:
+    shares = {"p50_s": 0.5, "p90_s": 0.9, "p99_s": 0.99}
+    found = {key: histogram.percentile(share) for key, share in shares.items()}
+    result = {key: value for key, value in found.items() if value is not None}
+    if result and histogram.min_ns != histogram.max_ns:
+        result["relative_error"] = histogram.relative_error
+    return result
+
+
+def _in_order(readings: Iterable[ReadingRecord]) -> list[ReadingRecord]:
+    return sorted(readings, key=lambda reading: (reading.spec.name, sorted(reading.attributes.items())))
+
+
+def _reading(reading: ReadingRecord) -> dict[str, Any]:
+    """A counter has only ``last``: what it grew by."""
+    spec = reading.spec
+    result: dict[str, Any] = {"metric": spec.name, "unit": spec.unit, "attributes": dict(reading.attributes)}
+    if spec.kind != "counter" and reading.count:
+        result["count"] = reading.count
+        result["min"] = reading.minimum
+        result["mean"] = reading.total / reading.count
+        result["max"] = reading.maximum
+    result["last"] = reading.last
+    return result
+
+
+def _overhead(run: Run, overhead_ns: int) -> dict[str, float]:
+    result = {"measured_s": overhead_ns / NS}
+    if run.duration_ns:
+        result["ratio"] = overhead_ns / run.duration_ns
+    if run.background_ns is not None:
+        result["background_cpu_s"] = run.background_ns / NS
+    return result

@@ -1,0 +1,179 @@
+"""A run as text for a terminal: one table of epochs, one of phases, the hardware, and what held the run back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from profiler.record import Run
+from profiler.report.document import document
+
+MAX_EPOCH_ROWS = 24
+WIDTH = 100
+
+
+def text(run: Run, width: int = WIDTH) -> str:
+    """The report without colours, ``width`` columns wide at most."""
+    console = Console(width=width, no_color=True, color_system=None, force_terminal=False, highlight=False)
+    with console.capture() as capture:
+        console.print(renderable(run))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def renderable(run: Run) -> RenderableType:
+    """The report for a rich console."""
+    data = document(run)
+    parts: list[RenderableType] = [_title(data)]
+    if data["epochs"]:
+        parts.append(_epochs(data))
+    parts += [_phases(name, stage) for name, stage in data["stages"].items()]
+    parts += list(_lines(data))
+    return Group(*parts)
+
+
+def duration(seconds: float) -> str:
+    """A duration with three significant digits and the unit that fits."""
+    for limit, factor, unit in ((1e-6, 1e9, "ns"), (1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (100.0, 1.0, "s")):
+        if seconds < limit:
+            value = seconds * factor
+            return f"{value:.{0 if value >= 100 or unit == 'ns' else 1 if value >= 10 else 2}f}{unit}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
+
+
+def _title(data: dict[str, Any]) -> Text:
+    run = data["run"]
+    return Text.assemble(
+        (run["name"], "bold"), f"  run {run['id']}  {run['state']}  {duration(run['duration_s'])}  {run.get('started', '')}"
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position < 1 else "right", no_wrap=True)
+    return table
+
+
+def _epochs(data: dict[str, Any]) -> Table:
+    table = _table("epoch", "stage", "time", "steps", "samples/s", "step p50", "data wait", "other")
+    rows = [(epoch, stage) for epoch in data["epochs"] for stage in epoch["stages"]]
+    shown = rows if len(rows) <= MAX_EPOCH_ROWS else [*rows[: MAX_EPOCH_ROWS // 2], None, *rows[-MAX_EPOCH_ROWS // 2 :]]
+    for row in shown:
+        if row is None:
+            table.add_row("...", *[""] * 7)
+            continue
+        epoch, stage = row
+        wait = stage["phases"].get("data_wait", {}).get("total_s")
+        table.add_row(
+            f"{epoch['index']}{' (inferred)' if epoch.get('inferred') else ''}",
+            stage["stage"] + (" (partial)" if stage["partial"] else ""),
+            duration(stage["duration_s"]),
+            str(stage["steps"]),
+            f"{stage['samples_per_s']:,.0f}" if "samples_per_s" in stage else "",
+            duration(stage["step"]["p50_s"]) if "p50_s" in stage.get("step", {}) else "",
+            _share(wait, stage["duration_s"]),
+            _share(stage["phases"]["other"]["total_s"], stage["duration_s"]),
+        )
+    return table
+
+
+def _share(part: float | None, whole: float) -> str:
+    return f"{part / whole:.1%}" if part is not None and whole else ""
+
+
+def _phases(name: str, stage: dict[str, Any]) -> Table:
+    table = _table(f"{name}", "share", "total", "count", "mean", "p50", "p90", "p99", "max", "first")
+    for label, entry in _flat(stage["phases"]):
+        times = [duration(entry[key]) if key in entry else "" for key in ("mean_s", "p50_s", "p90_s", "p99_s", "max_s")]
+        cold = duration(entry["cold"]["total_s"]) if "cold" in entry else ""
+        share = _share(entry["total_s"], stage["duration_s"])
+        table.add_row(label, share, duration(entry["total_s"]), str(entry.get("count", "")), *times, cold)
+    for key, label in (("latency", "latency"), ("step", "step")):
+        if key in stage:
+            entry = stage[key]
+            times = [duration(entry[k]) if k in entry else "" for k in ("mean_s", "p50_s", "p90_s", "p99_s", "max_s")]
+            cold = duration(entry["cold"]["total_s"]) if "cold" in entry else ""
+            table.add_row(label, "", duration(entry["total_s"]), str(entry["count"]), *times, cold, style="dim")
+    return table
+
+
+def _flat(phases: dict[str, Any], indent: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, entry in phases.items():
+        yield "  " * indent + escape(name), entry
+        yield from _flat(entry.get("phases", {}), indent + 1)
+
+
+def _lines(data: dict[str, Any]) -> Iterator[Text]:
+    if data.get("phases"):
+        outside = ", ".join(
+            f"{name.strip()} {duration(entry['total_s'])} ({entry['count']}x)" for name, entry in _flat(data["phases"])
+        )
+        yield Text(f"outside    {outside}")
+    readings = _readings(data)
+    if readings:
+        yield Text(f"meanwhile  {readings}")
+    hardware = _hardware(data["hardware"])
+    if hardware:
+        yield Text(f"hardware   {hardware}")
+    if "overhead" in data:
+        ratio = f", {data['overhead']['ratio']:.2%} of the run" if "ratio" in data["overhead"] else ""
+        background = data["overhead"].get("background_cpu_s")
+        beside = f"; {duration(background)} of CPU time beside it" if background is not None else ""
+        yield Text(f"overhead   {duration(data['overhead']['measured_s'])} on the loop{ratio}{beside}")
+    for what, times in data.get("notes", {}).items():
+        yield Text(f"note       {what} ({times}x)")
+    verdict = data["verdict"]
+    yield Text.assemble("verdict    ", (verdict["kind"], "bold"), ": ", "; ".join(verdict["evidence"]))
+
+
+READING_WORDS = {
+    "process.cpu.utilization": ("CPU", "share"),
+    "process.memory.usage": ("process memory", "bytes"),
+    "hw.gpu.utilization": ("GPU", "share"),
+    "hw.gpu.memory.usage": ("GPU memory", "bytes"),
+    "hw.power": ("power", "W"),
+    "hw.temperature": ("temperature", "°C"),
+    "hw.energy": ("energy", "J"),
+}
+
+
+def _readings(data: dict[str, Any]) -> str:
+    words = []
+    for reading in data["readings"]:
+        label, form = READING_WORDS.get(reading["metric"], ("", ""))
+        if not label:
+            continue
+        where = reading["attributes"].get("hw.id", "").removesuffix("-die")
+        name = f"{label} {where}".strip()
+        if form == "share" and "mean" in reading:
+            words.append(f"{name} {reading['mean']:.0%} (max {reading['max']:.0%})")
+        elif form == "bytes" and "max" in reading:
+            words.append(f"{name} up to {reading['max'] / 2**30:.2f} GiB")
+        elif form == "J":
+            words.append(f"{name} {reading['last']:.0f} J")
+        elif "mean" in reading:
+            words.append(f"{name} {reading['mean']:.0f} {form}")
+    return ", ".join(words)
+
+
+def _hardware(hardware: dict[str, Any]) -> str:
+    cpu, memory, runtime = hardware["cpu"], hardware["memory"], hardware["runtime"]
+    words = [cpu["family"]] if "family" in cpu else []
+    if "available_cores" in cpu and "logical_cores" in cpu:
+        words.append(f"{cpu['available_cores']:g} of {cpu['logical_cores']} cores")
+    if "total_class_gib" in memory:
+        words.append(f"{memory['total_class_gib']} GiB class")
+    words += [gpu.get("name", f"GPU {gpu['index']}") for gpu in hardware["gpus"]]
+    words += [
+        f"{label} {runtime[key]}"
+        for key, label in (("python", "Python"), ("torch", "torch"), ("cuda", "CUDA"))
+        if key in runtime
+    ]
+    return ", ".join(str(word) for word in words)

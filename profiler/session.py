@@ -1,0 +1,576 @@
+"""The composition root: joins timers, sampling thread, run log and exporters into class `Profiler`.
+
+The rules it keeps: this is the only module that knows both halves; the user's run never fails and never waits for us;
+what goes wrong on our side is counted, said once, and shown by ``epochmeter doctor``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import secrets
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
+
+from profiler.clocks import host_clock
+from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError, SettingsError
+from profiler.preferences import check_key, check_value, data_path, resolve
+from profiler.record import EpochRecord, Run, State
+from profiler.recorder import Recorder
+from profiler.runlog import RunLog, prune
+from profiler.summary import RunSummary
+from profiler.timing import Phase, SampleCount, Span, Stage, Timer, batch_size
+
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+EXIT_TIMEOUT_S = 1.0  # the most that the end of a run waits for an exporter
+MAX_UNSAVED = 16  # epochs kept for a disk that may have room again
+logger = logging.getLogger("epochmeter")
+_live: weakref.WeakSet[Profiler] = weakref.WeakSet()
+
+
+class Pass(Generic[T]):
+    """A loader with its passes timed: iterates, and tells its length, as the loader does."""
+
+    def __init__(self, items: Iterable[T], iterate: Callable[[], Iterator[T]]) -> None:
+        self._items = items
+        self._iterate = iterate
+
+    def __iter__(self) -> Iterator[T]:
+        return self._iterate()
+
+    def __len__(self) -> int:
+        return len(self._items)  # type: ignore[arg-type]  # the loader's own TypeError where it has no length
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_items", "_iterate"):
+            raise AttributeError(name)
+        return getattr(self._items, name)  # loader.sampler, loader.dataset: as if it stood there unwrapped
+
+
+class Profiler:
+    """Times a training loop, samples the hardware meanwhile, and keeps what it measured.
+
+    Use it as a context manager, or with `start` and `stop`. One Profiler measures one run.
+
+    Args:
+        name: what you call the run, 1 to 200 characters. It stays on this machine.
+        epochs: how many epochs are planned; `epochs()` then needs no number.
+        settings: settings for this run, such as ``{"sync": False}``; an "off" elsewhere still wins.
+        exporter: "none" or "otlp" instead of the setting, or an OpenTelemetry ``MetricExporter`` of your own.
+        interval: seconds between two readings of the hardware, at least 0.01.
+        device: "cuda", "cuda:0" or "cpu"; None looks what torch uses.
+        distributed: "auto" or False. Every rank records a run of its own.
+        live: write one line to stderr after each epoch.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError, SettingsError: an argument that cannot be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        epochs: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        exporter: Any = None,
+        interval: float = 1.0,
+        device: Any = None,
+        distributed: Literal["auto"] | bool = "auto",
+        live: bool = False,
+    ) -> None:
+        self._arguments = _checked_settings(settings, exporter)
+        self._exporter = exporter if exporter is not None and not isinstance(exporter, str) else None
+        if distributed not in ("auto", True, False):
+            raise ArgumentValueError(f"distributed is 'auto', True or False, not {distributed!r}")
+        self._live = bool(live)
+        self._timer = Timer(host_clock, _checked_device(device))
+        self._owner = self._timer.owner
+        self._run = Run(secrets.token_hex(6), _checked_name(name), 0, planned_epochs=_checked_count("epochs", epochs))
+        self._recorder = Recorder(_checked_interval(interval), prepare=self._prepare, every=None)
+        self._log: RunLog | None = None
+        self._log_lock = threading.Lock()
+        self._run_lock = threading.RLock()  # the loop adds to the run while an export reads it
+        self._unsaved: list[EpochRecord] = []
+        self._gate: Any = None
+        self._state: Literal["new", "running", "over"] = "new"
+        self._epoch: EpochRecord | None = None
+        self._began = 0
+
+    # ---- a run's life ----------------------------------------------------------------------------------------------
+
+    def start(self) -> Profiler:
+        """Begins the run. Called by ``with``, and by the first pass or epoch if nobody else did.
+
+        Raises:
+            ProfilerError: the run is over; a second one needs a second Profiler.
+        """
+        if self._state == "over":
+            raise ProfilerError("this Profiler's run is over; make a new Profiler for another run")
+        if self._state == "running":
+            return self
+        self._state = "running"
+        self._began = host_clock()
+        self._run.started_unix_ns = time.time_ns()
+        resolved = resolve(self._arguments)
+        for problem in resolved.problems:
+            _warn_once(problem)
+        if resolved.settings.local:
+            self._attempt("there is no folder for the run log", self._open_log)
+        if resolved.may_send or self._exporter is not None:
+            self._recorder.every = (resolved.settings.export_interval, self._export)
+        self._recorder.start()
+        _live.add(self)
+        atexit.register(self._at_exit)
+        return self
+
+    def stop(self) -> None:
+        """Ends the run: open passes are closed, the last readings taken, the log completed, the exporter told.
+
+        Nothing happens the second time, or before the start. At most a second goes to an exporter.
+        """
+        self._finish("finished")
+
+    def __enter__(self) -> Profiler:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: object) -> None:
+        self._finish(_state_after(value))
+
+    @property
+    def summary(self) -> RunSummary:
+        """What was measured so far; passes that are still open are not in it."""
+        if self._state == "running":
+            self._refresh()
+            if self._epoch is not None:
+                self._collect(self._epoch)
+                self._epoch.duration_ns = self._now() - self._epoch.started_ns
+                shown = Run(**{**vars(self._run), "epochs": [*self._run.epochs, self._epoch]})
+                return RunSummary(shown)
+        return RunSummary(self._run)
+
+    # ---- what the loop uses ----------------------------------------------------------------------------------------
+
+    def phase(self, name: str | Phase) -> Span:
+        """Times a part of a step: ``with prof.phase("forward"):``, or as a decorator. Phases nest.
+
+        Args:
+            name: a `Phase`, or a word of your own (which never leaves this machine).
+
+        Raises:
+            ArgumentTypeError, ArgumentValueError: a name that cannot be used.
+        """
+        try:
+            return self._owner.current.children[name]
+        except (KeyError, TypeError):
+            return self._timer.phase(name)
+
+    def train(self, loader: Iterable[T], *, samples: int | Callable[[Any], int] | None = None) -> Pass[T]:
+        """One training pass: iterate over the answer as over the loader.
+
+        Args:
+            loader: any iterable; every item is passed through unchanged.
+            samples: how many samples one item holds, a number or a function of the item; by default the first
+                dimension of the first tensor in it.
+
+        Raises:
+            ArgumentTypeError, ArgumentValueError: an argument that cannot be used.
+        """
+        return self._pass(Stage.TRAIN, loader, samples)
+
+    def validate(self, loader: Iterable[T], *, samples: int | Callable[[Any], int] | None = None) -> Pass[T]:
+        """One validation pass; otherwise as `train`."""
+        return self._pass(Stage.VAL, loader, samples)
+
+    def infer(self, loader: Iterable[T], *, samples: int | Callable[[Any], int] | None = None) -> Pass[T]:
+        """One inference pass; its steps without their wait for data are the ``latency``. Otherwise as `train`."""
+        return self._pass(Stage.INFERENCE, loader, samples)
+
+    def inference(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Decorates a function: every call is one step of inference.
+
+        Raises:
+            ArgumentTypeError: it is not a plain function (for a coroutine function, time what it awaits).
+        """
+        import inspect
+
+        if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise ArgumentTypeError(f"prof.inference decorates a function that returns its result, not {function!r}")
+        return self._timer.call(function, batch_size)
+
+    def epochs(self, epochs: int | Iterable[T] | None = None) -> Pass[Any]:
+        """Epochs: ``for epoch in prof.epochs(10)``, or any iterable, or the number given to the Profiler.
+
+        Raises:
+            ArgumentTypeError, ArgumentValueError: neither is there, or the number is not a whole one above 0.
+        """
+        if epochs is None:
+            epochs = self._run.planned_epochs
+            if epochs is None:
+                raise ArgumentValueError("how many epochs? Profiler(name, epochs=10), or prof.epochs(10)")
+        if isinstance(epochs, (int, float)):
+            count = _checked_count("epochs", epochs)
+            self._run.planned_epochs = count
+            items: Iterable[Any] = range(count or 0)
+        else:
+            items = _checked_iterable("epochs", epochs)
+        return Pass(items, lambda: self._iterate_epochs(items))
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _pass(self, stage: Stage, loader: Iterable[T], samples: int | Callable[[Any], int] | None) -> Pass[T]:
+        items = _checked_iterable(f"{stage.value} loader", loader)
+        count = _sample_count(samples)
+
+        def iterate() -> Iterator[T]:
+            if self._state == "over":
+                return iter(items)
+            self.start()
+            if stage is Stage.TRAIN and not self._tells_epochs() and not self._timer.is_open(stage):
+                self._begin_epoch(len(self._run.epochs), inferred=True)
+            return self._timer.iterate(stage, items, count, self._after_pass)
+
+        return Pass(items, iterate)
+
+    def _tells_epochs(self) -> bool:
+        """Whether the loop says itself where its epochs begin; then nothing is inferred."""
+        known = [*self._run.epochs, *([self._epoch] if self._epoch else [])]
+        return any(not epoch.inferred for epoch in known)
+
+    def _after_pass(self) -> None:
+        if self._epoch is None and self._state == "running":
+            self._keep_outside()
+
+    def _iterate_epochs(self, items: Iterable[Any]) -> Iterator[Any]:
+        if self._state == "over":
+            yield from items
+            return
+        self.start()
+        try:
+            for item in items:
+                index = item if type(item) is int else len(self._run.epochs)
+                record = self._begin_epoch(index, inferred=False)
+                yield item
+                if self._epoch is record:
+                    self._end_epoch()
+        finally:
+            self._end_epoch()
+
+    def _begin_epoch(self, index: int, *, inferred: bool) -> EpochRecord:
+        self._end_epoch()
+        taken = {epoch.index for epoch in self._run.epochs}
+        if index < 0 or index in taken:
+            index = next(free for free in itertools.count(len(taken)) if free not in taken)
+        self._keep_outside()
+        self._epoch = EpochRecord(index, started_ns=self._now(), inferred=inferred)
+        return self._epoch
+
+    def _end_epoch(self) -> None:
+        """Completes the epoch that is open, if one is: it is on disk before this returns."""
+        epoch = self._epoch
+        if epoch is None or self._state != "running":
+            return
+        self._timer.close_passes()
+        epoch.duration_ns = self._now() - epoch.started_ns
+        self._collect(epoch)
+        epoch.readings = self._recorder.take()
+        began = host_clock()
+        self._epoch = None
+        with self._run_lock:
+            self._run.epochs.append(epoch)
+        self._refresh()
+        self._save(epoch)
+        if self._live:
+            sys.stderr.write(f"{self._run.name}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n")
+        self._timer.overhead_ns += host_clock() - began
+
+    def _collect(self, into: EpochRecord) -> None:
+        with self._run_lock:
+            self._timer.take(into, ended=self._state == "over")
+
+    def _keep_outside(self) -> None:
+        """What lies outside every epoch goes on disk as soon as it is known, too."""
+        part = EpochRecord(None, started_ns=self._now())
+        self._collect(part)
+        if not part.is_empty:
+            self._add_outside(part)
+
+    def _add_outside(self, part: EpochRecord) -> None:
+        with self._run_lock:
+            self._run.outside.merge(part)
+        self._refresh()
+        self._save(part)
+
+    def _now(self) -> int:
+        return host_clock() - self._began
+
+    def _refresh(self) -> None:
+        run = self._run
+        run.duration_ns = self._now()
+        run.hardware = self._recorder.hardware()
+        run.background_ns = self._recorder.cpu_ns or None
+        run.notes.update(self._recorder.notes)
+
+    def _finish(self, state: State) -> None:
+        if self._state != "running":
+            return
+        self._end_epoch()
+        self._timer.close_passes()
+        self._state = "over"
+        atexit.unregister(self._at_exit)
+        _live.discard(self)
+        tail = EpochRecord(None, started_ns=self._now())
+        self._collect(tail)
+        self._recorder.stop()
+        tail.readings = self._recorder.take()
+        self._run.state = state
+        self._run.overhead_ns = self._timer.overhead_ns + self._hot_path_ns(tail)
+        self._add_outside(tail)
+        self._close_log()
+        if self._recorder.every is not None:
+            self._export_at_end()
+
+    def _hot_path_ns(self, tail: EpochRecord) -> int:
+        """What the phases and steps themselves cost: how many there were, times what one costs here and now."""
+        whole = self._run.whole()
+        whole.merge(tail)
+        steps = sum(stage.steps for stage in whole.stages.values())
+        spans = sum(t.count for stage in whole.stages.values() for t in stage.phases.values()) - steps
+        spans += sum(t.count for t in whole.phases.values())
+        phase_ns, step_ns = unit_costs()
+        return round(max(spans, 0) * phase_ns + steps * step_ns)
+
+    # ---- keeping ---------------------------------------------------------------------------------------------------
+
+    def _open_log(self) -> None:
+        self._log = RunLog(data_path() / "runs", self._run)
+
+    def _prepare(self) -> None:
+        """In the sampling thread: the first line of the log, and with it the imports that writing needs."""
+        self._save(None)
+        log = self._log
+        if log is not None:
+            prune(log.path.parent, resolve(self._arguments).settings.retention_days)
+
+    def _save(self, part: EpochRecord | None) -> None:
+        with self._log_lock:
+            if self._log is not None:
+                self._unsaved.append(part if part is not None else EpochRecord(None))
+                self._attempt("the run log could not be written", self._append_unsaved)
+                del self._unsaved[:-MAX_UNSAVED]
+
+    def _append_unsaved(self) -> None:
+        while self._unsaved and self._log is not None:
+            self._log.append(self._run, self._unsaved[0])
+            del self._unsaved[0]
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
+        """Does it; where it fails the run goes on: counted, and said once. All that we do beside measuring goes here."""
+        try:
+            action()
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            self._run.note(f"{what}: {reason}")
+            _warn_once(f"{what} ({reason}); the run goes on. 'epochmeter doctor' tells what helps.")
+
+    def _close_log(self) -> None:
+        with self._log_lock:
+            if self._log is not None:
+                self._attempt("the run log could not be closed", self._log.close)
+            self._log = None
+
+    # ---- sending ---------------------------------------------------------------------------------------------------
+
+    def _consent(self) -> bool:
+        """Asked by the gate at every export, twice."""
+        resolved = resolve(self._arguments)
+        if self._exporter is not None:
+            return resolved.values["sync"].value is True
+        return resolved.may_send
+
+    def _export(self) -> None:
+        self._attempt("an export failed", self._export_now)
+
+    def _export_now(self) -> None:
+        """Hands what is known by now to the gate; runs beside the loop."""
+        if not self._consent():
+            return
+        from profiler.otel import run_data
+
+        if self._gate is None:
+            import exporters
+
+            self._gate = exporters.build(self._exporter_config(), self._consent, self._exporter)
+        with self._run_lock:
+            self._refresh()
+            data = run_data(self._run, self._run.started_unix_ns + self._run.duration_ns)
+        outcome = self._gate.export(data)
+        if outcome.name != "SUCCESS":
+            self._run.note("an export was not taken")
+
+    def _exporter_config(self) -> Any:
+        from exporters import Config
+
+        settings = resolve(self._arguments).settings
+        return Config(settings.exporter, settings.otlp_endpoint, settings.otlp_protocol)
+
+    def _export_at_end(self) -> None:
+        sender = threading.Thread(target=self._export, name="epochmeter-last-export", daemon=True)
+        try:
+            sender.start()
+        except RuntimeError:  # the interpreter is already ending
+            self._export()
+            return
+        sender.join(EXIT_TIMEOUT_S)
+        if sender.is_alive():
+            self._run.note("the last export took longer than a second and was given up")
+
+    # ---- at the edges ----------------------------------------------------------------------------------------------
+
+    def _at_exit(self) -> None:
+        """A run that nobody stopped. How it ended is read from the exception the interpreter has just shown, if any."""
+        self._finish(_state_after(getattr(sys, "last_value", None)))
+
+    def _forget(self) -> None:
+        """In a forked child: the run belongs to the parent; here everything is passed through and nothing kept."""
+        self._state = "over"
+        atexit.unregister(self._at_exit)
+        self._timer.forget_threads()
+        self._recorder.forget_threads()
+        self._log_lock = threading.Lock()
+        self._run_lock = threading.RLock()
+        self._log = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process (a spawned worker's data set may hold one) passes through and measures nothing."""
+        return _passive, (self._run.name,)
+
+    def __repr__(self) -> str:
+        return f"<Profiler {self._run.name!r} {self._run.id} {self._state}>"
+
+
+def unit_costs(repeats: int = 200) -> tuple[float, float]:
+    """What one phase and one step cost in this process now, in nanoseconds."""
+    timer = Timer()
+    segment = timer.begin(Stage.TRAIN)
+    began = host_clock()
+    for _ in range(repeats):
+        with timer.owner.current.children["data_wait"]:
+            pass
+    phase_ns = (host_clock() - began) / repeats
+    segment.close(partial=False)
+    began = host_clock()
+    for _ in timer.iterate(Stage.TRAIN, range(repeats), batch_size):
+        pass
+    return phase_ns, (host_clock() - began) / repeats
+
+
+def _passive(name: str) -> Profiler:
+    passive = Profiler(name)
+    passive._state = "over"
+    return passive
+
+
+def _after_fork() -> None:
+    for session in list(_live):
+        session._forget()
+    _live.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+_said: set[str] = set()
+
+
+def _warn_once(text: str) -> None:
+    """One log record for each kind of trouble in a process."""
+    if text not in _said:
+        _said.add(text)
+        logger.warning("epochmeter: %s", text)
+
+
+def _state_after(error: BaseException | None) -> State:
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return "finished"
+    return "interrupted" if isinstance(error, (KeyboardInterrupt, GeneratorExit)) else "crashed"
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"a run needs a name, such as Profiler('digits-mlp'), not {name!r}")
+    if not name.strip() or len(name) > 200:
+        raise ArgumentValueError(f"a run's name has 1 to 200 characters, unlike {name[:220]!r}")
+    return name
+
+
+def _checked_count(what: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{what} is a whole number, not {value!r}")
+    if value < 1:
+        raise ArgumentValueError(f"{what} is a whole number above 0, not {value!r}")
+    return value
+
+
+def _checked_interval(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ArgumentTypeError(f"interval is a number of seconds, not {value!r}")
+    if not 0.01 <= value <= 3600:
+        raise ArgumentValueError(f"interval is between 0.01 and 3600 seconds, not {value!r}")
+    return float(value)
+
+
+def _checked_device(value: Any) -> str | None:
+    if value is None:
+        return None
+    text = str(value)  # a torch.device prints as its name
+    kind, _, index = text.partition(":")
+    if kind not in ("cuda", "cpu", "mps", "xpu") or (index and not index.isdigit()):
+        raise ArgumentValueError(f"device is 'cuda', 'cuda:0', 'cpu' or 'mps', not {value!r}")
+    return text
+
+
+def _checked_iterable(what: str, value: Any) -> Any:
+    if not hasattr(value, "__iter__") and not hasattr(value, "__getitem__"):
+        raise ArgumentTypeError(f"{what}: something to iterate over was expected, such as a DataLoader, not {value!r}")
+    return value
+
+
+def _checked_settings(settings: Any, exporter: Any) -> dict[str, Any]:
+    if settings is not None and not isinstance(settings, Mapping):
+        raise SettingsError(f"settings is a mapping such as {{'sync': False}}, not {settings!r}")
+    checked = {check_key(key): check_value(key, value) for key, value in (settings or {}).items()}
+    if isinstance(exporter, str):
+        checked["exporter"] = check_value("exporter", exporter)
+    elif exporter is not None and not callable(getattr(exporter, "export", None)):
+        raise ArgumentTypeError(f"exporter is 'none', 'otlp' or an OpenTelemetry MetricExporter, not {exporter!r}")
+    if checked.get("exporter", "none") != "none":
+        import exporters
+
+        exporters.check_target(checked["exporter"])
+    return checked
+
+
+def _sample_count(samples: Any) -> SampleCount:
+    if samples is None:
+        return batch_size
+    if isinstance(samples, bool) or not (isinstance(samples, int) or callable(samples)):
+        raise ArgumentTypeError(f"samples is a whole number or a function of a batch, not {samples!r}")
+    if not isinstance(samples, int):
+        return samples  # type: ignore[no-any-return]
+    if samples < 0:
+        raise ArgumentValueError(f"samples is a number of samples in a batch, not {samples!r}")
+    return lambda _: samples

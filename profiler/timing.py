@@ -1,0 +1,587 @@
+"""The timers: phases, passes over a loader, and the stages and epochs they belong to.
+
+How it works. Each thread stands somewhere in a tree of `Span`s: a root for the pass it is in, and below it one span for
+each phase in its place. Entering moves down and reads the clock; leaving reads the clock, writes the difference into a
+preallocated buffer and moves up. Full buffers are folded into histograms, so memory does not grow with steps.
+
+The rule it keeps: the thread that owns the timer pays for two clock readings and some attribute stores. Whatever is
+rarer (another thread, a span used elsewhere than where it was looked up, spans that overlap) takes the slow way, which
+is locked and right. Nothing here raises into the user's loop, or waits for anything but that lock.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
+from threading import get_ident
+from typing import Any, ParamSpec, TypeVar, cast
+
+from profiler.clocks import Clock, DeviceClock, Event, find_device_clock, host_clock
+from profiler.errors import ArgumentTypeError, ArgumentValueError
+from profiler.record import EpochRecord, Path, StageRecord, Timing, merge_phases
+
+BUFFER_SIZE = 2048
+MAX_DEPTH = 32
+MAX_NAMES = 256  # different phases below one parent; a name made up per step would otherwise grow without end
+MAX_PENDING = 4096  # device marks that wait to be read
+TOO_MANY = "(more phases)"
+
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+SampleCount = Callable[[Any], "int | None"]
+
+
+class Stage(str, Enum):
+    """What a pass over a loader is for."""
+
+    TRAIN = "train"
+    VAL = "val"
+    INFERENCE = "inference"
+
+
+class Phase(str, Enum):
+    """The words for parts of a step that an exporter may pass on; any other word of yours stays on this machine."""
+
+    DATA_WAIT = "data_wait"
+    TRANSFER = "transfer"
+    FORWARD = "forward"
+    LOSS = "loss"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
+    METRICS = "metrics"
+    CHECKPOINT = "checkpoint"
+    LOGGING = "logging"
+
+
+def phase_name(name: str | Phase) -> str:
+    """The name of a phase as text.
+
+    Raises:
+        ArgumentTypeError: it is neither a `Phase` nor a string.
+        ArgumentValueError: it is empty, longer than 100 characters, or "other", which is what no phase covers.
+    """
+    if isinstance(name, Phase):
+        return name.value
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"a phase needs a name, a string or a Phase such as Phase.FORWARD, not {name!r}")
+    if not name.strip() or len(name) > 100:
+        raise ArgumentValueError(f"a phase's name has 1 to 100 characters, unlike {name[:120]!r}")
+    if name == "other":
+        raise ArgumentValueError("'other' is the time that no phase covers; give the phase another name")
+    return str(name)
+
+
+class Span:
+    """One phase in one place, timed by ``with``. The same object serves every step.
+
+    ``__enter__`` and ``__exit__`` are the hot path of the whole product: measure a change here with
+    ``benchmarks/bench_overhead.py`` before and after.
+    """
+
+    __slots__ = (
+        *("buffer", "children", "clock", "depth", "n", "name", "owner"),
+        *("parent", "shared", "state", "t0", "timing", "tree"),
+    )
+
+    def __init__(self, tree: Tree, parent: Span | None, name: str) -> None:
+        state = tree.state
+        self.tree = tree
+        self.state = state
+        self.owner = state.thread if state.is_owner else -1  # no thread has that number: always the slow way
+        self.shared = not state.is_owner  # or: another thread has used this very object
+        self.clock = state.timer.clock
+        self.parent = parent
+        self.name = name
+        self.depth: int = parent.depth + 1 if parent else 0
+        self.children: dict[str, Span] = {}
+        self.buffer = [0] * BUFFER_SIZE if parent else []
+        self.n = 0
+        self.t0 = 0
+        self.timing = Timing()
+
+    def __enter__(self) -> Span:
+        state = self.state
+        if get_ident() != self.owner or state.current is not self.parent:
+            return self._enter_elsewhere()
+        state.current = self
+        self.t0 = self.clock()
+        return self
+
+    def __exit__(self, kind: object = None, value: object = None, traceback: object = None) -> None:
+        end = self.clock()
+        state = self.state
+        if state.current is not self or self.shared:
+            return self._exit_elsewhere(end)
+        state.current = self.parent  # type: ignore[assignment]  # a root is never entered
+        try:
+            self.buffer[self.n] = end - self.t0
+            self.n += 1
+        except IndexError:
+            self.record(end - self.t0)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Times every call of a function, coroutine functions included."""
+        timer, name = self.state.timer, self.name
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def timed_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
+                with timer.phase(name):
+                    return await function(*args, **kwargs)
+
+            return cast("Callable[P, R]", timed_coroutine)
+
+        @functools.wraps(function)
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            with timer.phase(name):
+                return function(*args, **kwargs)
+
+        return timed
+
+    def child(self, name: str) -> Span:
+        """The span for a phase inside this one."""
+        found = self.children.get(name)
+        if found is not None:
+            return found
+        if self.depth >= MAX_DEPTH:
+            return TooDeep(self.tree, self, name)
+        if len(self.children) >= MAX_NAMES and name != TOO_MANY:
+            return self.child(TOO_MANY)
+        made = self.children[name] = self.tree.span_type(self.tree, self, name)
+        return made
+
+    def record(self, duration: int) -> None:
+        """Keeps a duration, after making room for it."""
+        if self.n == BUFFER_SIZE:
+            self.fold()
+        self.buffer[self.n] = duration
+        self.n += 1
+
+    def fold(self) -> None:
+        """Empties the buffer into the histogram: the cold one during the run's first step of this stage."""
+        began = self.clock()
+        timing = self.timing
+        (timing.cold if self.tree.cold else timing.steady).add(self.buffer[: self.n])
+        self.n = 0
+        self.state.timer.overhead_ns += self.clock() - began
+
+    def end_without_count(self) -> None:
+        """Leaves the span; its time counts in the total, but not as one more measurement."""
+        end = self.clock()
+        timer = self.state.timer
+        with timer.lock:
+            timer.state().leave(self.name, end, count=False)
+
+    def _enter_elsewhere(self) -> Span:
+        timer = self.state.timer
+        state = timer.state()
+        if state is not self.state:
+            self.shared = True
+        with timer.lock:
+            span = state.current.child(self.name)
+            state.current = span
+            span.t0 = self.clock()
+        return self
+
+    def _exit_elsewhere(self, end: int) -> None:
+        timer = self.state.timer
+        with timer.lock:
+            timer.state().leave(self.name, end)
+
+
+class DeviceSpan(Span):
+    """A span that also marks both its ends on the current CUDA stream; the marks are read later, never waited for."""
+
+    __slots__ = ("begin",)
+    begin: Event | None
+
+    def __enter__(self) -> Span:
+        super().__enter__()
+        device = self.tree.device
+        self.begin = device.mark() if device is not None else None
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        device, begin = self.tree.device, self.begin
+        self.begin = None
+        if device is not None and begin is not None and len(self.tree.pending) < MAX_PENDING:
+            end = device.mark()
+            if end is not None:
+                self.tree.pending.append((self, begin, end))
+        super().__exit__(*exc)
+
+
+class TooDeep(Span):
+    """Stands for a phase nested deeper than 32 levels: it is passed through, and not measured."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Span:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+class Tree:
+    """The spans of one stage, or (``stage`` None) of what is outside every stage, in one thread."""
+
+    __slots__ = ("cold", "device", "in_use", "latency", "pending", "record", "root", "span_type", "stage", "state", "step")
+
+    def __init__(self, state: ThreadState, stage: Stage | None, device: DeviceClock | None = None) -> None:
+        self.state = state
+        self.stage = stage
+        self.cold = False
+        self.in_use = False
+        self.device = device
+        self.pending: deque[tuple[DeviceSpan, Event, Event]] = deque()
+        self.span_type: type[Span] = DeviceSpan if device else Span
+        self.root = Span(self, None, "")
+        self.step = Span(self, self.root, "step")  # these two are never entered: they are a buffer and a histogram
+        self.latency = Span(self, self.root, "latency")
+        self.record = StageRecord(stage.value if stage else "")
+
+    def end_cold(self) -> None:
+        self.fold()
+        self.cold = False
+
+    def fold(self) -> None:
+        """Empties every buffer into its histogram."""
+        self.read_device()
+        for _, span in self.spans():
+            if span.n:
+                span.fold()
+
+    def read_device(self) -> None:
+        """Takes in the device times that are complete by now."""
+        device = self.device
+        while device is not None and self.pending:
+            span, begin, end = self.pending[0]
+            elapsed = device.elapsed_ns(begin, end)
+            if elapsed is None:
+                return
+            self.pending.popleft()
+            if not self.cold:
+                span.timing.device.add((elapsed,))
+
+    def take(self) -> StageRecord:
+        """What was measured since the last time it was taken."""
+        self.fold()
+        taken = self.record
+        self.record = StageRecord(taken.stage)
+        for path, span in self.spans():
+            timing = span.timing
+            if not timing.count and not timing.total_ns:
+                continue
+            span.timing = Timing()
+            if span is self.step:
+                taken.step = timing
+            elif span is self.latency:
+                taken.latency = timing
+            else:
+                merge_phases(taken.phases, {path: timing})
+        return taken
+
+    def spans(self) -> Iterator[tuple[Path, Span]]:
+        """Every span with its path; a copy of each level is walked, as another thread may be adding to it."""
+        yield (), self.step
+        yield (), self.latency
+        waiting: list[tuple[Path, Span]] = [((), self.root)]
+        while waiting:
+            path, span = waiting.pop()
+            for child in list(span.children.values()):
+                yield (*path, child.name), child
+                waiting.append(((*path, child.name), child))
+
+
+class ThreadState:
+    """Where one thread stands: the innermost open span, and the passes it is in."""
+
+    __slots__ = ("current", "is_owner", "outside", "segments", "thread", "timer", "trees")
+
+    def __init__(self, timer: Timer, is_owner: bool) -> None:
+        self.timer = timer
+        self.thread = get_ident()
+        self.is_owner = is_owner
+        self.segments: list[Segment] = []
+        self.trees: list[Tree] = []
+        self.outside = Tree(self, None)
+        self.current: Span = self.outside.root
+
+    def tree_for(self, stage: Stage) -> Tree:
+        """A tree of that stage that no open pass uses."""
+        device = self.timer.device_clock()
+        for tree in self.trees:
+            if tree.stage is stage and not tree.in_use and tree.device is device:
+                return tree
+        tree = Tree(self, stage, device)
+        self.trees.append(tree)
+        return tree
+
+    def leave(self, name: str, end: int, *, count: bool = True) -> None:
+        """Closes the innermost open span of that name, wherever it is: spans that overlap are put right."""
+        inner: list[tuple[str, int]] = []
+        span = self.current
+        while span.parent is not None and span.name != name:
+            inner.append((span.name, span.t0))
+            span = span.parent
+        if span.parent is None:  # it was opened in another thread, or in a pass that has ended since
+            return
+        if count:
+            span.record(end - span.t0)
+        else:
+            span.timing.steady.add_to_sum(end - span.t0)
+        self.current = span.parent
+        for other, t0 in reversed(inner):  # those opened later go on, no longer inside the one that was left
+            self.current = self.current.child(other)
+            self.current.t0 = t0
+
+    def shift(self, by: int, below: int) -> None:
+        """Stops the clock of all that is open around a nested pass for as long as that pass took."""
+        for segment in self.segments[: below + 1]:
+            span = segment.resume
+            while span.parent is not None:
+                span.t0 += by
+                span = span.parent
+        for segment in self.segments[:below]:
+            segment.started += by
+            segment.step_started += by
+            segment.handed_at += by
+
+
+class Segment:
+    """One pass over a loader by one thread, or the part of it that lies in one epoch."""
+
+    __slots__ = ("closed", "handed_at", "in_step", "resume", "started", "state", "step_started", "tree", "wait")
+
+    def __init__(self, state: ThreadState, tree: Tree, now: int) -> None:
+        self.state = state
+        self.tree = tree
+        self.resume = state.current
+        self.started = self.step_started = self.handed_at = now
+        self.closed = False
+        self.in_step = False
+        self.wait = tree.root.child(Phase.DATA_WAIT.value)
+        tree.in_use = True
+        state.segments.append(self)
+        state.current = tree.root
+
+    def begin_step(self, samples: int | None) -> None:
+        """A batch is handed to the loop."""
+        record = self.tree.record
+        with self.state.timer.lock:
+            self.in_step = True
+            record.steps += 1
+            if samples is not None:
+                record.samples = (record.samples or 0) + samples
+        if self.tree.stage is Stage.INFERENCE:
+            self.handed_at = self.state.timer.clock()
+
+    def end_step(self) -> None:
+        """The loop is done with the batch: the step lasted from the end of the one before to now."""
+        now = self.state.timer.clock()
+        tree = self.tree
+        with self.state.timer.lock:
+            self.in_step = False
+            tree.step.record(now - self.step_started)
+            if tree.stage is Stage.INFERENCE:
+                tree.latency.record(now - self.handed_at)
+            self.step_started = now
+            if tree.cold:
+                tree.end_cold()
+            if tree.pending:
+                tree.read_device()
+
+    def close(self, *, partial: bool) -> None:
+        """Ends the pass. What overlaps with a pass that began later and is still open belongs to that one."""
+        state, tree, timer = self.state, self.tree, self.state.timer
+        with timer.lock:
+            if self.closed:
+                return
+            if self.in_step:
+                self.end_step()
+            self.closed = True
+            position = state.segments.index(self)
+            later = state.segments[position + 1 :]
+            end = later[0].started if later else timer.clock()
+            if later:
+                later[0].resume = self.resume
+            else:
+                self._leave_open_spans(end)
+                state.current = self.resume
+            tree.record.duration_ns += end - self.started
+            tree.record.passes += 1
+            tree.record.partial_passes += partial
+            state.shift(end - self.started, position)
+            del state.segments[position]
+            tree.in_use = False
+            if tree.cold and not tree.record.steps:  # an empty loader warms nothing up
+                tree.cold = False
+                timer.warm.discard(Stage(tree.record.stage))
+
+    def _leave_open_spans(self, end: int) -> None:
+        span = self.state.current
+        while span.parent is not None and span.tree is self.tree:
+            span.record(end - span.t0)
+            span = span.parent
+
+
+class Timer:
+    """Everything that one run times.
+
+    Args:
+        clock: whole nanoseconds that only go up.
+        device: "cuda" or "cuda:<index>" for device time, "cpu" for none, None to look for it at each pass.
+    """
+
+    def __init__(self, clock: Clock = host_clock, device: str | None = None) -> None:
+        self.clock = clock
+        self.device = device
+        self.lock = threading.RLock()  # re-entrant: a forgotten generator may be closed by the collector at any moment
+        self.overhead_ns = 0
+        self.warm: set[Stage] = set()  # stages whose first step is behind them
+        self._device_clock: DeviceClock | None = None
+        self.owner = ThreadState(self, is_owner=True)
+        self._states = [self.owner]
+        self._local = threading.local()
+        self._local.state = self.owner
+
+    def state(self) -> ThreadState:
+        """Where the calling thread stands."""
+        try:
+            return cast(ThreadState, self._local.state)
+        except AttributeError:
+            state = self._local.state = ThreadState(self, is_owner=False)
+            with self.lock:
+                self._states.append(state)
+            return state
+
+    def device_clock(self) -> DeviceClock | None:
+        if self._device_clock is None:
+            self._device_clock = find_device_clock(self.device)
+        return self._device_clock
+
+    def phase(self, name: str | Phase) -> Span:
+        """The span for a phase at the place where the owning thread stands now."""
+        return self.owner.current.child(phase_name(name))
+
+    def begin(self, stage: Stage) -> Segment:
+        """Begins a pass in the calling thread."""
+        state = self.state()
+        with self.lock:
+            tree = state.tree_for(stage)
+            if stage not in self.warm:
+                self.warm.add(stage)
+                tree.cold = True
+            return Segment(state, tree, self.clock())
+
+    def is_open(self, stage: Stage) -> bool:
+        """Whether a pass of that stage is going on in any thread."""
+        with self.lock:
+            return any(segment.tree.stage is stage for state in self._states for segment in state.segments)
+
+    def iterate(
+        self, stage: Stage, items: Iterable[T], samples: SampleCount, done: Callable[[], None] = lambda: None
+    ) -> Iterator[T]:
+        """Hands every item on unchanged, timing the wait for it and the step made with it; calls ``done`` at the end."""
+        iterator: Iterator[T] | None = None
+        segment = self.begin(stage)
+        partial = True
+        try:
+            while True:
+                if segment.closed or get_ident() != segment.state.thread:  # an epoch ended, or another thread took over
+                    segment.close(partial=True)
+                    segment = self.begin(stage)
+                wait = segment.wait
+                wait.__enter__()
+                try:
+                    if iterator is None:
+                        iterator = iter(items)
+                    item = next(iterator)
+                except StopIteration:
+                    wait.end_without_count()
+                    partial = False
+                    return
+                except BaseException:
+                    wait.__exit__()
+                    raise
+                wait.__exit__()
+                segment.begin_step(samples(item))
+                yield item
+                if not segment.closed:
+                    segment.end_step()
+        finally:
+            segment.close(partial=partial)
+            done()
+
+    def call(self, function: Callable[P, R], samples: SampleCount) -> Callable[P, R]:
+        """Every call of the function as one step of inference."""
+
+        @functools.wraps(function)
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            segment = self.begin(Stage.INFERENCE)
+            segment.begin_step(samples(args))
+            failed = True
+            try:
+                result = function(*args, **kwargs)
+                failed = False
+                return result
+            finally:
+                segment.close(partial=failed)
+
+        return timed
+
+    def close_passes(self) -> None:
+        """Ends every open pass; one that is resumed later begins anew."""
+        with self.lock:
+            for state in self._states:
+                for segment in reversed(list(state.segments)):
+                    segment.close(partial=True)
+
+    def take(self, into: EpochRecord, *, ended: bool = False) -> None:
+        """Moves all that was measured since the last time into a record.
+
+        The owning thread writes without the lock, so what it measured is taken in that thread, or when the run has ended.
+        """
+        with self.lock:
+            for state in self._states:
+                if state.is_owner and not ended and get_ident() != state.thread:
+                    continue
+                for tree in state.trees:
+                    taken = tree.take()
+                    if taken.passes or taken.steps or taken.phases:
+                        into.stage(taken.stage).merge(taken)
+                merge_phases(into.phases, state.outside.take().phases)
+
+    def forget_threads(self) -> None:
+        """After a fork: the lock may be held by a thread that does not exist here."""
+        self.lock = threading.RLock()
+
+
+def batch_size(item: Any, depth: int = 4) -> int | None:
+    """The first dimension of the first tensor in a batch: the number of samples. None where there is none.
+
+    Looks into lists, tuples and mappings, at most four levels deep; anything with a ``shape`` counts as a tensor.
+    """
+    kind = type(item)
+    if kind is list or kind is tuple or isinstance(item, (list, tuple)):
+        parts: Iterable[Any] = item
+    elif hasattr(item, "shape"):
+        try:
+            return int(item.shape[0])
+        except (TypeError, IndexError, ValueError, RuntimeError):  # no dimensions; RuntimeError: torch's nested tensors
+            return None
+    elif hasattr(item, "keys") and hasattr(item, "values"):
+        parts = item.values()
+    else:
+        return None
+    for part in parts if depth else ():
+        size = batch_size(part, depth - 1)
+        if size is not None:
+            return size
+    return None

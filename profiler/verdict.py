@@ -1,0 +1,84 @@
+"""What held the run back, and the measurements that say so.
+
+The rules are few and in the open; each has a threshold that is named here, and the evidence quotes the numbers that
+crossed it. Where the numbers do not decide, the verdict is "unknown" or "balanced", never a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from profiler.record import ReadingRecord, Run, StageRecord
+
+MIN_STEPS = 8  # below this a share of the time says little
+THROTTLED_SHARE = 0.10  # of the run's time, stopped by the CPU quota
+MEMORY_SHARE = 0.95  # of a memory limit
+WAIT_SHARE = 0.30  # of training time, spent waiting for the loader
+COMPUTE_SHARE = 0.60  # of training time, in forward, loss, backward and optimizer
+OTHER_SHARE = 0.50  # of training time, in no phase, when compute is timed
+GPU_BUSY = 0.80
+GPU_IDLE = 0.40
+COMPUTE_PHASES = ("forward", "loss", "backward", "optimizer")
+
+
+@dataclass
+class Verdict:
+    """``kind`` is input-bound, compute-bound, host-bound, memory-bound, throttled, balanced or unknown."""
+
+    kind: str
+    evidence: list[str] = field(default_factory=list)
+
+
+def judge(run: Run) -> Verdict:
+    """The verdict on a run, from its training stage (or its only stage) and its readings."""
+    whole = run.whole()
+    stage = whole.stages.get("train") or next(iter(whole.stages.values()), None)
+    if stage is None or stage.steps < MIN_STEPS or not stage.duration_ns:
+        steps = stage.steps if stage else 0
+        return Verdict("unknown", [f"{steps} steps were timed; at least {MIN_STEPS} are needed"])
+    readings = list(whole.readings.values())
+    return _throttled(run, readings) or _memory(readings) or _time(stage, readings)
+
+
+def _throttled(run: Run, readings: list[ReadingRecord]) -> Verdict | None:
+    stopped = sum(r.last for r in readings if r.spec.name == "epochmeter.container.cpu.throttled_time")
+    share = stopped / (run.duration_ns / 1e9) if run.duration_ns else 0.0
+    if share >= THROTTLED_SHARE:
+        return Verdict("throttled", [f"the container's CPU quota stopped it for {stopped:.1f} s, {share:.0%} of the run"])
+    return None
+
+
+def _memory(readings: list[ReadingRecord]) -> Verdict | None:
+    used = {r.spec.name: r for r in readings if r.spec.name.startswith("container.memory.")}
+    working_set, available = used.get("container.memory.working_set"), used.get("container.memory.available")
+    if working_set and available:
+        limit = working_set.last + available.last
+        if limit and working_set.maximum / limit >= MEMORY_SHARE:
+            return Verdict("memory-bound", [f"memory reached {working_set.maximum / limit:.0%} of the container's limit"])
+    return None
+
+
+def _time(stage: StageRecord, readings: list[ReadingRecord]) -> Verdict:
+    shares = {path[0]: t.total_ns / stage.duration_ns for path, t in stage.phases.items() if len(path) == 1}
+    wait = shares.get("data_wait", 0.0)
+    compute = sum(shares.get(phase, 0.0) for phase in COMPUTE_PHASES)
+    other = stage.other_ns / stage.duration_ns
+    waiting = f"{wait:.0%} of {stage.stage} time was spent waiting for data"
+    if wait >= WAIT_SHARE:
+        return Verdict("input-bound", [waiting])
+    busy = [r.total / r.count for r in readings if r.spec.name == "hw.gpu.utilization" and r.count]
+    if busy and max(busy) >= GPU_BUSY:
+        return Verdict("compute-bound", [f"the busiest GPU ran kernels {max(busy):.0%} of the time", waiting])
+    if busy and 0 < max(busy) < GPU_IDLE:
+        return Verdict("host-bound", [f"the busiest GPU ran kernels only {max(busy):.0%} of the time", waiting])
+    if compute >= COMPUTE_SHARE:
+        return Verdict("compute-bound", [f"{compute:.0%} of {stage.stage} time was spent in {_named(shares)}", waiting])
+    if compute and other >= OTHER_SHARE:
+        return Verdict("host-bound", [f"{other:.0%} of {stage.stage} time was spent outside every phase", waiting])
+    if len(shares) < 2:
+        return Verdict("unknown", [waiting, "nothing else was timed: name the phases of a step with prof.phase(...)"])
+    return Verdict("balanced", [waiting, f"compute took {compute:.0%}, everything else {1 - compute - wait:.0%}"])
+
+
+def _named(shares: dict[str, float]) -> str:
+    return ", ".join(phase for phase in COMPUTE_PHASES if phase in shares)
