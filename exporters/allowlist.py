@@ -18,7 +18,7 @@ GPU_IDS = tuple(f"gpu-{index}" for index in range(16))
 CORES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 GIB_CLASSES = tuple(2**power for power in range(13))
 GPU_MEMORY_CLASSES = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192, 288)
-GPU_MODELS = (  # a card's name holds one of these; the first that fits is what may be told of it
+GPU_MODELS = (  # a card's name holds one of these; the longest is what may be told of it
     *("B300", "B200", "GB200", "H200", "H100", "H20", "GH200", "A100", "A800", "A40", "A30", "A10G", "A10", "A16"),
     *("L40S", "L40", "L4", "V100", "P100", "P40", "T4", "RTX 6000", "RTX A6000", "RTX A5000", "RTX A4000"),
     *("RTX 5090", "RTX 5080", "RTX 5070", "RTX 5060", "RTX 4090", "RTX 4080", "RTX 4070", "RTX 4060"),
@@ -37,7 +37,7 @@ class Words:
 
     Attributes:
         values: the words; anything else is told as ``other`` if that is one of them, else not at all.
-        contained: the value is told as the first word that it contains (a card's full name as "H100").
+        contained: the value is told as the longest word that it contains (a card's full name as "H100").
         upward: numbers; the value is told as the next one that is not below it.
     """
 

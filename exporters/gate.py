@@ -84,7 +84,7 @@ def _resource_metrics(source: ResourceMetrics) -> ResourceMetrics:
     rebuilt = [_metric(entry, metrics) for entry in METRICS]
     known = source.resource.attributes
     facts = {entry.name: coarse(entry.rule, known[entry.name]) for entry in RESOURCE if entry.name in known}
-    resource = Resource({name: value for name, value in facts.items() if value is not None})
+    resource = Resource({name: value for name, value in facts.items() if value is not None}, SCHEMA_URL)
     return ResourceMetrics(resource, [ScopeMetrics(SCOPE, [m for m in rebuilt if m is not None], SCHEMA_URL)], SCHEMA_URL)
 
 
@@ -157,7 +157,8 @@ def coarse(rule: Rule, value: Any) -> Any:
     if rule.upward and isinstance(value, (int, float)):
         return next((size for size in rule.values if size >= value), rule.values[-1])  # type: ignore[operator]
     if rule.contained and isinstance(value, str):
-        return next((word for word in rule.values if str(word) in value.replace("GeForce ", "")), OTHER)
+        found = [str(word) for word in rule.values if str(word) in value.replace("GeForce ", "")]
+        return max(found, key=len, default=OTHER)  # a GH200 is no H200
     for known in rule.values:
         if known == value and type(known) is type(value):
             return known

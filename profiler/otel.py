@@ -229,7 +229,9 @@ def _metrics_data(
         for (name, kind), group in groups.items()
     ]
     scope = InstrumentationScope(SCOPE, profiler.__version__, SCHEMA_URL)
-    return MetricsData([ResourceMetrics(Resource(resource), [ScopeMetrics(scope, metrics, SCHEMA_URL)], SCHEMA_URL)])
+    return MetricsData(
+        [ResourceMetrics(Resource(resource, SCHEMA_URL), [ScopeMetrics(scope, metrics, SCHEMA_URL)], SCHEMA_URL)]
+    )
 
 
 def _data(kind: str, group: list[Point], temporality: AggregationTemporality, began: int, now: int, extra: Attributes) -> Any:

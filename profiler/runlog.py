@@ -38,7 +38,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, run: Run) -> None:
-        stamp = datetime.fromtimestamp(run.started_unix_ns / NS, timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        stamp = datetime.fromtimestamp(run.started_unix_ns / NS, timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
         self.path = folder / f"{stamp}-{run.id}{SUFFIX}"
         self._descriptor: int | None = None
         self._lock: Any = None
@@ -214,7 +214,7 @@ def _take_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[s
     if name.startswith("epochmeter.run."):
         _take_run_point(run, name, at, point)
         return
-    part = _part(run, at.pop("epochmeter.epoch.index", None), int(point["startTimeUnixNano"]))
+    part = _part(run, at.pop("epochmeter.epoch.index", None), int(point.get("startTimeUnixNano", run.started_unix_ns)))
     if name == "epochmeter.epoch.time":
         part.duration_ns = round(_number(point) * NS)
         part.inferred = at["epochmeter.epoch.inferred"]

@@ -91,7 +91,7 @@ class Profiler:
         if distributed not in ("auto", True, False):
             raise ArgumentValueError(f"distributed is 'auto', True or False, not {distributed!r}")
         self._live = bool(live)
-        self._timer = Timer(host_clock, _checked_device(device))
+        self._timer = Timer(_checked_device(device))
         self._owner = self._timer.owner
         self._run = Run(secrets.token_hex(6), _checked_name(name), 0, planned_epochs=_checked_count("epochs", epochs))
         self._recorder = Recorder(_checked_interval(interval), prepare=self._prepare, every=None)
@@ -233,16 +233,17 @@ class Profiler:
             if self._state == "over":
                 return iter(items)
             self.start()
-            if stage is Stage.TRAIN and not self._tells_epochs() and not self._timer.is_open(stage):
-                self._begin_epoch(len(self._run.epochs), inferred=True)
-            return self._timer.iterate(stage, items, count, self._after_pass)
+            before = self._infer_epoch if stage is Stage.TRAIN else _nothing
+            return self._timer.iterate(stage, items, count, before, self._after_pass)
 
         return Pass(items, iterate)
 
-    def _tells_epochs(self) -> bool:
-        """Whether the loop says itself where its epochs begin; then nothing is inferred."""
+    def _infer_epoch(self) -> None:
+        """Where the loop does not say itself where its epochs begin, each training pass is taken for one."""
         known = [*self._run.epochs, *([self._epoch] if self._epoch else [])]
-        return any(not epoch.inferred for epoch in known)
+        told = any(not epoch.inferred for epoch in known)
+        if self._state == "running" and not told and not self._timer.is_open(Stage.TRAIN):
+            self._begin_epoch(len(self._run.epochs), inferred=True)
 
     def _after_pass(self) -> None:
         if self._epoch is None and self._state == "running":
@@ -470,6 +471,10 @@ def unit_costs(repeats: int = 200) -> tuple[float, float]:
     for _ in timer.iterate(Stage.TRAIN, range(repeats), batch_size):
         pass
     return phase_ns, (host_clock() - began) / repeats
+
+
+def _nothing() -> None:
+    pass
 
 
 def _passive(name: str) -> Profiler:

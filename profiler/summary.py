@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from profiler.record import Run
-from profiler.report import document, text
+from profiler.report.document import document
 
 
 class RunSummary:
@@ -70,6 +70,8 @@ class RunSummary:
         return copy.deepcopy(self._document)
 
     def __str__(self) -> str:
+        from profiler.report.text import text  # loads rich, which a run that prints nothing does not need
+
         return text(self._run)
 
     def __repr__(self) -> str:

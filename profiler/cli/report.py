@@ -26,8 +26,8 @@ def report(
 ) -> None:
     """Show one run: its epochs, stages, phases, readings, and what held it back."""
     from profiler.preferences import data_path
-    from profiler.report import document, text
-    from profiler.report.text import renderable
+    from profiler.report.document import document
+    from profiler.report.text import renderable, text
     from profiler.runlog import find, load
 
     recorded = load(find(data_path() / "runs", run))

@@ -1,0 +1,113 @@
+"""Fixtures: a home of its own for every test, a clock to turn, the command line, and a server that receives OTLP."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler import session, timing
+from profiler.testing import FakeClock
+
+OFF_SIGNALS = ("DO_NOT_TRACK", "OTEL_SDK_DISABLED")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """EPOCHMETER_HOME in an empty folder, and none of the caller's settings in the environment."""
+    for name in list(os.environ):
+        if name.startswith(("EPOCHMETER_", "OTEL_")) or name in OFF_SIGNALS:
+            monkeypatch.delenv(name)
+    folder = tmp_path / "home"
+    monkeypatch.setenv("EPOCHMETER_HOME", str(folder))
+    session._said.clear()
+    return folder
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """The timers' clock, standing still."""
+    fake = FakeClock(1_000_000)
+    monkeypatch.setattr(timing, "now", fake)
+    return fake
+
+
+@dataclass
+class Answer:
+    """What a command said and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def python(*arguments: str, timeout: float = 60, **environment: str) -> Answer:
+    """Runs this Python on arguments, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def epochmeter(*arguments: str, **environment: str) -> Answer:
+    return python("-m", "profiler.cli", *arguments, **{"COLUMNS": "120", **environment})
+
+
+@dataclass
+class Received:
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def content(self) -> bytes:
+        return gzip.decompress(self.body) if self.headers.get("content-encoding") == "gzip" else self.body
+
+
+@dataclass
+class Sink:
+    """A loopback server that keeps what is posted to it and answers as told."""
+
+    url: str
+    status: int = 200
+    location: str | None = None
+    received: list[Received] = field(default_factory=list)
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            found.received.append(Received(self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+            self.send_response(found.status)
+            if found.location:
+                self.send_header("location", found.location)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found = Sink(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield found
+    server.shutdown()
+    server.server_close()
+    thread.join(5)

@@ -1,0 +1,147 @@
+"""The demo against a real OpenTelemetry collector: what it hands on is the run's own summary, value by value."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Sink, python
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+rotel = pytest.importorskip("rotel", reason="the collector's package has no build for this system")
+pytestmark = pytest.mark.slow
+
+TRAIN = """
+import json
+from profiler import Profiler
+from profiler.demo import prepare, train
+setup = prepare()
+with Profiler("demo", exporter="otlp", interval=0.05) as prof:
+    train(setup, 2, prof)
+print(json.dumps(prof.summary.to_dict()))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def collector(sink: Sink, tmp_path: Path) -> Iterator[str]:
+    """A collector that hands on what it gets to the sink; its OTLP/HTTP address."""
+    port = free_port()
+    command = [
+        *(Path(rotel.__file__).parent / "rotel-agent", "start"),
+        *("--otlp-http-endpoint", f"127.0.0.1:{port}", "--otlp-grpc-endpoint", f"127.0.0.1:{free_port()}"),
+        *("--exporter", "otlp", "--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", sink.url),
+        *("--batch-timeout", "100ms"),
+    ]
+    with (tmp_path / "collector.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            wait_for(lambda: can_connect(port))
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def can_connect(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def attributes(holder: Any) -> dict[str, Any]:
+    return {entry.key: getattr(entry.value, entry.value.WhichOneof("value")) for entry in holder.attributes}
+
+
+def test_what_the_collector_hands_on_is_what_the_summary_says(collector: str, sink: Sink) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("torch")
+    answer = python("-c", TRAIN, EPOCHMETER_OTLP_ENDPOINT=collector, timeout=120)
+    assert (answer.code, answer.err) == (0, "")
+    summary = json.loads(answer.out)
+    wait_for(lambda: sink.received)
+    request = ExportMetricsServiceRequest.FromString(sink.received[-1].content)
+    (resource_metrics,) = request.resource_metrics
+    resource = attributes(resource_metrics.resource)
+    assert resource["service.name"] == "epochmeter"
+    assert resource["service.instance.id"] == summary["run"]["id"]
+    assert resource["process.runtime.version"] == summary["hardware"]["runtime"]["python"]
+    assert resource["epochmeter.runtime.torch"] == summary["hardware"]["runtime"]["torch"]
+    metrics = {metric.name: metric for scope in resource_metrics.scope_metrics for metric in scope.metrics}
+
+    compare_totals(metrics, summary)
+    compare_phases(metrics, summary)
+    compare_readings(metrics, summary)
+    assert metrics["epochmeter.epoch.count"].sum.data_points[0].as_int == 2
+    assert metrics["epochmeter.run.duration"].gauge.data_points[0].as_double == summary["run"]["duration_s"]
+    assert b"/" not in resource["service.name"].encode() and "demo" not in str(request)
+
+
+def compare_totals(metrics: dict[str, Any], summary: dict[str, Any]) -> None:
+    for name, key in (("time", "duration_s"), ("steps", "steps"), ("samples", "samples")):
+        points = {attributes(p)["epochmeter.stage"]: p for p in metrics[f"epochmeter.stage.{name}"].sum.data_points}
+        assert set(points) == set(summary["stages"]) == {"train", "val", "inference"}
+        for stage, point in points.items():
+            assert getattr(point, point.WhichOneof("value")) == summary["stages"][stage][key]
+
+
+def compare_phases(metrics: dict[str, Any], summary: dict[str, Any]) -> None:
+    found: dict[tuple[str, str], list[Any]] = {}
+    for point in metrics["epochmeter.phase.duration"].exponential_histogram.data_points:
+        at = attributes(point)
+        assert at["epochmeter.phase.level"] == "top"
+        found.setdefault((at["epochmeter.stage"], at["epochmeter.phase"]), []).append((at["epochmeter.cold"], point))
+    expected = {(s, p) for s, stage in summary["stages"].items() for p in stage["phases"] if p != "other"}
+    assert set(found) == expected
+    for (stage, phase), points in found.items():
+        told = summary["stages"][stage]["phases"][phase]
+        assert sum(p.count for _, p in points) == told["count"]
+        assert sum(p.sum for _, p in points) == pytest.approx(told["total_s"], rel=1e-12)
+        assert max(p.max for _, p in points) == told["max_s"]
+        (cold,) = [p for is_cold, p in points if is_cold]
+        assert (cold.count, cold.sum) == (told["cold"]["count"], told["cold"]["total_s"])
+        for is_cold, point in points:
+            assert sum(point.positive.bucket_counts) + point.zero_count == point.count
+            if not is_cold:
+                assert percentile(point, 0.5) == pytest.approx(told["p50_s"])
+                assert percentile(point, 0.99) == pytest.approx(told["p99_s"])
+
+
+def percentile(point: Any, share: float) -> float:
+    """From the buckets as OpenTelemetry defines them, independently of our own code."""
+    rank, seen = max(1, -(-round(share * point.count * 1e9) // 10**9)), 0
+    for step, count in enumerate(point.positive.bucket_counts):
+        seen += count
+        if seen >= rank:
+            middle = 2.0 ** ((point.positive.offset + step + 0.5) / 2.0**point.scale)
+            return min(max(middle, point.min), point.max)
+    raise AssertionError("fewer measurements in the buckets than counted")
+
+
+def compare_readings(metrics: dict[str, Any], summary: dict[str, Any]) -> None:
+    told = {reading["metric"]: reading["last"] for reading in summary["readings"] if not reading["attributes"]}
+    assert {"process.cpu.utilization", "process.memory.usage"} <= set(told)
+    for name in told:
+        data = metrics[name].gauge if metrics[name].HasField("gauge") else metrics[name].sum
+        (point,) = data.data_points
+        assert getattr(point, point.WhichOneof("value")) == pytest.approx(told[name], rel=0.005)  # three digits go out

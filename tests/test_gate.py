@@ -1,0 +1,201 @@
+"""The gate and its list: rebuilt from the list, asked for consent each time, and nothing of the user's own."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.sdk.metrics.export import Gauge, Metric, MetricExportResult, MetricsData, NumberDataPoint
+
+from exporters.allowlist import GPU_MODELS, METRICS, OTHER, PHASES, RESOURCE, STAGES, Random, Words
+from exporters.gate import GatedExporter, coarse, rebuild, significant
+from profiler import Phase, Profiler, Stage, __version__, otel
+from profiler.catalog import units
+from profiler.record import Run
+from profiler.testing import RecordingExporter
+
+SECRETS = ("secret-run", "secret-phase", "secret-host", "NVIDIA Secret 9000", "GPU-1234")
+
+
+def a_run() -> Run:
+    with Profiler("secret-run", settings={"local": False}, interval=0.02) as prof:
+        for _ in prof.epochs(2):
+            for _ in prof.train(range(10), samples=4):
+                with prof.phase(Phase.FORWARD), prof.phase("secret-phase"):
+                    pass
+                with prof.phase("secret-phase"), prof.phase(Phase.LOSS):
+                    pass
+    run = copy.deepcopy(prof._run)
+    run.hardware.gpus = {0: {"name": "NVIDIA Secret 9000", "memory_class_gb": 80}}
+    run.hardware.runtime["host"] = "secret-host"
+    return run
+
+
+def data(run: Run) -> MetricsData:
+    return otel.run_data(run, run.started_unix_ns + run.duration_ns)
+
+
+def words_in(outgoing: MetricsData) -> bytes:
+    return bytes(encode_metrics(outgoing).SerializeToString())
+
+
+def metrics_of(outgoing: MetricsData) -> dict[str, Metric]:
+    return {m.name: m for rm in outgoing.resource_metrics for sm in rm.scope_metrics for m in sm.metrics}
+
+
+def test_nothing_of_the_users_own_goes_out() -> None:
+    raw = words_in(data(a_run()))
+    assert b"secret-host" in raw  # the data before the gate has it: the test can fail
+    out = words_in(rebuild(data(a_run())))
+    assert not [secret for secret in SECRETS if secret.encode() in out]
+
+
+def test_timings_go_out_exactly() -> None:
+    run = a_run()
+    stage = run.whole().stages["train"]
+    out = metrics_of(rebuild(data(run)))
+    (steps,) = out["epochmeter.stage.steps"].data.data_points
+    (samples,) = out["epochmeter.stage.samples"].data.data_points
+    assert (steps.value, samples.value) == (20, 80)
+    points = {
+        (p.attributes["epochmeter.phase"], p.attributes["epochmeter.phase.level"], p.attributes["epochmeter.cold"]): p
+        for p in out["epochmeter.phase.duration"].data.data_points
+    }
+    forward = points["forward", "top", False]
+    steady = stage.phases[("forward",)].steady
+    assert (forward.count, forward.sum, forward.scale) == (19, steady.sum_ns / 1e9, steady.scale)
+    assert list(forward.positive.bucket_counts) == steady.dense()[1]
+    assert points["custom", "top", False].count == points["custom", "nested", False].count == 19
+    assert points["loss", "nested", True].count == 1
+
+
+def test_what_is_not_listed_has_no_way_out() -> None:
+    source = data(a_run())
+    extra = Metric("user.metric", "secret-metric", "1", Gauge([NumberDataPoint({}, 0, 1, 5)]))
+    disguised = Metric("process.cpu.utilization", "", "1", Gauge([NumberDataPoint({"user": "secret"}, 0, 1, 5)]))
+    scope = source.resource_metrics[0].scope_metrics[0]
+    scope.metrics.extend([extra, disguised])  # type: ignore[attr-defined]
+    out = rebuild(source)
+    assert "user.metric" not in metrics_of(out)
+    assert b"secret" not in words_in(out)
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "told"),
+    [
+        (Words(("a", OTHER)), "a", "a"),
+        (Words(("a", OTHER)), "b", OTHER),
+        (Words(("a",)), "b", None),
+        (Words((False, True)), 1, None),
+        (Words((1, 2, 4), upward=True), 3, 4),
+        (Words((1, 2, 4), upward=True), 1.5, 2),
+        (Words((1, 2, 4), upward=True), 900, 4),
+        (Words((*GPU_MODELS, OTHER), contained=True), "NVIDIA H100 80GB HBM3", "H100"),
+        (Words((*GPU_MODELS, OTHER), contained=True), "NVIDIA GeForce RTX 4090", "RTX 4090"),
+        (Words((*GPU_MODELS, OTHER), contained=True), "NVIDIA GH200 480GB", "GH200"),
+        (Words((*GPU_MODELS, OTHER), contained=True), "NVIDIA L40S", "L40S"),
+        (Words((*GPU_MODELS, OTHER), contained=True), "a new card", OTHER),
+        (Random(4), "0af3", "0af3"),
+        (Random(4), "0AF3", None),
+        (Random(4), "me@home", None),
+    ],
+)
+def test_coarsening(rule: Any, value: Any, told: Any) -> None:
+    assert coarse(rule, value) == told
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(123_456_789, 123_000_000), (0.123456, 0.123), (0, 0), (0.0, 0.0), (-1234.5, -1230.0), (7, 7)]
+)
+def test_three_significant_digits(value: float, told: float) -> None:
+    assert significant(value, 3) == told
+    assert type(significant(value, 3)) is type(value)
+
+
+def answers(*given: bool) -> Callable[[], bool]:
+    remaining = list(given)
+    return lambda: remaining.pop(0)
+
+
+def test_consent_is_asked_before_and_after_the_data_is_built() -> None:
+    for given in ((False,), (True, False)):
+        inner = RecordingExporter()
+        gate = GatedExporter(lambda inner=inner: inner, answers(*given))  # type: ignore[misc]
+        assert gate.export(data(a_run())) is MetricExportResult.FAILURE
+        assert inner.exports == []
+        assert gate.refused == 1
+
+
+def test_consent_is_asked_at_every_export() -> None:
+    inner = RecordingExporter()
+    gate = GatedExporter(lambda: inner, answers(True, True, False, True, True))
+    results = [gate.export(data(a_run())).name for _ in range(3)]
+    assert results == ["SUCCESS", "FAILURE", "SUCCESS"]
+    assert len(inner.exports) == 2
+
+
+def test_the_exporter_is_not_made_before_the_first_yes() -> None:
+    def make() -> Any:
+        raise AssertionError("made without consent")
+
+    assert GatedExporter(make, lambda: False).export(data(a_run())) is MetricExportResult.FAILURE
+
+
+def test_sync_off_stops_an_exporter_of_the_users_own_too() -> None:
+    exporter = RecordingExporter()
+    with Profiler("x", exporter=exporter, settings={"sync": False}) as prof:
+        list(prof.train(range(3)))
+    assert exporter.exports == []
+
+
+def test_an_exporter_of_the_users_own_gets_what_the_list_names() -> None:
+    exporter = RecordingExporter()
+    with Profiler("secret-run", exporter=exporter) as prof:
+        list(prof.train(range(3)))
+    assert "epochmeter.stage.steps" in metrics_of(exporter.exports[-1])
+    assert b"secret-run" not in words_in(exporter.exports[-1])
+
+
+def test_an_exporter_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(RecordingExporter):
+        def export(self, *arguments: Any, **more: Any) -> MetricExportResult:
+            raise RuntimeError("broken")
+
+    with Profiler("x", exporter=Broken()) as prof:
+        list(prof.train(range(3)))
+    assert prof.summary.to_dict()["notes"] == {"an export failed: RuntimeError": 1}
+
+
+# ---- the list and the rest of the project --------------------------------------------------------------------------
+
+
+def test_the_list_has_the_units_and_words_of_the_profiler() -> None:
+    declared = units()
+    assert {entry.name: declared[entry.name] for entry in METRICS} == {entry.name: entry.unit for entry in METRICS}
+    assert set(PHASES) == {phase.value for phase in Phase} | {otel.CUSTOM_PHASE}
+    assert set(STAGES) == {stage.value for stage in Stage}
+    (version,) = (entry.rule for entry in RESOURCE if entry.name == "service.version")
+    assert version == Words((__version__,))
+
+
+def test_every_entry_has_its_purpose() -> None:
+    names = [entry.name for entry in (*METRICS, *RESOURCE)]
+    assert len(set(names)) == len(names)
+    assert all(entry.purpose.endswith(".") for entry in (*METRICS, *RESOURCE))
+
+
+def test_the_data_is_opentelemetrys_own() -> None:
+    outgoing = rebuild(data(a_run()))
+    for metric in metrics_of(outgoing).values():
+        assert dataclasses.is_dataclass(metric.data)
+        temporality = getattr(metric.data, "aggregation_temporality", None)
+        assert temporality is None or temporality.name == "CUMULATIVE"
+    message = encode_metrics(outgoing)
+    assert message.resource_metrics[0].schema_url == "https://opentelemetry.io/schemas/1.44.0"
+    exponential = [m for m in message.resource_metrics[0].scope_metrics[0].metrics if m.HasField("exponential_histogram")]
+    assert {m.name for m in exponential} >= {"epochmeter.phase.duration", "epochmeter.step.duration"}
+    assert all(not p.exemplars for m in exponential for p in m.exponential_histogram.data_points)

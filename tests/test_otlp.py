@@ -1,0 +1,147 @@
+"""OTLP over HTTP to a server on loopback: what arrives, and what the stock exporter would do that ours does not."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Sink, python
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+import exporters
+from exporters import Config, ExporterError
+from profiler import Profiler, settings
+
+
+def trained(endpoint: str | None, **options: Any) -> Any:
+    chosen = {"otlp_endpoint": endpoint} if endpoint else {}
+    with Profiler("secret-run", exporter="otlp", settings=chosen, **options) as prof:
+        for _ in prof.epochs(2):
+            list(prof.train(range(5)))
+    return prof.summary.to_dict()
+
+
+def metrics(sink: Sink) -> dict[str, Any]:
+    request = ExportMetricsServiceRequest.FromString(sink.received[-1].content)
+    return {m.name: m for rm in request.resource_metrics for sm in rm.scope_metrics for m in sm.metrics}
+
+
+def test_a_run_arrives(sink: Sink) -> None:
+    trained(sink.url)
+    (received,) = sink.received
+    assert received.path == "/v1/metrics"
+    assert received.headers["content-encoding"] == "gzip"
+    assert metrics(sink)["epochmeter.stage.steps"].sum.data_points[0].as_int == 10
+    assert b"secret-run" not in received.content
+
+
+def test_during_a_long_run_it_is_sent_in_between(sink: Sink) -> None:
+    chosen = {"otlp_endpoint": sink.url, "export_interval": 0.1}
+    with Profiler("x", exporter="otlp", settings=chosen, interval=0.05) as prof:
+        for _ in prof.epochs(3):
+            list(prof.train(range(5)))
+            time.sleep(0.4)
+    assert len(sink.received) >= 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("EPOCHMETER_SYNC", "0"), ("DO_NOT_TRACK", "1"), ("OTEL_SDK_DISABLED", "true"), ("EPOCHMETER_EXPORTER", "none")],
+)
+def test_any_off_wins(sink: Sink, monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    trained(sink.url)
+    assert sink.received == []
+
+
+def test_off_in_the_file_wins_over_code_and_environment(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.update(sync=False)
+    monkeypatch.setenv("EPOCHMETER_SYNC", "true")
+    monkeypatch.setenv("EPOCHMETER_EXPORTER", "otlp")
+    trained(sink.url)
+    assert sink.received == []
+
+
+def test_switched_off_in_mid_run(sink: Sink) -> None:
+    chosen = {"otlp_endpoint": sink.url}
+    with Profiler("x", exporter="otlp", settings=chosen) as prof:
+        list(prof.train(range(5)))
+        settings.update(sync=False)
+    assert sink.received == []
+
+
+def test_headers_meant_for_another_destination_stay(sink: Sink, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer token")
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password token\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    trained(sink.url)
+    assert "token" not in str(sink.received[0].headers) and "authorization" not in sink.received[0].headers
+
+
+def test_the_standard_variables_give_endpoint_and_headers_together(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-team=vision")
+    trained(None)
+    assert sink.received[0].headers["x-team"] == "vision"
+
+
+def test_a_redirect_is_not_followed_and_not_taken_for_delivery(sink: Sink) -> None:
+    sink.status, sink.location = 307, sink.url + "/elsewhere"
+    notes = trained(sink.url)["notes"]
+    assert len(sink.received) == 1
+    assert notes == {"an export was not taken": 1}
+
+
+def test_the_programs_random_numbers_and_logs_are_its_own(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
+    random.seed(7)
+    expected = random.random()
+    random.seed(7)
+    with caplog.at_level(logging.DEBUG, logger="opentelemetry"):
+        trained(sink.url)
+        sink.status = 400
+        trained(sink.url)
+    assert random.random() == expected
+    assert [record for record in caplog.records if record.name.startswith("opentelemetry")] == []
+
+
+DEAD = """
+import time
+from profiler import Profiler
+with Profiler("x", exporter="otlp", settings={"otlp_endpoint": "http://127.0.0.1:9"}) as prof:
+    list(prof.train(range(5)))
+    began = time.perf_counter()
+print(time.perf_counter() - began)
+"""
+
+
+def test_a_dead_collector_costs_a_second_at_most_and_says_nothing() -> None:
+    answer = python("-c", DEAD)
+    assert (answer.code, answer.err) == (0, "")
+    assert float(answer.out) < 3.0  # 1 s is given; the rest is this machine's noise
+
+
+def test_none_imports_nothing_of_the_exporters() -> None:
+    script = "import sys\nfrom profiler import Profiler\nwith Profiler('x') as p: list(p.train(range(3)))\n"
+    answer = python("-c", script + "print([m for m in sys.modules if m.split('.')[0] in ('exporters', 'requests', 'urllib3')])")
+    assert answer.out.strip() == "[]"
+
+
+def test_an_exporter_that_is_not_there_yet() -> None:
+    with pytest.raises(ExporterError, match="there are: none, otlp"):
+        exporters.build(Config("ga"), lambda: True)
+    settings.update(exporter="ga")
+    with Profiler("x") as prof:  # chosen in the file, not in code: the run goes on
+        list(prof.train(range(3)))
+    assert prof.summary.to_dict()["notes"] == {"an export failed: ExporterError": 1}
+
+
+def test_the_sdk_still_has_the_two_things_that_are_taken_from_it() -> None:
+    exporter = __import__("exporters.otlp", fromlist=["build"]).build(Config("otlp", "http://127.0.0.1:9"))
+    assert exporter._client._compute_backoff(2) == 4.0
+    assert "random" in sys.modules[type(exporter._client).__module__].__dict__

@@ -1,0 +1,221 @@
+"""The run log: on disk before the next epoch, readable after a kill, harmless where nothing can be written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import epochmeter, python
+from google.protobuf.json_format import Parse
+from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
+
+from profiler import Profiler, RunLogError, RunNotFoundError
+from profiler.record import EpochRecord, Run
+from profiler.runlog import RunLog, find, load, prune, run_id, run_paths
+
+LOOP = """
+import sys, time
+from profiler import Profiler
+with Profiler("killed", interval=0.05) as prof:
+    for epoch in prof.epochs(100):
+        for step in prof.train(range(10)):
+            with prof.phase("forward"):
+                time.sleep(0.001)
+            if epoch == 2 and step == 5:
+                print("in the third epoch", flush=True)
+                time.sleep(60)
+"""
+
+
+def test_killed_after_its_second_epoch(home: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "in the third epoch"
+    going_on = epochmeter("runs", "--json").json
+    assert [run["state"] for run in going_on] == ["running"]
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    process.stdout.close()
+    (listed,) = epochmeter("runs", "--json").json
+    assert (listed["name"], listed["state"]) == ("killed", "interrupted")
+    report = epochmeter("report", "--format", "json").json
+    assert [epoch["index"] for epoch in report["epochs"]] == [0, 1]
+    assert all(epoch["stages"][0]["phases"]["forward"]["count"] == 10 for epoch in report["epochs"])
+    assert report["hardware"]["cpu"]
+
+
+@pytest.mark.parametrize("ending", ["raise ValueError('x')", "sys.exit(3)", "pass"])
+def test_a_run_that_nobody_stops_is_completed_at_exit(home: Path, ending: str) -> None:
+    script = f"import sys\nfrom profiler import Profiler\nprof = Profiler('x').start()\nlist(prof.train(range(3)))\n{ending}"
+    answer = python("-c", script)
+    assert answer.code == {"p": 0, "s": 3, "r": 1}[ending[0]]
+    assert ("ValueError" in answer.err) is ending.startswith("raise")
+    run = load(find(home / "runs"))
+    assert run.state == ("crashed" if ending.startswith("raise") else "finished")
+    assert run.epochs[0].stages["train"].steps == 3
+
+
+def test_every_line_is_otlp_that_a_standard_reader_takes(home: Path) -> None:
+    with Profiler("x", interval=0.05) as prof:
+        for _ in prof.epochs(2):
+            for _ in prof.train(range(5)):
+                with prof.phase("mine"):
+                    pass
+        time.sleep(0.15)
+    (path,) = run_paths(home / "runs")
+    lines = path.read_text("utf-8").splitlines()
+    assert len(lines) >= 4  # the start, two epochs, the end
+    for line in lines:
+        parsed = Parse(line, MetricsData())  # fails on a name that OTLP does not have
+        assert parsed.resource_metrics[0].scope_metrics[0].metrics
+    assert not list((home / "runs").glob("*.lock"))
+
+
+def test_the_log_is_for_its_owner_alone(home: Path) -> None:
+    with Profiler("x"):
+        pass
+    (path,) = run_paths(home / "runs")
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def a_log(home: Path, epochs: int = 3) -> Path:
+    with Profiler("x") as prof:
+        for _ in prof.epochs(epochs):
+            list(prof.train(range(5)))
+    return run_paths(home / "runs")[0]
+
+
+@pytest.mark.parametrize("cut", [2, 40, 500])
+def test_a_last_line_that_was_cut_off_costs_its_epoch_alone(home: Path, cut: int) -> None:
+    path = a_log(home)
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = lines[:2]
+    path.write_bytes(b"".join(whole) + lines[2][:-cut])
+    run = load(path)
+    assert run.state == "interrupted"
+    assert len(run.epochs) == sum(b"epochmeter.epoch.time" in line for line in whole)
+    assert run.notes == {}
+
+
+def test_a_spoilt_line_in_the_middle_is_passed_over_and_counted(home: Path) -> None:
+    path = a_log(home)
+    lines = path.read_bytes().splitlines()
+    position = next(n for n, line in enumerate(lines) if b"epochmeter.epoch.time" in line)
+    lines[position] = b'{"resourceMetrics": 3}'
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    run = load(path)
+    assert run.state == "finished"
+    assert len(run.epochs) == 2
+    assert run.notes == {"unreadable line in the run log": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b"[]\n", b'{"resourceMetrics": []}\n', b"{}\n{}\n"])
+def test_a_file_that_is_no_run_log(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.otlp.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(RunLogError, match="holds no run"):
+        load(path)
+
+
+def test_keys_of_a_newer_version_are_passed_over(home: Path) -> None:
+    path = a_log(home)
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for line in lines:
+        line["future"] = {"a": 1}
+        line["resourceMetrics"][0]["resource"]["attributes"].append({"key": "future.thing", "value": {"boolValue": True}})
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n", "utf-8")
+    assert len(load(path).epochs) == 3
+
+
+def test_finding_a_run(home: Path) -> None:
+    with pytest.raises(RunNotFoundError, match="no run has been recorded"):
+        find(home / "runs")
+    path = a_log(home)
+    wanted = run_id(path)
+    assert find(home / "runs", "last") == find(home / "runs", wanted[:5]) == find(home / "runs", wanted.upper()) == path
+    with pytest.raises(RunNotFoundError, match="Did you mean"):
+        find(home / "runs", wanted[:-1] + "x")
+    with pytest.raises(RunNotFoundError, match="fits 2 runs"):
+        folder = home / "runs"
+        for name in ("xx11", "xx22"):
+            (folder / f"20200101T000000Z-{name}.otlp.jsonl").touch()
+        find(folder, "xx")
+
+
+def test_old_logs_go(home: Path) -> None:
+    path = a_log(home)
+    old = path.with_name("20200101T000000Z-old.otlp.jsonl")
+    old.write_text("{}")
+    os.utime(old, (0, 0))
+    other = path.with_name("notes.txt")
+    other.write_text("the user's own")
+    os.utime(other, (0, 0))
+    assert prune(home / "runs", 90) == 1
+    assert sorted(p.name for p in (home / "runs").iterdir()) == sorted([path.name, other.name])
+
+
+def trained(prof: Profiler) -> Any:
+    with prof:
+        for _ in prof.epochs(2):
+            list(prof.train(range(3)))
+        time.sleep(0.05)
+    return prof.summary
+
+
+@pytest.mark.parametrize("spoil", ["a file where the folder should be", "a folder of nobody"])
+def test_where_nothing_can_be_written_the_run_goes_on(
+    home: Path, spoil: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if spoil.startswith("a file"):
+        home.write_text("in the way")
+    else:
+        monkeypatch.setenv("EPOCHMETER_HOME", "/proc/1/nothing" if sys.platform == "linux" else str(home / "\0"))
+    with caplog.at_level(logging.WARNING):
+        summary = trained(Profiler("x"))
+    assert summary.stages["train"]["steps"] == 6
+    assert len([record for record in caplog.records if "run log" in record.message]) == 1
+    assert "doctor" in caplog.text
+    assert any("run log" in note for note in summary.to_dict()["notes"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk(home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open = os.open
+    monkeypatch.setattr(os, "open", lambda p, *a, **k: real_open("/dev/full" if str(p).endswith(".jsonl") else p, *a, **k))
+    summary = trained(Profiler("x"))
+    assert summary.stages["train"]["steps"] == 6
+    assert "No space left on device" in caplog.text
+
+
+def test_what_a_disk_did_not_take_is_written_when_it_has_room_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real_append = RunLog.append
+    full = True
+
+    def append(self: RunLog, run: Run, part: EpochRecord) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        real_append(self, run, part)
+
+    monkeypatch.setattr(RunLog, "append", append)
+    with Profiler("x") as prof:
+        for epoch in prof.epochs(4):
+            full = epoch < 3
+            list(prof.train(range(3)))
+    assert [epoch.index for epoch in load(find(home / "runs")).epochs] == [0, 1, 2, 3]
+
+
+def test_local_off_keeps_nothing(home: Path) -> None:
+    summary = trained(Profiler("x", settings={"local": False}))
+    assert summary.stages["train"]["steps"] == 6
+    assert not home.exists()
