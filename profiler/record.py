@@ -70,6 +70,10 @@ class StageRecord:
     phases: dict[Path, Timing] = field(default_factory=dict)
 
     @property
+    def is_empty(self) -> bool:
+        return not (self.duration_ns or self.passes or self.steps or self.phases or self.step.count or self.latency.count)
+
+    @property
     def other_ns(self) -> int:
         """What no top-level phase covers."""
         return self.duration_ns - sum(timing.total_ns for path, timing in self.phases.items() if len(path) == 1)

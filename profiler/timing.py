@@ -276,7 +276,7 @@ class Tree:
         self.record = StageRecord(taken.stage)
         for path, span in self.spans():
             timing = span.timing
-            if not timing.count and not timing.total_ns:
+            if not (timing.count or timing.total_ns or timing.device.count):
                 continue
             span.timing = Timing()
             if span is self.step:
@@ -373,8 +373,8 @@ class Segment:
 
     def begin_step(self, samples: int | None) -> None:
         """A batch is handed to the loop."""
-        record = self.tree.record
         with self.state.timer.lock:
+            record = self.tree.record  # another thread may just have taken the one before
             self.in_step = True
             record.steps += 1
             if samples is not None:
@@ -561,7 +561,7 @@ class Timer:
                     continue
                 for tree in state.trees:
                     taken = tree.take()
-                    if taken.passes or taken.steps or taken.phases:
+                    if not taken.is_empty:
                         into.stage(taken.stage).merge(taken)
                 merge_phases(into.phases, state.outside.take().phases)
 
