@@ -82,8 +82,10 @@ def test_many_epochs_are_cut_short_in_the_table_and_nowhere_else() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "told"),
-    [(0.0, "0ns"), (1.5e-7, "150ns"), (4.25e-6, "4.25\u00b5s"), (0.0123, "12.3ms"), (0.5, "500ms"), (61.0, "61.0s")]
-    + [(125.0, "2m05s"), (7322.0, "2h02m")],
+    [
+        *((0.0, "0ns"), (1.5e-7, "150ns"), (4.25e-6, "4.25µs"), (0.0123, "12.3ms"), (0.5, "500ms")),
+        *((61.0, "61.0s"), (125.0, "2m05s"), (7322.0, "2h02m")),
+    ],
 )
 def test_durations_have_three_digits_and_a_unit(seconds: float, told: str) -> None:
     assert duration(seconds) == told
