@@ -77,12 +77,14 @@ class RunLog:
                 os.unlink(f"{self.path}{LOCK_SUFFIX}")
 
     def _open(self) -> None:
-        import filelock
-
         self.path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self._descriptor = os.open(self.path, flags, 0o600)
-        with contextlib.suppress(OSError, filelock.Timeout, NotImplementedError):  # a folder that knows no locks
+        # A folder may know no locks; and a run as short as an import, ended by the interpreter, may find it too late to
+        # import this (Python 3.10: "can't register atexit after shutdown"). Its end is on disk in a moment anyway.
+        with contextlib.suppress(OSError, NotImplementedError, RuntimeError, ImportError):
+            import filelock
+
             lock = filelock.FileLock(f"{self.path}{LOCK_SUFFIX}", thread_local=False, mode=0o600)
             lock.acquire(timeout=0)
             self._lock = lock
@@ -146,7 +148,7 @@ def is_being_written(path: Path) -> bool:
     lock = filelock.FileLock(lock_path, thread_local=False)
     try:
         lock.acquire(timeout=0)
-    except (OSError, filelock.Timeout, NotImplementedError):
+    except (OSError, NotImplementedError):  # filelock.Timeout is an OSError
         return True
     lock.release()
     return False
