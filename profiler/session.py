@@ -46,6 +46,9 @@ class Pass(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return self._iterate()
 
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
     def __len__(self) -> int:
         return len(self._items)  # type: ignore[arg-type]  # the loader's own TypeError where it has no length
 
@@ -334,9 +337,8 @@ class Profiler:
         self._run.state = state
         self._run.overhead_ns = self._timer.overhead_ns + self._hot_path_ns(tail)
         self._add_outside(tail)
+        self._send_last()
         self._close_log()
-        if self._recorder.every is not None:
-            self._export_at_end()
 
     def _hot_path_ns(self, tail: EpochRecord) -> int:
         """What the phases and steps themselves cost: how many there were, times what one costs here and now."""
@@ -416,22 +418,21 @@ class Profiler:
         if outcome.name != "SUCCESS":
             self._run.note("an export was not taken")
 
+    def _send_last(self) -> None:
+        if self._recorder.every is None:
+            self._recorder.finish()
+            return
+        known = dict(self._run.notes)
+        if not self._recorder.finish(self._export, EXIT_TIMEOUT_S):
+            self._run.note("the last export took longer than a second and was given up")
+        if self._run.notes != known:
+            self._save(EpochRecord(None))
+
     def _exporter_config(self) -> Any:
         from exporters import Config
 
         settings = resolve(self._arguments).settings
         return Config(settings.exporter, settings.otlp_endpoint, settings.otlp_protocol)
-
-    def _export_at_end(self) -> None:
-        sender = threading.Thread(target=self._export, name="epochmeter-last-export", daemon=True)
-        try:
-            sender.start()
-        except RuntimeError:  # the interpreter is already ending
-            self._export()
-            return
-        sender.join(EXIT_TIMEOUT_S)
-        if sender.is_alive():
-            self._run.note("the last export took longer than a second and was given up")
 
     # ---- at the edges ----------------------------------------------------------------------------------------------
 

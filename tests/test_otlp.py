@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 import exporters
 from exporters import Config, ExporterError
 from profiler import Profiler, settings
+from profiler.runlog import find, load
 
 
 def trained(endpoint: str | None, **options: Any) -> Any:
@@ -91,11 +92,12 @@ def test_the_standard_variables_give_endpoint_and_headers_together(sink: Sink, m
     assert sink.received[0].headers["x-team"] == "vision"
 
 
-def test_a_redirect_is_not_followed_and_not_taken_for_delivery(sink: Sink) -> None:
+def test_a_redirect_is_not_followed_and_not_taken_for_delivery(sink: Sink, home: Path) -> None:
     sink.status, sink.location = 307, sink.url + "/elsewhere"
     notes = trained(sink.url)["notes"]
     assert len(sink.received) == 1
     assert notes == {"an export was not taken": 1}
+    assert load(find(home / "runs")).notes == notes  # doctor shows it
 
 
 def test_the_programs_random_numbers_and_logs_are_its_own(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
@@ -124,6 +126,13 @@ def test_a_dead_collector_costs_a_second_at_most_and_says_nothing() -> None:
     answer = python("-c", DEAD)
     assert (answer.code, answer.err) == (0, "")
     assert float(answer.out) < 3.0  # 1 s is given; the rest is this machine's noise
+
+
+def test_a_run_that_nobody_stops_is_sent_at_exit(sink: Sink) -> None:
+    script = "import sys\nfrom profiler import Profiler\nchosen = {'otlp_endpoint': sys.argv[1]}\n"
+    answer = python("-c", script + "list(Profiler('x', exporter='otlp', settings=chosen).train(range(5)))", sink.url)
+    assert (answer.code, answer.err) == (0, "")
+    assert metrics(sink)["epochmeter.stage.steps"].sum.data_points[0].as_int == 5
 
 
 def test_none_imports_nothing_of_the_exporters() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -239,6 +240,28 @@ def test_more_than_a_buffer_full_is_all_there(clock: FakeClock) -> None:
             clock.pass_ms(0.001)
     found = taken(timer).phases[("forward",)]
     assert (found.count, found.total_ns) == (count, count * 1000)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_steps() -> None:
+    timer = Timer()
+
+    def run(steps: int) -> None:
+        for _ in timer.iterate(Stage.TRAIN, range(steps), batch_size):
+            with timer.phase("forward"), timer.phase("inner"):
+                pass
+            with timer.phase("backward"):
+                pass
+
+    run(3 * BUFFER_SIZE)
+    tracemalloc.start()
+    try:
+        run(3 * BUFFER_SIZE)
+        first = tracemalloc.get_traced_memory()[0]
+        run(30 * BUFFER_SIZE)
+        assert tracemalloc.get_traced_memory()[0] - first < 50_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", [None, 3, ["forward"], b"forward", object()])
