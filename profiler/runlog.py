@@ -160,26 +160,55 @@ def load(path: Path) -> Run:
     Raises:
         RunLogError: the file cannot be read, or no line of it is of a run.
     """
+    lines = _lines(path)
+    run = Run(id=run_id(path), name="", started_unix_ns=0)
+    known = [_take(run, line) for line in lines]
+    if not any(known):
+        raise _no_run(path)
+    spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now
+    if spoilt:
+        run.note("unreadable line in the run log", spoilt)
+    run.epochs.sort(key=lambda epoch: epoch.index or 0)
+    return _with_true_state(run, path)
+
+
+def outline(path: Path) -> Run:
+    """A run's name, state and times alone: its last whole line has them, whatever the log's length.
+
+    Raises:
+        RunLogError: as `load`.
+    """
+    for line in reversed(_lines(path)):
+        run = Run(id=run_id(path), name="", started_unix_ns=0)
+        if _take(run, line):
+            return _with_true_state(run, path)
+    raise _no_run(path)
+
+
+def _lines(path: Path) -> list[bytes]:
     try:
-        lines = path.read_bytes().split(b"\n")
+        return [line for line in path.read_bytes().split(b"\n") if line]
     except OSError as error:
         raise RunLogError(f"the run log {path.name} cannot be read: {error.strerror}.") from None
-    run = Run(id=run_id(path), name="", started_unix_ns=0)
-    known = False
-    for number, line in enumerate(lines):
-        if not line:
-            continue
-        try:
-            known = _take_line(run, json.loads(line)) or known
-        except (ValueError, KeyError, TypeError, AttributeError):
-            if number != len(lines) - 1:  # the last one may have been cut off by a crash, or is being written now
-                run.note("unreadable line in the run log")
-    if not known:
-        raise RunLogError(f"{path.name} holds no run: none of its lines is OTLP JSON with an epochmeter run in it.")
+
+
+def _no_run(path: Path) -> RunLogError:
+    return RunLogError(f"{path.name} holds no run: none of its lines is OTLP JSON with an epochmeter run in it.")
+
+
+def _with_true_state(run: Run, path: Path) -> Run:
+    """A run that says it is running while no process writes its log was killed."""
     if run.state == "running" and not is_being_written(path):
         run.state = "interrupted"
-    run.epochs.sort(key=lambda epoch: epoch.index or 0)
     return run
+
+
+def _take(run: Run, line: bytes) -> bool | None:
+    """Adds a line to the run: whether it is of a run at all, or None where it cannot be read."""
+    try:
+        return _take_line(run, json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _take_line(run: Run, document: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from profiler.record import EpochRecord, Run, State
 from profiler.recorder import Recorder
 from profiler.runlog import RunLog, prune
 from profiler.summary import RunSummary
-from profiler.timing import Phase, SampleCount, Span, Stage, Timer, batch_size
+from profiler.timing import Phase, SampleCount, Span, Stage, Timer, batch_size, printable
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -157,6 +157,7 @@ class Profiler:
                 self._epoch.duration_ns = self._now() - self._epoch.started_ns
                 shown = Run(**{**vars(self._run), "epochs": [*self._run.epochs, self._epoch]})
                 return RunSummary(shown)
+            self._keep_outside()
         return RunSummary(self._run)
 
     # ---- what the loop uses ----------------------------------------------------------------------------------------
@@ -518,7 +519,7 @@ def _checked_name(name: Any) -> str:
         raise ArgumentTypeError(f"a run needs a name, such as Profiler('digits-mlp'), not {name!r}")
     if not name.strip() or len(name) > 200:
         raise ArgumentValueError(f"a run's name has 1 to 200 characters, unlike {name[:220]!r}")
-    return name
+    return printable(name)
 
 
 def _checked_count(what: str, value: Any) -> int | None:

@@ -59,6 +59,11 @@ class Phase(str, Enum):
     LOGGING = "logging"
 
 
+def printable(name: str) -> str:
+    """The name as text that every encoder takes; half characters, as from undecodable file names, become "?"."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
 def phase_name(name: str | Phase) -> str:
     """The name of a phase as text.
 
@@ -74,7 +79,7 @@ def phase_name(name: str | Phase) -> str:
         raise ArgumentValueError(f"a phase's name has 1 to 100 characters, unlike {name[:120]!r}")
     if name == "other":
         raise ArgumentValueError("'other' is the time that no phase covers; give the phase another name")
-    return str(name)
+    return printable(name)
 
 
 class Span:

@@ -280,6 +280,16 @@ def test_no_thread_is_left(home: Path) -> None:
     assert set(threading.enumerate()) == before
 
 
+def test_names_that_no_encoder_takes(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with quick("half \udcff a name") as prof:
+        for _ in prof.train(range(2)):
+            with prof.phase("\udcfe"):
+                pass
+    assert saved(home)["run"]["name"] == prof.summary.name == "half ? a name"
+    assert prof.summary.stages["train"]["phases"]["?"]["count"] == 2
+    assert capfd.readouterr() == ("", "")
+
+
 def test_live_says_a_line_an_epoch_on_stderr(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with quick("digits", live=True) as prof:
         for _ in prof.epochs(2):

@@ -91,7 +91,7 @@ def _folders() -> Iterator[Check]:
                 file.flush()
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            cure = "make it writable, or set EPOCHMETER_HOME to a folder that is; runs go on without it, unrecorded"
+            cure = "free some space or make it writable, or set EPOCHMETER_HOME to another folder; runs go on, unrecorded"
             yield Check(name, "problem", f"cannot be written: {reason}", cure)
         else:
             yield Check(name, "ok", str(folder))

@@ -36,10 +36,10 @@ def runs(as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdou
 def _row(path: Any) -> dict[str, Any] | None:
     from profiler.errors import RunLogError
     from profiler.report.document import rfc3339
-    from profiler.runlog import load
+    from profiler.runlog import outline
 
     try:
-        run = load(path)
+        run = outline(path)
     except RunLogError as error:
         typer.echo(f"epochmeter: {error}", err=True)
         return None
