@@ -130,23 +130,25 @@ class Recorder:
                 self._keep(sample)
         self.ask_facts()
 
-    def ask_facts(self) -> None:
-        """Asks for the facts that are not known yet; those that will never be known are asked once."""
+    def ask_facts(self) -> int:
+        """Asks for the facts that are not known yet, and says how many became known; most are asked only once."""
         facts, self._facts = self._facts, []
+        learnt = 0
         for probe, fact in facts:
             value = self._attempt(probe, fact.read)
             if value is not None:
                 self._learn(fact, value)
+                learnt += 1
             elif fact.late:
                 self._facts.append((probe, fact))
+        return learnt
 
     def _main(self) -> None:
         for name in sorted(self._names, key=lambda name: name in SLOW):
             if name in SLOW:
                 self._prepare_once()
             if not self._stop.is_set():
-                self._open(name)
-                self.ask_facts()
+                self.open(name)
         self._prepare_once()
         last = time.monotonic()
         while True:
@@ -169,7 +171,9 @@ class Recorder:
         if prepare is not None:
             self._attempt("prepare", prepare)
 
-    def _open(self, name: str) -> None:
+    def open(self, name: str) -> tuple[int, int]:
+        """Starts a probe and asks for its facts: how many of those are known, and how many readings it has."""
+
         def opened() -> tuple[Sequence[Fact], Sequence[Reading]]:
             probe = self._load(name)
             try:
@@ -182,6 +186,7 @@ class Recorder:
         facts, readings = self._attempt(name, opened) or ((), ())
         self._facts += [(name, fact) for fact in facts]
         self._rows += [_Row(name, reading) for reading in readings]
+        return self.ask_facts(), len(readings)
 
     def _attempt(self, probe: str, read: Callable[[], Any], row: _Row | None = None) -> Any:
         """The answer of a call, or None where it fails: the one place that swallows what probes raise."""

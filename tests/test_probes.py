@@ -294,7 +294,7 @@ class Scripted:
 
 def sampled(probe: Probe, ticks: int) -> Recorder:
     recorder = Recorder(1.0, probes=("it",), load=lambda name: probe)
-    recorder._open("it")
+    recorder.open("it")
     for _ in range(ticks):
         recorder.tick()
     return recorder

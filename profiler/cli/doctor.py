@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -121,29 +121,18 @@ def _settings() -> Iterator[Check]:
 
 
 def _probes() -> Iterator[Check]:
-    from profiler.errors import ProbeUnavailableError
-    from profiler.probes import PROBES, load_probe
+    from profiler.probes import PROBES
+    from profiler.recorder import Recorder
 
     for name in PROBES:
-        try:
-            probe = load_probe(name)
-            probe.start()
-        except ProbeUnavailableError as error:
-            yield Check(f"probe {name}", "missing", str(error))
-        except Exception as error:
-            yield Check(f"probe {name}", "problem", f"{type(error).__name__}: {error}", "please report this")
+        recorder = Recorder(1.0, probes=(name,))
+        facts, readings = recorder.open(name)
+        if name in recorder.missing:
+            yield Check(f"probe {name}", "missing", recorder.missing[name])
+        elif recorder.notes:
+            yield Check(f"probe {name}", "problem", ", ".join(recorder.notes), "please report this")
         else:
-            known = [fact for fact in probe.facts() if _known(fact.read)]
-            yield Check(f"probe {name}", "ok", f"{len(known)} facts, {len(probe.readings())} readings")
-
-
-def _known(read: Callable[[], object]) -> bool:
-    from profiler.errors import ProbeUnavailableError
-
-    try:
-        return read() is not None
-    except ProbeUnavailableError:
-        return False
+            yield Check(f"probe {name}", "ok", f"{facts} facts, {readings} readings")
 
 
 def _optional() -> Iterator[Check]:
