@@ -381,9 +381,11 @@ class Segment:
         state.segments.append(self)
         state.current = tree.root
 
-    def begin_step(self, samples: int | None) -> None:
-        """A batch is handed to the loop."""
+    def begin_step(self, samples: int | None) -> bool:
+        """A batch is handed to the loop; False where the epoch has ended, and this pass with it, during the wait."""
         with self.state.timer.lock:
+            if self.closed:
+                return False
             record = self.tree.record  # another thread may just have taken the one before
             self.in_step = True
             record.steps += 1
@@ -391,6 +393,7 @@ class Segment:
                 record.samples = (record.samples or 0) + samples
         if self.tree.stage is Stage.INFERENCE:
             self.handed_at = now()
+        return True
 
     def end_step(self) -> None:
         """The loop is done with the batch: the step lasted from the end of the one before to now."""
@@ -528,7 +531,10 @@ class Timer:
                     wait.__exit__()
                     raise
                 wait.__exit__()
-                segment.begin_step(samples(item))
+                size = samples(item)
+                if not segment.begin_step(size):
+                    segment = self.begin(stage)
+                    segment.begin_step(size)
                 yield item
                 if not segment.closed:
                     segment.end_step()
