@@ -55,7 +55,7 @@ class Recorder:
         self.interval = interval
         self.notes: dict[str, int] = {}
         self.missing: dict[str, str] = {}  # probe: why it is not there, and the cure
-        self.cpu_ns = 0
+        self.cpu_ns: int | None = None  # CPU time of the thread
         self._names = tuple(probes)
         self._load = load
         self._prepare = prepare

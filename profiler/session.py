@@ -105,6 +105,8 @@ class Profiler:
         self._gate: Any = None
         self._state: Literal["new", "running", "over"] = "new"
         self._epoch: EpochRecord | None = None
+        self._indices: set[int] = set()  # of the epochs begun so far
+        self._tells_epochs = False  # whether the loop says itself where its epochs begin
         self._began = 0
 
     # ---- a run's life ----------------------------------------------------------------------------------------------
@@ -207,7 +209,7 @@ class Profiler:
 
         if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
             raise ArgumentTypeError(f"prof.inference decorates a function that returns its result, not {function!r}")
-        return self._timer.call(function, batch_size)
+        return self._timer.call(function, batch_size, self._start_if_new)
 
     def epochs(self, epochs: int | Iterable[T] | None = None) -> Pass[Any]:
         """Epochs: ``for epoch in prof.epochs(10)``, or any iterable, or the number given to the Profiler.
@@ -244,10 +246,12 @@ class Profiler:
 
     def _infer_epoch(self) -> None:
         """Where the loop does not say itself where its epochs begin, each training pass is taken for one."""
-        known = [*self._run.epochs, *([self._epoch] if self._epoch else [])]
-        told = any(not epoch.inferred for epoch in known)
-        if self._state == "running" and not told and not self._timer.is_open(Stage.TRAIN):
-            self._begin_epoch(len(self._run.epochs), inferred=True)
+        if self._state == "running" and not self._tells_epochs and not self._timer.is_open(Stage.TRAIN):
+            self._begin_epoch(len(self._indices), inferred=True)
+
+    def _start_if_new(self) -> None:
+        if self._state == "new":
+            self.start()
 
     def _after_pass(self) -> None:
         if self._epoch is None and self._state == "running":
@@ -258,9 +262,10 @@ class Profiler:
             yield from items
             return
         self.start()
+        self._tells_epochs = True
         try:
             for item in items:
-                index = item if type(item) is int else len(self._run.epochs)
+                index = item if type(item) is int else len(self._indices)
                 record = self._begin_epoch(index, inferred=False)
                 yield item
                 if self._epoch is record:
@@ -270,9 +275,9 @@ class Profiler:
 
     def _begin_epoch(self, index: int, *, inferred: bool) -> EpochRecord:
         self._end_epoch()
-        taken = {epoch.index for epoch in self._run.epochs}
-        if index < 0 or index in taken:
-            index = next(free for free in itertools.count(len(taken)) if free not in taken)
+        if index < 0 or index in self._indices:
+            index = next(free for free in itertools.count(len(self._indices)) if free not in self._indices)
+        self._indices.add(index)
         self._keep_outside()
         self._epoch = EpochRecord(index, started_ns=self._now(), inferred=inferred)
         return self._epoch
@@ -293,8 +298,11 @@ class Profiler:
         self._refresh()
         self._save(epoch)
         if self._live:
-            sys.stderr.write(f"{self._run.name}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n")
+            self._attempt("stderr takes no lines", lambda: self._say(epoch))
         self._timer.overhead_ns += host_clock() - began
+
+    def _say(self, epoch: EpochRecord) -> None:
+        sys.stderr.write(f"{self._run.name}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n")
 
     def _collect(self, into: EpochRecord) -> None:
         with self._run_lock:
@@ -320,7 +328,7 @@ class Profiler:
         run = self._run
         run.duration_ns = self._now()
         run.hardware = self._recorder.hardware()
-        run.background_ns = self._recorder.cpu_ns or None
+        run.background_ns = self._recorder.cpu_ns
         run.notes.update(self._recorder.notes)
 
     def _finish(self, state: State) -> None:

@@ -542,11 +542,12 @@ class Timer:
             segment.close(partial=partial)
             after()
 
-    def call(self, function: Callable[P, R], samples: SampleCount) -> Callable[P, R]:
-        """Every call of the function as one step of inference."""
+    def call(self, function: Callable[P, R], samples: SampleCount, before: Callable[[], None] = lambda: None) -> Callable[P, R]:
+        """Every call of the function as one step of inference; ``before`` is called first."""
 
         @functools.wraps(function)
         def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+            before()
             segment = self.begin(Stage.INFERENCE)
             segment.begin_step(samples(args))
             failed = True

@@ -240,6 +240,15 @@ def test_inference_under_threads(home: Path) -> None:
     assert (stage["steps"], stage["latency"]["count"], stage["phases"]["forward"]["count"]) == (200, 200, 200)
 
 
+def test_a_decorated_function_starts_a_run_that_nobody_started(home: Path) -> None:
+    prof = quick()
+    predict = prof.inference(abs)
+    assert predict(-3) == 3
+    prof.stop()
+    assert predict(-4) == 4
+    assert saved(home)["stages"]["inference"]["steps"] == 1
+
+
 def test_a_second_run_beside_the_first(home: Path) -> None:
     with quick("outer") as outer, quick("inner") as inner:
         for _ in outer.train(range(3)):
