@@ -7,6 +7,8 @@ what goes wrong on our side is counted, said once, and shown by ``epochmeter doc
 from __future__ import annotations
 
 import atexit
+import contextlib
+import importlib
 import itertools
 import logging
 import os
@@ -21,6 +23,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 from profiler.clocks import host_clock
 from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError, SettingsError
 from profiler.preferences import check_key, check_value, data_path, resolve
+from profiler.probes import PROBES
 from profiler.record import EpochRecord, Run, State
 from profiler.recorder import Recorder
 from profiler.runlog import RunLog, prune
@@ -31,6 +34,11 @@ T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 EXIT_TIMEOUT_S = 1.0  # the most that the end of a run waits for an exporter
+PROBE_MODULES = (*(f"profiler.probes.{name}" for name in PROBES), "psutil", "pynvml")
+LOG_MODULES = (
+    *("profiler.otel", "opentelemetry.exporter.otlp.proto.common.metrics_encoder"),
+    *("google.protobuf.json_format", "filelock", "platformdirs"),
+)
 MAX_UNSAVED = 16  # epochs kept for a disk that may have room again
 logger = logging.getLogger("epochmeter")
 _live: weakref.WeakSet[Profiler] = weakref.WeakSet()
@@ -122,9 +130,10 @@ class Profiler:
         if self._state == "running":
             return self
         self._state = "running"
+        resolved = resolve(self._arguments)
+        self._attempt("a part of the profiler could not be loaded", lambda: _load(resolved.settings.local))
         self._began = host_clock()
         self._run.started_unix_ns = time.time_ns()
-        resolved = resolve(self._arguments)
         for problem in resolved.problems:
             _warn_once(problem)
         if resolved.settings.local:
@@ -465,6 +474,17 @@ class Profiler:
 
     def __repr__(self) -> str:
         return f"<Profiler {self._run.name!r} {self._run.id} {self._state}>"
+
+
+def _load(keeps_log: bool) -> None:
+    """Imports what a run needs before its clock starts.
+
+    Beside the loop the imports would hold the interpreter's lock, 5 ms at a time, and the loop's first steps would show
+    it. Nothing of an exporter is among them: that waits for consent.
+    """
+    for module in (*PROBE_MODULES, *(LOG_MODULES if keeps_log else ())):
+        with contextlib.suppress(ImportError):  # whoever needs it says so, and what helps
+            importlib.import_module(module)
 
 
 def unit_costs(repeats: int = 200) -> tuple[float, float]:
