@@ -159,7 +159,8 @@ class Span:
             return TooDeep(self.tree, self, name)
         if len(self.children) >= MAX_NAMES and name != TOO_MANY:
             return self.child(TOO_MANY)
-        made = self.children[name] = self.tree.span_type(self.tree, self, name)
+        kind = Span if name == Phase.DATA_WAIT.value else self.tree.span_type  # waiting is the host's alone
+        made = self.children[name] = kind(self.tree, self, name)
         return made
 
     def record(self, duration: int) -> None:
@@ -210,13 +211,14 @@ class DeviceSpan(Span):
     def __enter__(self) -> Span:
         super().__enter__()
         device = self.tree.device
-        self.begin = device.mark() if device is not None else None
+        entered_here = self.state.current is self and not self.shared
+        self.begin = device.mark() if device is not None and entered_here else None
         return self
 
     def __exit__(self, *exc: object) -> None:
         device, begin = self.tree.device, self.begin
         self.begin = None
-        if device is not None and begin is not None and len(self.tree.pending) < MAX_PENDING:
+        if device is not None and begin is not None and not self.shared and len(self.tree.pending) < MAX_PENDING:
             end = device.mark()
             if end is not None:
                 self.tree.pending.append((None if self.tree.cold else self, begin, end))

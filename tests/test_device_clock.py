@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import types
 from typing import Any
 
@@ -42,6 +43,30 @@ def test_device_time_stands_beside_host_time(clock: FakeClock, device: FakeDevic
     assert forward.device.count == 9  # the first step is warm-up
     assert forward.device.sum_ns == 27 * MS
     assert device.events < 12  # marks are used again
+
+
+def test_waiting_for_data_is_the_hosts_alone(clock: FakeClock, device: FakeDevice) -> None:
+    timer = Timer()
+    for _ in timer.iterate(Stage.TRAIN, range(5), batch_size):
+        pass
+    assert device.events == 0
+
+
+def test_another_threads_phases_are_not_marked_on_the_loops_stream(clock: FakeClock, device: FakeDevice) -> None:
+    timer = Timer()
+
+    def elsewhere() -> None:
+        with timer.phase("forward"):
+            clock.pass_ms(1)
+
+    for _ in timer.iterate(Stage.TRAIN, range(3), batch_size):
+        with timer.phase("forward"):
+            clock.pass_ms(1)
+        marks = device.events
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert device.events == marks
 
 
 def test_marks_that_are_not_reached_are_not_waited_for(clock: FakeClock, device: FakeDevice) -> None:

@@ -29,6 +29,26 @@ def test_making_a_profiler_loads_nothing_heavy() -> None:
     assert not {name.partition(".")[0] for name in python("-c", script).out.split()} & set(HEAVY)
 
 
+BESIDE = """
+import sys, time
+from profiler import Profiler
+with Profiler("x", interval=0.05) as prof:
+    before = set(sys.modules)
+    for _ in prof.epochs(2):
+        list(prof.train(range(3)))
+        time.sleep(0.2)
+    print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_nothing_is_imported_beside_the_loop(home: Path) -> None:
+    """An import in the sampling thread holds the loop up, 5 ms at a time: steps of 8 ms were seen to take 13."""
+    answer = python("-c", BESIDE)
+    assert (answer.code, answer.err) == (0, "")
+    late = {name for name in answer.out.split() if name.partition(".")[0] in HEAVY or name.startswith(("profiler", "google"))}
+    assert late == set()
+
+
 def test_the_public_names_are_all_there() -> None:
     assert sorted(profiler.__all__) == profiler.__all__
     for name in profiler.__all__:
