@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -65,6 +66,14 @@ def python(*arguments: str, timeout: float = 60, **environment: str) -> Answer:
 
 def epochmeter(*arguments: str, **environment: str) -> Answer:
     return python("-m", "profiler.cli", *arguments, **{"COLUMNS": "120", **environment})
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
+    """Until it holds; fails when it does not within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import wait_for
 
 from profiler.catalog import probe_specs, units
 from profiler.cgroup import Cgroups
@@ -355,8 +356,7 @@ def test_a_slow_probe_does_not_keep_the_quick_ones_waiting() -> None:
     prepared: list[str] = []
     recorder = Recorder(0.05, probes=("nvml", "process"), load=load, prepare=lambda: prepared.append("yes"))
     recorder.start()
-    time.sleep(0.3)
-    assert prepared == ["yes"]
+    wait_for(lambda: prepared == ["yes"])
 
 
 def test_every_probe_keeps_to_its_declared_metrics() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import wait_for
 
 from profiler import ArgumentTypeError, ArgumentValueError, Phase, Profiler, ProfilerError, SettingsError
 from profiler.report.document import document
@@ -73,7 +74,7 @@ def test_what_is_saved_is_what_the_summary_says(home: Path) -> None:
             for _ in prof.train(range(30)):
                 with prof.phase("mine"), prof.phase(Phase.LOSS):
                     pass
-        time.sleep(0.2)
+        wait_for(lambda: prof._recorder._readings)
     told, kept = prof.summary.to_dict(), saved(home)
     assert told == json.loads(json.dumps(kept))
     assert told["hardware"]["runtime"]["python"]
@@ -285,8 +286,7 @@ def test_no_thread_is_left(home: Path) -> None:
         assert extra.daemon
         list(prof.train(range(3)))
         time.sleep(0.3)
-    time.sleep(0.1)
-    assert set(threading.enumerate()) == before
+    wait_for(lambda: set(threading.enumerate()) == before)
 
 
 def test_names_that_no_encoder_takes(home: Path, capfd: pytest.CaptureFixture[str]) -> None:
