@@ -286,9 +286,14 @@ def names_set(names: Iterable[str]) -> set[str]:
     return {name for name in names if name in os.environ}
 
 
-def standard_otlp_endpoint() -> bool:
-    """Whether the standard OTEL_EXPORTER_OTLP_* variables name a collector."""
-    return bool(names_set(("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")))
+def destination(settings: Settings) -> str:
+    """Where measurements would go, in words for the user."""
+    if settings.otlp_endpoint is not None:
+        return settings.otlp_endpoint
+    for name in ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        if names_set((name,)):
+            return f"the collector that {name} names"
+    return "http://localhost:4318"
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

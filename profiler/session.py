@@ -22,7 +22,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from profiler.clocks import host_clock
 from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError, SettingsError
-from profiler.preferences import check_key, check_value, data_path, resolve
+from profiler.preferences import check_key, check_value, data_path, destination, resolve
 from profiler.probes import PROBES
 from profiler.record import EpochRecord, Run, State
 from profiler.recorder import Recorder
@@ -429,12 +429,29 @@ class Profiler:
             import exporters
 
             self._gate = exporters.build(self._exporter_config(), self._consent, self._exporter)
+        if self._exporter is None:
+            self._announce()
         with self._run_lock:
             self._refresh()
             data = run_data(self._run, self._run.started_unix_ns + self._run.duration_ns)
         outcome = self._gate.export(data)
         if outcome.name != "SUCCESS":
             self._run.note("an export was not taken")
+
+    def _announce(self) -> None:
+        """The one uninvited line: the first time that something is about to be sent to a destination."""
+        where = destination(resolve(self._arguments).settings)
+        known = data_path() / "announced.txt"
+        if known.exists() and where in known.read_text("utf-8").splitlines():
+            return
+        sys.stderr.write(
+            f"epochmeter: this run's timings, counts and hardware readings (no names or words of yours) go to {where}, "
+            "as chosen in the settings. To stop it: epochmeter settings sync=false\n"
+        )
+        with contextlib.suppress(OSError):  # where it cannot be noted, it is said again next time
+            known.parent.mkdir(parents=True, exist_ok=True)
+            with known.open("a", encoding="utf-8") as file:
+                file.write(f"{where}\n")
 
     def _send_last(self) -> None:
         if self._recorder.every is None:

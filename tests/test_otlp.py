@@ -16,6 +16,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 import exporters
 from exporters import Config, ExporterError
 from profiler import Profiler, settings
+from profiler.preferences import destination, resolve
 from profiler.runlog import find, load
 
 
@@ -39,6 +40,29 @@ def test_a_run_arrives(sink: Sink) -> None:
     assert received.headers["content-encoding"] == "gzip"
     assert metrics(sink)["epochmeter.stage.steps"].sum.data_points[0].as_int == 10
     assert b"secret-run" not in received.content
+
+
+def test_the_first_time_is_announced_and_no_other(sink: Sink, capfd: pytest.CaptureFixture[str]) -> None:
+    trained(sink.url)
+    said = capfd.readouterr()
+    assert (said.out, len(said.err.splitlines())) == ("", 1)
+    assert sink.url in said.err and "epochmeter settings sync=false" in said.err
+    trained(sink.url)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_not_sent_is_not_announced(
+    sink: Sink, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    trained(sink.url)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_collector_named_by_the_environment_is_announced_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert destination(resolve().settings) == "http://localhost:4318"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://user:secret@collector")
+    assert destination(resolve().settings) == "the collector that OTEL_EXPORTER_OTLP_ENDPOINT names"
 
 
 def test_during_a_long_run_it_is_sent_in_between(sink: Sink) -> None:
@@ -123,6 +147,7 @@ print(time.perf_counter() - began)
 
 
 def test_a_dead_collector_costs_a_second_at_most_and_says_nothing() -> None:
+    python("-c", DEAD)  # the first time is announced
     answer = python("-c", DEAD)
     assert (answer.code, answer.err) == (0, "")
     assert float(answer.out) < 3.0  # 1 s is given; the rest is this machine's noise
@@ -131,7 +156,7 @@ def test_a_dead_collector_costs_a_second_at_most_and_says_nothing() -> None:
 def test_a_run_that_nobody_stops_is_sent_at_exit(sink: Sink) -> None:
     script = "import sys\nfrom profiler import Profiler\nchosen = {'otlp_endpoint': sys.argv[1]}\n"
     answer = python("-c", script + "list(Profiler('x', exporter='otlp', settings=chosen).train(range(5)))", sink.url)
-    assert (answer.code, answer.err) == (0, "")
+    assert (answer.code, len(answer.err.splitlines())) == (0, 1)
     assert metrics(sink)["epochmeter.stage.steps"].sum.data_points[0].as_int == 5
 
 
