@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from exporters.config import Config, ExporterError
+from exporters.config import Config, ExporterError, Record, Release
 
 if TYPE_CHECKING:
     from exporters.gate import GatedExporter
@@ -30,25 +30,27 @@ def check_target(name: str) -> None:
         raise ExporterError(f"there is no exporter {name!r} in this version; there are: none, {', '.join(TARGETS)}")
 
 
-def build(config: Config, consent: Callable[[], bool], exporter: Any = None) -> GatedExporter:
+def build(config: Config, consent: Callable[[], bool], record: Record, exporter: Any = None) -> GatedExporter:
     """The exporter behind its gate. The exporter itself is made, and its library imported, once the gate opens.
 
     Args:
         config: which one, and where to.
-        consent: asked at every export, before the data is looked at and again before it is sent.
+        consent: asked at every export, before the data is looked at, again before it is handed on, and before each
+            attempt to send.
+        record: notes what is sent, before it is.
         exporter: a ready ``MetricExporter`` to use instead of a target.
 
     Raises:
         ExporterError: there is no such exporter.
     """
-    from exporters.gate import GatedExporter
+    from exporters.gate import GatedExporter, HandedOver
 
     if exporter is not None:
-        return GatedExporter(lambda: exporter, consent)
+        return GatedExporter(lambda release: HandedOver(exporter, release), consent, record)
     check_target(config.target)
     module, _, function = TARGETS[config.target].partition(":")
 
-    def make() -> Any:
-        return getattr(importlib.import_module(module), function)(config)
+    def make(release: Release) -> Any:
+        return getattr(importlib.import_module(module), function)(config, release)
 
-    return GatedExporter(make, consent)
+    return GatedExporter(make, consent, record, config.target)

@@ -2,6 +2,9 @@
 
 The rule it keeps: there is no free text. A text attribute has its words written here, and any other word becomes
 ``other`` or stays behind; a number is exact only where it is a timing or a count.
+
+Made from it, and nowhere written again: what goes out (`gate`), the check of the final bytes (`check`), the printed list
+and ``docs/telemetry.md`` (`schema`), and OpenTelemetry views (`views`).
 """
 
 from __future__ import annotations
@@ -9,6 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from exporters.rules import OTHER, Random, Rule, Words
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
+SCOPE_NAME = "epochmeter"
+HEADERS = {  # what a request says of itself: the same from every machine
+    "content-type": "application/x-protobuf",
+    "content-encoding": "gzip",
+    "user-agent": "epochmeter",
+    "accept": "*/*",
+    "accept-encoding": "identity",
+}
 STAGES = ("train", "val", "inference")
 PHASES = (
     *("data_wait", "transfer", "forward", "loss", "backward", "optimizer", "metrics", "checkpoint", "logging"),
@@ -28,32 +42,6 @@ CPU_FAMILIES = (
     *("Intel Xeon", "Intel Core", "Intel other", "AMD EPYC", "AMD Ryzen Threadripper", "AMD Ryzen", "AMD other"),
     *("Apple M", "AWS Graviton", "NVIDIA Grace", "Ampere Altra", "ARM Neoverse", "ARM other"),
 )
-OTHER = "other"
-
-
-@dataclass(frozen=True)
-class Words:
-    """An attribute whose values are written down.
-
-    Attributes:
-        values: the words; anything else is told as ``other`` if that is one of them, else not at all.
-        contained: the value is told as the longest word that it contains (a card's full name as "H100").
-        upward: numbers; the value is told as the next one that is not below it.
-    """
-
-    values: tuple[str | int | bool, ...]
-    contained: bool = False
-    upward: bool = False
-
-
-@dataclass(frozen=True)
-class Random:
-    """An attribute that is drawn at random for each run: lower-case hexadecimal digits, exactly this many."""
-
-    digits: int
-
-
-Rule = Words | Random
 
 
 @dataclass(frozen=True)
@@ -62,7 +50,10 @@ class Entry:
 
     Attributes:
         kind: histogram, sum, updowncounter or gauge.
+        since: the version that first sent it.
         digits: how many significant digits of a number are told; None tells it exactly.
+        sizes: for sizes in bytes, the classes in GiB; the nearest is told.
+        destinations: the targets that get it.
     """
 
     name: str
@@ -72,6 +63,8 @@ class Entry:
     since: str = "0.1.0"
     attributes: Mapping[str, Rule] = field(default_factory=dict)
     digits: int | None = None
+    sizes: tuple[int, ...] = ()
+    destinations: tuple[str, ...] = ("otlp",)
 
 
 @dataclass(frozen=True)
@@ -82,6 +75,7 @@ class ResourceEntry:
     rule: Rule
     purpose: str
     since: str = "0.1.0"
+    destinations: tuple[str, ...] = ("otlp",)
 
 
 STAGE: Mapping[str, Rule] = {"epochmeter.stage": Words(STAGES)}
@@ -133,7 +127,11 @@ METRICS = (
         digits=3,
     ),
     Entry("hw.gpu.memory.usage", "updowncounter", "By", "Whether GPU memory is the limit.", attributes=GPU, digits=3),
-    Entry("hw.gpu.memory.limit", "updowncounter", "By", "Whether GPU memory is the limit.", attributes=GPU, digits=2),
+    Entry(
+        *("hw.gpu.memory.limit", "updowncounter", "By", "Whether GPU memory is the limit."),
+        attributes=GPU,
+        sizes=GPU_MEMORY_CLASSES,
+    ),
     Entry("hw.power", "gauge", "W", "What a run draws.", attributes=GPU_TYPED, digits=3),
     Entry("hw.energy", "sum", "J", "What a run uses.", attributes=GPU_TYPED, digits=3),
     Entry(
@@ -157,7 +155,7 @@ METRICS = (
 
 RESOURCE = (
     ResourceEntry("service.name", Words(("epochmeter",)), "Tells our metrics from others."),
-    ResourceEntry("service.version", Words(("0.1.0",)), "To know which version measured."),
+    ResourceEntry("service.version", Words(("0.1.0", "dev", OTHER)), "To know which version measured."),
     ResourceEntry("service.instance.id", Random(12), "Keeps the metrics of two runs apart; drawn anew for each run."),
     ResourceEntry("os.type", Words(("linux", "darwin", "windows", OTHER)), "Differences between systems."),
     ResourceEntry("host.arch", Words(("amd64", "arm64", OTHER)), "Differences between processors."),

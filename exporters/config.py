@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+Answered = Callable[[str], None]  # told what the destination answered
+Record = Callable[[str, bytes], Answered]  # where the bytes go, and the bytes; called before they go
+Release = Callable[[str, bytes], Answered]  # the same, asked by an exporter; raises where they may not go
 
 
 class ExporterError(ValueError):
-    """An exporter that does not exist or cannot be made; the text says what is there and what helps."""
+    """An exporter that does not exist, cannot be made, or may not send; the text says why, and what helps."""
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,24 @@ whatever cannot be understood means "off"; any "off" beats any "on".
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from profiler.errors import SettingsError, did_you_mean
 
-VERSION = 1
+VERSION = 2
+MIGRATIONS = {  # version: how its keys and values become those of the next one
+    1: dict,  # the same, but its choices had no date; a version 1 that wrote to this file would leave the date wrong
+}
 MAX_FILE_BYTES = 1_000_000
 LOCK_TIMEOUT_S = 10.0
 EXPORTERS = ("none", "otlp", "ga")
@@ -49,12 +54,13 @@ class Settings:
     ga_measurement_id: str | None = setting(None, "G-...; the API secret comes from EPOCHMETER_GA_API_SECRET alone")
     ga_endpoint: str | None = setting(None, "another Google Analytics endpoint: the EU's, or a proxy")
     export_interval: float = setting(60.0, "seconds between exports during a run; a run always exports at its end")
-    retention_days: int = setting(90, "local run logs older than this are removed")
+    retention_days: int = setting(90, "local run logs and copies of what was sent are removed after so many days")
 
 
 KEYS: dict[str, Any] = {entry.name: entry.default for entry in fields(Settings)}
 HELP: dict[str, str] = {entry.name: entry.metadata["help"] for entry in fields(Settings)}
 CONSENT = ("sync", "crash_reports", "usage", "local")  # an explicit False of these, wherever it stands, is final
+DESTINATION = ("sync", "exporter", "otlp_endpoint", "ga_measurement_id", "ga_endpoint")  # a change of these is dated
 CHOICES = {"exporter": EXPORTERS, "otlp_protocol": ("http/protobuf", "grpc")}
 
 
@@ -71,6 +77,7 @@ class Resolved(NamedTuple):
 
     values: dict[str, Value]
     problems: list[str]
+    decided: str | None = None  # when it was last chosen, in the file, whether anything may leave and where to
 
     @property
     def settings(self) -> Settings:
@@ -80,6 +87,20 @@ class Resolved(NamedTuple):
     def may_send(self) -> bool:
         """Whether anything may leave this machine now."""
         return self.values["sync"].value is True and self.values["exporter"].value != "none"
+
+    @property
+    def may_hand_over(self) -> bool:
+        """Whether an exporter that the program brought along may have anything: nobody has said "off" or "none"."""
+        exporter = self.values["exporter"]
+        return self.values["sync"].value is True and (exporter.value != "none" or exporter.source == "default")
+
+    @property
+    def why_off(self) -> str:
+        """What keeps everything on this machine, in words; empty where something may leave."""
+        exporter, sync = self.values["exporter"], self.values["sync"]
+        if self.may_send:
+            return ""
+        return f"exporter is none ({exporter.source})" if sync.value else f"sync is off ({sync.detail or sync.source})"
 
 
 def check_key(key: str) -> str:
@@ -162,7 +183,7 @@ def settings_path() -> Path:
 
 
 def data_path() -> Path:
-    """Where run logs are kept."""
+    """Where everything but the settings is kept."""
     moved = home()
     if moved is not None:
         return moved
@@ -171,15 +192,29 @@ def data_path() -> Path:
     return user_data_path("epochmeter", appauthor=False)
 
 
+def runs_path() -> Path:
+    """Where run logs are kept."""
+    return data_path() / "runs"
+
+
+def sent_path() -> Path:
+    """Where copies of what was sent are kept."""
+    return data_path() / "sent"
+
+
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
 class _Unreadable(Exception):
-    """Why the settings file cannot be used."""
+    """Why the settings file cannot be used; ``valid`` is what of it could be kept."""
+
+    def __init__(self, why: str, valid: Mapping[str, Any] | None = None) -> None:
+        super().__init__(why)
+        self.valid = valid or {}
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    """The file's own keys and values; nothing if there is no file."""
+    """The file's own keys and values, as this version writes them; nothing if there is no file."""
     try:
         if not _is_there(path):
             return {}
@@ -193,15 +228,28 @@ def _read_file(path: Path) -> dict[str, Any]:
     version = content.pop("version", None)
     if type(version) is not int or version < 1:
         raise _Unreadable("has no version number")
+    for older in range(version, VERSION):
+        content = MIGRATIONS[older](content)
+    valid, faults = _sorted_out(content)
     if version > VERSION:
-        raise _Unreadable(f"was written by a newer epochmeter (version {version}, known is {VERSION})")
+        raise _Unreadable(f"was written by a newer epochmeter (version {version}, known is {VERSION})", valid)
+    if faults:
+        raise _Unreadable(f"holds a value that cannot be used: {faults[0]}", valid)
+    return content
+
+
+def _sorted_out(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings that can be used, and what is wrong with the others."""
+    valid, faults = {}, []
     for key in KEYS:
         if key in content:
             try:
-                check_value(key, content[key], strict=True)
+                valid[key] = check_value(key, content[key], strict=True)
             except SettingsError as error:
-                raise _Unreadable(f"holds a value that cannot be used: {error}") from None
-    return content
+                faults.append(str(error))
+    if not isinstance(content.get("decided", ""), str):
+        faults.append(f"decided is a date, not {content['decided']!r}")
+    return valid, faults
 
 
 def _is_there(path: Path) -> bool:
@@ -233,7 +281,8 @@ def resolve(arguments: Mapping[str, Any] | None = None) -> Resolved:
     problems: list[str] = []
     values = {key: Value(default, "default") for key, default in KEYS.items()}
     seen: dict[str, list[Value]] = {key: [] for key in KEYS}
-    for key, value in [*_from_file(problems), *_from_arguments(arguments or {}), *_from_environment(problems)]:
+    saved, decided = _from_file(problems)
+    for key, value in [*saved, *_from_arguments(arguments or {}), *_from_environment(problems)]:
         values[key] = value
         seen[key].append(value)
     for key in (*CONSENT, "exporter"):
@@ -243,20 +292,18 @@ def resolve(arguments: Mapping[str, Any] | None = None) -> Resolved:
                 values[key] = value
     if values["sync"].value is not True and values["exporter"].value != "none":
         values["exporter"] = Value("none", values["sync"].source, "sync is off")
-    return Resolved(values, problems)
+    return Resolved(values, problems, decided)
 
 
-def _from_file(problems: list[str]) -> Iterator[tuple[str, Value]]:
+def _from_file(problems: list[str]) -> tuple[list[tuple[str, Value]], str | None]:
+    """The settings in the file, and the date of its choice; "off" where it cannot be used."""
     try:
         path = settings_path()
         content = _read_file(path)
     except (_Unreadable, OSError, RuntimeError) as error:  # RuntimeError: pathlib finds no home folder
         problems.append(f"the settings file {error}: nothing is sent until it is mended (epochmeter settings sync=...)")
-        yield "sync", Value(False, "unreadable file", str(error))
-        return
-    for key in KEYS:
-        if key in content:
-            yield key, Value(content[key], "file")
+        return [("sync", Value(False, "unreadable file", str(error)))], None
+    return [(key, Value(content[key], "file")) for key in KEYS if key in content], content.get("decided")
 
 
 def _from_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
@@ -284,6 +331,17 @@ def _from_environment(problems: list[str]) -> Iterator[tuple[str, Value]]:
 def names_set(names: Iterable[str]) -> set[str]:
     """Which of these environment variables are set at all; their values are not looked at."""
     return {name for name in names if name in os.environ}
+
+
+def choices() -> dict[str, str]:
+    """The environment's variables that choose settings, for another process of ours; not where things are kept."""
+    chosen = ("EPOCHMETER_", "OTEL_", "DO_NOT_TRACK")
+    return {name: os.environ[name] for name in os.environ if name.startswith(chosen) and name != "EPOCHMETER_HOME"}
+
+
+def without_choices() -> dict[str, str]:
+    """The environment for a process that is to know nothing of this one's settings."""
+    return {name: value for name, value in os.environ.items() if name not in {*choices(), "EPOCHMETER_HOME"}}
 
 
 def destination(settings: Settings) -> str:
@@ -314,8 +372,12 @@ def reset() -> None:
     _rewrite(lambda content: {"sync": False} if content.get("sync") is False else {})
 
 
-def _rewrite(change: Any) -> None:
-    """Reads, changes and replaces the file under a lock, whole or not at all, readable by its owner alone."""
+def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Reads, changes and replaces the file under a lock, whole or not at all, readable by its owner alone.
+
+    A file that cannot be used is kept aside. What it said of consent is not known, so it said "off"; its other settings
+    are kept where they can be used.
+    """
     import filelock
 
     try:
@@ -324,10 +386,10 @@ def _rewrite(change: Any) -> None:
         with filelock.FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_S, mode=0o600):
             try:
                 content = _read_file(path)
-            except _Unreadable:
-                os.replace(path, f"{path}.bad-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}")
-                content = {"sync": False}  # what it said is not known, so it said "off"
-            _write_whole(path, {"version": VERSION, **change(content)})
+            except _Unreadable as error:
+                os.replace(path, _aside(path))
+                content = {**error.valid, "sync": False}
+            _write_whole(path, {"version": VERSION, **_dated(content, change(content))})
     except filelock.Timeout:
         raise SettingsError(f"another process has held {path}.lock for {LOCK_TIMEOUT_S:.0f} s; try again.") from None
     except (OSError, RuntimeError) as error:
@@ -335,6 +397,21 @@ def _rewrite(change: Any) -> None:
         raise SettingsError(
             f"the settings cannot be saved: {reason}. Make the folder writable, or name another one in EPOCHMETER_HOME."
         ) from error
+
+
+def _aside(path: Path) -> str:
+    """A name for a file that cannot be used, which no other file has."""
+    name = f"{path}.bad-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    return next(free for free in names if not os.path.lexists(free))
+
+
+def _dated(before: Mapping[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """With a date, wherever it changes whether anything may leave or where to: what is older does not leave."""
+    kept = {key: value for key, value in after.items() if key != "decided"}
+    if any(before.get(key, KEYS[key]) != after.get(key, KEYS[key]) for key in DESTINATION):
+        return {**kept, "decided": datetime.now(timezone.utc).isoformat(timespec="microseconds")}
+    return {**kept, "decided": before["decided"]} if "decided" in before else kept
 
 
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:

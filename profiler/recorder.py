@@ -60,6 +60,7 @@ class Recorder:
         self._load = load
         self._prepare = prepare
         self.every = every
+        self.each_tick: Callable[[], object] | None = None
         self._rows: list[_Row] = []
         self._facts: list[tuple[str, Fact]] = []
         self._hardware = Hardware()
@@ -153,6 +154,8 @@ class Recorder:
         last = time.monotonic()
         while True:
             self.tick()
+            if self.each_tick is not None:
+                self._attempt("look", self.each_tick)
             if self.every is not None and time.monotonic() - last >= self.every[0]:
                 last = time.monotonic()
                 self._attempt("export", self.every[1])

@@ -168,7 +168,7 @@ def load(path: Path) -> Run:
     spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now
     if spoilt:
         run.note("unreadable line in the run log", spoilt)
-    run.epochs.sort(key=lambda epoch: epoch.index or 0)
+    run.epochs.sort(key=lambda epoch: epoch.started_ns)
     return _with_true_state(run, path)
 
 

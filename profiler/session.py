@@ -22,7 +22,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from profiler.clocks import host_clock
 from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError, SettingsError
-from profiler.preferences import check_key, check_value, data_path, destination, resolve
+from profiler.preferences import Resolved, check_key, check_value, data_path, resolve, runs_path, sent_path
 from profiler.probes import PROBES
 from profiler.record import EpochRecord, Run, State
 from profiler.recorder import Recorder
@@ -111,6 +111,8 @@ class Profiler:
         self._run_lock = threading.RLock()  # the loop adds to the run while an export reads it
         self._unsaved: list[EpochRecord] = []
         self._gate: Any = None
+        self._choice: Any = None  # what was decided about sending when the run began
+        self._withdrawn = False  # once there was no consent, or another one, nothing of this run leaves any more
         self._state: Literal["new", "running", "over"] = "new"
         self._epoch: EpochRecord | None = None
         self._indices: set[int] = set()  # of the epochs begun so far
@@ -138,8 +140,10 @@ class Profiler:
             _warn_once(problem)
         if resolved.settings.local:
             self._attempt("there is no folder for the run log", self._open_log)
-        if resolved.may_send or self._exporter is not None:
+        self._choice = self._decision(resolved)
+        if self._consent():
             self._recorder.every = (resolved.settings.export_interval, self._export)
+            self._recorder.each_tick = self._consent
         self._recorder.start()
         _live.add(self)
         atexit.register(self._at_exit)
@@ -371,7 +375,7 @@ class Profiler:
     # ---- keeping ---------------------------------------------------------------------------------------------------
 
     def _open_log(self) -> None:
-        self._log = RunLog(data_path() / "runs", self._run)
+        self._log = RunLog(runs_path(), self._run)
 
     def _prepare(self) -> None:
         """In the sampling thread: the first line of the log, and with it the imports that writing needs."""
@@ -410,11 +414,19 @@ class Profiler:
     # ---- sending ---------------------------------------------------------------------------------------------------
 
     def _consent(self) -> bool:
-        """Asked by the gate at every export, twice."""
+        """Whether this run may be sent: asked at every export, more than once, and between them.
+
+        A run is sent under the choice it began with. Where that was "off", or is meanwhile, or was made anew, a part of
+        the run was measured without consent; as its sums cannot be taken apart, the whole run stays here.
+        """
         resolved = resolve(self._arguments)
-        if self._exporter is not None:
-            return resolved.values["sync"].value is True
-        return resolved.may_send
+        allowed = resolved.may_hand_over if self._exporter is not None else resolved.may_send
+        if not allowed or self._decision(resolved) != self._choice:
+            self._withdrawn = True
+        return not self._withdrawn
+
+    def _decision(self, resolved: Resolved) -> tuple[str | None, str, str | None]:
+        return (resolved.decided, resolved.settings.exporter, resolved.settings.otlp_endpoint)
 
     def _export(self) -> None:
         self._attempt("an export failed", self._export_now)
@@ -428,19 +440,28 @@ class Profiler:
         if self._gate is None:
             import exporters
 
-            self._gate = exporters.build(self._exporter_config(), self._consent, self._exporter)
-        if self._exporter is None:
-            self._announce()
+            self._gate = exporters.build(self._exporter_config(), self._consent, self._note_sent, self._exporter)
         with self._run_lock:
-            self._refresh()
+            if self._state == "running":  # afterwards, what is sent is what the log's last line says
+                self._refresh()
             data = run_data(self._run, self._run.started_unix_ns + self._run.duration_ns)
-        outcome = self._gate.export(data)
-        if outcome.name != "SUCCESS":
-            self._run.note("an export was not taken")
+        self._gate.export(data)
+        if self._gate.reason:
+            self._run.note(self._gate.reason)
 
-    def _announce(self) -> None:
+    def _note_sent(self, where: str, body: bytes) -> Callable[[str], None]:
+        """Asked by the gate before the first byte leaves: a copy is kept, and the user told the first time."""
+        from exporters.sentlog import note, prune
+
+        folder = sent_path()
+        prune(folder, resolve(self._arguments).settings.retention_days)
+        answered = note(folder, where, body)
+        if self._exporter is None:
+            self._announce(where)
+        return answered
+
+    def _announce(self, where: str) -> None:
         """The one uninvited line: the first time that something is about to be sent to a destination."""
-        where = destination(resolve(self._arguments).settings)
         known = data_path() / "announced.txt"
         if known.exists() and where in known.read_text("utf-8").splitlines():
             return

@@ -8,11 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import epochmeter
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.metrics.export import Gauge, Metric, MetricExportResult, MetricsData, NumberDataPoint
 
-from exporters.allowlist import GPU_MODELS, METRICS, OTHER, PHASES, RESOURCE, STAGES, Random, Words
-from exporters.gate import GatedExporter, coarse, rebuild, significant
+import exporters
+from exporters import gate
+from exporters.allowlist import GPU_MODELS, METRICS, PHASES, RESOURCE, STAGES
+from exporters.gate import GatedExporter, rebuild
+from exporters.payload import encode, first_fault
+from exporters.rules import OTHER, Random, Words, coarse, significant
 from profiler import Phase, Profiler, Stage, __version__, otel
 from profiler.catalog import units
 from profiler.record import Run
@@ -121,28 +127,43 @@ def answers(*given: bool) -> Callable[[], bool]:
     return lambda: remaining.pop(0)
 
 
-def test_consent_is_asked_before_and_after_the_data_is_built() -> None:
-    for given in ((False,), (True, False)):
-        inner = RecordingExporter()
-        gate = GatedExporter(lambda inner=inner: inner, answers(*given))  # type: ignore[misc]
-        assert gate.export(data(a_run())) is MetricExportResult.FAILURE
-        assert inner.exports == []
-        assert gate.refused == 1
+def gated(exporter: Any, consent: Callable[[], bool], noted: list[tuple[str, bytes]] | None = None) -> GatedExporter:
+    """The gate before an exporter of the program's own, and what it notes in a list."""
+
+    def record(where: str, body: bytes) -> Callable[[str], None]:
+        if noted is not None:
+            noted.append((where, body))
+        return lambda answer: None
+
+    return exporters.build(exporters.Config("otlp"), consent, record, exporter)
+
+
+@pytest.mark.parametrize("given", [(False,), (True, False), (True, True, False)])
+def test_consent_is_asked_before_building_before_handing_on_and_before_sending(given: tuple[bool, ...]) -> None:
+    inner, noted = RecordingExporter(), list[tuple[str, bytes]]()
+    found = gated(inner, answers(*given), noted)
+    assert found.export(data(a_run())) is MetricExportResult.FAILURE
+    assert (inner.exports, noted, found.refused, found.reason) == ([], [], 1, "")
+
+
+def test_without_consent_the_data_is_not_even_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "rebuild", lambda *arguments: pytest.fail("looked at"))
+    assert gated(RecordingExporter(), lambda: False).export(data(a_run())) is MetricExportResult.FAILURE
 
 
 def test_consent_is_asked_at_every_export() -> None:
     inner = RecordingExporter()
-    gate = GatedExporter(lambda: inner, answers(True, True, False, True, True))
-    results = [gate.export(data(a_run())).name for _ in range(3)]
+    found = gated(inner, answers(True, True, True, False, True, True, True))
+    results = [found.export(data(a_run())).name for _ in range(3)]
     assert results == ["SUCCESS", "FAILURE", "SUCCESS"]
     assert len(inner.exports) == 2
 
 
 def test_the_exporter_is_not_made_before_the_first_yes() -> None:
-    def make() -> Any:
+    def make(release: Any) -> Any:
         raise AssertionError("made without consent")
 
-    assert GatedExporter(make, lambda: False).export(data(a_run())) is MetricExportResult.FAILURE
+    assert GatedExporter(make, lambda: False, lambda *_: print).export(data(a_run())) is MetricExportResult.FAILURE
 
 
 def test_sync_off_stops_an_exporter_of_the_users_own_too() -> None:
@@ -158,6 +179,167 @@ def test_an_exporter_of_the_users_own_gets_what_the_list_names() -> None:
         list(prof.train(range(3)))
     assert "epochmeter.stage.steps" in metrics_of(exporter.exports[-1])
     assert b"secret-run" not in words_in(exporter.exports[-1])
+
+
+def test_what_goes_out_is_noted_first_byte_for_byte() -> None:
+    noted: list[tuple[str, bytes]] = []
+
+    class Watching(RecordingExporter):
+        def export(self, metrics_data: MetricsData, *arguments: Any, **more: Any) -> MetricExportResult:
+            assert [body for _, body in noted] == [words_in(metrics_data)]
+            return super().export(metrics_data)
+
+    assert gated(Watching(), lambda: True, noted).export(data(a_run())) is MetricExportResult.SUCCESS
+    assert noted[0][0] == "an exporter of the program's own"
+
+
+def test_what_cannot_be_noted_does_not_go() -> None:
+    def record(where: str, body: bytes) -> Callable[[str], None]:
+        raise OSError(30, "Read-only file system")
+
+    inner = RecordingExporter()
+    found = exporters.build(exporters.Config("otlp"), lambda: True, record, inner)
+    assert found.export(data(a_run())) is MetricExportResult.FAILURE
+    assert inner.exports == []
+    assert found.reason == "nothing was sent, because it cannot be noted what is sent: Read-only file system"
+
+
+def test_bytes_other_than_those_that_were_checked_are_not_released() -> None:
+    noted: list[tuple[str, bytes]] = []
+    found = gated(RecordingExporter(), lambda: True, noted)
+    found.export(data(a_run()))
+    with pytest.raises(exporters.ExporterError, match="not the ones that were checked"):
+        found.release("http://elsewhere", noted[0][1] + b"more")
+    assert (len(noted), found.dropped) == (1, 1)
+
+
+def leaking(source: MetricsData, target: str = "otlp") -> MetricsData:
+    return source
+
+
+def test_the_final_bytes_are_checked_whatever_built_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "rebuild", leaking)
+    exporter = RecordingExporter()
+    with Profiler("secret-run", exporter=exporter) as prof:
+        list(prof.train(range(3)))
+    assert exporter.exports == []
+    ((what, times),) = prof.summary.to_dict()["notes"].items()
+    assert what.startswith("an export was dropped: ") and times == 1
+    said = epochmeter("doctor", "--json").json["checks"]
+    assert [check["detail"] for check in said if "an export was dropped" in check["detail"]]
+
+
+def spoil_attribute(request: Any) -> None:
+    request.resource_metrics[0].resource.attributes.add(key="host.name").value.string_value = "secret"
+
+
+def spoil_value(request: Any) -> None:
+    request.resource_metrics[0].resource.attributes[0].value.string_value = "secret"
+
+
+def spoil_id(request: Any) -> None:
+    found = [a for a in request.resource_metrics[0].resource.attributes if a.key == "service.instance.id"]
+    found[0].value.string_value = "me@home"
+
+
+def spoil_twice(request: Any) -> None:
+    attributes = request.resource_metrics[0].resource.attributes
+    attributes.add().CopyFrom(attributes[0])
+
+
+def metric_named(request: Any, name: str) -> Any:
+    return next(m for m in request.resource_metrics[0].scope_metrics[0].metrics if m.name == name)
+
+
+def spoil_metric(request: Any) -> None:
+    metric_named(request, "epochmeter.epoch.count").name = "secret"
+
+
+def spoil_description(request: Any) -> None:
+    metric_named(request, "epochmeter.epoch.count").description = "secret"
+
+
+def spoil_unit(request: Any) -> None:
+    metric_named(request, "epochmeter.epoch.count").unit = "secret"
+
+
+def spoil_kind(request: Any) -> None:
+    metric_named(request, "epochmeter.epoch.count").sum.is_monotonic = False
+
+
+def spoil_temporality(request: Any) -> None:
+    metric_named(request, "epochmeter.epoch.count").sum.aggregation_temporality = 1
+
+
+def spoil_digits(request: Any) -> None:
+    metric_named(request, "process.memory.usage").sum.data_points[0].as_int = 123_456_789
+
+
+def spoil_point(request: Any) -> None:
+    point = metric_named(request, "epochmeter.stage.steps").sum.data_points[0]
+    point.attributes.add(key="user").value.string_value = "secret"
+
+
+def spoil_word(request: Any) -> None:
+    point = metric_named(request, "epochmeter.phase.duration").exponential_histogram.data_points[0]
+    point.attributes[-1].value.string_value = "secret-phase"
+
+
+def spoil_kind_of_value(request: Any) -> None:
+    point = metric_named(request, "epochmeter.stage.steps").sum.data_points[0]
+    point.attributes[0].value.array_value.values.add().string_value = "secret"
+
+
+def spoil_exemplar(request: Any) -> None:
+    point = metric_named(request, "epochmeter.phase.duration").exponential_histogram.data_points[0]
+    point.exemplars.add(as_double=1.0).filtered_attributes.add(key="user").value.string_value = "secret"
+
+
+def spoil_scope(request: Any) -> None:
+    request.resource_metrics[0].scope_metrics[0].scope.version = "secret"
+
+
+def spoil_scope_name(request: Any) -> None:
+    request.resource_metrics[0].scope_metrics[0].scope.name = "secret"
+
+
+def spoil_schema(request: Any) -> None:
+    request.resource_metrics[0].schema_url = "https://secret"
+
+
+SPOILERS = [value for name, value in list(globals().items()) if name.startswith("spoil_")]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_the_check_finds_what_is_not_on_the_list(spoil: Callable[[Any], None]) -> None:
+    body = encode(rebuild(data(a_run())))
+    assert first_fault(body, "otlp") is None
+    request = ExportMetricsServiceRequest.FromString(body)
+    spoil(request)
+    assert first_fault(request.SerializeToString(), "otlp") is not None
+
+
+def test_the_check_finds_fields_that_nobody_knows() -> None:
+    body = encode(rebuild(data(a_run())))
+    assert first_fault(body + b"\xfa\x07\x06secret", "otlp") == "it has fields that OTLP does not know"
+    assert first_fault(b"\xff\xff", "otlp") == "it is not an OTLP request"
+
+
+def test_the_list_says_which_destination_gets_what() -> None:
+    out = rebuild(data(a_run()), "elsewhere")
+    assert not metrics_of(out)
+    assert not out.resource_metrics[0].resource.attributes
+    assert "not on the list" in str(first_fault(encode(rebuild(data(a_run()))), "elsewhere"))
+
+
+def test_the_same_run_gives_the_same_bytes_in_whatever_order_it_was_measured() -> None:
+    run = a_run()
+    body = encode(rebuild(data(run)))
+    for epoch in run.epochs:
+        epoch.readings = dict(reversed(epoch.readings.items()))
+        for stage in epoch.stages.values():
+            stage.phases = dict(reversed(stage.phases.items()))
+    assert encode(rebuild(data(run))) == body
 
 
 def test_an_exporter_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
@@ -179,7 +361,7 @@ def test_the_list_has_the_units_and_words_of_the_profiler() -> None:
     assert set(PHASES) == {phase.value for phase in Phase} | {otel.CUSTOM_PHASE}
     assert set(STAGES) == {stage.value for stage in Stage}
     (version,) = (entry.rule for entry in RESOURCE if entry.name == "service.version")
-    assert version == Words((__version__,))
+    assert isinstance(version, Words) and __version__ in version.values
 
 
 def test_every_entry_has_its_purpose() -> None:

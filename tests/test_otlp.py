@@ -168,7 +168,7 @@ def test_none_imports_nothing_of_the_exporters() -> None:
 
 def test_an_exporter_that_is_not_there_yet() -> None:
     with pytest.raises(ExporterError, match="there are: none, otlp"):
-        exporters.build(Config("ga"), lambda: True)
+        exporters.build(Config("ga"), lambda: True, lambda where, body: print)
     settings.update(exporter="ga")
     with Profiler("x") as prof:  # chosen in the file, not in code: the run goes on
         list(prof.train(range(3)))
@@ -176,6 +176,8 @@ def test_an_exporter_that_is_not_there_yet() -> None:
 
 
 def test_the_sdk_still_has_the_two_things_that_are_taken_from_it() -> None:
-    exporter = __import__("exporters.otlp", fromlist=["build"]).build(Config("otlp", "http://127.0.0.1:9"))
+    exporter = __import__("exporters.otlp", fromlist=["build"]).build(
+        Config("otlp", "http://127.0.0.1:9"), lambda where, body: print
+    )
     assert exporter._client._compute_backoff(2) == 4.0
     assert "random" in sys.modules[type(exporter._client).__module__].__dict__

@@ -14,7 +14,7 @@ import typer
 import profiler
 from profiler.errors import ProfilerError
 
-COMMANDS = ("demo", "runs", "report", "settings", "doctor")  # each a module here with a function of the same name
+COMMANDS = ("demo", "runs", "report", "settings", "telemetry", "doctor")  # each a module here with that name in it
 
 app = typer.Typer(
     name="epochmeter",
@@ -24,7 +24,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for _name in COMMANDS:
-    app.command(_name)(getattr(importlib.import_module(f"profiler.cli.{_name}"), _name))
+    _command = getattr(importlib.import_module(f"profiler.cli.{_name}"), _name)
+    if isinstance(_command, typer.Typer):
+        app.add_typer(_command, name=_name)
+    else:
+        app.command(_name)(_command)
 
 
 def _version(asked: bool) -> None:

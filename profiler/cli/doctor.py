@@ -76,9 +76,9 @@ def _settings_folder() -> Path:
 
 
 def _runs_folder() -> Path:
-    from profiler.preferences import data_path
+    from profiler.preferences import runs_path
 
-    return data_path() / "runs"
+    return runs_path()
 
 
 def _folders() -> Iterator[Check]:
@@ -103,12 +103,9 @@ def _settings() -> Iterator[Check]:
     resolved = resolve()
     for problem in resolved.problems:
         yield Check("settings", "problem", problem, "epochmeter settings --explain shows where each value comes from")
-    exporter, sync = resolved.values["exporter"], resolved.values["sync"]
+    exporter = resolved.values["exporter"]
     if not resolved.may_send:
-        why = exporter.detail or (
-            f"sync is off ({sync.detail or sync.source})" if not sync.value else f"exporter is none ({exporter.source})"
-        )
-        yield Check("export", "ok", f"nothing leaves this machine: {why}")
+        yield Check("export", "ok", f"nothing leaves this machine: {resolved.why_off}")
         return
     import exporters
 

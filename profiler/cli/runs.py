@@ -14,11 +14,10 @@ from rich.table import Table
 
 def runs(as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False) -> None:
     """List recorded runs, newest first."""
-    from profiler.preferences import data_path
+    from profiler.preferences import runs_path
     from profiler.runlog import run_paths
 
-    folder = data_path() / "runs"
-    rows = [row for row in map(_row, run_paths(folder)) if row is not None]
+    rows = [row for row in map(_row, run_paths(runs_path())) if row is not None]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

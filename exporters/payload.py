@@ -1,0 +1,140 @@
+"""The bytes that go out, and their last check against the list.
+
+The rule it keeps: the check knows nothing of how the bytes were made. It takes them apart again, and what it finds in
+them and not on the list is a fault; a payload with a fault does not go out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError, Message
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.sdk.metrics.export import MetricsData
+
+from exporters.allowlist import METRICS, RESOURCE, SCHEMA_URL, SCOPE_NAME, Entry
+from exporters.rules import Rule, coarse, significant, size_class
+
+CUMULATIVE = 2  # AGGREGATION_TEMPORALITY_CUMULATIVE
+POINT = {"attributes", "start_time_unix_nano", "time_unix_nano"}
+FIELDS = {  # of OTLP's messages, the fields that may be filled
+    "ExportMetricsServiceRequest": {"resource_metrics"},
+    "ResourceMetrics": {"resource", "scope_metrics", "schema_url"},
+    "Resource": {"attributes"},
+    "ScopeMetrics": {"scope", "metrics", "schema_url"},
+    "InstrumentationScope": {"name"},
+    "Metric": {"name", "description", "unit", "gauge", "sum", "exponential_histogram"},
+    "Gauge": {"data_points"},
+    "Sum": {"data_points", "aggregation_temporality", "is_monotonic"},
+    "ExponentialHistogram": {"data_points", "aggregation_temporality"},
+    "NumberDataPoint": {*POINT, "as_double", "as_int"},
+    "ExponentialHistogramDataPoint": {*POINT, "count", "sum", "scale", "zero_count", "positive", "negative", "min", "max"},
+    "Buckets": {"offset", "bucket_counts"},
+    "KeyValue": {"key", "value"},
+    "AnyValue": {"string_value", "bool_value", "int_value"},
+}
+
+
+def encode(data: MetricsData) -> bytes:
+    """The body of an OTLP request, before compression: an ``ExportMetricsServiceRequest`` in protobuf."""
+    return bytes(encode_metrics(data).SerializeToString())
+
+
+def readable(body: bytes) -> dict[str, Any]:
+    """The same as OTLP JSON."""
+    message = ExportMetricsServiceRequest.FromString(body)
+    found: dict[str, Any] = MessageToDict(message, use_integers_for_enums=True)
+    return found
+
+
+def first_fault(body: bytes, target: str) -> str | None:
+    """What is in these bytes that the list does not name for this destination, or None."""
+    try:
+        request = ExportMetricsServiceRequest.FromString(body)
+    except DecodeError:
+        return "it is not an OTLP request"
+    known = ExportMetricsServiceRequest.FromString(body)
+    known.DiscardUnknownFields()
+    if known.SerializeToString() != body:
+        return "it has fields that OTLP does not know"
+    return next(_faults(request, target), None)
+
+
+def _faults(request: ExportMetricsServiceRequest, target: str) -> Iterator[str]:
+    yield from _field_faults(request)
+    facts = {entry.name: entry.rule for entry in RESOURCE if target in entry.destinations}
+    metrics = {entry.name: entry for entry in METRICS if target in entry.destinations}
+    for resource_metrics in request.resource_metrics:
+        yield from _attribute_faults("the resource", resource_metrics.resource.attributes, facts)
+        yield from _text_faults(resource_metrics.schema_url, SCHEMA_URL)
+        for scope_metrics in resource_metrics.scope_metrics:
+            yield from _text_faults(scope_metrics.schema_url, SCHEMA_URL)
+            yield from _text_faults(scope_metrics.scope.name, SCOPE_NAME)
+            for metric in scope_metrics.metrics:
+                yield from _metric_faults(metric, metrics.get(metric.name))
+
+
+def _field_faults(message: Message) -> Iterator[str]:
+    """Every filled field of every message within."""
+    allowed = FIELDS.get(message.DESCRIPTOR.name, set())
+    for field, value in message.ListFields():
+        if field.name not in allowed:
+            yield f"the field {message.DESCRIPTOR.name}.{field.name} is not on the list"
+        elif field.message_type is not None:
+            for inner in [value] if isinstance(value, Message) else value:
+                yield from _field_faults(inner)
+
+
+def _text_faults(text: str, expected: str) -> Iterator[str]:
+    if text != expected:
+        yield f"{text!r} stands where {expected!r} belongs"
+
+
+def _metric_faults(metric: Any, entry: Entry | None) -> Iterator[str]:
+    if entry is None:
+        yield f"the metric {metric.name!r} is not on the list"
+        return
+    yield from _text_faults(metric.description, entry.purpose)
+    yield from _text_faults(metric.unit, entry.unit)
+    yield from _text_faults(_kind(metric), entry.kind)
+    data = getattr(metric, metric.WhichOneof("data") or "gauge")
+    if getattr(data, "aggregation_temporality", CUMULATIVE) != CUMULATIVE:
+        yield f"{entry.name} is not cumulative"
+    for point in data.data_points:
+        yield from _attribute_faults(entry.name, point.attributes, entry.attributes)
+        if entry.kind != "histogram" and told(entry, value := _number(point)) != value:
+            yield f"{entry.name} is {value!r}, which is more exact than the list allows"
+
+
+def _kind(metric: Any) -> str:
+    filled = metric.WhichOneof("data")
+    if filled == "sum":
+        return "sum" if metric.sum.is_monotonic else "updowncounter"
+    return {"exponential_histogram": "histogram", "gauge": "gauge"}.get(filled, "no data")
+
+
+def _number(point: Any) -> int | float:
+    found: int | float = getattr(point, point.WhichOneof("value") or "as_int")
+    return found
+
+
+def _attribute_faults(where: str, attributes: Iterable[Any], rules: Mapping[str, Rule]) -> Iterator[str]:
+    seen = set()
+    for attribute in attributes:
+        kind = attribute.value.WhichOneof("value")
+        value = None if kind is None else getattr(attribute.value, kind)
+        if attribute.key not in rules or attribute.key in seen:
+            yield f"{where} has an attribute {attribute.key!r} that is not on the list"
+        elif value is None or coarse(rules[attribute.key], value) != value:
+            yield f"{where} has a value of {attribute.key!r} that is not on the list"
+        seen.add(attribute.key)
+
+
+def told(entry: Entry, value: int | float) -> int | float:
+    """A metric's number as it may be told."""
+    if entry.sizes:
+        return size_class(value, entry.sizes)
+    return value if entry.digits is None else significant(value, entry.digits)

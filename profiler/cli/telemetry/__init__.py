@@ -1,0 +1,15 @@
+"""``epochmeter telemetry``: what can leave this machine, what would, what did, and the proof that off is off."""
+
+from __future__ import annotations
+
+import importlib
+
+import typer
+
+COMMANDS = ("schema", "preview", "log", "verify")  # each a module here with a function of the same name
+
+telemetry = typer.Typer(
+    help="See what can leave this machine, what would, what did, and prove that off is off.", no_args_is_help=True
+)
+for _name in COMMANDS:
+    telemetry.command(_name)(getattr(importlib.import_module(f"profiler.cli.telemetry.{_name}"), _name))

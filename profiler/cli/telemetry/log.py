@@ -1,0 +1,62 @@
+"""``epochmeter telemetry log``: everything that this machine sent and still keeps a copy of."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from profiler.errors import RunNotFoundError
+
+UNKNOWN = "not known"
+
+
+def log(
+    entry: Annotated[str | None, typer.Argument(help="The id of one entry, or its beginning: shows what was in it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone, with the verbatim bodies.")] = False,
+) -> None:
+    """List what this machine sent: when, where to, how much, and what was answered."""
+    from exporters.payload import readable
+    from exporters.sentlog import read
+    from profiler.preferences import sent_path
+    from profiler.report.payload import rendered
+
+    sent = [one for one in read(sent_path()) if entry is None or one.id.startswith(entry.lower())]
+    if entry is not None and not sent:
+        raise RunNotFoundError(f"nothing with the id {entry!r} was sent. 'epochmeter telemetry log' lists what was.")
+    if as_json:
+        typer.echo(json.dumps([_as_data(one) for one in sent], indent=2))
+        return
+    if not sent:
+        typer.echo("nothing was sent from this machine", err=True)
+        return
+    table = Table("id", "time", "destination", "bytes", "SHA-256", "answer", box=box.SIMPLE_HEAD, show_edge=False)
+    for one in sent:
+        where = escape(one.destination)
+        table.add_row(one.id, one.time, where, f"{len(one.body):,}", one.sha256[:16], one.answer or UNKNOWN)
+    Console().print(table)
+    if entry is not None:
+        for one in sent:
+            typer.echo(rendered(readable(one.body)))
+
+
+def _as_data(one: Any) -> dict[str, Any]:
+    from exporters.payload import readable
+
+    answer = {} if one.answer is None else {"answer": one.answer}
+    return {
+        "id": one.id,
+        "time": one.time,
+        "destination": one.destination,
+        **answer,
+        "bytes": len(one.body),
+        "sha256": one.sha256,
+        "body": base64.b64encode(one.body).decode("ascii"),
+        "content": readable(one.body),
+    }
