@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from profiler.errors import SettingsError, did_you_mean
+from profiler.locks import lock
 
 VERSION = 2
 MIGRATIONS = {  # version: how its keys and values become those of the next one
@@ -383,7 +384,7 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     try:
         path = settings_path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT_S, mode=0o600):
+        with lock(f"{path}.lock").acquire(timeout=LOCK_TIMEOUT_S):
             try:
                 content = _read_file(path)
             except _Unreadable as error:

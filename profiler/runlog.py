@@ -20,6 +20,7 @@ from typing import Any
 
 from profiler.errors import RunLogError, RunNotFoundError, did_you_mean
 from profiler.histogram import NS, Histogram
+from profiler.locks import lock
 from profiler.metrics import Kind, MetricSpec
 from profiler.record import FACT_NAMES, READING_PREFIX, EpochRecord, Hardware, ReadingRecord, Run, Timing
 
@@ -83,11 +84,9 @@ class RunLog:
         # A folder may know no locks; and a run as short as an import, ended by the interpreter, may find it too late to
         # import this (Python 3.10: "can't register atexit after shutdown"). Its end is on disk in a moment anyway.
         with contextlib.suppress(OSError, NotImplementedError, RuntimeError, ImportError):
-            import filelock
-
-            lock = filelock.FileLock(f"{self.path}{LOCK_SUFFIX}", thread_local=False, mode=0o600)
-            lock.acquire(timeout=0)
-            self._lock = lock
+            held = lock(f"{self.path}{LOCK_SUFFIX}")
+            held.acquire(timeout=0)
+            self._lock = held
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -143,14 +142,12 @@ def is_being_written(path: Path) -> bool:
     lock_path = Path(f"{path}{LOCK_SUFFIX}")
     if not lock_path.exists():
         return False
-    import filelock
-
-    lock = filelock.FileLock(lock_path, thread_local=False)
+    found = lock(lock_path)
     try:
-        lock.acquire(timeout=0)
+        found.acquire(timeout=0)
     except (OSError, NotImplementedError):  # filelock.Timeout is an OSError
         return True
-    lock.release()
+    found.release()
     return False
 
 

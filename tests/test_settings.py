@@ -7,11 +7,14 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import epochmeter, python
+from conftest import Sink, epochmeter, python
 
 from profiler import Profiler, SettingsError, preferences, settings
 from profiler.preferences import KEYS, check_value, resolve
@@ -189,24 +192,185 @@ def test_without_a_home_it_works_from_memory() -> None:
 
 WRITER = """
 import sys
-from profiler import settings
-for turn in range(25):
-    settings.update({"retention_days": int(sys.argv[1]) * 100 + turn})
+from profiler import preferences, settings
+me, rounds, version = map(int, sys.argv[1:])
+preferences.VERSION = version
+for turn in range(rounds):
+    settings.update({"retention_days": me * 1000 + turn})
     assert settings["sync"] is False
+    assert preferences.resolve().may_send is False
 """
+
+
+def write_at_once(rounds: int, versions: list[int]) -> None:
+    """Processes that know settings files up to these versions open and update the file, all at once."""
+    arguments = [[str(me), str(rounds), str(version)] for me, version in enumerate(versions, 1)]
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, *given], stderr=subprocess.PIPE) for given in arguments]
+    for writer in writers:
+        assert writer.communicate(timeout=110)[1] == b""
+        assert writer.returncode == 0
 
 
 @pytest.mark.slow
 def test_eight_processes_at_once_lose_no_opt_out(home: Path) -> None:
-    settings.update(sync=False, exporter="otlp")
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(n)], stderr=subprocess.PIPE) for n in range(1, 9)]
-    for writer in writers:
-        assert writer.communicate(timeout=60)[1] == b""
-        assert writer.returncode == 0
+    settings.update(sync=False, exporter="otlp", otlp_endpoint="http://collector:4318")
+    write_at_once(200, [preferences.VERSION] * 8)
     kept = json.loads((home / "settings.json").read_text())
-    assert (kept["sync"], kept["exporter"]) == (False, "otlp")
+    assert (kept["sync"], kept["exporter"], kept["otlp_endpoint"]) == (False, "otlp", "http://collector:4318")
     assert not list(home.glob("*.bad-*"))
     assert not list(home.glob(".settings-*"))
+
+
+@pytest.mark.slow
+def test_eight_processes_at_once_and_an_upgrade_lose_no_opt_out(home: Path) -> None:
+    """The file is an older version's; seven processes of this version work on it, and one that is still the older."""
+    write(home, '{"version": 1, "sync": false, "exporter": "otlp", "otlp_endpoint": "http://collector:4318"}')
+    write_at_once(50, [preferences.VERSION] * 7 + [1])
+    kept = resolve()
+    assert (kept.problems, kept.values["sync"].value) == ([], False)
+    assert kept.values["otlp_endpoint"].value == "http://collector:4318"  # kept through every change of version
+    for aside in home.glob("*.bad-*"):  # what the older process could not know
+        assert json.loads(aside.read_text())["version"] == preferences.VERSION
+    assert not list(home.glob(".settings-*"))
+
+
+def test_an_older_file_is_understood_and_written_anew_at_the_next_change(home: Path) -> None:
+    path = write(home, '{"version": 1, "sync": false, "retention_days": 7, "future": 1}')
+    assert (settings["sync"], settings["retention_days"]) == (False, 7)
+    assert json.loads(path.read_text())["version"] == 1  # reading never writes
+    settings.update(export_interval=5)
+    assert json.loads(path.read_text()) == {
+        "version": preferences.VERSION,
+        "sync": False,
+        "retention_days": 7,
+        "future": 1,
+        "export_interval": 5.0,
+    }
+
+
+def test_what_of_a_bad_file_can_be_used_is_kept(home: Path) -> None:
+    bad = '{"version": 2, "sync": true, "exporter": "otlp", "otlp_endpoint": "http://c:1", "retention_days": "x"}'
+    write(home, bad)
+    settings.update(export_interval=5)
+    assert settings["sync"] is False  # whatever else it said
+    assert (settings["otlp_endpoint"], settings["retention_days"], settings["export_interval"]) == ("http://c:1", 90, 5.0)
+    (aside,) = home.glob("settings.json.bad-*")
+    assert aside.read_text() == bad
+
+
+def test_bad_files_are_all_kept_though_the_clock_stands_still_or_goes_back(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([time.gmtime(2_000_000_000), time.gmtime(2_000_000_000), time.gmtime(1_000_000_000)])
+    monkeypatch.setattr(preferences.time, "gmtime", lambda: next(moments))
+    for text in ("{", "[", "]"):
+        write(home, text)
+        settings.update(retention_days=5)
+    assert sorted(path.read_text() for path in home.glob("settings.json.bad-*")) == ["[", "]", "{"]
+
+
+TRY_ALL = """
+import os, sys
+from profiler import Profiler, SettingsError, settings
+with Profiler("x", exporter="otlp", settings={"otlp_endpoint": sys.argv[1]}) as prof:
+    for _ in prof.epochs(2):
+        assert list(prof.train(range(3))) == [0, 1, 2]
+assert prof.summary.stages["train"]["steps"] == 6
+try:
+    settings.update(sync=False)
+    print("saved", settings["sync"])
+except SettingsError as error:
+    print("not saved:", error)
+"""
+BECOME_NOBODY = f"""
+import os, sys, tempfile
+everything = {TRY_ALL!r}
+with tempfile.TemporaryDirectory() as folder:  # this user may not even read the interpreter's modules: load them before
+    os.environ["EPOCHMETER_HOME"] = folder
+    out, sys.stdout = sys.stdout, open(os.devnull, "w")
+    exec(everything)
+    sys.stdout = out
+from profiler import session
+session._said.clear()
+os.environ.clear()
+os.environ.update(eval(sys.argv[2]))
+os.setuid(54_321)
+exec(everything)
+"""
+
+
+def as_nobody(folder: Path, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs `TRY_ALL` as a user without a name, as container platforms do."""
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    command = [sys.executable, "-c", BECOME_NOBODY, url, repr(environment)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach, which a test's own temporary folder is not."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@pytest.mark.parametrize("place", ["a home that is not there", "no home", "a read-only home", "a home of our own"])
+def test_a_user_whom_nobody_knows(open_folder: Path, sink: Sink, place: str) -> None:
+    environment = {
+        "a home that is not there": {"HOME": "/nonexistent"},
+        "no home": {},
+        "a read-only home": {"HOME": str(open_folder), "TMPDIR": str(open_folder)},
+        "a home of our own": {"EPOCHMETER_HOME": str(open_folder / "kept")},
+    }[place]
+    done = as_nobody(open_folder, sink.url, **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("not saved: the settings cannot be saved: ")
+    assert "EPOCHMETER_HOME" in done.stdout
+    assert len(sink.received) == 1  # by the run before; what cannot be noted is not sent
+    assert "Traceback" not in done.stderr
+
+
+def test_the_same_user_where_it_can_write(open_folder: Path, sink: Sink) -> None:
+    open_folder.chmod(0o777)
+    done = as_nobody(open_folder, sink.url, EPOCHMETER_HOME=str(open_folder / "kept"))
+    assert done.stdout == "saved False\n", done.stderr
+    assert len(sink.received) == 2
+
+
+def test_a_settings_file_that_may_not_be_read_means_off(open_folder: Path, sink: Sink) -> None:
+    open_folder.chmod(0o777)
+    path = open_folder / "settings.json"
+    path.write_text('{"version": 2, "exporter": "otlp"}')
+    path.chmod(0o000)
+    done = as_nobody(open_folder, sink.url, EPOCHMETER_HOME=str(open_folder))
+    assert done.stdout == "saved False\n", done.stderr
+    assert done.stderr.count("settings file cannot be read: Permission denied") == 1
+    assert len(sink.received) == 1
+    (aside,) = open_folder.glob("*.bad-*")
+    assert aside.read_text() == '{"version": 2, "exporter": "otlp"}'
+
+
+NO_SPACE = """
+import resource, signal
+from profiler import Profiler, SettingsError, settings
+settings.update(sync=False)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+try:
+    settings.update(retention_days=3)
+except SettingsError as error:
+    print(error)
+with Profiler("x") as prof:
+    assert list(prof.train(range(3))) == [0, 1, 2]
+print(settings["sync"], settings["retention_days"])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+def test_a_disk_that_takes_no_more_leaves_the_old_file() -> None:
+    answer = python("-c", NO_SPACE)
+    assert answer.out.splitlines()[0].startswith("the settings cannot be saved: File too large")
+    assert answer.out.splitlines()[1] == "False 90"
 
 
 def test_a_write_that_fails_leaves_the_old_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def settings(
     if as_json:
         typer.echo(json.dumps(_as_data(resolved.values, explain), indent=2))
     else:
-        _print(resolved.values, explain)
+        _print(resolved, explain)
     if any(problem.startswith("EPOCHMETER_") for problem in resolved.problems):
         raise typer.Exit(2)
 
@@ -49,14 +49,16 @@ def _as_data(values: dict[str, Any], explain: bool) -> dict[str, Any]:
     return {key: {"value": v.value, "source": v.source, "detail": v.detail} for key, v in values.items()}
 
 
-def _print(values: dict[str, Any], explain: bool) -> None:
+def _print(resolved: Any, explain: bool) -> None:
     from profiler.preferences import HELP, settings_path
 
     table = Table("setting", "value", *(("from", "meaning") if explain else ()), box=box.SIMPLE_HEAD, show_edge=False)
-    for key, value in values.items():
+    for key, value in resolved.values.items():
         source = f"{value.source} ({value.detail})" if value.detail else value.source
         table.add_row(key, json.dumps(value.value), *((source, HELP[key]) if explain else ()))
     console = Console()
     console.print(table)
     if explain:
         console.print(f"\nfile: {settings_path()}", highlight=False, soft_wrap=True)
+        if resolved.decided is not None:
+            console.print(f"what may leave, and where to, was decided: {resolved.decided}", highlight=False, soft_wrap=True)
