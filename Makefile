@@ -44,6 +44,13 @@ format: $(VENV)/.dev  ## put imports and layout in order
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+.PHONY: docs
+docs: $(VENV)/.dev  ## make the pages that are generated: the list, and the payload of the reference run
+	$(BIN)/epochmeter telemetry schema --markdown > docs/telemetry.md
+	sed '/^<!-- payload -->/q' docs/privacy.md > docs/privacy.new
+	{ echo '```text'; EPOCHMETER_HOME=docs/reference $(BIN)/epochmeter telemetry preview; echo '```'; } >> docs/privacy.new
+	mv docs/privacy.new docs/privacy.md
+
 .PHONY: bench
 bench: $(VENV)/.dev  ## what the profiler costs, measured here
 	$(BIN)/python benchmarks/bench_overhead.py

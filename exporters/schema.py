@@ -110,19 +110,26 @@ def _shortened(values: list[str]) -> Iterable[str]:
     return [f"{series[0]} to {series[-1]}", *(value for value in values if value not in series)]
 
 
+def _last_columns(entry: Mapping[str, Any]) -> str:
+    return f"{entry['purpose']} | {', '.join(entry['destinations'])} | {entry['since']}"
+
+
 def page() -> str:
     """The reference page, in Markdown."""
     printed = schema()
-    lines = [PAGE_HEAD, "## Measurements\n", "| metric | unit | told as | for | since |", "|---|---|---|---|---|"]
+    lines = [PAGE_HEAD, "## Measurements\n", "| metric | unit | told as | for | to | since |", "|---|---|---|---|---|---|"]
     for entry in printed["metrics"]:
         value = "histogram" if entry["kind"] == "histogram" else f"{entry['kind']}: {entry['value']}"
-        lines.append(f"| `{entry['name']}` | {entry['unit']} | {value} | {entry['purpose']} | {entry['since']} |")
-    lines += [f"\nA histogram is a {BUCKETS}.\n", "### Their attributes\n", "| attribute | values |", "|---|---|"]
-    attributes = {name: rule for entry in printed["metrics"] for name, rule in entry["attributes"].items()}
-    lines += [f"| `{name}` | {rule_in_words(rule)} |" for name, rule in attributes.items()]
-    lines += ["\n## Facts about the run and its machine\n", "| fact | values | for | since |", "|---|---|---|---|"]
+        lines.append(f"| `{entry['name']}` | {entry['unit']} | {value} | {_last_columns(entry)} |")
+    lines += [f"\nA histogram is a {BUCKETS}.\n", "### Their attributes\n", "| attribute | values | of |", "|---|---|---|"]
+    attributes: dict[tuple[str, str], list[str]] = {}
+    for entry in printed["metrics"]:
+        for name, rule in entry["attributes"].items():
+            attributes.setdefault((name, rule_in_words(rule)), []).append(f"`{entry['name']}`")
+    lines += [f"| `{name}` | {values} | {', '.join(metrics)} |" for (name, values), metrics in attributes.items()]
+    lines += ["\n## Facts about the run and its machine\n", "| fact | values | for | to | since |", "|---|---|---|---|---|"]
     for entry in printed["resource"]:
-        lines.append(f"| `{entry['name']}` | {rule_in_words(entry)} | {entry['purpose']} | {entry['since']} |")
+        lines.append(f"| `{entry['name']}` | {rule_in_words(entry)} | {_last_columns(entry)} |")
     lines += ["\n## What the request says of itself\n", "| header | value |", "|---|---|"]
     lines += [f"| `{name}` | `{value}` |" for name, value in printed["request"]["headers"].items()]
     lines.append(
