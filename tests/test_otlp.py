@@ -92,6 +92,13 @@ def test_off_in_the_file_wins_over_code_and_environment(sink: Sink, monkeypatch:
     assert sink.received == []
 
 
+def test_an_explicit_none_in_the_file_wins_over_code_and_environment(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.update(exporter="none")
+    monkeypatch.setenv("EPOCHMETER_EXPORTER", "otlp")
+    trained(sink.url)
+    assert sink.received == []
+
+
 def test_switched_off_in_mid_run(sink: Sink) -> None:
     chosen = {"otlp_endpoint": sink.url}
     with Profiler("x", exporter="otlp", settings=chosen) as prof:

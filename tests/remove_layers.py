@@ -1,0 +1,291 @@
+"""Takes the layers of the gate out, one by one, and shows that a test fails without each: run it as a script.
+
+Each removal is made in a copy of the packages. The tests named beside it must pass with the layer and fail without it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: where it stands, the text that is it, what stands there without it, and the test that must fail."""
+
+    name: str
+    file: str
+    there: str
+    gone: str
+    test: str
+
+
+LAYERS = (
+    Layer(
+        "consent is asked before the data is looked at",
+        "exporters/gate.py",
+        "        if not self._consent():\n            return self._refuse()\n        outgoing",
+        "        outgoing",
+        "test_gate.py::test_without_consent_the_data_is_not_even_looked_at",
+    ),
+    Layer(
+        "what goes out is rebuilt from the list",
+        "exporters/gate.py",
+        "outgoing = rebuild(metrics_data, self._target)",
+        "outgoing = metrics_data",
+        "test_otlp.py::test_a_run_arrives",
+    ),
+    Layer(
+        "only listed metrics are copied",
+        "exporters/gate.py",
+        "if metric.name == entry.name and _kind(metric.data) == entry.kind:",
+        "if True:",
+        "test_gate.py::test_what_is_not_listed_has_no_way_out",
+    ),
+    Layer(
+        "only listed attributes are copied",
+        "exporters/gate.py",
+        "    if set(found) - set(rules):\n        return None\n    told = {",
+        "    told: dict[str, Any] = dict(found) if set(found) - set(rules) else {",
+        "test_gate.py::test_what_is_not_listed_has_no_way_out",
+    ),
+    Layer(
+        "only listed facts are copied",
+        "exporters/gate.py",
+        "resource = Resource({name: value for name, value in facts.items() if value is not None}, SCHEMA_URL)",
+        "resource = Resource(dict(known), SCHEMA_URL)",
+        "test_gate.py::test_nothing_of_the_users_own_goes_out",
+    ),
+    Layer(
+        "words outside the vocabulary become other, or stay",
+        "exporters/rules.py",
+        "    return OTHER if OTHER in rule.values else None",
+        "    return value",
+        "test_gate.py::test_coarsening",
+    ),
+    Layer(
+        "readings have three significant digits",
+        "exporters/payload.py",
+        "return value if entry.digits is None else significant(value, entry.digits)",
+        "return value",
+        "test_gate.py::test_the_check_finds_what_is_not_on_the_list",
+    ),
+    Layer(
+        "the final bytes are checked",
+        "exporters/gate.py",
+        "fault = first_fault(body, self._target)",
+        "fault = None",
+        "test_gate.py::test_the_final_bytes_are_checked_whatever_built_them",
+    ),
+    Layer(
+        "consent is asked before the data is handed on",
+        "exporters/gate.py",
+        "        if not self._consent():\n            return self._refuse()\n        self._checked",
+        "        self._checked",
+        "test_gate.py::test_consent_is_asked_before_building_before_handing_on_and_before_sending",
+    ),
+    Layer(
+        "only the checked bytes are released",
+        "exporters/gate.py",
+        "if body != self._checked:",
+        "if False:",
+        "test_gate.py::test_bytes_other_than_those_that_were_checked_are_not_released",
+    ),
+    Layer(
+        "consent is asked before each attempt to send",
+        "exporters/gate.py",
+        "        if not self._consent():\n            self._refuse()\n            raise",
+        "        if False:\n            raise",
+        "test_consent.py::test_switched_off_while_a_delivery_is_tried_again",
+    ),
+    Layer(
+        "the transport asks for the release",
+        "exporters/otlp.py",
+        'answered = self._release(_without_credentials(str(url)), kwargs["data"])',
+        "answered = print",
+        "test_wire.py::test_the_preview_and_the_log_are_what_arrived_byte_for_byte",
+    ),
+    Layer(
+        "what cannot be noted is not sent",
+        "exporters/gate.py",
+        "                raise ExporterError(self.reason) from error",
+        "                self._answered = lambda answer: None",
+        "test_consent.py::test_what_cannot_be_noted_is_not_sent",
+    ),
+    Layer(
+        "a run that was once refused stays here",
+        "profiler/session.py",
+        "        return not self._withdrawn\n",
+        "        return allowed\n",
+        "test_consent.py::test_off_in_the_environment_of_the_process",
+    ),
+    Layer(
+        "a run is sent under the choice it began with",
+        "profiler/session.py",
+        "if not allowed or self._decision(resolved) != self._choice:",
+        "if not allowed:",
+        "test_consent.py::test_off_and_on_again_between_two_looks_ends_the_sending_of_this_run",
+    ),
+    Layer(
+        "a change of the choice is dated",
+        "profiler/preferences.py",
+        "if any(before.get(key, KEYS[key]) != after.get(key, KEYS[key]) for key in DESTINATION):",
+        "if False:",
+        "test_consent.py::test_off_and_on_again_in_another_process",
+    ),
+    Layer(
+        "consent is looked at between exports",
+        "profiler/session.py",
+        "self._recorder.each_tick = self._consent",
+        "pass",
+        "test_consent.py::test_off_written_into_the_file_by_hand_is_seen_at_the_next_reading",
+    ),
+    Layer(
+        "sync=False in the file",
+        "profiler/preferences.py",
+        'CONSENT = ("sync", "crash_reports", "usage", "local")',
+        'CONSENT = ("crash_reports", "usage", "local")',
+        "test_otlp.py::test_off_in_the_file_wins_over_code_and_environment",
+    ),
+    Layer(
+        "an explicit none wins",
+        "profiler/preferences.py",
+        'for key in (*CONSENT, "exporter"):',
+        "for key in CONSENT:",
+        "test_otlp.py::test_an_explicit_none_in_the_file_wins_over_code_and_environment",
+    ),
+    Layer(
+        "DO_NOT_TRACK",
+        "profiler/preferences.py",
+        'yield "sync", Value(False, "environment", "DO_NOT_TRACK")',
+        "pass",
+        "test_otlp.py::test_any_off_wins",
+    ),
+    Layer(
+        "OTEL_SDK_DISABLED",
+        "profiler/preferences.py",
+        'yield "sync", Value(False, "environment", "OTEL_SDK_DISABLED")',
+        "pass",
+        "test_otlp.py::test_any_off_wins",
+    ),
+    Layer(
+        "a variable that cannot be understood means off",
+        "profiler/preferences.py",
+        'yield "sync", Value(False, "environment", variable)',
+        "pass",
+        "test_settings.py::test_an_environment_value_that_cannot_be_understood_means_off",
+    ),
+    Layer(
+        "a file that cannot be read means off",
+        "profiler/preferences.py",
+        'return [("sync", Value(False, "unreadable file", str(error)))], None',
+        "return [], None",
+        "test_settings.py::test_a_file_that_cannot_be_understood_means_off",
+    ),
+    Layer(
+        "reset keeps an opt-out",
+        "profiler/preferences.py",
+        '{"sync": False} if content.get("sync") is False else {}',
+        "{}",
+        "test_settings.py::test_reset_keeps_an_explicit_off",
+    ),
+    Layer(
+        "the exporter is made after the first yes",
+        "exporters/gate.py",
+        "        self._make = make\n",
+        "        self._make = make\n        make(self.release)\n",
+        "test_gate.py::test_the_exporter_is_not_made_before_the_first_yes",
+    ),
+    Layer(
+        "the half that sends is loaded after the first yes",
+        "profiler/session.py",
+        '        self._state = "running"\n        resolved',
+        '        self._state = "running"\n        import exporters.otlp\n        resolved',
+        "test_otlp.py::test_none_imports_nothing_of_the_exporters",
+    ),
+    Layer(
+        "headers for another destination stay",
+        "exporters/otlp.py",
+        "given = {} if self._own_headers_only else {",
+        "given = {",
+        "test_otlp.py::test_headers_meant_for_another_destination_stay",
+    ),
+    Layer(
+        "headers that tracers add stay",
+        "exporters/otlp.py",
+        "        if name.lower() in names:\n",
+        "        if True:\n",
+        "test_host.py::test_no_header_of_a_tracer_reaches_the_destination",
+    ),
+    Layer(
+        "credentials from ~/.netrc stay",
+        "exporters/otlp.py",
+        "self.auth = _no_auth",
+        "self._names.add('authorization')",
+        "test_otlp.py::test_headers_meant_for_another_destination_stay",
+    ),
+    Layer(
+        "redirects are not followed",
+        "exporters/otlp.py",
+        'kwargs["allow_redirects"] = False',
+        'kwargs["allow_redirects"] = True',
+        "test_otlp.py::test_a_redirect_is_not_followed_and_not_taken_for_delivery",
+    ),
+    Layer(
+        "a host that traces its requests sees none of ours",
+        "exporters/otlp.py",
+        "token = context.attach(untraced)",
+        "token = context.attach(context.get_current())",
+        "test_host.py::test_a_host_finds_everything_as_it_left_it",
+    ),
+)
+
+
+def without(layer: Layer, copy: Path) -> bool:
+    """Whether the layer's test fails where the layer is gone."""
+    path = copy / layer.file
+    text = path.read_text("utf-8")
+    if text.count(layer.there) != 1:
+        raise SystemExit(f"{layer.name}: {layer.file} has its text {text.count(layer.there)} times, not once")
+    path.write_text(text.replace(layer.there, layer.gone), "utf-8")
+    try:
+        return not passes(layer.test.split(), copy)
+    finally:
+        path.write_text(text, "utf-8")
+
+
+def passes(tests: list[str], copy: Path) -> bool:
+    command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy)}  # before the packages that are installed
+    done = subprocess.run(command, cwd=copy / "tests", capture_output=True, text=True, env=environment)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{' '.join(tests)} could not be run:\n{done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def main() -> int:
+    unseen = []
+    with tempfile.TemporaryDirectory(prefix="epochmeter-layers-") as name:
+        copy = Path(name)
+        for part in ("profiler", "exporters", "tests", "docs"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        if not passes(sorted({test for layer in LAYERS for test in layer.test.split()}), copy):
+            raise SystemExit("the tests do not pass with all layers in place")
+        for layer in LAYERS:
+            seen = without(layer, copy)
+            print(f"{'seen' if seen else 'UNSEEN'}: without '{layer.name}', {layer.test} {'fails' if seen else 'passes'}")
+            unseen += [] if seen else [layer.name]
+    print(f"{len(LAYERS) - len(unseen)} of {len(LAYERS)} removals are seen")
+    return 1 if unseen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
