@@ -263,7 +263,8 @@ def without(layer: Layer, copy: Path) -> bool:
 
 def passes(tests: list[str], copy: Path) -> bool:
     command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
-    environment = {**os.environ, "PYTHONPATH": str(copy)}  # before the packages that are installed
+    others = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # not of this copy
+    environment = {**others, "PYTHONPATH": str(copy)}  # before the packages that are installed
     done = subprocess.run(command, cwd=copy / "tests", capture_output=True, text=True, env=environment)
     if done.returncode not in (0, 1):
         raise SystemExit(f"{' '.join(tests)} could not be run:\n{done.stdout}{done.stderr}")

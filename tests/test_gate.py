@@ -15,10 +15,10 @@ from opentelemetry.sdk.metrics.export import Gauge, Metric, MetricExportResult, 
 
 import exporters
 from exporters import gate
-from exporters.allowlist import GPU_MODELS, METRICS, PHASES, RESOURCE, STAGES
+from exporters.allowlist import GPU_MEMORY_CLASSES, GPU_MODELS, METRICS, PHASES, RESOURCE, STAGES
 from exporters.gate import GatedExporter, rebuild
 from exporters.payload import encode, first_fault
-from exporters.rules import OTHER, Random, Words, coarse, significant
+from exporters.rules import OTHER, Random, Words, coarse, significant, size_class
 from profiler import Phase, Profiler, Stage, __version__, otel
 from profiler.catalog import units
 from profiler.record import Run
@@ -120,6 +120,11 @@ def test_coarsening(rule: Any, value: Any, told: Any) -> None:
 def test_three_significant_digits(value: float, told: float) -> None:
     assert significant(value, 3) == told
     assert type(significant(value, 3)) is type(value)
+
+
+@pytest.mark.parametrize(("size", "gib"), [(81_559 * 2**20, 80), (24_564 * 2**20, 24), (143_771 * 2**20, 141), (1, 4)])
+def test_sizes_are_told_in_classes(size: int, gib: int) -> None:
+    assert size_class(size, GPU_MEMORY_CLASSES) == gib * 2**30
 
 
 def answers(*given: bool) -> Callable[[], bool]:

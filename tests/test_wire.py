@@ -125,7 +125,8 @@ def test_two_users_with_the_same_measurements_send_the_same_bytes(sink: Sink, tm
         assert len(found) == 1
         bodies.append(body.replace(found[0].encode(), b"0" * 12))  # the one field that is drawn at random
     assert bodies[0] == bodies[1]
-    assert sink.received[0].headers == sink.received[1].headers
+    first, second = ({**received.headers, "content-length": ""} for received in sink.received)
+    assert first == second  # an id drawn at random is compressed a little better or worse
     assert b"custom" in bodies[0]
 
 
