@@ -15,19 +15,29 @@ from exporters.config import Config, ExporterError, Record, Release
 if TYPE_CHECKING:
     from exporters.gate import GatedExporter
 
-__all__ = ["TARGETS", "Config", "ExporterError", "build", "check_target"]
+__all__ = ["PROTOCOLS", "TARGETS", "Config", "ExporterError", "build", "check_target", "why_not"]
 
 TARGETS = {"otlp": "exporters.otlp:build"}
+PROTOCOLS = ("http/protobuf",)
 
 
-def check_target(name: str) -> None:
+def why_not(target: str, protocol: str = PROTOCOLS[0]) -> str:
+    """What this version lacks to send there, in words; empty where it lacks nothing."""
+    if target not in TARGETS:
+        return f"there is no exporter {target!r} in this version; there are: none, {', '.join(TARGETS)}"
+    if protocol not in PROTOCOLS:
+        return f"the OTLP protocol {protocol!r} is not in this version; there is: {', '.join(PROTOCOLS)}"
+    return ""
+
+
+def check_target(target: str, protocol: str = PROTOCOLS[0]) -> None:
     """Says whether there is such an exporter.
 
     Raises:
         ExporterError: there is not.
     """
-    if name not in TARGETS:
-        raise ExporterError(f"there is no exporter {name!r} in this version; there are: none, {', '.join(TARGETS)}")
+    if lacking := why_not(target, protocol):
+        raise ExporterError(lacking)
 
 
 def build(config: Config, consent: Callable[[], bool], record: Record, exporter: Any = None) -> GatedExporter:
@@ -47,7 +57,7 @@ def build(config: Config, consent: Callable[[], bool], record: Record, exporter:
 
     if exporter is not None:
         return GatedExporter(lambda release: HandedOver(exporter, release), consent, record)
-    check_target(config.target)
+    check_target(config.target, config.protocol)
     module, _, function = TARGETS[config.target].partition(":")
 
     def make(release: Release) -> Any:

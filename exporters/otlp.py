@@ -25,7 +25,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util import parse_url
 
 from exporters.allowlist import HEADERS
-from exporters.config import Config, ExporterError, Release
+from exporters.config import Config, Release
 
 TRANSPORT_HEADERS = ("host", "content-length", "connection", "proxy-authorization")
 PATH = "/v1/metrics"
@@ -122,13 +122,7 @@ class QuietExporter(OTLPMetricExporter):
 
 
 def build(config: Config, release: Release) -> OTLPMetricExporter:
-    """The exporter for a collector.
-
-    Raises:
-        ExporterError: the protocol is not one of this version's.
-    """
-    if config.protocol != "http/protobuf":
-        raise ExporterError(f"the OTLP protocol {config.protocol!r} is not in this version; there is: http/protobuf")
+    """The exporter for a collector."""
     exporter = QuietExporter(
         endpoint=None if config.endpoint is None else config.endpoint.rstrip("/") + PATH,
         timeout=config.timeout,

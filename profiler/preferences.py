@@ -101,7 +101,10 @@ class Resolved(NamedTuple):
         exporter, sync = self.values["exporter"], self.values["sync"]
         if self.may_send:
             return ""
-        return f"exporter is none ({exporter.source})" if sync.value else f"sync is off ({sync.detail or sync.source})"
+        if sync.value:
+            return f"exporter is none ({exporter.source})"
+        cause = f"the settings file {sync.detail}" if sync.source == "unreadable file" else sync.detail or sync.source
+        return f"sync is off ({cause})"
 
 
 def check_key(key: str) -> str:
@@ -223,7 +226,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise _Unreadable(f"cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise _Unreadable(f"is not valid JSON ({type(error).__name__})") from None
+        raise _Unreadable(f"is not valid JSON ({str(error)[:80]})") from None
     if not isinstance(content, dict):
         raise _Unreadable("does not hold a JSON object")
     version = content.pop("version", None)

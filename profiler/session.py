@@ -401,7 +401,8 @@ class Profiler:
         try:
             action()
         except Exception as error:
-            reason = getattr(error, "strerror", None) or type(error).__name__
+            ours = type(error).__module__.startswith(("profiler.", "exporters."))  # its text was written for the user
+            reason = getattr(error, "strerror", None) or (str(error) if ours else type(error).__name__)
             self._run.note(f"{what}: {reason}")
             _warn_once(f"{what} ({reason}); the run goes on. 'epochmeter doctor' tells what helps.")
 

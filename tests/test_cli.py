@@ -123,6 +123,7 @@ def test_doctor_tells_what_is_wrong_and_what_helps(home: Path, tmp_path: Path) -
     assert answer.code == 0
     assert "EPOCHMETER_HOME" in problems["data folder"]["cure"]
     assert "not valid JSON" in problems["settings"]["detail"]
+    assert "sync is off (the settings file is not valid JSON (Expecting" in epochmeter("doctor", COLUMNS="200").out
 
 
 def test_doctor_names_a_file_that_hides_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from exporters.views import views
 from profiler import Profiler
 
 DOCS = Path(__file__).parents[1] / "docs"
+GRPC = {"EPOCHMETER_EXPORTER": "otlp", "EPOCHMETER_OTLP_PROTOCOL": "grpc"}
 
 
 def test_the_schema_has_everything_that_can_leave() -> None:
@@ -61,6 +62,10 @@ def test_preview_says_whether_it_would_be_sent() -> None:
     on = epochmeter("telemetry", "preview", "--json", EPOCHMETER_EXPORTER="otlp").json
     assert (on["may_leave"], on["destination"]) == (True, "http://localhost:4318")
     assert on["sha256"] == off["sha256"]
+    for chosen, lacking in (({"EPOCHMETER_EXPORTER": "ga"}, "exporter 'ga'"), (GRPC, "OTLP protocol 'grpc'")):
+        said = epochmeter("telemetry", "preview", **chosen).out.splitlines()[1]
+        assert said.startswith("nothing leaves this machine: ") and lacking in said
+        assert any(lacking in check["detail"] for check in epochmeter("doctor", "--json", **chosen).json["checks"])
 
 
 @pytest.mark.parametrize(
@@ -96,8 +101,9 @@ def test_the_log_shows_what_was_answered(sink: Sink, home: Path) -> None:
     logged = epochmeter("telemetry", "log", "--json").json
     assert [entry["answer"] for entry in logged] == ["HTTP 200", "HTTP 400", "no answer: ConnectionError"]
     assert [entry["time"] for entry in logged] == sorted(entry["time"] for entry in logged)
-    table = epochmeter("telemetry", "log").out
-    assert all(entry["id"] in table for entry in logged)
+    listed = epochmeter("telemetry", "log").out
+    assert all(listed.count(str(entry[key])) == 1 for entry in logged for key in ("id", "time", "sha256"))
+    assert listed.count("answer is not known") == 0 and listed.count("    HTTP 200\n") == 1
     shown = epochmeter("telemetry", "log", logged[0]["id"]).out
     assert 'service.name = "epochmeter"' in shown and "secret-run" not in shown
     if os.name == "posix":

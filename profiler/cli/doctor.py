@@ -103,16 +103,15 @@ def _settings() -> Iterator[Check]:
     resolved = resolve()
     for problem in resolved.problems:
         yield Check("settings", "problem", problem, "epochmeter settings --explain shows where each value comes from")
-    exporter = resolved.values["exporter"]
     if not resolved.may_send:
         yield Check("export", "ok", f"nothing leaves this machine: {resolved.why_off}")
         return
-    import exporters
+    from exporters import why_not
 
-    try:
-        exporters.check_target(exporter.value)
-    except exporters.ExporterError as error:
-        yield Check("export", "problem", f"{error}; nothing is sent", "epochmeter settings exporter=otlp, or exporter=none")
+    exporter = resolved.values["exporter"]
+    if lacking := why_not(resolved.settings.exporter, resolved.settings.otlp_protocol):
+        cure = "epochmeter settings exporter=otlp otlp_protocol=http/protobuf, or exporter=none"
+        yield Check("export", "problem", f"{lacking}; nothing is sent", cure)
     else:
         yield Check("export", "ok", f"measurements go to {exporter.value} ({exporter.source})", "")
 

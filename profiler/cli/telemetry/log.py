@@ -7,14 +7,10 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from profiler.errors import RunNotFoundError
 
-UNKNOWN = "not known"
+UNKNOWN = "the answer is not known"
 
 
 def log(
@@ -36,13 +32,10 @@ def log(
     if not sent:
         typer.echo("nothing was sent from this machine", err=True)
         return
-    table = Table("id", "time", "destination", "bytes", "SHA-256", "answer", box=box.SIMPLE_HEAD, show_edge=False)
     for one in sent:
-        where = escape(one.destination)
-        table.add_row(one.id, one.time, where, f"{len(one.body):,}", one.sha256[:16], one.answer or UNKNOWN)
-    Console().print(table)
-    if entry is not None:
-        for one in sent:
+        typer.echo(f"{one.id}  {one.time}  {len(one.body):,} bytes to {one.destination}")
+        typer.echo(f"    SHA-256 {one.sha256}\n    {one.answer or UNKNOWN}")
+        if entry is not None:
             typer.echo(rendered(readable(one.body)))
 
 

@@ -16,6 +16,7 @@ def preview(
     raw: Annotated[bool, typer.Option("--bytes", help="The bytes themselves, on stdout: protobuf, not compressed.")] = False,
 ) -> None:
     """Show the exact bytes that a run sends at its end. Nothing is sent."""
+    from exporters import why_not
     from profiler.preferences import destination, resolve, runs_path
     from profiler.report.payload import rendered
     from profiler.runlog import find, load
@@ -27,11 +28,12 @@ def preview(
         return
     resolved = resolve()
     where = destination(resolved.settings)
+    why_off = resolved.why_off or why_not(resolved.settings.exporter, resolved.settings.otlp_protocol)
     if as_json:
-        typer.echo(json.dumps(_as_data(recorded.id, body, where, resolved.why_off), indent=2))
+        typer.echo(json.dumps(_as_data(recorded.id, body, where, why_off), indent=2))
         return
     typer.echo(f"run {recorded.id}: {len(body):,} bytes, SHA-256 {hashlib.sha256(body).hexdigest()}")
-    typer.echo(f"to {where}" if resolved.may_send else f"nothing leaves this machine: {resolved.why_off}; this is what would")
+    typer.echo(f"nothing leaves this machine: {why_off}; this is what would" if why_off else f"to {where}")
     typer.echo(rendered(_content(body)))
 
 
