@@ -7,60 +7,110 @@ exporter is a file and a row in `TARGETS`. Importing this package imports no exp
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from exporters.config import Config, ExporterError, Record, Release
+from exporters.config import Config, ExporterError, Record, Transport
 
 if TYPE_CHECKING:
-    from exporters.gate import GatedExporter
+    from exporters.gate import Gate, GatedExporter
 
-__all__ = ["PROTOCOLS", "TARGETS", "Config", "ExporterError", "build", "check_target", "why_not"]
+__all__ = [
+    "TARGETS",
+    "Config",
+    "ExporterError",
+    "Target",
+    "behind_gate",
+    "form_of",
+    "gate_for",
+    "transport_to",
+    "why_not",
+]
 
-TARGETS = {"otlp": "exporters.otlp:build"}
-PROTOCOLS = ("http/protobuf",)
+
+class Target(NamedTuple):
+    """A destination.
+
+    Attributes:
+        form: the module that makes its bodies, and checks them.
+        modules: for each protocol, the module whose ``build`` makes its transport.
+        needs: for each protocol, the module it needs and the extra that brings it.
+    """
+
+    form: str
+    modules: dict[str, str]
+    needs: dict[str, tuple[str, str]]
 
 
-def why_not(target: str, protocol: str = PROTOCOLS[0]) -> str:
-    """What this version lacks to send there, in words; empty where it lacks nothing."""
-    if target not in TARGETS:
-        return f"there is no exporter {target!r} in this version; there are: none, {', '.join(TARGETS)}"
-    if protocol not in PROTOCOLS:
-        return f"the OTLP protocol {protocol!r} is not in this version; there is: {', '.join(PROTOCOLS)}"
+TARGETS = {
+    "otlp": Target(
+        "exporters.payload",
+        {"http/protobuf": "exporters.otlp", "grpc": "exporters.otlp_grpc"},
+        {"grpc": ("grpc", "grpc")},
+    ),
+    "ga": Target("exporters.ga_payload", {"ga4": "exporters.ga"}, {}),
+    "prometheus": Target(
+        "exporters.payload",
+        {"prometheus": "exporters.prometheus"},  # a page, not a transport: it is fetched
+        {"prometheus": ("opentelemetry.exporter.prometheus", "prometheus")},
+    ),
+}
+
+
+def why_not(target: str, protocol: str) -> str:
+    """What is missing to send there, in words; empty where nothing is."""
+    found = TARGETS.get(target)
+    if found is None:
+        return f"there is no exporter {target!r}; there are: none, {', '.join(TARGETS)}"
+    if protocol not in found.modules:
+        return f"exporter {target!r} has no protocol {protocol!r}; it has: {', '.join(found.modules)}"
+    module, extra = found.needs.get(protocol, ("", ""))
+    if module and not _is_installed(module):
+        return f"{target} over {protocol} needs a package that is not installed: pip install 'epochmeter[{extra}]'"
     return ""
 
 
-def check_target(target: str, protocol: str = PROTOCOLS[0]) -> None:
-    """Says whether there is such an exporter.
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def form_of(target: str) -> Any:
+    """The module that makes a destination's bodies, checks and prints them.
 
     Raises:
-        ExporterError: there is not.
+        ExporterError: there is no such destination.
     """
-    if lacking := why_not(target, protocol):
+    if target not in TARGETS:
+        raise ExporterError(why_not(target, ""))
+    return importlib.import_module(TARGETS[target].form)
+
+
+def gate_for(config: Config, consent: Callable[[], bool]) -> Gate:
+    """What lets data through to this destination.
+
+    Raises:
+        ExporterError: there is no such destination, or what it needs is not installed.
+    """
+    from exporters.gate import Gate
+
+    if lacking := why_not(config.target, config.protocol):
         raise ExporterError(lacking)
+    return Gate(consent, config.target, form_of(config.target), config.usage)
 
 
-def build(config: Config, consent: Callable[[], bool], record: Record, exporter: Any = None) -> GatedExporter:
-    """The exporter behind its gate. The exporter itself is made, and its library imported, once the gate opens.
+def transport_to(config: Config) -> Transport:
+    """What sends bytes to this destination."""
+    module = importlib.import_module(TARGETS[config.target].modules[config.protocol])
+    found: Transport = module.build(config)
+    return found
 
-    Args:
-        config: which one, and where to.
-        consent: asked at every export, before the data is looked at, again before it is handed on, and before each
-            attempt to send.
-        record: notes what is sent, before it is.
-        exporter: a ready ``MetricExporter`` to use instead of a target.
 
-    Raises:
-        ExporterError: there is no such exporter.
-    """
-    from exporters.gate import GatedExporter, HandedOver
+def behind_gate(exporter: Any, consent: Callable[[], bool], record: Record) -> GatedExporter:
+    """A program's own ``MetricExporter`` behind the gate; it gets what a collector would get."""
+    from exporters.gate import Gate, GatedExporter
 
-    if exporter is not None:
-        return GatedExporter(lambda release: HandedOver(exporter, release), consent, record)
-    check_target(config.target, config.protocol)
-    module, _, function = TARGETS[config.target].partition(":")
-
-    def make(release: Release) -> Any:
-        return getattr(importlib.import_module(module), function)(config, release)
-
-    return GatedExporter(make, consent, record, config.target)
+    return GatedExporter(exporter, Gate(consent, "otlp", form_of("otlp")), consent, record)

@@ -23,6 +23,7 @@ HEADERS = {  # what a request says of itself: the same from every machine
     "accept": "*/*",
     "accept-encoding": "identity",
 }
+GA_HEADERS = {**{name: HEADERS[name] for name in HEADERS if name != "content-encoding"}, "content-type": "application/json"}
 STAGES = ("train", "val", "inference")
 PHASES = (
     *("data_wait", "transfer", "forward", "loss", "backward", "optimizer", "metrics", "checkpoint", "logging"),
@@ -64,7 +65,7 @@ class Entry:
     attributes: Mapping[str, Rule] = field(default_factory=dict)
     digits: int | None = None
     sizes: tuple[int, ...] = ()
-    destinations: tuple[str, ...] = ("otlp",)
+    destinations: tuple[str, ...] = ("otlp", "prometheus")
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,10 @@ class ResourceEntry:
     rule: Rule
     purpose: str
     since: str = "0.1.0"
-    destinations: tuple[str, ...] = ("otlp",)
+    destinations: tuple[str, ...] = ("otlp", "prometheus", "ga")
 
 
+EVERYWHERE = ("otlp", "prometheus", "ga")
 STAGE: Mapping[str, Rule] = {"epochmeter.stage": Words(STAGES)}
 STAGE_COLD: Mapping[str, Rule] = {**STAGE, "epochmeter.cold": Words((False, True))}
 PHASE: Mapping[str, Rule] = {
@@ -97,6 +99,12 @@ METRICS = (
     ),
     Entry("epochmeter.epoch.time", "sum", "s", "How much of a run its epochs are."),
     Entry("epochmeter.epoch.count", "sum", "{epoch}", "How many epochs there were."),
+    Entry("epochmeter.epoch.duration", "histogram", "s", "How long epochs take, and how evenly.", destinations=EVERYWHERE),
+    Entry(
+        *("epochmeter.stage.duration", "histogram", "s", "How long a stage takes in an epoch, and how evenly."),
+        attributes=STAGE,
+        destinations=EVERYWHERE,
+    ),
     Entry("epochmeter.stage.time", "sum", "s", "Where time goes: training, validation, inference.", attributes=STAGE),
     Entry("epochmeter.stage.steps", "sum", "{step}", "To put times into relation.", attributes=STAGE),
     Entry("epochmeter.stage.samples", "sum", "{sample}", "Throughput.", attributes=STAGE),
@@ -104,9 +112,14 @@ METRICS = (
         *("epochmeter.stage.passes", "sum", "{pass}", "How many passes there were, and how many ended early."),
         attributes={**STAGE, "epochmeter.pass.partial": Words((False, True))},
     ),
-    Entry("epochmeter.step.duration", "histogram", "s", "How long steps take, and how evenly.", attributes=STAGE_COLD),
-    Entry("epochmeter.inference.latency", "histogram", "s", "How long inference takes.", attributes=STAGE_COLD),
-    Entry("epochmeter.phase.duration", "histogram", "s", "What part of a step takes how long.", attributes=PHASE),
+    *(
+        Entry(name, "histogram", "s", purpose, attributes=attributes, destinations=EVERYWHERE)
+        for name, purpose, attributes in (
+            ("epochmeter.step.duration", "How long steps take, and how evenly.", STAGE_COLD),
+            ("epochmeter.inference.latency", "How long inference takes.", STAGE_COLD),
+            ("epochmeter.phase.duration", "What part of a step takes how long.", PHASE),
+        )
+    ),
     Entry("epochmeter.phase.device_duration", "histogram", "s", "The same on the GPU's clock.", attributes=PHASE),
     Entry(
         *("process.cpu.time", "sum", "s", "What a run costs in CPU time."),
@@ -154,9 +167,15 @@ METRICS = (
 )
 
 RESOURCE = (
-    ResourceEntry("service.name", Words(("epochmeter",)), "Tells our metrics from others."),
+    ResourceEntry(
+        *("service.name", Words(("epochmeter",)), "Tells our metrics from others."),
+        destinations=("otlp", "prometheus"),
+    ),
     ResourceEntry("service.version", Words(("0.1.0", "dev", OTHER)), "To know which version measured."),
-    ResourceEntry("service.instance.id", Random(12), "Keeps the metrics of two runs apart; drawn anew for each run."),
+    ResourceEntry(
+        *("service.instance.id", Random(12), "Keeps the metrics of two runs apart; drawn anew for each run."),
+        destinations=("otlp", "prometheus"),
+    ),
     ResourceEntry("os.type", Words(("linux", "darwin", "windows", OTHER)), "Differences between systems."),
     ResourceEntry("host.arch", Words(("amd64", "arm64", OTHER)), "Differences between processors."),
     ResourceEntry("process.runtime.name", Words(("cpython", "pypy", OTHER)), "Differences between Pythons."),

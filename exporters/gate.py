@@ -1,9 +1,9 @@
-"""The gate before every exporter: asks for consent, builds what goes out from the list, checks it, and notes it.
+"""The gate before every exporter: asks for consent, builds what goes out from the list, and checks it.
 
 The rules it keeps: rebuild, never filter. What goes out is made by walking the list and copying what it names, so a
-metric, an attribute or a fact that nobody has listed has no way out. Consent is asked at every export before the data is
-looked at, again before it is handed on, and again by the exporter with the bytes in hand. The exporter itself is not even
-made before the first "yes". What cannot be noted in the log of what was sent does not go.
+metric, an attribute or a fact that nobody has listed has no way out. Consent is asked before the data is looked at, again
+before it is handed on, and again (by the courier) with the bytes in hand before each attempt to send. What cannot be noted
+in the log of what was sent does not go.
 """
 
 from __future__ import annotations
@@ -28,121 +28,122 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from exporters.allowlist import METRICS, RESOURCE, SCHEMA_URL, SCOPE_NAME, Entry
-from exporters.config import Answered, ExporterError, Record, Release
-from exporters.payload import encode, first_fault, told
+from exporters.config import Record
+from exporters.payload import encode, told
 from exporters.rules import Rule, coarse
 
 SCOPE = InstrumentationScope(SCOPE_NAME, None, SCHEMA_URL)
 OWN = "an exporter of the program's own"
 
 
-class GatedExporter(MetricExporter):
-    """An exporter that hands on what the list names, and that only with consent.
+class Gate:
+    """What may leave of a run's data, as checked bytes; nothing without consent.
 
     Args:
-        make: gives the exporter behind the gate, which calls the function it is given before each attempt to send.
-            Called after the first "yes".
         consent: whether data may leave now.
-        record: notes where the bytes go, before they go; what it raises as OSError stops them.
         target: a name in `TARGETS`; the list says what that destination gets.
+        form: the module that makes bodies for that destination, and checks them.
+        usage: whether usage counters may be part of it.
 
     Attributes:
-        refused: exports that had no consent.
-        dropped: exports whose bytes held what is not on the list.
-        reason: why the last export failed; empty where it did not, or where there was no consent.
+        refused: times that there was no consent.
+        dropped: bodies that held what is not on the list.
+        reason: why the last data was not let through; empty where it was, or where there was no consent.
     """
 
-    def __init__(
-        self, make: Callable[[Release], MetricExporter], consent: Callable[[], bool], record: Record, target: str = "otlp"
-    ) -> None:
-        super().__init__()
-        self._make = make
+    def __init__(self, consent: Callable[[], bool], target: str, form: Any, usage: bool = True) -> None:
         self._consent = consent
-        self._record = record
         self._target = target
-        self._inner: MetricExporter | None = None
-        self._checked: bytes | None = None
-        self._answered: Answered | None = None
+        self._form = form
+        self._usage = usage
         self.refused = 0
         self.dropped = 0
         self.reason = ""
 
-    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        """Hands on what may leave of this data; without consent nothing, which counts as a failure to export."""
-        self.reason, self._checked, self._answered = "", None, None
-        if not self._consent():
-            return self._refuse()
-        outgoing = rebuild(metrics_data, self._target)
-        body = encode(outgoing)
-        fault = first_fault(body, self._target)
-        if fault is not None:
-            self.dropped += 1
-            self.reason = f"an export was dropped: {fault}"[:300]
-            return MetricExportResult.FAILURE
-        if self._inner is None:
-            self._inner = self._make(self.release)
-            for name in ("_preferred_temporality", "_preferred_aggregation"):
-                setattr(self, name, getattr(self._inner, name, getattr(self, name)))
-        if not self._consent():
-            return self._refuse()
-        self._checked = body
-        refused = self.refused
-        result = self._inner.export(outgoing, timeout_millis, **kwargs)
-        if result is not MetricExportResult.SUCCESS and self.refused == refused:
-            self.reason = self.reason or "an export was not taken"
-        return result
+    def outgoing(self, data: MetricsData, rest: Callable[[], None] = lambda: None) -> MetricsData | None:
+        """What may leave of this data, rebuilt from the list, or None without consent.
 
-    def release(self, where: str, body: bytes) -> Answered:
-        """The last word before each attempt to send: with the very bytes in hand, and noted before they go.
-
-        Returns:
-            A function to call with what the destination answered.
-
-        Raises:
-            ExporterError: they may not go.
+        Args:
+            rest: called between two pieces of work, to let the loop's thread have its turn.
         """
-        if body != self._checked:
-            self.dropped += 1
-            self.reason = "an export was dropped: the bytes to send are not the ones that were checked"
-            raise ExporterError(self.reason)
+        self.reason = ""
         if not self._consent():
-            self._refuse()
-            raise ExporterError("there is no consent to send")
-        if self._answered is None:
-            try:
-                self._answered = self._record(where, body)
-            except OSError as error:
-                self.reason = f"nothing was sent, because it cannot be noted what is sent: {error.strerror}"
-                raise ExporterError(self.reason) from error
-        return self._answered
+            self.refused += 1
+            return None
+        outgoing = rebuild(data, self._target)
+        rest()
+        return outgoing
 
-    def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        return self._inner is None or self._inner.force_flush(timeout_millis)
+    def bodies(self, data: MetricsData, rest: Callable[[], None] = lambda: None) -> list[bytes]:
+        """The bodies to send, checked; none without consent, and none where one of them has a fault."""
+        outgoing = self.outgoing(data, rest)
+        if outgoing is None:
+            return []
+        bodies: list[bytes] = self._form.bodies(outgoing, self._usage)
+        rest()
+        for body in bodies:
+            if not self.passes(body):
+                return []
+            rest()
+        if not self._consent():
+            self.refused += 1
+            return []
+        return bodies
 
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        if self._inner is not None:
-            self._inner.shutdown(timeout_millis, **kwargs)
+    def passes(self, body: bytes) -> bool:
+        """Whether these bytes hold nothing but what the list names for this destination; asked again before they go."""
+        fault = self._form.first_fault(body)
+        if fault is None:
+            return True
+        self.dropped += 1
+        self.reason = f"an export was dropped: {fault}"[:300]
+        return False
 
-    def _refuse(self) -> MetricExportResult:
-        self.refused += 1
-        return MetricExportResult.FAILURE
 
+class GatedExporter(MetricExporter):
+    """An exporter that the program brought along, behind the gate: it gets what any other would get, noted as any other.
 
-class HandedOver(MetricExporter):
-    """An exporter that the program brought along: it gets what any other would get, noted as any other."""
+    Args:
+        exporter: the program's own.
+        gate: what lets the data through.
+        consent: asked once more with the bytes in hand.
+        record: notes them, before they go; what it raises as OSError stops them.
 
-    def __init__(self, exporter: MetricExporter, release: Release) -> None:
+    Attributes:
+        reason: why the last export failed; empty where it did not, or where there was no consent.
+    """
+
+    def __init__(self, exporter: MetricExporter, gate: Gate, consent: Callable[[], bool], record: Record) -> None:
         super().__init__(getattr(exporter, "_preferred_temporality", None), getattr(exporter, "_preferred_aggregation", None))
         self._exporter = exporter
-        self._release = release
+        self.gate = gate
+        self._consent = consent
+        self._record = record
+        self.reason = ""
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        try:
-            answered = self._release(OWN, encode(metrics_data))
-        except ExporterError:
+        """Hands on what may leave of this data; without consent nothing, which counts as a failure to export."""
+        outgoing = self.gate.outgoing(metrics_data)
+        self.reason = self.gate.reason
+        if outgoing is None:
             return MetricExportResult.FAILURE
-        result = self._exporter.export(metrics_data, timeout_millis, **kwargs)
+        body = encode(outgoing)
+        passes = self.gate.passes(body)
+        self.reason = self.gate.reason
+        if not passes:
+            return MetricExportResult.FAILURE
+        if not self._consent():
+            self.gate.refused += 1
+            return MetricExportResult.FAILURE
+        try:
+            answered = self._record(OWN, body)
+        except OSError as error:
+            self.reason = f"nothing was sent, because it cannot be noted what is sent: {error.strerror}"
+            return MetricExportResult.FAILURE
+        result = self._exporter.export(outgoing, timeout_millis, **kwargs)
         answered(getattr(result, "name", "no answer"))
+        if result is not MetricExportResult.SUCCESS:
+            self.reason = "an export was not taken"
         return result
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:

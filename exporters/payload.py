@@ -38,6 +38,11 @@ FIELDS = {  # of OTLP's messages, the fields that may be filled
 }
 
 
+def bodies(data: MetricsData, usage: bool = True) -> list[bytes]:
+    """The bodies of the requests that tell this data: one."""
+    return [encode(data)]
+
+
 def encode(data: MetricsData) -> bytes:
     """The body of an OTLP request, before compression: an ``ExportMetricsServiceRequest`` in protobuf."""
     return bytes(encode_metrics(data).SerializeToString())
@@ -50,7 +55,7 @@ def readable(body: bytes) -> dict[str, Any]:
     return found
 
 
-def first_fault(body: bytes, target: str) -> str | None:
+def first_fault(body: bytes, target: str = "otlp") -> str | None:
     """What is in these bytes that the list does not name for this destination, or None."""
     try:
         request = ExportMetricsServiceRequest.FromString(body)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from exporters.allowlist import HEADERS, METRICS, RESOURCE, SCHEMA_URL, SCOPE_NAME, Entry
+from exporters.allowlist import GA_HEADERS, HEADERS, METRICS, RESOURCE, SCHEMA_URL, SCOPE_NAME, Entry
+from exporters.ga_payload import CONSENT, COUNTED, DURATIONS, EVENT
+from exporters.ga_payload import vocabulary as ga_words
 from exporters.rules import Random, Rule
 
 BUCKETS = "base-2 exponential histogram of at most 160 buckets, with count, sum, min and max"
@@ -25,8 +27,9 @@ def schema() -> dict[str, Any]:
     """Everything that can leave: metrics, facts about the run's machine, and what the request itself says.
 
     Returns:
-        ``metrics`` and ``resource`` (one object an entry), ``request`` (its headers), and ``vocabulary``: every text
-        that can be in a payload, but those drawn at random, whose form is in ``random``.
+        ``metrics`` and ``resource`` (one object an entry), ``request`` (its headers), ``ga`` (the same as events for
+        Google Analytics), and ``vocabulary``: every text that can be in a payload, but those drawn at random, whose form
+        is in ``random``.
     """
     return {
         "schema": 1,
@@ -42,6 +45,11 @@ def schema() -> dict[str, Any]:
             for entry in RESOURCE
         ],
         "request": {"path": "/v1/metrics", "headers": dict(HEADERS)},
+        "ga": {
+            "event": EVENT,
+            "metrics": {word: list(cells) for word, cells in ga_words().items()},
+            "headers": dict(GA_HEADERS),
+        },
         "vocabulary": vocabulary(),
         "random": {entry.name: f"[0-9a-f]{{{entry.rule.digits}}}" for entry in RESOURCE if isinstance(entry.rule, Random)},
     }
@@ -56,7 +64,14 @@ def vocabulary() -> list[str]:
         found |= set(_texts(rule))
     for fact in RESOURCE:
         found |= {fact.name, *_texts(fact.rule)}
-    return sorted(found)
+    for word, cells in ga_words().items():
+        found |= {word, *cells}
+    return sorted({*found, EVENT, *CONSENT.values()})
+
+
+def request_headers(target: str) -> dict[str, str]:
+    """What a request to this destination says of itself."""
+    return dict(GA_HEADERS if target == "ga" else HEADERS)
 
 
 def _texts(rule: Rule) -> Iterator[str]:
@@ -114,6 +129,27 @@ def _last_columns(entry: Mapping[str, Any]) -> str:
     return f"{entry['purpose']} | {', '.join(entry['destinations'])} | {entry['since']}"
 
 
+def _ga_page() -> Iterator[str]:
+    """What Google Analytics is told, with the metrics of the same cells in one row."""
+    yield "## As events for Google Analytics\n"
+    yield f"With `exporter=ga`, a run is told once, at its end: one event `{EVENT}` a cell, with the parameters `metric`,"
+    yield "`cell`, `n` (how many), `session_id` (random) and `engagement_time_msec` (1), and for each request a random"
+    yield "`client_id` and the hour. The use for advertising is denied. No user, no location, no device, no id used twice."
+    yield f"\nOf {' and '.join(f'`{name}`' for name in COUNTED)} there is an event for each cell; of other durations, for the"
+    yield "median's alone; of facts, one. `usage` tells which stages and phases there were, unless `usage=false`.\n"
+    yield "| cells | metrics |\n|---|---|"
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for word, cells in ga_words().items():
+        rows.setdefault(cells, []).append(f"`{word}`")
+    for cells, words in rows.items():
+        told = (
+            f"powers of two: {cells[0]}, {cells[1]}, ... {cells[-1]}"
+            if cells == DURATIONS
+            else ", ".join(_shortened(list(cells)))
+        )
+        yield f"| {told} | {', '.join(words)} |"
+
+
 def page() -> str:
     """The reference page, in Markdown."""
     printed = schema()
@@ -133,8 +169,10 @@ def page() -> str:
     lines += ["\n## What the request says of itself\n", "| header | value |", "|---|---|"]
     lines += [f"| `{name}` | `{value}` |" for name, value in printed["request"]["headers"].items()]
     lines.append(
-        "\nAnd `host`, `content-length`, `connection`, what a proxy of yours needs, and the headers that you set in\n"
-        "`OTEL_EXPORTER_OTLP_HEADERS`, where the endpoint is from the environment too. No other header gets through,\n"
-        "whoever adds it."
+        "\nAnd `host`, `content-length`, `connection`, what a proxy of yours needs, and the headers that you set for this\n"
+        "destination: in `EPOCHMETER_OTLP_HEADERS` for an endpoint of our settings, in `OTEL_EXPORTER_OTLP_HEADERS` for one\n"
+        "that OpenTelemetry's variables name. No other header gets through, whoever adds it. Over gRPC, the library adds its\n"
+        "own version and the kind of system to `user-agent`.\n"
     )
+    lines += _ga_page()
     return "\n".join(lines) + "\n"

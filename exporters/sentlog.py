@@ -1,7 +1,8 @@
 """The log of what was sent: a verbatim copy of every payload, with where it went, when, and what was answered.
 
-One file a day, one JSON object a line. A payload's line is on disk before its first byte leaves; what was answered
-follows in a line of its own, so an entry without one was cut off in between.
+One file a day and process (appending to a shared file is not safe on NFS), one JSON object a line. A payload's line is on
+disk before its first byte leaves; what was answered follows in a line of its own, so an entry without one was cut off in
+between.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def read(folder: Path) -> list[Sent]:
             else:
                 body = gzip.decompress(base64.b64decode(entry["body"], validate=True))
                 found[entry["id"]] = Sent(entry["id"], entry["time"], entry["destination"], body)
-    return list(found.values())
+    return sorted(found.values(), key=lambda sent: sent.time)
 
 
 def prune(folder: Path, days: float, now: float | None = None) -> None:
@@ -88,6 +89,14 @@ def prune(folder: Path, days: float, now: float | None = None) -> None:
         with contextlib.suppress(OSError):
             if path.stat().st_mtime < limit:
                 path.unlink()
+
+
+_writers: dict[int, str] = {}
+
+
+def _writer() -> str:
+    """A random name for this process, which a forked one does not share."""
+    return _writers.setdefault(os.getpid(), secrets.token_hex(4))
 
 
 def _now() -> str:
@@ -109,7 +118,7 @@ def _lines(folder: Path) -> Iterator[bytes]:
 
 def _append(folder: Path, entry: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{datetime.now(timezone.utc):%Y%m%d}{SUFFIX}"
+    path = folder / f"{datetime.now(timezone.utc):%Y%m%d}-{_writer()}{SUFFIX}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     data = (json.dumps(entry, separators=(",", ":")) + "\n").encode("utf-8")
     descriptor = os.open(path, flags, 0o600)

@@ -34,7 +34,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 import profiler
 from profiler.histogram import NS, Histogram
-from profiler.record import FACT_NAMES, READING_PREFIX, EpochRecord, Path, ReadingRecord, Run, StageRecord, Timing
+from profiler.record import FACT_NAMES, READING_PREFIX, EpochRecord, Path, ReadingRecord, Run, StageRecord, Sums, Timing
 from profiler.timing import Phase
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
@@ -47,6 +47,8 @@ SPECS = {  # name: (unit, help)
     "epochmeter.run.notes": ("{note}", "Things that went wrong on the profiler's side."),
     "epochmeter.epoch.time": ("s", "Time spent in epochs."),
     "epochmeter.epoch.count": ("{epoch}", "Epochs."),
+    "epochmeter.epoch.duration": ("s", "Duration of one epoch."),
+    "epochmeter.stage.duration": ("s", "Duration of one stage in one epoch."),
     "epochmeter.stage.time": ("s", "Time spent in training, validation and inference."),
     "epochmeter.stage.steps": ("{step}", "Batches handed to the loop."),
     "epochmeter.stage.samples": ("{sample}", "Samples in those batches."),
@@ -93,13 +95,22 @@ def epoch_data(run: Run, part: EpochRecord, began_unix_ns: int, now_unix_ns: int
     return _metrics_data(_local_resource(run), points, DELTA, began_unix_ns, now_unix_ns, extra)
 
 
-def run_data(run: Run, now_unix_ns: int) -> MetricsData:
-    """The run so far, as an exporter may have it: no name of the run, no phase names but those of `Phase`."""
-    whole = run.whole()
+def run_data(run: Run, now_unix_ns: int, sums: Sums | None = None) -> MetricsData:
+    """The run so far, as an exporter may have it: no name of the run, no phase names but those of `Phase`.
+
+    Args:
+        sums: of the same run, from the last time, so that only what is new is added up.
+    """
+    sums = Sums() if sums is None else sums
+    whole = sums.of(run)
     points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
     points += _overhead(run)
     points.append(_point("epochmeter.epoch.time", "sum", sum(epoch.duration_ns for epoch in run.epochs) / NS, {}))
     points.append(_point("epochmeter.epoch.count", "sum", len(run.epochs), {}))
+    if run.epochs:
+        points.append(_point("epochmeter.epoch.duration", "histogram", sums.epochs, {}))
+    for stage, durations in sums.stages.items():
+        points.append(_point("epochmeter.stage.duration", "histogram", durations, {"epochmeter.stage": stage}))
     points += _stage_points(whole, _exported_phases)
     points += _reading_points(whole.readings.values())
     return _metrics_data(_exported_resource(run), points, CUMULATIVE, run.started_unix_ns, now_unix_ns, {})

@@ -31,7 +31,7 @@ MIGRATIONS = {  # version: how its keys and values become those of the next one
 }
 MAX_FILE_BYTES = 1_000_000
 LOCK_TIMEOUT_S = 10.0
-EXPORTERS = ("none", "otlp", "ga")
+EXPORTERS = ("none", "otlp", "ga", "prometheus")
 TRUE_WORDS = ("true", "1", "yes", "on")
 FALSE_WORDS = ("false", "0", "no", "off")
 Source = Literal["default", "file", "argument", "environment", "unreadable file"]
@@ -46,15 +46,22 @@ class Settings:
     """Every setting with its default. A new one is one more line here; the command line and the checks read it."""
 
     sync: bool = setting(True, "may anything leave this machine at all; False is final")
-    exporter: str = setting("none", "where measurements go: none, otlp or ga")
+    exporter: str = setting("none", "where measurements go: none, otlp, ga, or prometheus (which fetches them)")
     local: bool = setting(True, "keep the run log on this machine")
     crash_reports: bool = setting(False, "may Sentry be used (only if sentry-sdk is installed, and sync)")
     usage: bool = setting(True, "may usage counters be part of what is exported")
     otlp_endpoint: str | None = setting(None, "the collector's base URL; default http://localhost:4318")
     otlp_protocol: str = setting("http/protobuf", "http/protobuf or grpc")
+    otlp_certificate: str | None = setting(None, "file with the certificates to trust, for otlp_endpoint")
+    otlp_client_certificate: str | None = setting(None, "file with our own certificate, for otlp_endpoint")
+    otlp_client_key: str | None = setting(None, "file with the key of our own certificate")
     ga_measurement_id: str | None = setting(None, "G-...; the API secret comes from EPOCHMETER_GA_API_SECRET alone")
     ga_endpoint: str | None = setting(None, "another Google Analytics endpoint: the EU's, or a proxy")
     export_interval: float = setting(60.0, "seconds between exports during a run; a run always exports at its end")
+    exit_timeout: float = setting(1.0, "seconds that the end of a run waits for a delivery; 0: not at all")
+    outbox_mb: int = setting(64, "megabytes that may wait for delivery; the oldest go first")
+    outbox_days: int = setting(30, "days that measurements may wait for delivery")
+    prometheus_port: int = setting(9464, "with exporter=prometheus, the port on 127.0.0.1 that is scraped")
     retention_days: int = setting(90, "local run logs and copies of what was sent are removed after so many days")
 
 
@@ -62,6 +69,8 @@ KEYS: dict[str, Any] = {entry.name: entry.default for entry in fields(Settings)}
 HELP: dict[str, str] = {entry.name: entry.metadata["help"] for entry in fields(Settings)}
 CONSENT = ("sync", "crash_reports", "usage", "local")  # an explicit False of these, wherever it stands, is final
 DESTINATION = ("sync", "exporter", "otlp_endpoint", "ga_measurement_id", "ga_endpoint")  # a change of these is dated
+WAITING_FOLDERS = ("open", "new", "waiting", "sending", "aside")  # of the outbox
+FROM_ZERO = ("exit_timeout",)  # numbers that may be 0
 CHOICES = {"exporter": EXPORTERS, "otlp_protocol": ("http/protobuf", "grpc")}
 
 
@@ -79,6 +88,7 @@ class Resolved(NamedTuple):
     values: dict[str, Value]
     problems: list[str]
     decided: str | None = None  # when it was last chosen, in the file, whether anything may leave and where to
+    off_in_file: bool = False  # whether the file itself says "off", so that nothing may wait to be sent either
 
     @property
     def settings(self) -> Settings:
@@ -159,11 +169,12 @@ def _number(key: str, value: Any, kind: type, strict: bool) -> Any:
         if isinstance(value, bool) or (strict and not isinstance(value, (int, float))):
             raise ValueError
         number = kind(value)
-        if not 0 < number < 1e9:
+        if not (0 < number < 1e9 or (number == 0 and key in FROM_ZERO)):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         expected = "a whole number" if kind is int else "a number"
-        raise SettingsError(f"{key} takes {expected} above 0, not {value!r}.") from None
+        least = "from 0" if key in FROM_ZERO else "above 0"
+        raise SettingsError(f"{key} takes {expected} {least}, not {value!r}.") from None
     return number
 
 
@@ -204,6 +215,11 @@ def runs_path() -> Path:
 def sent_path() -> Path:
     """Where copies of what was sent are kept."""
     return data_path() / "sent"
+
+
+def outbox_path() -> Path:
+    """Where what is to be sent waits."""
+    return data_path() / "outbox"
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -296,7 +312,7 @@ def resolve(arguments: Mapping[str, Any] | None = None) -> Resolved:
                 values[key] = value
     if values["sync"].value is not True and values["exporter"].value != "none":
         values["exporter"] = Value("none", values["sync"].source, "sync is off")
-    return Resolved(values, problems, decided)
+    return Resolved(values, problems, decided, is_off({key: value.value for key, value in saved if value.source == "file"}))
 
 
 def _from_file(problems: list[str]) -> tuple[list[tuple[str, Value]], str | None]:
@@ -348,14 +364,9 @@ def without_choices() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in {*choices(), "EPOCHMETER_HOME"}}
 
 
-def destination(settings: Settings) -> str:
-    """Where measurements would go, in words for the user."""
-    if settings.otlp_endpoint is not None:
-        return settings.otlp_endpoint
-    for name in ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
-        if names_set((name,)):
-            return f"the collector that {name} names"
-    return "http://localhost:4318"
+def variables(names: Iterable[str]) -> dict[str, str]:
+    """Those of these environment variables that are set to something."""
+    return {name: os.environ[name] for name in names if os.environ.get(name, "").strip()}
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -393,7 +404,10 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
             except _Unreadable as error:
                 os.replace(path, _aside(path))
                 content = {**error.valid, "sync": False}
-            _write_whole(path, {"version": VERSION, **_dated(content, change(content))})
+            changed = _dated(content, change(content))
+            _write_whole(path, {"version": VERSION, **changed})
+        if is_off(changed):
+            empty_outbox()
     except filelock.Timeout:
         raise SettingsError(f"another process has held {path}.lock for {LOCK_TIMEOUT_S:.0f} s; try again.") from None
     except (OSError, RuntimeError) as error:
@@ -401,6 +415,26 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         raise SettingsError(
             f"the settings cannot be saved: {reason}. Make the folder writable, or name another one in EPOCHMETER_HOME."
         ) from error
+
+
+def is_off(content: Mapping[str, Any]) -> bool:
+    """Whether these settings, as they stand in the file, keep everything here."""
+    return content.get("sync") is False or content.get("exporter") == "none"
+
+
+def empty_outbox() -> None:
+    """Removes all that waits to be sent, because the user has switched off. Each leaves a mark, which is counted.
+
+    Not done by the half that sends, which is not even loaded where sending is off.
+    """
+    with contextlib.suppress(OSError, RuntimeError):
+        box = outbox_path()
+        for path in [path for folder in WAITING_FOLDERS for path in (box / folder).glob("*")]:
+            with contextlib.suppress(OSError):
+                if path.suffix == ".entry":
+                    (box / "dropped").mkdir(exist_ok=True)
+                    (box / "dropped" / f"{path.stem}.withdrawn").touch(mode=0o600)
+                path.unlink()
 
 
 def _aside(path: Path) -> str:

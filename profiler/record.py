@@ -187,6 +187,29 @@ class Hardware:
     runtime: dict[str, FactValue] = field(default_factory=dict)
 
 
+class Sums:
+    """What the finished epochs of a run add up to: kept, so that each epoch is added once, however often it is asked."""
+
+    def __init__(self) -> None:
+        self._whole = EpochRecord(None)
+        self._seen = 0
+        self.epochs = Histogram()  # how long each epoch took
+        self.stages: dict[str, Histogram] = {}  # how long each stage took in each epoch
+
+    def of(self, run: Run) -> EpochRecord:
+        """Everything the run measured so far."""
+        for epoch in run.epochs[self._seen :]:
+            self._whole.merge(epoch)
+            self.epochs.add([epoch.duration_ns])
+            for name, stage in epoch.stages.items():
+                self.stages.setdefault(name, Histogram()).add([stage.duration_ns])
+            self._seen += 1
+        whole = EpochRecord(None)
+        whole.merge(self._whole)
+        whole.merge(run.outside)
+        return whole
+
+
 @dataclass
 class Run:
     """A whole run."""
@@ -210,10 +233,7 @@ class Run:
 
     def whole(self) -> EpochRecord:
         """Everything the run measured, added up."""
-        whole = EpochRecord(None)
-        for part in self.parts():
-            whole.merge(part)
-        return whole
+        return Sums().of(self)
 
     def note(self, what: str, times: int = 1) -> None:
         """Counts something that went wrong on our side. A new kind of note beyond the limit counts as "more"."""

@@ -21,7 +21,6 @@ from profiler.record import Hardware, ReadingKey, Readings, reading_of
 PATIENCE = 5  # failures in a row after which a reading is asked only now and then
 REST_TICKS = 60
 STOP_TIMEOUT_S = 0.05
-RELEASE_TIMEOUT_S = 30.0
 
 
 @dataclass
@@ -69,8 +68,6 @@ class Recorder:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._sampled = threading.Event()
-        self._released = threading.Event()
-        self._last: Callable[[], None] | None = None
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -88,17 +85,10 @@ class Recorder:
         if self._thread is not None:
             self._sampled.wait(timeout)
 
-    def finish(self, last: Callable[[], None] | None = None, timeout: float = STOP_TIMEOUT_S) -> bool:
-        """Lets the thread end, after a last call made in it; whether it ended within ``timeout`` seconds.
-
-        No thread is started for that call: an interpreter that is ending starts none.
-        """
-        self._last = last
-        self._released.set()
-        if self._thread is None:
-            return last is None
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+    def finish(self, timeout: float = STOP_TIMEOUT_S) -> None:
+        """Waits for the thread's end, but not longer than ``timeout`` seconds."""
+        if self._thread is not None:
+            self._thread.join(timeout)
 
     def take(self) -> Readings:
         """The readings since the last time they were taken."""
@@ -119,7 +109,7 @@ class Recorder:
         """After a fork: the thread and whoever held the lock do not exist here."""
         self._thread = None
         self._lock = threading.Lock()
-        self._stop, self._sampled, self._released = threading.Event(), threading.Event(), threading.Event()
+        self._stop, self._sampled = threading.Event(), threading.Event()
 
     def tick(self) -> None:
         """One round of readings."""
@@ -165,9 +155,6 @@ class Recorder:
         self.tick()
         self.cpu_ns = time.thread_time_ns()
         self._sampled.set()
-        self._released.wait(RELEASE_TIMEOUT_S)
-        if self._last is not None:
-            self._attempt("export", self._last)
 
     def _prepare_once(self) -> None:
         prepare, self._prepare = self._prepare, None

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -151,15 +151,21 @@ def is_being_written(path: Path) -> bool:
     return False
 
 
-def load(path: Path) -> Run:
+def load(path: Path, rest: Callable[[], None] = lambda: None) -> Run:
     """A run from its log. Lines that cannot be read are passed over and counted in the run's notes.
+
+    Args:
+        rest: called before each line, to let other threads have their turn.
 
     Raises:
         RunLogError: the file cannot be read, or no line of it is of a run.
     """
     lines = _lines(path)
     run = Run(id=run_id(path), name="", started_unix_ns=0)
-    known = [_take(run, line) for line in lines]
+    known = []
+    for line in lines:
+        rest()
+        known.append(_take(run, line))
     if not any(known):
         raise _no_run(path)
     spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now

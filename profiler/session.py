@@ -1,7 +1,7 @@
 """The composition root: joins timers, sampling thread, run log and exporters into class `Profiler`.
 
-The rules it keeps: this is the only module that knows both halves; the user's run never fails and never waits for us;
-what goes wrong on our side is counted, said once, and shown by ``epochmeter doctor``.
+The rules it keeps: the user's run never fails and never waits for us; what goes wrong on our side is counted, said once,
+and shown by ``epochmeter doctor``.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from profiler.clocks import host_clock
 from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError, SettingsError
-from profiler.preferences import Resolved, check_key, check_value, data_path, resolve, runs_path, sent_path
+from profiler.preferences import check_key, check_value, resolve, runs_path
 from profiler.probes import PROBES
-from profiler.record import EpochRecord, Run, State
+from profiler.record import EpochRecord, Run, State, Sums
 from profiler.recorder import Recorder
 from profiler.runlog import RunLog, prune
+from profiler.sending import Sending
 from profiler.summary import RunSummary
 from profiler.timing import Phase, SampleCount, Span, Stage, Timer, batch_size, printable
 
 T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
-EXIT_TIMEOUT_S = 1.0  # the most that the end of a run waits for an exporter
 PROBE_MODULES = (*(f"profiler.probes.{name}" for name in PROBES), "psutil", "pynvml")
 LOG_MODULES = (
     *("profiler.otel", "opentelemetry.exporter.otlp.proto.common.metrics_encoder"),
@@ -75,7 +75,8 @@ class Profiler:
         name: what you call the run, 1 to 200 characters. It stays on this machine.
         epochs: how many epochs are planned; `epochs()` then needs no number.
         settings: settings for this run, such as ``{"sync": False}``; an "off" elsewhere still wins.
-        exporter: "none" or "otlp" instead of the setting, or an OpenTelemetry ``MetricExporter`` of your own.
+        exporter: "none", "otlp", "ga" or "prometheus" instead of the setting, or an OpenTelemetry ``MetricExporter`` of
+            your own.
         interval: seconds between two readings of the hardware, at least 0.01.
         device: "cuda", "cuda:0" or "cpu"; None looks what torch uses.
         distributed: "auto" or False. Every rank records a run of its own.
@@ -110,9 +111,8 @@ class Profiler:
         self._log_lock = threading.Lock()
         self._run_lock = threading.RLock()  # the loop adds to the run while an export reads it
         self._unsaved: list[EpochRecord] = []
-        self._gate: Any = None
-        self._choice: Any = None  # what was decided about sending when the run began
-        self._withdrawn = False  # once there was no consent, or another one, nothing of this run leaves any more
+        self._sums = Sums()
+        self._sending = Sending(self._run, self._arguments, self._exporter, self._snapshot, self._run.note)
         self._state: Literal["new", "running", "over"] = "new"
         self._epoch: EpochRecord | None = None
         self._indices: set[int] = set()  # of the epochs begun so far
@@ -134,25 +134,25 @@ class Profiler:
         self._state = "running"
         resolved = resolve(self._arguments)
         self._attempt("a part of the profiler could not be loaded", lambda: _load(resolved.settings.local))
+        self._attempt("nothing will be sent", lambda: self._sending.prepare(resolved))
         self._began = host_clock()
         self._run.started_unix_ns = time.time_ns()
         for problem in resolved.problems:
             _warn_once(problem)
         if resolved.settings.local:
             self._attempt("there is no folder for the run log", self._open_log)
-        self._choice = self._decision(resolved)
-        if self._consent():
+        if self._sending.begin(None if self._log is None else self._log.path):
             self._recorder.every = (resolved.settings.export_interval, self._export)
-            self._recorder.each_tick = self._consent
+            self._recorder.each_tick = self._sending.consent
         self._recorder.start()
         _live.add(self)
         atexit.register(self._at_exit)
         return self
 
     def stop(self) -> None:
-        """Ends the run: open passes are closed, the last readings taken, the log completed, the exporter told.
+        """Ends the run: open passes are closed, the last readings taken, the log completed, the last word sent.
 
-        Nothing happens the second time, or before the start. At most a second goes to an exporter.
+        Nothing happens the second time, or before the start. Delivery is waited for as long as ``exit_timeout`` says.
         """
         self._finish("finished")
 
@@ -414,82 +414,24 @@ class Profiler:
 
     # ---- sending ---------------------------------------------------------------------------------------------------
 
-    def _consent(self) -> bool:
-        """Whether this run may be sent: asked at every export, more than once, and between them.
-
-        A run is sent under the choice it began with. Where that was "off", or is meanwhile, or was made anew, a part of
-        the run was measured without consent; as its sums cannot be taken apart, the whole run stays here.
-        """
-        resolved = resolve(self._arguments)
-        allowed = resolved.may_hand_over if self._exporter is not None else resolved.may_send
-        if not allowed or self._decision(resolved) != self._choice:
-            self._withdrawn = True
-        return not self._withdrawn
-
-    def _decision(self, resolved: Resolved) -> tuple[str | None, str, str | None]:
-        return (resolved.decided, resolved.settings.exporter, resolved.settings.otlp_endpoint)
-
-    def _export(self) -> None:
-        self._attempt("an export failed", self._export_now)
-
-    def _export_now(self) -> None:
-        """Hands what is known by now to the gate; runs beside the loop."""
-        if not self._consent():
-            return
+    def _snapshot(self) -> Any:
+        """The run so far as an exporter's gate may see it."""
         from profiler.otel import run_data
 
-        if self._gate is None:
-            import exporters
-
-            self._gate = exporters.build(self._exporter_config(), self._consent, self._note_sent, self._exporter)
         with self._run_lock:
             if self._state == "running":  # afterwards, what is sent is what the log's last line says
                 self._refresh()
-            data = run_data(self._run, self._run.started_unix_ns + self._run.duration_ns)
-        self._gate.export(data)
-        if self._gate.reason:
-            self._run.note(self._gate.reason)
+            return run_data(self._run, self._run.started_unix_ns + self._run.duration_ns, self._sums)
 
-    def _note_sent(self, where: str, body: bytes) -> Callable[[str], None]:
-        """Asked by the gate before the first byte leaves: a copy is kept, and the user told the first time."""
-        from exporters.sentlog import note, prune
-
-        folder = sent_path()
-        prune(folder, resolve(self._arguments).settings.retention_days)
-        answered = note(folder, where, body)
-        if self._exporter is None:
-            self._announce(where)
-        return answered
-
-    def _announce(self, where: str) -> None:
-        """The one uninvited line: the first time that something is about to be sent to a destination."""
-        known = data_path() / "announced.txt"
-        if known.exists() and where in known.read_text("utf-8").splitlines():
-            return
-        sys.stderr.write(
-            f"epochmeter: this run's timings, counts and hardware readings (no names or words of yours) go to {where}, "
-            "as chosen in the settings. To stop it: epochmeter settings sync=false\n"
-        )
-        with contextlib.suppress(OSError):  # where it cannot be noted, it is said again next time
-            known.parent.mkdir(parents=True, exist_ok=True)
-            with known.open("a", encoding="utf-8") as file:
-                file.write(f"{where}\n")
+    def _export(self) -> None:
+        self._attempt("an export failed", self._sending.export)
 
     def _send_last(self) -> None:
-        if self._recorder.every is None:
-            self._recorder.finish()
-            return
         known = dict(self._run.notes)
-        if not self._recorder.finish(self._export, EXIT_TIMEOUT_S):
-            self._run.note("the last export took longer than a second and was given up")
+        self._recorder.finish()
+        self._attempt("an export failed", self._sending.finish)
         if self._run.notes != known:
             self._save(EpochRecord(None))
-
-    def _exporter_config(self) -> Any:
-        from exporters import Config
-
-        settings = resolve(self._arguments).settings
-        return Config(settings.exporter, settings.otlp_endpoint, settings.otlp_protocol)
 
     # ---- at the edges ----------------------------------------------------------------------------------------------
 
@@ -503,6 +445,7 @@ class Profiler:
         atexit.unregister(self._at_exit)
         self._timer.forget_threads()
         self._recorder.forget_threads()
+        self._sending.forget()
         self._log_lock = threading.Lock()
         self._run_lock = threading.RLock()
         self._log = None
@@ -630,11 +573,7 @@ def _checked_settings(settings: Any, exporter: Any) -> dict[str, Any]:
     if isinstance(exporter, str):
         checked["exporter"] = check_value("exporter", exporter)
     elif exporter is not None and not callable(getattr(exporter, "export", None)):
-        raise ArgumentTypeError(f"exporter is 'none', 'otlp' or an OpenTelemetry MetricExporter, not {exporter!r}")
-    if checked.get("exporter", "none") != "none":
-        import exporters
-
-        exporters.check_target(checked["exporter"])
+        raise ArgumentTypeError(f"exporter is a name such as 'otlp' or an OpenTelemetry MetricExporter, not {exporter!r}")
     return checked
 
 

@@ -86,7 +86,7 @@ def test_off_written_into_the_file_by_hand_is_seen_at_the_next_reading(sink: Sin
     with Profiler("x", interval=0.02) as prof:
         epoch(prof)
         path.write_text(json.dumps({**json.loads(before), "sync": False}))
-        wait_for(lambda: prof._withdrawn)
+        wait_for(lambda: prof._sending._withdrawn)
         path.write_text(before)
         epoch(prof)
     assert sink.received == []
@@ -96,7 +96,7 @@ def test_off_in_the_environment_of_the_process(sink: Sink, monkeypatch: pytest.M
     on(sink)
     with Profiler("x", interval=0.02) as prof:
         monkeypatch.setenv("DO_NOT_TRACK", "1")
-        wait_for(lambda: prof._withdrawn)
+        wait_for(lambda: prof._sending._withdrawn)
         monkeypatch.delenv("DO_NOT_TRACK")
         epoch(prof)
     assert sink.received == []

@@ -140,15 +140,18 @@ def gated(exporter: Any, consent: Callable[[], bool], noted: list[tuple[str, byt
             noted.append((where, body))
         return lambda answer: None
 
-    return exporters.build(exporters.Config("otlp"), consent, record, exporter)
+    return exporters.behind_gate(exporter, consent, record)
 
 
-@pytest.mark.parametrize("given", [(False,), (True, False), (True, True, False)])
-def test_consent_is_asked_before_building_before_handing_on_and_before_sending(given: tuple[bool, ...]) -> None:
+@pytest.mark.parametrize("given", [(False,), (True, False)])
+def test_consent_is_asked_before_building_and_before_handing_on(given: tuple[bool, ...]) -> None:
     inner, noted = RecordingExporter(), list[tuple[str, bytes]]()
     found = gated(inner, answers(*given), noted)
     assert found.export(data(a_run())) is MetricExportResult.FAILURE
-    assert (inner.exports, noted, found.refused, found.reason) == ([], [], 1, "")
+    assert (inner.exports, noted, found.gate.refused, found.reason) == ([], [], 1, "")
+    bodies = exporters.gate_for(exporters.Config("otlp"), answers(*given)).bodies(data(a_run()))
+    assert bodies == []
+    assert len(exporters.gate_for(exporters.Config("otlp"), answers(True, True)).bodies(data(a_run()))) == 1
 
 
 def test_without_consent_the_data_is_not_even_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,17 +161,10 @@ def test_without_consent_the_data_is_not_even_looked_at(monkeypatch: pytest.Monk
 
 def test_consent_is_asked_at_every_export() -> None:
     inner = RecordingExporter()
-    found = gated(inner, answers(True, True, True, False, True, True, True))
+    found = gated(inner, answers(True, True, False, True, True))
     results = [found.export(data(a_run())).name for _ in range(3)]
     assert results == ["SUCCESS", "FAILURE", "SUCCESS"]
     assert len(inner.exports) == 2
-
-
-def test_the_exporter_is_not_made_before_the_first_yes() -> None:
-    def make(release: Any) -> Any:
-        raise AssertionError("made without consent")
-
-    assert GatedExporter(make, lambda: False, lambda *_: print).export(data(a_run())) is MetricExportResult.FAILURE
 
 
 def test_sync_off_stops_an_exporter_of_the_users_own_too() -> None:
@@ -203,19 +199,10 @@ def test_what_cannot_be_noted_does_not_go() -> None:
         raise OSError(30, "Read-only file system")
 
     inner = RecordingExporter()
-    found = exporters.build(exporters.Config("otlp"), lambda: True, record, inner)
+    found = exporters.behind_gate(inner, lambda: True, record)
     assert found.export(data(a_run())) is MetricExportResult.FAILURE
     assert inner.exports == []
     assert found.reason == "nothing was sent, because it cannot be noted what is sent: Read-only file system"
-
-
-def test_bytes_other_than_those_that_were_checked_are_not_released() -> None:
-    noted: list[tuple[str, bytes]] = []
-    found = gated(RecordingExporter(), lambda: True, noted)
-    found.export(data(a_run()))
-    with pytest.raises(exporters.ExporterError, match="not the ones that were checked"):
-        found.release("http://elsewhere", noted[0][1] + b"more")
-    assert (len(noted), found.dropped) == (1, 1)
 
 
 def leaking(source: MetricsData, target: str = "otlp") -> MetricsData:

@@ -329,7 +329,6 @@ def test_nothing_is_printed_uninvited(home: Path, capfd: pytest.CaptureFixture[s
         ({"distributed": "yes"}, ArgumentValueError, "auto"),
         ({"exporter": 3}, ArgumentTypeError, "MetricExporter"),
         ({"exporter": "oltp"}, SettingsError, "Did you mean 'otlp'"),
-        ({"exporter": "ga"}, ValueError, "in this version"),
         ({"settings": {"snyc": False}}, SettingsError, "Did you mean 'sync'"),
         ({"settings": {"sync": "perhaps"}}, SettingsError, "true or false"),
         ({"settings": 3}, SettingsError, "mapping"),

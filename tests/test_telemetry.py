@@ -19,7 +19,7 @@ from exporters.views import views
 from profiler import Profiler
 
 DOCS = Path(__file__).parents[1] / "docs"
-GRPC = {"EPOCHMETER_EXPORTER": "otlp", "EPOCHMETER_OTLP_PROTOCOL": "grpc"}
+WRONG = {"EPOCHMETER_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}
 
 
 def test_the_schema_has_everything_that_can_leave() -> None:
@@ -28,7 +28,7 @@ def test_the_schema_has_everything_that_can_leave() -> None:
     assert [entry["name"] for entry in printed["metrics"]] == [entry.name for entry in METRICS]
     assert [entry["name"] for entry in printed["resource"]] == [entry.name for entry in RESOURCE]
     for entry in printed["metrics"]:
-        assert entry["purpose"] and entry["since"] and entry["destinations"] == ["otlp"]
+        assert entry["purpose"] and entry["since"] and set(entry["destinations"]) <= {"otlp", "prometheus", "ga"}
         assert all(rule["values"] for rule in entry["attributes"].values())
     text = epochmeter("telemetry", "schema", COLUMNS="40").out
     for entry in (*METRICS, *RESOURCE):
@@ -60,9 +60,9 @@ def test_preview_says_whether_it_would_be_sent() -> None:
     said = epochmeter("telemetry", "preview", DO_NOT_TRACK="1").out
     assert "nothing leaves this machine: sync is off (DO_NOT_TRACK)" in said
     on = epochmeter("telemetry", "preview", "--json", EPOCHMETER_EXPORTER="otlp").json
-    assert (on["may_leave"], on["destination"]) == (True, "http://localhost:4318")
+    assert (on["may_leave"], on["destination"]) == (True, "http://localhost:4318/v1/metrics")
     assert on["sha256"] == off["sha256"]
-    for chosen, lacking in (({"EPOCHMETER_EXPORTER": "ga"}, "exporter 'ga'"), (GRPC, "OTLP protocol 'grpc'")):
+    for chosen, lacking in (({"EPOCHMETER_EXPORTER": "ga"}, "ga_measurement_id=G-"), (WRONG, "http/protobuf, grpc")):
         said = epochmeter("telemetry", "preview", **chosen).out.splitlines()[1]
         assert said.startswith("nothing leaves this machine: ") and lacking in said
         assert any(lacking in check["detail"] for check in epochmeter("doctor", "--json", **chosen).json["checks"])
@@ -99,7 +99,7 @@ def test_the_log_shows_what_was_answered(sink: Sink, home: Path) -> None:
     with Profiler("x", exporter="otlp", settings={"otlp_endpoint": "http://127.0.0.1:9"}) as prof:
         list(prof.train(range(3)))
     logged = epochmeter("telemetry", "log", "--json").json
-    assert [entry["answer"] for entry in logged] == ["HTTP 200", "HTTP 400", "no answer: ConnectionError"]
+    assert [entry["answer"] for entry in logged] == ["HTTP 200", "HTTP 400", "no answer: ConnectionError (Connection refused)"]
     assert [entry["time"] for entry in logged] == sorted(entry["time"] for entry in logged)
     listed = epochmeter("telemetry", "log").out
     assert all(listed.count(str(entry[key])) == 1 for entry in logged for key in ("id", "time", "sha256"))

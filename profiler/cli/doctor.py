@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -107,13 +107,51 @@ def _settings() -> Iterator[Check]:
         yield Check("export", "ok", f"nothing leaves this machine: {resolved.why_off}")
         return
     from exporters import why_not
+    from profiler.destinations import destination, in_words
+    from profiler.errors import SettingsError
 
     exporter = resolved.values["exporter"]
-    if lacking := why_not(resolved.settings.exporter, resolved.settings.otlp_protocol):
-        cure = "epochmeter settings exporter=otlp otlp_protocol=http/protobuf, or exporter=none"
-        yield Check("export", "problem", f"{lacking}; nothing is sent", cure)
+    try:
+        chosen = destination(resolved)
+        lacking, where = why_not(chosen["target"], chosen["protocol"]), in_words(resolved)
+    except SettingsError as error:
+        yield Check("export", "problem", f"nothing is sent: {error}", "see 'epochmeter settings --explain'")
+        return
+    if lacking:
+        yield Check("export", "problem", f"nothing is sent: {lacking}", "or: epochmeter settings exporter=none")
     else:
-        yield Check("export", "ok", f"measurements go to {exporter.value} ({exporter.source})", "")
+        yield Check("export", "ok", f"measurements go to {exporter.value} ({exporter.source}): {where}", "")
+
+
+def _outbox() -> Iterator[Check]:
+    """What waits, what was refused, and every entry that was given up."""
+    from profiler.preferences import outbox_path, resolve
+
+    if not outbox_path().exists():
+        return
+    from exporters.outbox import REASONS, UnreadableError
+    from profiler.sending import outbox_of
+
+    outbox = outbox_of(resolve())
+    waiting: dict[Any, int] = {}
+    for entry in outbox.waiting():
+        try:
+            key = outbox.head(entry).key
+        except (OSError, UnreadableError):
+            continue
+        waiting[key] = waiting.get(key, 0) + 1
+    for key, count in waiting.items():
+        why = outbox.trouble(key.digest)[0]
+        detail = f"{count} for {key.address}" + (f"; the last time: {why}" if why else "")
+        yield Check("outbox: waiting", "problem" if why else "ok", detail, "epochmeter telemetry flush" if why else "")
+    refused: dict[str, int] = {}
+    for _, why in outbox.aside():
+        refused[why] = refused.get(why, 0) + 1
+    for why, count in refused.items():
+        cure = "mend what it says, then: epochmeter telemetry flush --again"
+        yield Check("outbox: refused by the destination", "problem", f"{count}: {why}", cure)
+    for reason, count in outbox.dropped().items():
+        yield Check("outbox: given up", "problem" if reason != "withdrawn" else "ok", f"{count}: {REASONS[reason]}")
 
 
 def _probes() -> Iterator[Check]:
@@ -173,4 +211,4 @@ def _cpu() -> Iterator[Check]:
     yield Check("cpu", "ok", f"{family}; vector instructions: {', '.join(features) or 'none known'}")
 
 
-LOOKS = (_python, _packages, _folders, _settings, _probes, _optional, _recent_runs)
+LOOKS = (_python, _packages, _folders, _settings, _outbox, _probes, _optional, _recent_runs)

@@ -1,4 +1,4 @@
-"""``epochmeter telemetry``: what can leave this machine, what would, what did, and the proof that off is off."""
+"""``epochmeter telemetry``: what can leave this machine, what would, what did, what waits, and the proof that off is off."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 
 import typer
 
-COMMANDS = ("schema", "preview", "log", "verify")  # each a module here with a function of the same name
+COMMANDS = ("schema", "preview", "log", "flush", "verify")  # each a module here with a function of the same name
 
 telemetry = typer.Typer(
     help="See what can leave this machine, what would, what did, and prove that off is off.", no_args_is_help=True

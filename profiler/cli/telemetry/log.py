@@ -18,10 +18,9 @@ def log(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone, with the verbatim bodies.")] = False,
 ) -> None:
     """List what this machine sent: when, where to, how much, and what was answered."""
-    from exporters.payload import readable
     from exporters.sentlog import read
+    from profiler.cli.telemetry.preview import shown
     from profiler.preferences import sent_path
-    from profiler.report.payload import rendered
 
     sent = [one for one in read(sent_path()) if entry is None or one.id.startswith(entry.lower())]
     if entry is not None and not sent:
@@ -36,11 +35,16 @@ def log(
         typer.echo(f"{one.id}  {one.time}  {len(one.body):,} bytes to {one.destination}")
         typer.echo(f"    SHA-256 {one.sha256}\n    {one.answer or UNKNOWN}")
         if entry is not None:
-            typer.echo(rendered(readable(one.body)))
+            typer.echo(shown(_target(one.body), one.body))
+
+
+def _target(body: bytes) -> str:
+    """What kind of body it is: Google's events are JSON, and OTLP's first byte is never a brace."""
+    return "ga" if body.startswith(b"{") else "otlp"
 
 
 def _as_data(one: Any) -> dict[str, Any]:
-    from exporters.payload import readable
+    from exporters import form_of
 
     answer = {} if one.answer is None else {"answer": one.answer}
     return {
@@ -51,5 +55,5 @@ def _as_data(one: Any) -> dict[str, Any]:
         "bytes": len(one.body),
         "sha256": one.sha256,
         "body": base64.b64encode(one.body).decode("ascii"),
-        "content": readable(one.body),
+        "content": form_of(_target(one.body)).readable(one.body),
     }

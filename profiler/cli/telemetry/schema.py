@@ -33,3 +33,6 @@ def schema(
     typer.echo("\nheaders of the request:")
     for name, value in printed["request"]["headers"].items():
         typer.echo(f"{name}: {value}")
+    typer.echo("\nas events for Google Analytics (metric: its cells):")
+    for word, cells in printed["ga"]["metrics"].items():
+        typer.echo(f"{word}: {', '.join(cells)}")

@@ -1,0 +1,223 @@
+"""The courier: takes what waits in the outbox to its destination, one attempt at a time, and keeps book of what came of it.
+
+The rules it keeps: with the very bytes in hand they are checked against the list again, consent is asked again, and they
+are noted, before they go. A destination that does not answer is left alone for longer and longer; what it was to get
+waits. Nothing is raised for what a network, a collector or another process does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from exporters.config import Answer, Record, Transport
+from exporters.gate import Gate
+from exporters.outbox import Entry, Head, Key, Outbox, UnreadableError
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0
+_draw = random.SystemRandom()  # not the program's random numbers
+
+
+@dataclass
+class Round:
+    """What one round of deliveries did.
+
+    Attributes:
+        delivered, aside: entries that arrived, and that were refused for good.
+        left: entries that wait still.
+        reason: why the round ended before all was delivered; empty where all was.
+        notes: what went wrong, for the run's own notes.
+    """
+
+    delivered: int = 0
+    aside: int = 0
+    left: int = 0
+    reason: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+class Courier:
+    """Delivers what waits for one destination.
+
+    Args:
+        outbox: where it waits.
+        key: the destination, and the choice under which entries were made; entries with another one are left alone.
+        gate: checks the bytes again.
+        make: makes the transport; called before the first attempt.
+        consent: asked before each attempt.
+        record: notes what is sent.
+        lock: a lock between processes by name, with ``acquire(timeout=)`` and ``release()``.
+        takes: which entries to deliver, where it is not those with just this key.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        key: Key,
+        gate: Gate,
+        make: Callable[[], Transport],
+        consent: Callable[[], bool],
+        record: Record,
+        lock: Callable[[str], Any],
+        takes: Callable[[Head], bool] | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self._key = key
+        self._gate = gate
+        self._make = make
+        self._consent = consent
+        self._record = record
+        self._lock = lock
+        self._takes = takes or (lambda head: head.key == key)
+        self._transport: Transport | None = None
+        self._failures = 0
+        self._not_before = 0.0  # by the monotonic clock
+
+    @property
+    def rests_for(self) -> float:
+        """Seconds until the next attempt makes sense."""
+        return max(self._not_before - time.monotonic(), self._outbox.trouble(self._key.digest)[1], 0.0)
+
+    def deliver(self, until: Callable[[], float], patience_s: float = 0.0) -> Round:
+        """Delivers what waits, oldest first, until there is no more, the destination fails, or the time is over.
+
+        A destination that asked for patience is left alone; whether to wait after other failures is the caller's
+        to decide, by `rests_for`.
+
+        Args:
+            until: when the time is over, by the monotonic clock; no attempt begins after it.
+            patience_s: how long to wait for another process that delivers to the same destination.
+        """
+        done = Round()
+        if not self._consent():
+            return done
+        why, wait_s = self._outbox.trouble(self._key.digest)
+        if wait_s > 0:
+            done.reason = f"{why}; it asks to be left alone for another {wait_s:.0f} s"
+        else:
+            with self._alone(patience_s) as locked:
+                if locked is False:
+                    done.reason = "another process is delivering"
+                else:
+                    self._outbox.recover(self._key.digest, locked=locked is True)
+                    self._outbox.expire()
+                    self._rounds(until, done)
+        done.left = sum(1 for _ in self._mine()) if done.reason else 0
+        return done
+
+    def close(self) -> None:
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+
+    @contextlib.contextmanager
+    def _alone(self, patience_s: float) -> Iterator[bool | None]:
+        """Holds the destination's lock: True; False where another process has it; None where there are no locks."""
+        held = None
+        try:
+            held = self._lock(self._key.digest)
+            held.acquire(timeout=patience_s)
+        except TimeoutError:  # of filelock; its Timeout is one
+            yield False
+            return
+        except (OSError, NotImplementedError, RuntimeError, ImportError):
+            yield None
+            return
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(OSError):
+                held.release()
+
+    def _mine(self) -> Iterator[Entry]:
+        for entry in self._outbox.waiting():
+            with contextlib.suppress(OSError):
+                try:
+                    head = self._outbox.head(entry)
+                except UnreadableError:
+                    self._outbox.drop(entry, "unreadable")
+                    continue
+                if self._takes(head):
+                    yield entry
+
+    def _rounds(self, until: Callable[[], float], done: Round) -> None:
+        """Looks again after each round: another run may have put something there, and relies on us to take it."""
+        while entries := list(self._mine()):
+            for entry in entries:
+                if time.monotonic() >= until():
+                    done.reason = "the time for delivery was over"
+                elif not self._consent():
+                    done.reason = "there is no consent to send"
+                else:
+                    self._take(entry, done)
+                if done.reason:
+                    return
+
+    def _take(self, entry: Entry, done: Round) -> None:
+        if self._transport is None:
+            self._transport = self._make()
+        claimed = self._outbox.claim(entry)
+        if claimed is None:
+            return
+        try:
+            head, body = self._outbox.head(claimed), self._outbox.body(claimed)
+        except FileNotFoundError:  # switched off in another process: all has been removed
+            return
+        except UnreadableError as error:
+            self._outbox.drop(claimed, "unreadable")
+            done.notes.append(f"an entry of the outbox could not be read: {error}")
+            return
+        except OSError as error:
+            self._outbox.put_back(claimed)
+            done.reason = f"the outbox could not be read: {error.strerror}"
+            done.notes.append(done.reason)
+            return
+        if not self._gate.passes(body):
+            self._outbox.drop(claimed, "fault")
+            done.notes.append(self._gate.reason)
+            return
+        if not self._consent():
+            self._outbox.put_back(claimed)
+            done.reason = "there is no consent to send"
+            return
+        try:
+            answered = self._record(self._transport.where, body)
+        except OSError as error:
+            self._outbox.put_back(claimed)
+            done.reason = f"nothing was sent, because it cannot be noted what is sent: {error.strerror}"
+            done.notes.append(done.reason)
+            return
+        answer = self._transport.send(body)
+        answered(answer.text)
+        self._settle(claimed, head, answer, done)
+
+    def _settle(self, entry: Entry, head: Head, answer: Answer, done: Round) -> None:
+        if answer.verdict == "later":
+            self._outbox.put_back(entry)
+            self._rest(answer)
+            done.reason = answer.text
+            done.notes.append(f"not delivered yet: {answer.text}")
+            return
+        self._failures, self._not_before = 0, 0.0
+        self._outbox.end_trouble(self._key.digest)
+        if answer.verdict == "refused":
+            self._outbox.set_aside(entry, answer.text)
+            done.aside += 1
+            done.notes.append(f"refused by the destination and set aside: {answer.text}")
+            return
+        if answer.partly is not None:
+            self._outbox.count(entry, "partly")
+            done.notes.append(f"taken in part: {answer.text}")
+        self._outbox.delivered(entry, once=head.key.target == "ga")
+        done.delivered += 1
+
+    def _rest(self, answer: Answer) -> None:
+        """Longer after each failure, and never at the same moment as others; or as long as the destination asks."""
+        self._failures += 1
+        wait = min(FIRST_WAIT_S * 2.0 ** (self._failures - 1), LONGEST_WAIT_S) * _draw.uniform(0.5, 1.0)
+        self._not_before = time.monotonic() + (wait if answer.wait_s is None else answer.wait_s)
+        self._outbox.note_trouble(self._key.digest, answer.text, answer.wait_s)

@@ -1,0 +1,61 @@
+"""Google Analytics 4, Measurement Protocol: one POST, and never a second one of the same events.
+
+The protocol has no way to tell a repetition, so an answer of any kind is the end of a payload; one that may have arrived
+without an answer is not sent again either.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from exporters.allowlist import GA_HEADERS
+from exporters.config import Answer, Config
+from exporters.transport import Http
+
+
+class Ga:
+    """Posts events to a stream."""
+
+    def __init__(self, config: Config) -> None:
+        self._http = Http(config, GA_HEADERS)
+        self._query = {"api_secret": config.secret, "measurement_id": config.measurement_id}
+        self.where = self._http.where
+
+    def send(self, body: bytes) -> Answer:
+        """One attempt. Only what cannot have arrived may be sent later."""
+        answer, _, _ = self._http.post(body, self._query)
+        if answer.verdict == "later" and answer.arrived:
+            return replace(answer, verdict="refused", text=f"{answer.text}; not sent again, as it may have been counted")
+        return answer
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def build(config: Config) -> Ga:
+    """The transport for a stream."""
+    return Ga(config)
+
+
+def check(config: Config, body: bytes) -> tuple[Answer, list[dict[str, str]]]:
+    """Asks Google's validation server about a body; it keeps nothing, and checks neither the secret nor the stream's id.
+
+    Returns:
+        What came of it, and the server's messages: none means that the body is valid.
+    """
+    address = config.address.replace("/mp/collect", "/debug/mp/collect")
+    http = Http(replace(config, address=address), GA_HEADERS)
+    try:
+        answer, content, _ = http.post(body, {"api_secret": config.secret, "measurement_id": config.measurement_id})
+    finally:
+        http.close()
+    try:
+        return answer, list(json.loads(content)["validationMessages"])
+    except (ValueError, KeyError, TypeError):
+        return replace(answer, verdict="refused", text=f"{answer.text}, with an answer that is not the validation server's"), []
+
+
+def checked_body(body: bytes) -> bytes:
+    """The body with the word that makes the validation server strict."""
+    return json.dumps({**json.loads(body), "validation_behavior": "ENFORCE_RECOMMENDATIONS"}).encode("utf-8")

@@ -1,0 +1,229 @@
+"""Google Analytics 4 events from measurements: a pure function, under all the rules of the Measurement Protocol.
+
+One event a cell: ``{"name": "m", "params": {"metric": ..., "cell": ..., "n": ...}}``. A metric and its cells are words of
+a closed vocabulary that is made from the list; a duration's cell is the power of two seconds that it lies in. Google's
+protocol answers "received" whatever it is sent, and cuts in silence what is over its limits, so nothing here may be over
+one: at most 25 events a request, split and never cut.
+
+The rules, and where they are from: developers.google.com/analytics/devguides/collection/protocol/ga4/reference and
+.../validating-events; ``docs/privacy.md`` says what is sent, and tests hold the bodies against the rules.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from opentelemetry.sdk.metrics.export import ExponentialHistogramDataPoint, Metric, MetricsData
+
+from exporters.allowlist import METRICS, PHASES, RESOURCE, STAGES
+from exporters.rules import Random
+
+MAX_EVENTS = 25
+MAX_BYTES = 129_999  # the body is to be below 130,000
+EVENT = "m"
+USAGE = "usage"
+HOUR_US = 3_600_000_000
+LOWEST, HIGHEST = -20, 20  # durations from 2**-20 s, a microsecond, to 2**20 s, twelve days
+COUNTED = ("epochmeter.epoch.duration", "epochmeter.stage.duration")  # an event a cell; of all others, the median's cell
+CONSENT = {"ad_user_data": "DENIED", "ad_personalization": "DENIED"}
+IDS = re.compile(r"[1-9][0-9]{0,9}\.[1-9][0-9]{0,9}")
+Cell = tuple[str, str, int]  # metric, cell, how many
+
+
+def draw() -> int:
+    """A random positive number of at most ten digits."""
+    return secrets.randbelow(2**31 - 2) + 1
+
+
+def bodies(data: MetricsData, usage: bool = True, number: Callable[[], int] = draw) -> list[bytes]:
+    """The bodies of the requests that tell this data, as JSON.
+
+    Args:
+        data: what the list allows for "ga", rebuilt from it.
+        usage: whether to tell which stages and phases were used.
+        number: draws a random number; ids are made of it, anew for each request.
+    """
+    return [body for group in _groups(list(_cells(data, usage))) for body in _split(group, _hour(data), number)]
+
+
+def _groups(cells: list[Cell]) -> Iterator[list[Cell]]:
+    for start in range(0, len(cells), MAX_EVENTS):
+        yield cells[start : start + MAX_EVENTS]
+
+
+def _split(cells: list[Cell], when: int, number: Callable[[], int]) -> Iterator[bytes]:
+    """One body, or more where it would be too large."""
+    session = number()
+    events = [
+        {"name": EVENT, "params": {"metric": m, "cell": c, "n": n, "session_id": session, "engagement_time_msec": 1}}
+        for m, c, n in cells
+    ]
+    request = {"client_id": f"{number()}.{number()}", "timestamp_micros": when, "consent": CONSENT, "events": events}
+    body = json.dumps(request, separators=(",", ":")).encode("utf-8")
+    if len(body) <= MAX_BYTES or len(cells) == 1:
+        yield body
+        return
+    half = len(cells) // 2
+    yield from _split(cells[:half], when, number)
+    yield from _split(cells[half:], when, number)
+
+
+def _hour(data: MetricsData) -> int:
+    """When it was measured, to the hour, in microseconds since 1970."""
+    times = [point.time_unix_nano for metric in _metrics(data) for point in metric.data.data_points]
+    return max(times, default=0) // 1000 // HOUR_US * HOUR_US
+
+
+def _metrics(data: MetricsData) -> Iterator[Metric]:
+    for resource_metrics in data.resource_metrics:
+        for scope_metrics in resource_metrics.scope_metrics:
+            yield from scope_metrics.metrics
+
+
+# ---- cells ---------------------------------------------------------------------------------------------------------
+
+
+def _cells(data: MetricsData, usage: bool) -> Iterator[Cell]:
+    used: dict[str, None] = {}
+    for metric in _metrics(data):
+        for point in metric.data.data_points:
+            attributes = dict(point.attributes or {})
+            if not isinstance(point, ExponentialHistogramDataPoint) or _is_detail(attributes):
+                continue
+            used |= dict.fromkeys(str(value) for name, value in attributes.items() if name != "epochmeter.cold")
+            exponents = _exponents(point)
+            if metric.name not in COUNTED:
+                exponents = _median(exponents)
+            for cell, count in exponents.items():
+                yield _word(metric.name, attributes), cell, count
+    for resource_metrics in data.resource_metrics:
+        for name, value in resource_metrics.resource.attributes.items():
+            yield _word(name, {}), _text(value), 1
+    if usage:
+        yield from ((USAGE, word, 1) for word in used if word in (*STAGES, *PHASES))
+
+
+def _is_detail(attributes: Mapping[str, Any]) -> bool:
+    """A first step, or a phase within a phase: not told."""
+    return attributes.get("epochmeter.cold") is True or attributes.get("epochmeter.phase.level") == "nested"
+
+
+def _word(name: str, attributes: Mapping[str, Any]) -> str:
+    """A metric's word: its name and the words of its attributes."""
+    told = [str(attributes[key]) for key in ("epochmeter.stage", "epochmeter.phase") if key in attributes]
+    return "_".join([name.removeprefix("epochmeter.").replace(".", "_"), *told])
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _exponents(point: ExponentialHistogramDataPoint) -> dict[str, int]:
+    """How many durations lie in which power of two: scale 0 of the histogram, whose finer buckets nest in it."""
+    found: dict[str, int] = {}
+    if point.zero_count:
+        found[cell_of(LOWEST - 1)] = point.zero_count
+    for step, count in enumerate(point.positive.bucket_counts):
+        index = point.positive.offset + step
+        exponent = index >> point.scale if point.scale >= 0 else index << -point.scale
+        if count:
+            cell = cell_of(exponent)
+            found[cell] = found.get(cell, 0) + count
+    return found
+
+
+def _median(cells: Mapping[str, int]) -> dict[str, int]:
+    """The cell that the median lies in, once. Cells come in rising order."""
+    rank, seen = (sum(cells.values()) + 1) // 2, 0
+    for cell, count in cells.items():
+        seen += count
+        if seen >= rank:
+            return {cell: 1}
+    return {}
+
+
+def cell_of(exponent: int) -> str:
+    """The word for durations above ``2**exponent`` seconds, up to twice that."""
+    if exponent < LOWEST:
+        return f"up to {_power(LOWEST)} s"
+    if exponent >= HIGHEST:
+        return f"above {_power(HIGHEST)} s"
+    return f"{_power(exponent)} to {_power(exponent + 1)} s"
+
+
+def _power(exponent: int) -> str:
+    return str(2**exponent) if exponent >= 0 else f"1/{2**-exponent}"
+
+
+DURATIONS = tuple(cell_of(exponent) for exponent in range(LOWEST - 1, HIGHEST + 1))
+
+
+def vocabulary() -> dict[str, tuple[str, ...]]:
+    """Every metric that Google can be told, and its cells: made from the list."""
+    words: dict[str, tuple[str, ...]] = {}
+    for entry in METRICS:
+        if "ga" in entry.destinations:
+            kept = [name for name in ("epochmeter.stage", "epochmeter.phase") if name in entry.attributes]
+            choices = [(None, *getattr(entry.attributes[name], "values", ())) for name in kept]
+            for values in itertools.product(*choices):
+                attributes = {name: value for name, value in zip(kept, values, strict=True) if value is not None}
+                words[_word(entry.name, attributes)] = DURATIONS
+    for fact in RESOURCE:
+        if "ga" in fact.destinations and not isinstance(fact.rule, Random):
+            words[_word(fact.name, {})] = tuple(_text(value) for value in fact.rule.values)
+    return {**words, USAGE: (*STAGES, *PHASES)}
+
+
+# ---- the last check ------------------------------------------------------------------------------------------------
+
+
+def readable(body: bytes) -> dict[str, Any]:
+    """The body as data."""
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def first_fault(body: bytes) -> str | None:
+    """What is in these bytes that is not in the vocabulary, or over a limit of the protocol; or None."""
+    try:
+        request = json.loads(body)
+        return next(_faults(request, len(body)), None)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "it is not a body of events"
+
+
+def _faults(request: Mapping[str, Any], size: int) -> Iterator[str]:
+    if set(request) != {"client_id", "timestamp_micros", "consent", "events"}:
+        yield f"it has the fields {', '.join(sorted(map(str, request)))}"
+    if size > MAX_BYTES:
+        yield f"it has {size} bytes"
+    if not IDS.fullmatch(request["client_id"]):
+        yield "its client_id is not two random numbers"
+    if request["consent"] != CONSENT:
+        yield "it does not deny the use for advertising"
+    if type(request["timestamp_micros"]) is not int or request["timestamp_micros"] % HOUR_US:
+        yield "its time is more exact than an hour"
+    if not 1 <= len(request["events"]) <= MAX_EVENTS:
+        yield f"it has {len(request['events'])} events"
+    words = vocabulary()
+    for event in request["events"]:
+        yield from _event_faults(event, words)
+
+
+def _event_faults(event: Mapping[str, Any], words: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    if set(event) != {"name", "params"} or event["name"] != EVENT:
+        yield "it has an event of another name or with other fields"
+    params = event["params"]
+    if set(params) != {"metric", "cell", "n", "session_id", "engagement_time_msec"}:
+        yield f"an event has the parameters {', '.join(sorted(map(str, params)))}"
+    if params["metric"] not in words:
+        yield f"the metric {params['metric']!r} is not on the list"
+    elif params["cell"] not in words[params["metric"]]:
+        yield f"{params['cell']!r} is no cell of {params['metric']}"
+    if any(type(params[name]) is not int or params[name] < 1 for name in ("n", "session_id", "engagement_time_msec")):
+        yield "an event has a number that is not a whole one above 0"

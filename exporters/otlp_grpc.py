@@ -1,0 +1,100 @@
+"""OTLP over gRPC: the same bytes in one call. Needs ``epochmeter[grpc]``.
+
+No channel is made before the first attempt, so none exists before a fork; a forked process makes its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import grpc
+from google.rpc.error_details_pb2 import RetryInfo
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+
+from exporters.allowlist import HEADERS
+from exporters.config import Answer, Config
+from exporters.transport import MAX_WAIT_S, without_credentials
+
+METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+LATER = {  # the protocol's list (opentelemetry.io/docs/specs/otlp, "OTLP/gRPC response"), and what a broken server says
+    *(grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE),
+    *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL),
+}
+OPTIONS = (
+    ("grpc.primary_user_agent", HEADERS["user-agent"]),
+    ("grpc.enable_retries", 0),  # one attempt is one attempt
+    ("grpc.max_receive_message_length", 65_536),  # an answer is short
+    ("grpc.use_local_subchannel_pool", 1),  # shared with nobody in the program
+)
+
+
+class OtlpGrpc:
+    """Calls a collector."""
+
+    def __init__(self, config: Config) -> None:
+        self.where = without_credentials(config.address)
+        self._config = config
+        self._channel: Any = None
+
+    def send(self, body: bytes) -> Answer:
+        """One attempt."""
+        try:
+            call = self._open().unary_unary(METHOD, _as_it_is, ExportMetricsServiceResponse.FromString)
+            response = call(body, timeout=self._config.timeout, metadata=tuple(self._config.headers.items()))
+        except grpc.RpcError as error:
+            self.close()  # the next attempt connects anew
+            return _refusal(error)
+        except OSError as error:
+            return Answer("later", f"not sent: {error.strerror}: a file of a certificate", arrived=False)
+        partial = response.partial_success
+        if not partial.rejected_data_points:
+            return Answer("taken", f"gRPC OK{f': {partial.error_message[:200]}' if partial.error_message else ''}")
+        left = partial.rejected_data_points
+        return Answer("taken", f"gRPC OK, but {left} data points were not taken: {partial.error_message[:200]}", partly=left)
+
+    def _open(self) -> Any:
+        if self._channel is None:
+            parts = urlsplit(self._config.address)
+            gzip = grpc.Compression.Gzip if self._config.compression == "gzip" else grpc.Compression.NoCompression
+            if parts.scheme == "https":
+                self._channel = grpc.secure_channel(parts.netloc, self._credentials(), OPTIONS, gzip)
+            else:
+                self._channel = grpc.insecure_channel(parts.netloc, OPTIONS, gzip)
+        return self._channel
+
+    def _credentials(self) -> Any:
+        config = self._config
+        roots, key, certificate = (
+            None if name is None else Path(name).read_bytes()
+            for name in (config.certificate, config.client_key, config.client_certificate)
+        )
+        return grpc.ssl_channel_credentials(roots, key, certificate)
+
+    def close(self) -> None:
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+
+def _refusal(error: Any) -> Answer:
+    code, wait = error.code(), None
+    for name, value in error.trailing_metadata() or ():
+        if name == "google.rpc.retryinfo-bin":
+            delay = RetryInfo.FromString(value).retry_delay
+            wait = min(delay.seconds + delay.nanos / 1e9, MAX_WAIT_S)
+    details = (error.details() or "")[:200]
+    later = code in LATER or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and wait is not None)
+    answer = Answer("later" if later else "refused", f"gRPC {code.name}: {details}", wait_s=wait)
+    return replace(answer, arrived=False) if code is grpc.StatusCode.UNAVAILABLE else answer
+
+
+def _as_it_is(body: bytes) -> bytes:
+    return body
+
+
+def build(config: Config) -> OtlpGrpc:
+    """The transport for a collector."""
+    return OtlpGrpc(config)

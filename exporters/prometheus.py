@@ -1,0 +1,173 @@
+"""A page that a Prometheus server scrapes: pulled, not sent. Needs ``epochmeter[prometheus]``.
+
+The page is made by OpenTelemetry's own exporter, from data that came through the gate. That exporter knows no exponential
+histograms, so they become ordinary ones, with a bound at each power of two: buckets nest, and no count is a guess.
+
+The rule it keeps: consent is asked at each scrape; what is shown is noted like anything else that leaves.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics.export import (
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    Histogram,
+    HistogramDataPoint,
+    Metric,
+    MetricsData,
+    ResourceMetrics,
+    ScopeMetrics,
+)
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from exporters.config import Answered, Config, ExporterError, Record
+from exporters.payload import encode
+
+LOWEST, HIGHEST = -20, 14  # bounds from 2**-20 s, a microsecond, to 2**14 s, four and a half hours
+BOUNDS = tuple(2.0**exponent for exponent in range(LOWEST, HIGHEST + 1))
+Start = Callable[..., Any]
+
+
+class Page:
+    """The page, and the server that shows it.
+
+    Args:
+        config: its address.
+        fresh: what is to be shown now, through the gate; None where there is no consent.
+        every: seconds for which the same is shown.
+        consent: asked at each scrape.
+        record: notes what is shown, the first time that it is.
+
+    Raises:
+        ExporterError: the port is in use.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        fresh: Callable[[], MetricsData | None],
+        every: float,
+        consent: Callable[[], bool],
+        record: Record,
+    ) -> None:
+        self.where = config.address
+        self._fresh = fresh
+        self._every = every
+        self._made = -math.inf
+        self._body = b""
+        self._consent = consent
+        self._record = record
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._shown: MetricsData | None = None
+        reader = PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)
+        shown: Any = lambda *_, **__: self._shown  # noqa: E731
+        reader._set_collect_callback(shown)  # as a MeterProvider does; there are no instruments here
+        self._page = make_wsgi_app(self._registry)
+        self._answered: Answered | None = None
+        self._times = 0
+        self._lock = threading.Lock()
+        host, _, port = config.address.removeprefix("http://").removesuffix("/metrics").partition(":")
+        try:
+            self._server: WSGIServer = make_server(host, int(port), self._serve, WSGIServer, _Quiet)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ExporterError(f"nothing can be scraped on {config.address}: {reason}; set another prometheus_port") from error
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="epochmeter-prometheus", daemon=True).start()
+
+    def _renew(self) -> bool:
+        """Whether there is something to show."""
+        if time.monotonic() - self._made >= self._every:
+            outgoing = self._fresh()
+            if outgoing is not None:
+                self._shown, self._body = _without_exponential(outgoing), encode(outgoing)
+                self._answered, self._times, self._made = None, 0, time.monotonic()
+        return self._shown is not None
+
+    def close(self) -> None:
+        """The socket is closed; a scrape that is under way ends first."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _serve(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
+        if not self._consent():
+            start("503 Service Unavailable", [("Content-Type", "text/plain")])
+            return [b"nothing is shown: sending is switched off\n"]
+        if environ.get("PATH_INFO") != "/metrics":
+            start("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"the measurements are at /metrics\n"]
+        with self._lock:
+            if not self._renew():
+                start("503 Service Unavailable", [("Content-Type", "text/plain")])
+                return [b"nothing has been measured yet\n"]
+            try:
+                if self._answered is None:
+                    self._answered = self._record(self.where, self._body)
+            except OSError:
+                start("503 Service Unavailable", [("Content-Type", "text/plain")])
+                return [b"nothing is shown, because it cannot be noted what is shown\n"]
+            answer = list(self._page(environ, start))
+            self._times += 1
+            self._answered("scraped" if self._times == 1 else f"scraped {self._times} times")
+        return answer
+
+
+class _Quiet(WSGIRequestHandler):
+    """Says nothing on the program's stderr, and does not look up who asks."""
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class names it so
+        pass
+
+    def address_string(self) -> str:
+        return str(self.client_address[0])
+
+
+def _without_exponential(data: MetricsData) -> MetricsData:
+    return MetricsData(
+        [
+            ResourceMetrics(
+                entry.resource,
+                [
+                    ScopeMetrics(scope.scope, [_metric(metric) for metric in scope.metrics], scope.schema_url)
+                    for scope in entry.scope_metrics
+                ],
+                entry.schema_url,
+            )
+            for entry in data.resource_metrics
+        ]
+    )
+
+
+def _metric(metric: Metric) -> Metric:
+    if not isinstance(metric.data, ExponentialHistogram):
+        return metric
+    points = [_point(point) for point in metric.data.data_points]
+    return Metric(metric.name, metric.description, metric.unit, Histogram(points, metric.data.aggregation_temporality))
+
+
+def _point(point: ExponentialHistogramDataPoint) -> HistogramDataPoint:
+    """The counts by power of two: at scale 0, bucket ``i`` holds what is above ``2**i`` s and up to ``2**(i+1)`` s."""
+    counts = [0] * (len(BOUNDS) + 1)
+    counts[0] = point.zero_count
+    for step, count in enumerate(point.positive.bucket_counts):
+        index = point.positive.offset + step
+        exponent = index >> point.scale if point.scale >= 0 else index << -point.scale
+        counts[min(max(exponent + 1 - LOWEST, 0), len(BOUNDS))] += count
+    return HistogramDataPoint(
+        attributes=dict(point.attributes or {}),
+        start_time_unix_nano=point.start_time_unix_nano,
+        time_unix_nano=point.time_unix_nano,
+        count=point.count,
+        sum=point.sum,
+        bucket_counts=counts,
+        explicit_bounds=list(BOUNDS),
+        min=point.min,
+        max=point.max,
+    )

@@ -1,0 +1,194 @@
+"""One HTTP request, and nothing beside it: the headers that are meant for this destination, and no other.
+
+What is kept from it, each measured: requests adds credentials from ``~/.netrc``, tells which decompressors are installed,
+follows redirects with the body, and takes on the headers and spans of a host that traces its requests; urllib3 logs to
+the host's handlers; an answer can be as long as its sender likes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import requests
+from opentelemetry import context
+from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.util import parse_url
+
+from exporters.config import Answer, Config
+
+TRANSPORT_HEADERS = ("host", "content-length", "connection", "proxy-authorization")
+ANSWER_BYTES = 65_536  # of an answer, no more is read
+LATER = (408, 425, 429)  # of the answers of the 4xx kind, those that ask for patience
+MAX_WAIT_S = 3600.0  # a destination may ask for more; it is asked again after this
+_sending = threading.local()
+
+
+class Http:
+    """Posts to one address.
+
+    Args:
+        config: the address, its headers, certificates and timeout.
+        fixed: the headers that every request has.
+    """
+
+    def __init__(self, config: Config, fixed: Mapping[str, str]) -> None:
+        self.where = without_credentials(config.address)
+        self._config = config
+        self._headers = {**config.headers, **fixed}
+        self._session = requests.Session()
+        self._session.auth = _no_auth  # with one set, requests does not look into ~/.netrc
+        self._session.headers.clear()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _Adapter({*self._headers, *TRANSPORT_HEADERS}))
+        for name in ("urllib3.connectionpool", "urllib3.util.retry"):
+            logging.getLogger(name).addFilter(_is_not_ours)
+
+    def post(self, body: bytes, query: Mapping[str, str] | None = None) -> tuple[Answer, bytes, str]:
+        """One attempt.
+
+        Returns:
+            What came of it, the first bytes of the answer's body, and the answer's content type.
+        """
+        untraced = context.set_value(context._SUPPRESS_INSTRUMENTATION_KEY, True)  # as OpenTelemetry's own readers do
+        token = context.attach(untraced)
+        _sending.now = True
+        try:
+            return self._post(body, query)
+        except requests.RequestException as error:
+            return Answer("later", f"no answer: {_in_words(error)}", arrived=not _never_left(error)), b"", ""
+        except (OSError, ValueError) as error:  # a certificate's file that is not there, an address that is none
+            return Answer("later", f"not sent: {error}"[:300], arrived=False), b"", ""
+        finally:
+            _sending.now = False
+            context.detach(token)
+
+    def _post(self, body: bytes, query: Mapping[str, str] | None) -> tuple[Answer, bytes, str]:
+        config = self._config
+        own: Any = (config.client_certificate, config.client_key) if config.client_key else config.client_certificate
+        began = time.monotonic()
+        with self._session.post(
+            config.address,
+            data=body,
+            params=query,
+            headers=self._headers,
+            timeout=config.timeout,
+            allow_redirects=False,
+            stream=True,
+            verify=config.certificate or True,
+            cert=own,
+        ) as response:
+            found = b""
+            try:
+                for piece in response.iter_content(4096):
+                    found += piece
+                    if len(found) >= ANSWER_BYTES or time.monotonic() - began > config.timeout:
+                        break
+            except requests.RequestException:
+                pass  # the status has been read; what else there was to read is not known
+            return _answer(response), found[:ANSWER_BYTES], response.headers.get("content-type", "")
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _answer(response: requests.Response) -> Answer:
+    status = response.status_code
+    text = f"HTTP {status}"
+    if 200 <= status < 300:
+        return Answer("taken", text)
+    if 300 <= status < 400:
+        return Answer("later", f"{text}: a redirect, which is not followed")
+    verdict: Any = "refused" if 400 <= status < 500 and status not in LATER else "later"
+    return Answer(verdict, text, wait_s=retry_after(response.headers.get("retry-after")))
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds from a ``Retry-After`` header: a number, or a date (RFC 9110, 10.2.3); None where it says neither."""
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), MAX_WAIT_S) if seconds == seconds else None
+
+
+def _never_left(error: requests.RequestException) -> bool:
+    """Whether no byte of the body can have arrived."""
+    if isinstance(error, (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)):
+        return True
+    cause = getattr(error.args[0] if error.args else None, "reason", None)
+    return isinstance(cause, (NewConnectionError, ConnectTimeoutError)) or not isinstance(
+        error, (requests.ConnectionError, requests.Timeout)
+    )
+
+
+def _in_words(error: requests.RequestException) -> str:
+    """The kind of error and its innermost reason, without the address."""
+    if isinstance(error, requests.Timeout):
+        return type(error).__name__
+    reason, found = "", _inner(error)
+    while found is not None:
+        reason = getattr(found, "verify_message", "") or getattr(found, "strerror", "") or reason
+        found = _inner(found)
+    return f"{type(error).__name__}{f' ({reason})' if reason else ''}"
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    """What an error was caused by: requests and urllib3 keep it in several places."""
+    kept = [getattr(error, "reason", None), *error.args, error.__cause__]
+    return next((one for one in kept if isinstance(one, BaseException)), None)
+
+
+def without_credentials(url: str) -> str:
+    return str(parse_url(url)._replace(auth=None, query=None, fragment=None).url)
+
+
+class _Adapter(HTTPAdapter):
+    """Connections that put only these headers on the wire, whoever adds others on the way there."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._pools = {
+            scheme: type(pool.__name__, (pool,), {"ConnectionCls": _only(names, pool.ConnectionCls)})
+            for scheme, pool in (("http", HTTPConnectionPool), ("https", HTTPSConnectionPool))
+        }
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **kwargs)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
+
+
+def _only(names: Iterable[str], connection: Any) -> Any:
+    """A connection class that passes over every header but these. Tracers add theirs here, at the latest."""
+
+    def putheader(self: Any, header: str | bytes, *values: Any) -> None:
+        name = header.decode("latin-1") if isinstance(header, bytes) else header
+        if name.lower() in names:
+            connection.putheader(self, header, *values)
+
+    return type(connection.__name__, (connection,), {"putheader": putheader})
+
+
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """Whether a log record is of the program's own requests."""
+    return not getattr(_sending, "now", False)

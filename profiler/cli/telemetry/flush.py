@@ -1,0 +1,38 @@
+"""``epochmeter telemetry flush``: delivers what waits in the outbox, now."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+REMAIN = 3
+
+
+def flush(
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Also what was made for another destination: to the one that is chosen now.")
+    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also what a destination refused and was set aside.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False,
+) -> None:
+    """Deliver what waits in the outbox, now. Exit code 3: some remains."""
+    from profiler.errors import SettingsError
+    from profiler.sending import flush as deliver
+
+    try:
+        done = deliver(adopt=adopt, again=again)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if as_json:
+        typer.echo(json.dumps(asdict(done), indent=2))
+    else:
+        typer.echo(f"{done.delivered} delivered, {done.aside} refused and set aside, {done.left} still waiting")
+    for reason in done.reasons:
+        typer.echo(f"epochmeter: {reason}", err=True)
+    if done.aside:
+        typer.echo("epochmeter: 'epochmeter doctor' says why, --again tries once more", err=True)
+    if done.left or done.aside:
+        raise typer.Exit(REMAIN)

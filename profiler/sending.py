@@ -1,0 +1,593 @@
+"""What joins the two halves: a run's data goes through the gate into the outbox, and a courier takes it from there.
+
+The rules it keeps: this is the only module, beside the commands, that knows ``exporters``, and it loads them once there is
+consent. The loop is never waited for and never waits: what is to be sent is made and kept by the sampling thread, and
+taken to its destination by a thread of its own, because a collector that does not answer must not hold up readings. The
+last word of a run is on disk before the run ends; for its delivery the end of a run waits as long as ``exit_timeout``
+says, whatever the destination does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from profiler.destinations import destination, without_credentials
+from profiler.errors import SettingsError
+from profiler.locks import lock
+from profiler.preferences import Resolved, data_path, empty_outbox, outbox_path, resolve, runs_path, sent_path
+from profiler.record import Run
+
+if TYPE_CHECKING:
+    from exporters.config import Config
+    from exporters.courier import Courier
+    from exporters.outbox import Head, Key, Outbox
+
+SHARE_S = 0.0005  # between two pieces of work beside the loop, so that it does not wait for the interpreter's lock
+GA_HOURS = 70.0  # Google takes what is at most 72 hours old, and our times are up to an hour early
+LAST = "final"  # the order of a run's last entry: sorts behind all numbers
+CHOSEN_THERE = ("argument", "environment")
+
+
+def share() -> None:
+    """Lets the loop's thread have its turn."""
+    time.sleep(SHARE_S)
+
+
+def nothing() -> None:
+    pass
+
+
+class Sending:
+    """One run's way out.
+
+    Args:
+        run: the run.
+        arguments: the settings given in code.
+        exporter: an OpenTelemetry ``MetricExporter`` of the program's own, or None.
+        snapshot: the run so far as ``MetricsData``; may be called from any thread.
+        note: counts what goes wrong.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        arguments: Mapping[str, Any],
+        exporter: Any,
+        snapshot: Callable[[], Any],
+        note: Callable[[str], None],
+    ) -> None:
+        self._run = run
+        self._arguments = arguments
+        self._exporter = exporter
+        self._snapshot = snapshot
+        self._note = note
+        self._choice: Any = None  # what was decided about sending when the run began
+        self._withdrawn = False  # once there was no consent, or another one, nothing of this run leaves any more
+        self._way: _Way | None = None
+        self._lock = threading.Lock()
+
+    def prepare(self, resolved: Resolved) -> None:
+        """Before the run's clock starts: loads what is needed, if anything is. Nothing is loaded without consent.
+
+        Raises:
+            SettingsError, ExporterError: nothing can be sent; the text says why.
+        """
+        self._choice = _decision(resolved)
+        if not self.consent():
+            return
+        import exporters
+
+        if self._exporter is not None:
+            gated = exporters.behind_gate(self._exporter, self.consent, self._record)
+            self._way = _HandOver(gated, self._snapshot, self._note)
+            return
+        config = exporters.Config(**destination(resolved))
+        gate = exporters.gate_for(config, self.consent)
+        importlib.import_module(exporters.TARGETS[config.target].modules[config.protocol])
+        if config.target == "prometheus":
+            self._way = _Shown(self, config, gate, resolved.settings.export_interval)
+            return
+        importlib.import_module("exporters.courier")
+        self._way = _Posted(self, config, gate, resolved)
+
+    def begin(self, log: Path | None) -> bool:
+        """Whether this run is sent at all. From now on it is, if so.
+
+        Args:
+            log: the run's log, from which its last word can be made if the process is killed; None where there is none.
+        """
+        if self._way is None:
+            return False
+        self._way.begin(log)
+        return True
+
+    def consent(self) -> bool:
+        """Whether this run may be sent: asked at every export, more than once, and between them.
+
+        A run is sent under the choice it began with. Where that was "off", or is meanwhile, or was made anew, a part of
+        the run was measured without consent; as its sums cannot be taken apart, the whole run stays here.
+        """
+        resolved = resolve(self._arguments)
+        allowed = resolved.may_hand_over if self._exporter is not None else resolved.may_send
+        if not allowed or _decision(resolved) != self._choice:
+            self._withdraw(resolved)
+        return not self._withdrawn
+
+    def export(self) -> None:
+        """Sends what is known by now on its way; called beside the loop.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
+        if self._way is not None and self.consent():
+            self._way.put(last=False)
+
+    def finish(self) -> None:
+        """Sends the last word on its way, and waits for its delivery as long as ``exit_timeout`` says.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
+        way, self._way = self._way, None
+        if way is None:
+            return
+        try:
+            if self.consent():
+                way.put(last=True)
+        finally:
+            way.finish(resolve(self._arguments).settings.exit_timeout)
+
+    def forget(self) -> None:
+        """In a forked child: the run is the parent's."""
+        self._way = None
+        self._withdrawn = True
+        self._lock = threading.Lock()
+
+    def _withdraw(self, resolved: Resolved) -> None:
+        with self._lock:
+            first, self._withdrawn = not self._withdrawn, True
+        if first and self._way is not None:
+            self._way.withdraw()
+        if resolved.off_in_file:
+            empty_outbox()
+
+    def _record(self, where: str, body: bytes) -> Callable[[str], None]:
+        """Asked before the first byte leaves: a copy is kept, and the user told the first time."""
+        answered = record(where, body, resolve(self._arguments).settings.retention_days)
+        if self._exporter is None:
+            announce(where)
+        return answered
+
+
+def _decision(resolved: Resolved) -> tuple[Any, ...]:
+    settings = resolved.settings
+    return (resolved.decided, settings.exporter, settings.otlp_endpoint, settings.ga_measurement_id, settings.ga_endpoint)
+
+
+# ---- ways out ------------------------------------------------------------------------------------------------------
+
+
+class _Way:
+    """How measurements get out. All but `put` with ``last`` may be called from the sampling thread."""
+
+    def begin(self, log: Path | None) -> None:
+        raise NotImplementedError
+
+    def put(self, *, last: bool) -> None:
+        raise NotImplementedError
+
+    def withdraw(self) -> None:
+        """There is no consent any more."""
+
+    def finish(self, timeout: float) -> None:
+        raise NotImplementedError
+
+
+class _Posted(_Way):
+    """Through the outbox, and a courier in a thread of its own."""
+
+    def __init__(self, sending: Sending, config: Config, gate: Any, resolved: Resolved) -> None:
+        self._sending = sending
+        self._run = sending._run
+        self._outbox = outbox_of(resolved)
+        self._post = Post(resolved, self._outbox, config, gate)
+        self._courier = self._post.courier(sending.consent, sending._record)
+        self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
+        self._wake, self._done = threading.Event(), threading.Event()
+        self._deadline = math.inf
+        self._count = 0
+
+    def begin(self, log: Path | None) -> None:
+        if log is not None:
+            try:
+                self._post.open_run(self._run, log.name)
+            except OSError as error:
+                self._sending._note(f"the outbox cannot be written: {error.strerror}")
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._done.set()
+            self._sending._note("the courier's thread could not be started")
+
+    def put(self, *, last: bool) -> None:
+        if self._post.config.target == "ga" and not last:
+            return  # its events are counted, and cannot be told twice
+        self._count += 1
+        order = LAST if last else f"{self._count:08d}"
+        kept = self._post.put(self._run, self._sending._snapshot(), order, nothing if last else share)
+        if self._post.gate.reason:
+            self._sending._note(self._post.gate.reason)
+        if kept and last:
+            self._outbox.close_run(self._run.id)
+        if not last:  # then `finish` comes next
+            self._wake.set()
+
+    def withdraw(self) -> None:
+        self._outbox.close_run(self._run.id)
+
+    def finish(self, timeout: float) -> None:
+        self._deadline = time.monotonic() + timeout
+        self._wake.set()
+        if timeout > 0:
+            self._done.wait(timeout)
+
+    def _main(self) -> None:
+        try:
+            self._post.recover(self._sending.consent, self._run.id, rest=share)
+            while True:
+                self._wake.clear()
+                ending = self._deadline < math.inf
+                left = self._deadline - time.monotonic() if ending else 0.0
+                done = self._courier.deliver(lambda: self._deadline, patience_s=max(left, 0.0))
+                for what in done.notes:
+                    self._sending._note(what)
+                if ending:
+                    break
+                self._wake.wait(max(self._courier.rests_for, 1.0) if done.left else None)
+        except Exception as error:  # the loop's thread is not to see it; what waits is delivered another time
+            self._sending._note(f"a delivery failed: {getattr(error, 'strerror', None) or type(error).__name__}")
+        finally:
+            self._done.set()
+            self._courier.close()
+
+
+class _HandOver(_Way):
+    """To an exporter of the program's own: nothing is kept for it, and nothing tried again."""
+
+    def __init__(self, gated: Any, snapshot: Callable[[], Any], note: Callable[[str], None]) -> None:
+        self._gated = gated
+        self._snapshot = snapshot
+        self._note = note
+        self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
+        self._wake, self._done = threading.Event(), threading.Event()
+        self._data: Any = None
+        self._ending = False
+
+    def begin(self, log: Path | None) -> None:
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._done.set()
+            self._note("the courier's thread could not be started")
+
+    def put(self, *, last: bool) -> None:
+        self._data = self._snapshot()
+        self._wake.set()
+
+    def finish(self, timeout: float) -> None:
+        self._ending = True
+        self._wake.set()
+        if not self._done.wait(timeout):
+            self._note(f"the program's own exporter took longer than {timeout:g} s, and was not waited for")
+
+    def _main(self) -> None:
+        try:
+            while True:
+                self._wake.wait()
+                self._wake.clear()
+                ending = self._ending
+                data, self._data = self._data, None
+                if data is not None:
+                    self._export(data)
+                if ending:
+                    break
+        finally:
+            self._done.set()
+
+    def _export(self, data: Any) -> None:
+        try:
+            self._gated.export(data)
+        except Exception as error:
+            self._note(f"an export failed: {type(error).__name__}")
+        if self._gated.reason:
+            self._note(self._gated.reason)
+
+
+class _Shown(_Way):
+    """On a page that a Prometheus server scrapes."""
+
+    def __init__(self, sending: Sending, config: Config, gate: Any, every: float) -> None:
+        self._sending = sending
+        self._config = config
+        self._gate = gate
+        self._every = every
+        self._page: Any = None
+
+    def begin(self, log: Path | None) -> None:
+        from exporters.config import ExporterError
+        from exporters.prometheus import Page
+
+        try:
+            self._page = Page(self._config, self._fresh, self._every, self._sending.consent, self._sending._record)
+        except ExporterError as error:
+            self._sending._note(str(error))
+
+    def _fresh(self) -> Any:
+        from exporters.payload import encode
+
+        outgoing = self._gate.outgoing(self._sending._snapshot(), share)
+        if outgoing is not None and not self._gate.passes(encode(outgoing)):
+            self._sending._note(self._gate.reason)
+            return None
+        return outgoing
+
+    def put(self, *, last: bool) -> None:
+        """Nothing: it is fetched."""
+
+    def withdraw(self) -> None:
+        page, self._page = self._page, None
+        if page is not None:
+            page.close()
+
+    def finish(self, timeout: float) -> None:
+        self.withdraw()
+
+
+# ---- the post, for runs and for the command line -------------------------------------------------------------------
+
+
+class Post:
+    """One destination and the outbox."""
+
+    def __init__(self, resolved: Resolved, outbox: Outbox, config: Config, gate: Any) -> None:
+        from exporters.outbox import Key
+
+        self.config = config
+        self.gate = gate
+        self._outbox = outbox
+        self._chosen_there = any(resolved.values[key].source in CHOSEN_THERE for key in ("exporter", "otlp_endpoint"))
+        address = without_credentials(config.address)
+        self.key = Key(config.target, config.protocol, address, resolved.decided)
+
+    def courier(self, consent: Callable[[], bool], note: Any, takes: Callable[[Head], bool] | None = None) -> Courier:
+        import exporters
+        from exporters.courier import Courier
+
+        return Courier(
+            self._outbox, self.key, self.gate, lambda: exporters.transport_to(self.config), consent, note, _lock_of, takes
+        )
+
+    def open_run(self, run: Run, log: str) -> None:
+        """Notes that the run's last word is to come.
+
+        Raises:
+            OSError: it cannot be noted.
+        """
+        there = {"chosen_there": self._chosen_there}
+        self._outbox.open_run(run.id, {**vars(self.key), **there, "started_ns": run.started_unix_ns, "log": log})
+
+    def put(self, run: Run, data: Any, order: str, rest: Callable[[], None] = nothing) -> bool:
+        """Puts a run's data into the outbox; whether there was anything to put.
+
+        Raises:
+            OSError: it cannot be kept.
+        """
+        bodies = self.gate.bodies(data, rest)
+        for number, body in enumerate(bodies):
+            self._put(run, order if self.config.target != "ga" else f"ga{number:03d}", body)
+        return bool(bodies)
+
+    def _put(self, run: Run, order: str, body: bytes) -> None:
+        from exporters.outbox import Head
+
+        now, until = self._outbox.now(), None
+        if self.config.target == "ga":
+            until = now + GA_HOURS * 3600
+            if self._outbox.knows(run.started_unix_ns, run.id, order):
+                return  # it is there, or was; to send it again would count it twice
+        head = Head(self.key, run.id, now, until, self._chosen_there)
+        self._outbox.put(head, run.started_unix_ns, order, body)
+
+    def recover(self, consent: Callable[[], bool], own: str = "", rest: Callable[[], None] = nothing) -> int:
+        """Puts the last word of runs that were killed into the outbox, from their logs; says of how many."""
+        from exporters.outbox import OPEN_GRACE_S
+
+        found = 0
+        for run, about, age_s in list(self._outbox.open_runs()):
+            if run != own and age_s > OPEN_GRACE_S and _key_of(about) == self.key and consent():
+                found += self._recover(run, about, age_s, rest)
+        return found
+
+    def _recover(self, run: str, about: Mapping[str, Any], age_s: float, rest: Callable[[], None]) -> int:
+        from exporters.outbox import LEFT_ALONE_S, Entry
+        from profiler.errors import RunLogError
+        from profiler.otel import run_data
+        from profiler.runlog import is_being_written, load
+
+        path = runs_path() / Path(str(about["log"])).name
+        if path.exists() and is_being_written(path):
+            return 0
+        try:
+            recorded = load(path, rest)
+            self.put(recorded, run_data(recorded, recorded.started_unix_ns + recorded.duration_ns), LAST, rest)
+        except RunLogError:
+            if age_s < LEFT_ALONE_S:
+                return 0  # it may just begin
+            self._outbox.count(Entry(f"{about['started_ns']:020d}-{run}-{LAST}", path, 0), "nolog")
+        self._outbox.close_run(run)
+        return 1
+
+
+def _key_of(about: Mapping[str, Any]) -> Key | None:
+    from exporters.outbox import Key
+
+    with contextlib.suppress(KeyError):
+        return Key(about["target"], about["protocol"], about["address"], about["decided"])
+    return None
+
+
+def outbox_of(resolved: Resolved) -> Outbox:
+    """This machine's outbox, with the bounds that are set."""
+    from exporters.outbox import Outbox
+
+    settings = resolved.settings
+    return Outbox(outbox_path(), settings.outbox_mb * 1e6, settings.outbox_days * 86_400)
+
+
+def _lock_of(name: str) -> Any:
+    folder = outbox_path() / "lock"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return lock(folder / f"{name}.lock")
+
+
+def record(where: str, body: bytes, retention_days: float) -> Callable[[str], None]:
+    """Keeps a copy of what is about to be sent.
+
+    Raises:
+        OSError: none can be kept; then nothing may be sent.
+    """
+    from exporters.sentlog import note, prune
+
+    folder = sent_path()
+    prune(folder, retention_days)
+    return note(folder, where, body)
+
+
+def announce(where: str) -> None:
+    """The one uninvited line: the first time that something is about to be sent to a destination."""
+    known = data_path() / "announced.txt"
+    if known.exists() and where in known.read_text("utf-8").splitlines():
+        return
+    sys.stderr.write(
+        f"epochmeter: this run's timings, counts and hardware readings (no names or words of yours) go to {where}, "
+        "as chosen in the settings. To stop it: epochmeter settings sync=false\n"
+    )
+    with contextlib.suppress(OSError):  # where it cannot be noted, it is said again next time
+        known.parent.mkdir(parents=True, exist_ok=True)
+        with known.open("a", encoding="utf-8") as file:
+            file.write(f"{where}\n")
+
+
+# ---- by the user's own word ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Flushed:
+    """What a flush did. ``reasons`` say why something remains."""
+
+    delivered: int = 0
+    aside: int = 0
+    left: int = 0
+    reasons: tuple[str, ...] = ()
+
+
+def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
+    """Delivers what waits, now.
+
+    Args:
+        adopt: also what was made for another destination, or before the destination was chosen anew, to the present one.
+        again: also what was set aside.
+
+    Raises:
+        SettingsError, ExporterError: nothing can be sent to the destination that is chosen.
+    """
+    from exporters.outbox import Key
+
+    resolved = resolve()
+    outbox = outbox_of(resolved)
+    if resolved.off_in_file:
+        empty_outbox()
+    if not resolved.may_hand_over:
+        waiting = len(outbox.waiting())
+        return Flushed(left=waiting, reasons=(f"nothing leaves this machine: {resolved.why_off}",) if waiting else ())
+    outbox.forget_marks(resolved.settings.retention_days)
+    if again:
+        outbox.take_up_again()
+    done, reasons = Flushed(), []
+    for key, chosen_there in _keys(outbox).items():
+        post, reason = _post_for(key, chosen_there, resolved, outbox, adopt)
+        if post is None:
+            reasons.append(reason)
+            continue
+        consent = _same_choice(resolved)
+        if key == post.key:
+            post.recover(consent)
+        courier = post.courier(consent, _recorded(resolved), lambda head, key=key: head.key == Key(**vars(key)))  # type: ignore[misc]
+        try:
+            round_ = courier.deliver(lambda: math.inf, patience_s=5.0)
+        finally:
+            courier.close()
+        done.delivered += round_.delivered
+        done.aside += round_.aside
+        reasons += [round_.reason] if round_.reason else []
+    done.left = len(outbox.waiting())
+    done.reasons = tuple(dict.fromkeys(reasons))
+    return done
+
+
+def _same_choice(before: Resolved) -> Callable[[], bool]:
+    def consent() -> bool:
+        now = resolve()
+        return now.may_hand_over and _decision(now) == _decision(before)
+
+    return consent
+
+
+def _recorded(resolved: Resolved) -> Callable[[str, bytes], Callable[[str], None]]:
+    return lambda where, body: record(where, body, resolved.settings.retention_days)
+
+
+def _keys(outbox: Outbox) -> dict[Key, bool]:
+    """The destinations of all that waits, and of runs that were killed; whether they were chosen outside the settings."""
+    from exporters.outbox import UnreadableError
+
+    found: dict[Key, bool] = {}
+    for entry in outbox.waiting():
+        with contextlib.suppress(OSError, UnreadableError):
+            head = outbox.head(entry)
+            found[head.key] = found.get(head.key, False) or head.in_code
+    for _, about, _ in outbox.open_runs():
+        key = _key_of(about)
+        if key is not None:
+            found[key] = found.get(key, False) or bool(about.get("chosen_there"))
+    return found
+
+
+def _post_for(key: Key, chosen_there: bool, resolved: Resolved, outbox: Outbox, adopt: bool) -> tuple[Post | None, str]:
+    """The post that may take what was made for this destination, or why there is none."""
+    import exporters
+
+    chosen: Config | None = None
+    with contextlib.suppress(SettingsError):
+        if resolved.may_send:
+            chosen = exporters.Config(**destination(resolved))
+    consent = _same_choice(resolved)
+    here = chosen is not None and chosen.target == key.target
+    same = here and chosen is not None and (chosen.protocol, without_credentials(chosen.address)) == (key.protocol, key.address)
+    if chosen is not None and here and (adopt or (same and key.decided == resolved.decided)):
+        return Post(resolved, outbox, chosen, exporters.gate_for(chosen, consent)), ""
+    if chosen_there and key.decided == resolved.decided and key.target == "otlp":
+        config = exporters.Config(key.target, key.protocol, key.address)  # no headers: they are for what is chosen now
+        return Post(resolved, outbox, config, exporters.gate_for(config, consent)), ""
+    what = "was chosen anew since then" if same else "is not the one that is chosen here now"
+    cure = "; 'epochmeter telemetry flush --adopt' sends it to the present one" if here else ""
+    return None, f"something waits for {key.address}, a destination that {what}{cure}"
