@@ -204,15 +204,19 @@ class Courier:
             return
         self._failures, self._not_before = 0, 0.0
         self._outbox.end_trouble(self._key.digest)
+        once = head.key.target == "ga"
         if answer.verdict == "refused":
-            self._outbox.set_aside(entry, answer.text)
-            done.aside += 1
-            done.notes.append(f"refused by the destination and set aside: {answer.text}")
+            if once:
+                self._outbox.drop(entry, "final")
+            else:
+                self._outbox.set_aside(entry, answer.text)
+                done.aside += 1
+            done.notes.append(f"refused by the destination{'' if once else ' and set aside'}: {answer.text}")
             return
         if answer.partly is not None:
             self._outbox.count(entry, "partly")
             done.notes.append(f"taken in part: {answer.text}")
-        self._outbox.delivered(entry, once=head.key.target == "ga")
+        self._outbox.delivered(entry, once=once)
         done.delivered += 1
 
     def _rest(self, answer: Answer) -> None:

@@ -47,6 +47,7 @@ REASONS = {  # a mark's suffix: what happened, in words
     "unreadable": "could not be read any more",
     "fault": "held what is not on this version's list",
     "partly": "was taken only in part",
+    "final": "got another answer than success, or none, from a destination that would count it twice",
     "nolog": "was a killed run's that kept no log",
 }
 

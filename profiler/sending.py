@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 SHARE_S = 0.0005  # between two pieces of work beside the loop, so that it does not wait for the interpreter's lock
 GA_HOURS = 70.0  # Google takes what is at most 72 hours old, and our times are up to an hour early
+LOOK_AGAIN_S = 5.0  # where another process is delivering
 LAST = "final"  # the order of a run's last entry: sorts behind all numbers
 CHOSEN_THERE = ("argument", "environment")
 
@@ -202,9 +203,10 @@ class _Posted(_Way):
         self._post = Post(resolved, self._outbox, config, gate)
         self._courier = self._post.courier(sending.consent, sending._record)
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
-        self._wake, self._done = threading.Event(), threading.Event()
+        self._wake, self._ending, self._done = threading.Event(), threading.Event(), threading.Event()
         self._deadline = math.inf
         self._count = 0
+        self._look_again_s: float | None = None
 
     def begin(self, log: Path | None) -> None:
         if log is not None:
@@ -236,6 +238,7 @@ class _Posted(_Way):
 
     def finish(self, timeout: float) -> None:
         self._deadline = time.monotonic() + timeout
+        self._ending.set()
         self._wake.set()
         if timeout > 0:
             self._done.wait(timeout)
@@ -243,21 +246,28 @@ class _Posted(_Way):
     def _main(self) -> None:
         try:
             self._post.recover(self._sending.consent, self._run.id, rest=share)
-            while True:
-                self._wake.clear()
-                ending = self._deadline < math.inf
-                left = self._deadline - time.monotonic() if ending else 0.0
-                done = self._courier.deliver(lambda: self._deadline, patience_s=max(left, 0.0))
-                for what in done.notes:
-                    self._sending._note(what)
-                if ending:
-                    break
-                self._wake.wait(max(self._courier.rests_for, 1.0) if done.left else None)
+            while not self._deliver():
+                rests_s = self._courier.rests_for
+                if rests_s > 0:
+                    self._ending.wait(rests_s)  # what is put meanwhile waits with the rest
+                else:
+                    self._wake.wait(self._look_again_s)
         except Exception as error:  # the loop's thread is not to see it; what waits is delivered another time
             self._sending._note(f"a delivery failed: {getattr(error, 'strerror', None) or type(error).__name__}")
         finally:
             self._done.set()
             self._courier.close()
+
+    def _deliver(self) -> bool:
+        """Delivers what waits; whether that was the last time."""
+        self._wake.clear()
+        ending = self._ending.is_set()
+        patience_s = max(self._deadline - time.monotonic(), 0.0) if ending else 0.0
+        done = self._courier.deliver(lambda: self._deadline, patience_s)
+        for what in done.notes:
+            self._sending._note(what)
+        self._look_again_s = LOOK_AGAIN_S if done.left else None
+        return ending
 
 
 class _HandOver(_Way):

@@ -94,6 +94,8 @@ class Sink:
     url: str
     status: int = 200
     location: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    content: bytes = b""
     received: list[Received] = field(default_factory=list)
 
 
@@ -106,8 +108,11 @@ def sink() -> Iterator[Sink]:
             self.send_response(found.status)
             if found.location:
                 self.send_header("location", found.location)
-            self.send_header("content-length", "0")
+            for name, value in found.headers.items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(found.content)))
             self.end_headers()
+            self.wfile.write(found.content)
 
         def log_message(self, *arguments: object) -> None:
             pass
