@@ -1,16 +1,21 @@
 """OTLP over gRPC: the same bytes in one call. Needs ``epochmeter[grpc]``.
 
 No channel is made before the first attempt, so none exists before a fork; a forked process makes its own.
+
+gRPC's core writes failed handshakes to stderr, past Python, and looks only when it starts at the variable that stops it.
+Where the program has not loaded gRPC itself, it is started here without a voice; where it has, that is the program's choice.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import grpc
 from google.rpc.error_details_pb2 import RetryInfo
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
@@ -18,6 +23,20 @@ from exporters.allowlist import HEADERS
 from exporters.config import Answer, Config
 from exporters.transport import MAX_WAIT_S, without_credentials
 
+
+def _load_silently() -> Any:
+    """The library. It is told to be quiet while it is loaded, and the environment is left as it was."""
+    quiet = "grpc" not in sys.modules and "GRPC_VERBOSITY" not in os.environ
+    if quiet:
+        os.environ["GRPC_VERBOSITY"] = "NONE"
+    try:
+        return importlib.import_module("grpc")
+    finally:
+        if quiet:
+            del os.environ["GRPC_VERBOSITY"]
+
+
+grpc = _load_silently()
 METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 LATER = {  # the protocol's list (opentelemetry.io/docs/specs/otlp, "OTLP/gRPC response"), and what a broken server says
     *(grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE),
