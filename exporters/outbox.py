@@ -217,6 +217,10 @@ class Outbox:
         """What waits, oldest first."""
         return self._list("waiting")
 
+    def under_way(self) -> list[Entry]:
+        """What a process is delivering, or was when it was killed."""
+        return self._list("sending")
+
     def aside(self) -> list[tuple[Entry, str]]:
         """What was refused for good, and why."""
         found = []

@@ -549,7 +549,7 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
         done.delivered += round_.delivered
         done.aside += round_.aside
         reasons += [round_.reason] if round_.reason else []
-    done.left = len(outbox.waiting())
+    done.left = len(outbox.waiting()) + len(outbox.under_way())
     done.reasons = tuple(dict.fromkeys(reasons))
     return done
 
@@ -571,7 +571,7 @@ def _keys(outbox: Outbox) -> dict[Key, bool]:
     from exporters.outbox import UnreadableError
 
     found: dict[Key, bool] = {}
-    for entry in outbox.waiting():
+    for entry in [*outbox.waiting(), *outbox.under_way()]:
         with contextlib.suppress(OSError, UnreadableError):
             head = outbox.head(entry)
             found[head.key] = found.get(head.key, False) or head.in_code

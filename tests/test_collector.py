@@ -35,21 +35,27 @@ def free_port() -> int:
         return port
 
 
-@pytest.fixture
-def collector(sink: Sink, tmp_path: Path) -> Iterator[str]:
-    """A collector that hands on what it gets to the sink; its OTLP/HTTP address."""
-    port = free_port()
+def start(ports: tuple[int, int], sink_url: str, log: Any) -> subprocess.Popen[bytes]:
+    """A collector that hands on what it gets, on these ports for HTTP and gRPC."""
     command = [
         *(Path(rotel.__file__).parent / "rotel-agent", "start"),
-        *("--otlp-http-endpoint", f"127.0.0.1:{port}", "--otlp-grpc-endpoint", f"127.0.0.1:{free_port()}"),
-        *("--exporter", "otlp", "--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", sink.url),
-        *("--batch-timeout", "100ms"),
+        *("--otlp-http-endpoint", f"127.0.0.1:{ports[0]}", "--otlp-grpc-endpoint", f"127.0.0.1:{ports[1]}"),
+        *("--exporter", "otlp", "--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", sink_url),
+        *("--batch-timeout", "100ms", "--pid-file", f"{log.name}.pid"),
     ]
+    process = subprocess.Popen(command, stdout=log, stderr=log)
+    wait_for(lambda: can_connect(ports[0]) and can_connect(ports[1]))
+    return process
+
+
+@pytest.fixture
+def collector(sink: Sink, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A collector that hands on what it gets to the sink; its addresses by protocol."""
+    ports = free_port(), free_port()
     with (tmp_path / "collector.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = start(ports, sink.url, log)
         try:
-            wait_for(lambda: can_connect(port))
-            yield f"http://127.0.0.1:{port}"
+            yield {"http/protobuf": f"http://127.0.0.1:{ports[0]}", "grpc": f"http://127.0.0.1:{ports[1]}"}
         finally:
             process.terminate()
             process.wait(10)
@@ -65,10 +71,12 @@ def attributes(holder: Any) -> dict[str, Any]:
     return {entry.key: getattr(entry.value, entry.value.WhichOneof("value")) for entry in holder.attributes}
 
 
-def test_what_the_collector_hands_on_is_what_the_summary_says(collector: str, sink: Sink) -> None:
-    pytest.importorskip("sklearn")
-    pytest.importorskip("torch")
-    answer = python("-c", TRAIN, EPOCHMETER_OTLP_ENDPOINT=collector, timeout=120)
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_what_the_collector_hands_on_is_what_the_summary_says(collector: dict[str, str], sink: Sink, protocol: str) -> None:
+    for needed in ("sklearn", "torch", *(["grpc"] if protocol == "grpc" else [])):
+        pytest.importorskip(needed)
+    where = {"EPOCHMETER_OTLP_ENDPOINT": collector[protocol], "EPOCHMETER_OTLP_PROTOCOL": protocol}
+    answer = python("-c", TRAIN, **where, timeout=120)
     assert (answer.code, len(answer.err.splitlines())) == (0, 1)
     summary = json.loads(answer.out)
     wait_for(lambda: sink.received)

@@ -134,7 +134,7 @@ def _outbox() -> Iterator[Check]:
 
     outbox = outbox_of(resolve())
     waiting: dict[Any, int] = {}
-    for entry in outbox.waiting():
+    for entry in [*outbox.waiting(), *outbox.under_way()]:
         try:
             key = outbox.head(entry).key
         except (OSError, UnreadableError):
