@@ -16,7 +16,7 @@ from typing import Any
 
 from exporters.config import Answer, Record, Transport
 from exporters.gate import Gate
-from exporters.outbox import Entry, Head, Key, Outbox, UnreadableError
+from exporters.outbox import AT_ONCE, Entry, Head, Key, Outbox, UnreadableError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0
 _draw = random.SystemRandom()  # not the program's random numbers
@@ -52,6 +52,7 @@ class Courier:
         record: notes what is sent.
         lock: a lock between processes by name, with ``acquire(timeout=)`` and ``release()``.
         takes: which entries to deliver, where it is not those with just this key.
+        rest: called between two pieces of work, to let the loop's thread have its turn.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Courier:
         record: Record,
         lock: Callable[[str], Any],
         takes: Callable[[Head], bool] | None = None,
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
         self._outbox = outbox
         self._key = key
@@ -72,6 +74,7 @@ class Courier:
         self._consent = consent
         self._record = record
         self._lock = lock
+        self._share = rest
         self._takes = takes or (lambda head: head.key == key)
         self._transport: Transport | None = None
         self._failures = 0
@@ -95,6 +98,7 @@ class Courier:
         done = Round()
         if not self._consent():
             return done
+        self._share()
         why, wait_s = self._outbox.trouble(self._key.digest)
         if wait_s > 0:
             done.reason = f"{why}; it asks to be left alone for another {wait_s:.0f} s"
@@ -103,8 +107,9 @@ class Courier:
                 if locked is False:
                     done.reason = "another process is delivering"
                 else:
+                    self._share()
                     self._outbox.recover(self._key.digest, locked=locked is True)
-                    self._outbox.expire()
+                    self._outbox.expire(self._share)
                     self._rounds(until, done)
         done.left = sum(1 for _ in self._mine()) if done.reason else 0
         return done
@@ -134,7 +139,9 @@ class Courier:
                 held.release()
 
     def _mine(self) -> Iterator[Entry]:
-        for entry in self._outbox.waiting():
+        for number, entry in enumerate(self._outbox.waiting()):
+            if number % AT_ONCE == 0:
+                self._share()
             with contextlib.suppress(OSError):
                 try:
                     head = self._outbox.head(entry)
@@ -163,6 +170,7 @@ class Courier:
         claimed = self._outbox.claim(entry)
         if claimed is None:
             return
+        self._share()
         try:
             head, body = self._outbox.head(claimed), self._outbox.body(claimed)
         except FileNotFoundError:  # switched off in another process: all has been removed
@@ -176,10 +184,12 @@ class Courier:
             done.reason = f"the outbox could not be read: {error.strerror}"
             done.notes.append(done.reason)
             return
+        self._share()
         if not self._gate.passes(body):
             self._outbox.drop(claimed, "fault")
             done.notes.append(self._gate.reason)
             return
+        self._share()
         if not self._consent():
             self._outbox.put_back(claimed)
             done.reason = "there is no consent to send"
@@ -191,7 +201,9 @@ class Courier:
             done.reason = f"nothing was sent, because it cannot be noted what is sent: {error.strerror}"
             done.notes.append(done.reason)
             return
+        self._share()
         answer = self._transport.send(body)
+        self._share()
         answered(answer.text)
         self._settle(claimed, head, answer, done)
 

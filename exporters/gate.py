@@ -70,6 +70,7 @@ class Gate:
         if not self._consent():
             self.refused += 1
             return None
+        rest()
         outgoing = rebuild(data, self._target)
         rest()
         return outgoing

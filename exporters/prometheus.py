@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from socketserver import TCPServer
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -65,58 +66,84 @@ class Page:
         self._body = b""
         self._consent = consent
         self._record = record
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._shown: MetricsData | None = None
-        reader = PrometheusMetricReader(scope_info_enabled=False, registry=self._registry)
-        shown: Any = lambda *_, **__: self._shown  # noqa: E731
-        reader._set_collect_callback(shown)  # as a MeterProvider does; there are no instruments here
-        self._page = make_wsgi_app(self._registry)
+        self._page: Any = None
         self._answered: Answered | None = None
         self._times = 0
         self._lock = threading.Lock()
         host, _, port = config.address.removeprefix("http://").removesuffix("/metrics").partition(":")
         try:
-            self._server: WSGIServer = make_server(host, int(port), self._serve, WSGIServer, _Quiet)
+            self._server: WSGIServer = make_server(host, int(port), self._serve, _Nameless, _Quiet)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ExporterError(f"nothing can be scraped on {config.address}: {reason}; set another prometheus_port") from error
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="epochmeter-prometheus", daemon=True).start()
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="epochmeter-page", daemon=True)
+        self._thread.start()
 
     def _renew(self) -> bool:
         """Whether there is something to show."""
         if time.monotonic() - self._made >= self._every:
             outgoing = self._fresh()
             if outgoing is not None:
-                self._shown, self._body = _without_exponential(outgoing), encode(outgoing)
+                self._page, self._body = page_of(outgoing), encode(outgoing)
                 self._answered, self._times, self._made = None, 0, time.monotonic()
-        return self._shown is not None
+        return self._page is not None
 
     def close(self) -> None:
         """The socket is closed; a scrape that is under way ends first."""
+        if threading.current_thread() is self._thread:  # in the middle of a scrape, which found no consent
+            threading.Thread(target=self.close, daemon=True).start()
+            return
         self._server.shutdown()
         self._server.server_close()
 
     def _serve(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
-        if not self._consent():
-            start("503 Service Unavailable", [("Content-Type", "text/plain")])
-            return [b"nothing is shown: sending is switched off\n"]
-        if environ.get("PATH_INFO") != "/metrics":
-            start("404 Not Found", [("Content-Type", "text/plain")])
-            return [b"the measurements are at /metrics\n"]
+        def begin(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            return start(status, [*headers, ("Server", "epochmeter")], *more)
+
         with self._lock:
-            if not self._renew():
-                start("503 Service Unavailable", [("Content-Type", "text/plain")])
-                return [b"nothing has been measured yet\n"]
-            try:
-                if self._answered is None:
-                    self._answered = self._record(self.where, self._body)
-            except OSError:
-                start("503 Service Unavailable", [("Content-Type", "text/plain")])
-                return [b"nothing is shown, because it cannot be noted what is shown\n"]
-            answer = list(self._page(environ, start))
+            lacking = self._lacking(environ.get("PATH_INFO"))
+            if lacking:
+                status, text = lacking
+                begin(status, [("Content-Type", "text/plain")])
+                return [f"{text}\n".encode()]
+            answer = list(self._page(environ, begin))
             self._times += 1
-            self._answered("scraped" if self._times == 1 else f"scraped {self._times} times")
+            if self._answered is not None:
+                self._answered("scraped" if self._times == 1 else f"scraped {self._times} times")
         return answer
+
+    def _lacking(self, path: str | None) -> tuple[str, str] | None:
+        """Why nothing can be shown: a status and its text; or None."""
+        if not self._consent():
+            return "503 Service Unavailable", "nothing is shown: sending is switched off"
+        if path != "/metrics":
+            return "404 Not Found", "the measurements are at /metrics"
+        if not self._renew():
+            return "503 Service Unavailable", "nothing has been measured yet"
+        try:
+            self._answered = self._answered or self._record(self.where, self._body)
+        except OSError:
+            return "503 Service Unavailable", "nothing is shown, because it cannot be noted what is shown"
+        return None
+
+
+def page_of(outgoing: MetricsData) -> Any:
+    """A WSGI application that shows this data."""
+    registry = CollectorRegistry(auto_describe=False)
+    reader = PrometheusMetricReader(scope_info_enabled=False, registry=registry)
+    data = _without_exponential(outgoing)
+    given: Any = lambda *_, **__: data  # noqa: E731
+    reader._set_collect_callback(given)  # as a MeterProvider does; there are no instruments here
+    return make_wsgi_app(registry)
+
+
+class _Nameless(WSGIServer):
+    """Does not ask what this machine is called, as its base class does."""
+
+    def server_bind(self) -> None:
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
 
 
 class _Quiet(WSGIRequestHandler):

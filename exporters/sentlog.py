@@ -63,7 +63,7 @@ def note(folder: Path, destination: str, body: bytes) -> Answered:
 
     def answered(answer: str) -> None:
         with contextlib.suppress(OSError):  # the entry stands, and says that the answer is not known
-            _append(folder, {"id": entry, "time": _now(), "answer": answer})
+            _append(folder, {"id": entry, "time": _now(), "answer": answer}, sync=False)
 
     return answered
 
@@ -116,7 +116,7 @@ def _lines(folder: Path) -> Iterator[bytes]:
             yield from path.read_bytes().split(b"\n")
 
 
-def _append(folder: Path, entry: dict[str, Any]) -> None:
+def _append(folder: Path, entry: dict[str, Any], *, sync: bool = True) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{datetime.now(timezone.utc):%Y%m%d}-{_writer()}{SUFFIX}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -126,6 +126,7 @@ def _append(folder: Path, entry: dict[str, Any]) -> None:
         if os.write(descriptor, data) != len(data):
             os.write(descriptor, b"\n")  # the cut line ends here, and does not spoil the next one
             raise OSError(28, "No space left on device")
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

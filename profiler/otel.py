@@ -9,7 +9,7 @@ The rule it keeps: no provider, global or private, is made or touched; the resou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,24 +95,33 @@ def epoch_data(run: Run, part: EpochRecord, began_unix_ns: int, now_unix_ns: int
     return _metrics_data(_local_resource(run), points, DELTA, began_unix_ns, now_unix_ns, extra)
 
 
-def run_data(run: Run, now_unix_ns: int, sums: Sums | None = None) -> MetricsData:
-    """The run so far, as an exporter may have it: no name of the run, no phase names but those of `Phase`.
+def run_data(run: Run, now_unix_ns: int) -> MetricsData:
+    """The run so far, as an exporter may have it: no name of the run, no phase names but those of `Phase`."""
+    sums = Sums()
+    return summed_data(run, now_unix_ns, sums, sums.of(run))
+
+
+def summed_data(
+    run: Run, now_unix_ns: int, sums: Sums, whole: EpochRecord, rest: Callable[[], None] = lambda: None
+) -> MetricsData:
+    """The same, from sums that are kept.
 
     Args:
-        sums: of the same run, from the last time, so that only what is new is added up.
+        whole: what ``sums.of(run)`` has just given.
+        rest: called between two pieces of work, to let other threads have their turn.
     """
-    sums = Sums() if sums is None else sums
-    whole = sums.of(run)
     points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
     points += _overhead(run)
-    points.append(_point("epochmeter.epoch.time", "sum", sum(epoch.duration_ns for epoch in run.epochs) / NS, {}))
-    points.append(_point("epochmeter.epoch.count", "sum", len(run.epochs), {}))
-    if run.epochs:
+    points.append(_point("epochmeter.epoch.time", "sum", sums.epochs.sum_ns / NS, {}))
+    points.append(_point("epochmeter.epoch.count", "sum", sums.epochs.count, {}))
+    if sums.epochs.count:
         points.append(_point("epochmeter.epoch.duration", "histogram", sums.epochs, {}))
     for stage, durations in sums.stages.items():
         points.append(_point("epochmeter.stage.duration", "histogram", durations, {"epochmeter.stage": stage}))
+    rest()
     points += _stage_points(whole, _exported_phases)
     points += _reading_points(whole.readings.values())
+    rest()
     return _metrics_data(_exported_resource(run), points, CUMULATIVE, run.started_unix_ns, now_unix_ns, {})
 
 

@@ -54,7 +54,8 @@ class Sending:
         run: the run.
         arguments: the settings given in code.
         exporter: an OpenTelemetry ``MetricExporter`` of the program's own, or None.
-        snapshot: the run so far as ``MetricsData``; may be called from any thread.
+        snapshot: gives the run so far as ``MetricsData``; may be called from any thread. It is handed a function to call
+            between two pieces of work.
         note: counts what goes wrong.
     """
 
@@ -63,7 +64,7 @@ class Sending:
         run: Run,
         arguments: Mapping[str, Any],
         exporter: Any,
-        snapshot: Callable[[], Any],
+        snapshot: Callable[[Callable[[], None]], Any],
         note: Callable[[str], None],
     ) -> None:
         self._run = run
@@ -97,7 +98,8 @@ class Sending:
         if config.target == "prometheus":
             self._way = _Shown(self, config, gate, resolved.settings.export_interval)
             return
-        importlib.import_module("exporters.courier")
+        for module in ("exporters.courier", "exporters.outbox", "exporters.sentlog"):
+            importlib.import_module(module)
         self._way = _Posted(self, config, gate, resolved)
 
     def begin(self, log: Path | None) -> bool:
@@ -165,7 +167,7 @@ class Sending:
         """Asked before the first byte leaves: a copy is kept, and the user told the first time."""
         answered = record(where, body, resolve(self._arguments).settings.retention_days)
         if self._exporter is None:
-            announce(where)
+            announce(where, "can be fetched from" if isinstance(self._way, _Shown) else "go to")
         return answered
 
 
@@ -201,7 +203,7 @@ class _Posted(_Way):
         self._run = sending._run
         self._outbox = outbox_of(resolved)
         self._post = Post(resolved, self._outbox, config, gate)
-        self._courier = self._post.courier(sending.consent, sending._record)
+        self._courier = self._post.courier(sending.consent, sending._record, rest=self._rest)
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
         self._wake, self._ending, self._done = threading.Event(), threading.Event(), threading.Event()
         self._deadline = math.inf
@@ -224,8 +226,11 @@ class _Posted(_Way):
         if self._post.config.target == "ga" and not last:
             return  # its events are counted, and cannot be told twice
         self._count += 1
-        order = LAST if last else f"{self._count:08d}"
-        kept = self._post.put(self._run, self._sending._snapshot(), order, nothing if last else share)
+        order, rest = (LAST, nothing) if last else (f"{self._count:08d}", share)
+        rest()
+        data = self._sending._snapshot(rest)
+        rest()
+        kept = self._post.put(self._run, data, order, rest)
         if self._post.gate.reason:
             self._sending._note(self._post.gate.reason)
         if kept and last:
@@ -245,7 +250,7 @@ class _Posted(_Way):
 
     def _main(self) -> None:
         try:
-            self._post.recover(self._sending.consent, self._run.id, rest=share)
+            self._post.recover(self._sending.consent, self._run.id, rest=self._rest)
             while not self._deliver():
                 rests_s = self._courier.rests_for
                 if rests_s > 0:
@@ -257,6 +262,11 @@ class _Posted(_Way):
         finally:
             self._done.set()
             self._courier.close()
+
+    def _rest(self) -> None:
+        """While the loop runs, it goes first; at its end, there is nobody to wait for."""
+        if not self._ending.is_set():
+            share()
 
     def _deliver(self) -> bool:
         """Delivers what waits; whether that was the last time."""
@@ -273,7 +283,7 @@ class _Posted(_Way):
 class _HandOver(_Way):
     """To an exporter of the program's own: nothing is kept for it, and nothing tried again."""
 
-    def __init__(self, gated: Any, snapshot: Callable[[], Any], note: Callable[[str], None]) -> None:
+    def __init__(self, gated: Any, snapshot: Callable[[Callable[[], None]], Any], note: Callable[[str], None]) -> None:
         self._gated = gated
         self._snapshot = snapshot
         self._note = note
@@ -290,7 +300,7 @@ class _HandOver(_Way):
             self._note("the courier's thread could not be started")
 
     def put(self, *, last: bool) -> None:
-        self._data = self._snapshot()
+        self._data = self._snapshot(nothing if last else share)
         self._wake.set()
 
     def finish(self, timeout: float) -> None:
@@ -344,7 +354,7 @@ class _Shown(_Way):
     def _fresh(self) -> Any:
         from exporters.payload import encode
 
-        outgoing = self._gate.outgoing(self._sending._snapshot(), share)
+        outgoing = self._gate.outgoing(self._sending._snapshot(share), share)
         if outgoing is not None and not self._gate.passes(encode(outgoing)):
             self._sending._note(self._gate.reason)
             return None
@@ -378,13 +388,20 @@ class Post:
         address = without_credentials(config.address)
         self.key = Key(config.target, config.protocol, address, resolved.decided)
 
-    def courier(self, consent: Callable[[], bool], note: Any, takes: Callable[[Head], bool] | None = None) -> Courier:
+    def courier(
+        self,
+        consent: Callable[[], bool],
+        note: Any,
+        takes: Callable[[Head], bool] | None = None,
+        rest: Callable[[], None] = nothing,
+    ) -> Courier:
         import exporters
         from exporters.courier import Courier
 
-        return Courier(
-            self._outbox, self.key, self.gate, lambda: exporters.transport_to(self.config), consent, note, _lock_of, takes
-        )
+        def make() -> Any:
+            return exporters.transport_to(self.config)
+
+        return Courier(self._outbox, self.key, self.gate, make, consent, note, _lock_of, takes, rest)
 
     def open_run(self, run: Run, log: str) -> None:
         """Notes that the run's last word is to come.
@@ -482,13 +499,13 @@ def record(where: str, body: bytes, retention_days: float) -> Callable[[str], No
     return note(folder, where, body)
 
 
-def announce(where: str) -> None:
+def announce(where: str, way: str = "go to") -> None:
     """The one uninvited line: the first time that something is about to be sent to a destination."""
     known = data_path() / "announced.txt"
     if known.exists() and where in known.read_text("utf-8").splitlines():
         return
     sys.stderr.write(
-        f"epochmeter: this run's timings, counts and hardware readings (no names or words of yours) go to {where}, "
+        f"epochmeter: this run's timings, counts and hardware readings (no names or words of yours) {way} {where}, "
         "as chosen in the settings. To stop it: epochmeter settings sync=false\n"
     )
     with contextlib.suppress(OSError):  # where it cannot be noted, it is said again next time

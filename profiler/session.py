@@ -112,6 +112,7 @@ class Profiler:
         self._run_lock = threading.RLock()  # the loop adds to the run while an export reads it
         self._unsaved: list[EpochRecord] = []
         self._sums = Sums()
+        self._sums_lock = threading.Lock()
         self._sending = Sending(self._run, self._arguments, self._exporter, self._snapshot, self._run.note)
         self._state: Literal["new", "running", "over"] = "new"
         self._epoch: EpochRecord | None = None
@@ -414,14 +415,18 @@ class Profiler:
 
     # ---- sending ---------------------------------------------------------------------------------------------------
 
-    def _snapshot(self) -> Any:
-        """The run so far as an exporter's gate may see it."""
-        from profiler.otel import run_data
+    def _snapshot(self, rest: Callable[[], None]) -> Any:
+        """The run so far as an exporter's gate may see it. The loop is locked out for the adding up alone."""
+        from profiler.otel import summed_data
 
-        with self._run_lock:
-            if self._state == "running":  # afterwards, what is sent is what the log's last line says
-                self._refresh()
-            return run_data(self._run, self._run.started_unix_ns + self._run.duration_ns, self._sums)
+        with self._sums_lock:
+            with self._run_lock:
+                if self._state == "running":  # afterwards, what is sent is what the log's last line says
+                    self._refresh()
+                whole = self._sums.of(self._run)
+            rest()
+            now = self._run.started_unix_ns + self._run.duration_ns
+            return summed_data(self._run, now, self._sums, whole, rest)
 
     def _export(self) -> None:
         self._attempt("an export failed", self._sending.export)
@@ -448,6 +453,7 @@ class Profiler:
         self._sending.forget()
         self._log_lock = threading.Lock()
         self._run_lock = threading.RLock()
+        self._sums_lock = threading.Lock()
         self._log = None
 
     def __reduce__(self) -> tuple[Any, ...]:
