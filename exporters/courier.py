@@ -185,7 +185,7 @@ class Courier:
             done.notes.append(done.reason)
             return
         self._share()
-        if not self._gate.passes(body):
+        if not self._gate.passes(body, self._share):
             self._outbox.drop(claimed, "fault")
             done.notes.append(self._gate.reason)
             return

@@ -188,7 +188,7 @@ def readable(body: bytes) -> dict[str, Any]:
     return found
 
 
-def first_fault(body: bytes) -> str | None:
+def first_fault(body: bytes, target: str = "ga", rest: Callable[[], None] = lambda: None) -> str | None:
     """What is in these bytes that is not in the vocabulary, or over a limit of the protocol; or None."""
     try:
         request = json.loads(body)

@@ -83,7 +83,7 @@ class Gate:
         bodies: list[bytes] = self._form.bodies(outgoing, self._usage)
         rest()
         for body in bodies:
-            if not self.passes(body):
+            if not self.passes(body, rest):
                 return []
             rest()
         if not self._consent():
@@ -91,9 +91,9 @@ class Gate:
             return []
         return bodies
 
-    def passes(self, body: bytes) -> bool:
+    def passes(self, body: bytes, rest: Callable[[], None] = lambda: None) -> bool:
         """Whether these bytes hold nothing but what the list names for this destination; asked again before they go."""
-        fault = self._form.first_fault(body)
+        fault = self._form.first_fault(body, self._target, rest)
         if fault is None:
             return True
         self.dropped += 1

@@ -162,10 +162,10 @@ class Outbox:
         }
         packed = gzip.compress(body, compresslevel=6, mtime=0)
         self._make_room(len(packed) + 512)
-        self._write("waiting", f"{name}{SUFFIX}", json.dumps(described).encode() + b"\n" + packed)
+        self._write("waiting", f"{name}{SUFFIX}", json.dumps(described).encode() + b"\n" + packed, durable=True)
 
-    def _write(self, folder: str, name: str, data: bytes) -> None:
-        """Whole or not at all, and on disk."""
+    def _write(self, folder: str, name: str, data: bytes, *, durable: bool = False) -> None:
+        """Whole or not at all; with ``durable``, also after a power cut."""
         for made in ("new", folder):
             self._path(made).mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = self._path("new", f"{secrets.token_hex(8)}.part")
@@ -176,7 +176,8 @@ class Outbox:
                 view = memoryview(data)
                 while view:
                     view = view[os.write(descriptor, view) :]
-                os.fsync(descriptor)
+                if durable:
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             os.replace(temporary, self._path(folder, name))
@@ -184,7 +185,8 @@ class Outbox:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
-        self._sync(folder)
+        if durable:
+            self._sync(folder)
 
     def _sync(self, folder: str) -> None:
         """The renamed name itself, on systems where a folder can be put on disk."""

@@ -88,6 +88,7 @@ class Sending:
             return
         import exporters
 
+        forget_old(resolved)
         if self._exporter is not None:
             gated = exporters.behind_gate(self._exporter, self.consent, self._record)
             self._way = _HandOver(gated, self._snapshot, self._note)
@@ -165,7 +166,7 @@ class Sending:
 
     def _record(self, where: str, body: bytes) -> Callable[[str], None]:
         """Asked before the first byte leaves: a copy is kept, and the user told the first time."""
-        answered = record(where, body, resolve(self._arguments).settings.retention_days)
+        answered = record(where, body)
         if self._exporter is None:
             announce(where, "can be fetched from" if isinstance(self._way, _Shown) else "go to")
         return answered
@@ -486,17 +487,23 @@ def _lock_of(name: str) -> Any:
     return lock(folder / f"{name}.lock")
 
 
-def record(where: str, body: bytes, retention_days: float) -> Callable[[str], None]:
+def record(where: str, body: bytes) -> Callable[[str], None]:
     """Keeps a copy of what is about to be sent.
 
     Raises:
         OSError: none can be kept; then nothing may be sent.
     """
-    from exporters.sentlog import note, prune
+    from exporters.sentlog import note
 
-    folder = sent_path()
-    prune(folder, retention_days)
-    return note(folder, where, body)
+    return note(sent_path(), where, body)
+
+
+def forget_old(resolved: Resolved) -> None:
+    """Removes copies of what was sent, and counts of what was given up, that are older than the settings say."""
+    from exporters.sentlog import prune
+
+    prune(sent_path(), resolved.settings.retention_days)
+    outbox_of(resolved).forget_marks(resolved.settings.retention_days)
 
 
 def announce(where: str, way: str = "go to") -> None:
@@ -537,8 +544,6 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
     Raises:
         SettingsError, ExporterError: nothing can be sent to the destination that is chosen.
     """
-    from exporters.outbox import Key
-
     resolved = resolve()
     outbox = outbox_of(resolved)
     if resolved.off_in_file:
@@ -546,7 +551,7 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
     if not resolved.may_hand_over:
         waiting = len(outbox.waiting())
         return Flushed(left=waiting, reasons=(f"nothing leaves this machine: {resolved.why_off}",) if waiting else ())
-    outbox.forget_marks(resolved.settings.retention_days)
+    forget_old(resolved)
     if again:
         outbox.take_up_again()
     done, reasons = Flushed(), []
@@ -558,7 +563,7 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
         consent = _same_choice(resolved)
         if key == post.key:
             post.recover(consent)
-        courier = post.courier(consent, _recorded(resolved), lambda head, key=key: head.key == Key(**vars(key)))  # type: ignore[misc]
+        courier = post.courier(consent, record, _made_for(key))
         try:
             round_ = courier.deliver(lambda: math.inf, patience_s=5.0)
         finally:
@@ -571,16 +576,16 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
     return done
 
 
+def _made_for(key: Key) -> Callable[[Head], bool]:
+    return lambda head: head.key == key
+
+
 def _same_choice(before: Resolved) -> Callable[[], bool]:
     def consent() -> bool:
         now = resolve()
         return now.may_hand_over and _decision(now) == _decision(before)
 
     return consent
-
-
-def _recorded(resolved: Resolved) -> Callable[[str, bytes], Callable[[str], None]]:
-    return lambda where, body: record(where, body, resolved.settings.retention_days)
 
 
 def _keys(outbox: Outbox) -> dict[Key, bool]:

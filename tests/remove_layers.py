@@ -80,7 +80,7 @@ LAYERS = (
     Layer(
         "the final bytes are checked",
         "exporters/gate.py",
-        "fault = self._form.first_fault(body)",
+        "fault = self._form.first_fault(body, self._target, rest)",
         "fault = None",
         "test_gate.py::test_the_final_bytes_are_checked_whatever_built_them",
     ),
@@ -94,7 +94,7 @@ LAYERS = (
     Layer(
         "only the checked bytes are released",
         "exporters/courier.py",
-        "        if not self._gate.passes(body):",
+        "        if not self._gate.passes(body, self._share):",
         "        if False:",
         "test_courier.py::test_the_bytes_are_checked_again_before_they_go",
     ),

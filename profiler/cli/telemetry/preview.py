@@ -118,7 +118,7 @@ def _check(resolved: Any, bodies: list[bytes]) -> None:
     config = Config(**destination(resolved))
     failed = False
     for body in map(checked_body, bodies):
-        noted = record(f"{config.address} (validation)", body, resolved.settings.retention_days)
+        noted = record(f"{config.address} (validation)", body)
         answer, messages = check(config, body)
         noted(answer.text)
         failed = failed or bool(messages) or answer.verdict != "taken"
