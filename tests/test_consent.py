@@ -63,6 +63,7 @@ def test_off_and_on_again_between_two_looks_ends_the_sending_of_this_run(sink: S
     for chosen in (None, exporter):
         with Profiler("x", exporter=chosen, interval=60) as prof:
             epoch(prof)
+            wait_for(lambda prof=prof: prof._recorder.cpu_ns is not None)  # the first look is past, the next one far away
             settings.update(sync=False)
             epoch(prof)
             settings.update(sync=True)
@@ -85,6 +86,7 @@ def test_off_written_into_the_file_by_hand_is_seen_at_the_next_reading(sink: Sin
     before = path.read_text()
     with Profiler("x", interval=0.02) as prof:
         epoch(prof)
+        time.sleep(0.2)  # what is looked at when a run begins is past: from now on, it is the readings that look
         path.write_text(json.dumps({**json.loads(before), "sync": False}))
         wait_for(lambda: prof._sending._withdrawn)
         path.write_text(before)
