@@ -18,6 +18,7 @@ from exporters.config import Answer, Record, Transport
 from exporters.gate import Gate
 from exporters.outbox import AT_ONCE, Entry, Head, Key, Outbox, UnreadableError
 
+NOT_AT_ONCE = "not delivered at once: "  # of a note: what is to be sent waits, or has been delivered since
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0
 _draw = random.SystemRandom()  # not the program's random numbers
 
@@ -212,7 +213,7 @@ class Courier:
             self._outbox.put_back(entry)
             self._rest(answer)
             done.reason = answer.text
-            done.notes.append(f"not delivered yet: {answer.text}")
+            done.notes.append(f"{NOT_AT_ONCE}{answer.text}")
             return
         self._failures, self._not_before = 0, 0.0
         self._outbox.end_trouble(self._key.digest)

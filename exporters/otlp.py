@@ -7,15 +7,20 @@ blocks for 8 s and then loses what it was given.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 from dataclasses import replace
 
+from google.protobuf.json_format import Parse, ParseError
 from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 
 from exporters.allowlist import HEADERS
 from exporters.config import Answer, Config
 from exporters.transport import Http
+
+SAID = 160  # characters of what a collector says
 
 
 class Otlp:
@@ -31,13 +36,25 @@ class Otlp:
         """One attempt; what the protocol calls partial success is success, with a count of what was left."""
         answer, content, kind = self._http.post(gzip.compress(body, mtime=0) if self._gzip else body)
         if answer.verdict != "taken":
-            return answer
+            said = _said(content, kind) if content else ""
+            return replace(answer, text=f"{answer.text}: {said}") if said else answer
         if kind.startswith("text/html"):  # of a proxy, or a page to log in: no collector has seen it
             return replace(answer, verdict="later", text=f"{answer.text}, with a web page: that is no collector")
         return told_partly(answer, content) if kind.startswith("application/x-protobuf") else answer
 
     def close(self) -> None:
         self._http.close()
+
+
+def _said(content: bytes, kind: str) -> str:
+    """What a collector says of its refusal: a ``google.rpc.Status``, or text; printable, and not much of it."""
+    text = content.decode("utf-8", "replace")
+    with contextlib.suppress(DecodeError, ParseError):
+        if kind.startswith("application/x-protobuf"):
+            text = Status.FromString(content).message
+        elif kind.startswith("application/json"):
+            text = Parse(content, Status(), ignore_unknown_fields=True).message
+    return "" if kind.startswith("text/html") else "".join(filter(str.isprintable, " ".join(text.split())))[:SAID]
 
 
 def told_partly(answer: Answer, content: bytes) -> Answer:
@@ -47,8 +64,8 @@ def told_partly(answer: Answer, content: bytes) -> Answer:
     except DecodeError:
         return answer
     if not partial.rejected_data_points:
-        return replace(answer, text=f"{answer.text}: {partial.error_message[:200]}") if partial.error_message else answer
-    text = f"{answer.text}, but {partial.rejected_data_points} data points were not taken: {partial.error_message[:200]}"
+        return replace(answer, text=f"{answer.text}: {partial.error_message[:SAID]}") if partial.error_message else answer
+    text = f"{answer.text}, but {partial.rejected_data_points} data points were not taken: {partial.error_message[:SAID]}"
     return replace(answer, text=text, partly=partial.rejected_data_points)
 
 

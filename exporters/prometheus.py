@@ -33,6 +33,7 @@ from exporters.config import Answered, Config, ExporterError, Record
 from exporters.payload import encode
 
 LOWEST, HIGHEST = -20, 14  # bounds from 2**-20 s, a microsecond, to 2**14 s, four and a half hours
+LOOPBACK = ("127.0.0.1", "localhost")
 BOUNDS = tuple(2.0**exponent for exponent in range(LOWEST, HIGHEST + 1))
 Start = Callable[..., Any]
 
@@ -101,7 +102,7 @@ class Page:
             return start(status, [*headers, ("Server", "epochmeter")], *more)
 
         with self._lock:
-            lacking = self._lacking(environ.get("PATH_INFO"))
+            lacking = self._lacking(environ.get("PATH_INFO"), environ.get("HTTP_HOST", ""))
             if lacking:
                 status, text = lacking
                 begin(status, [("Content-Type", "text/plain")])
@@ -112,8 +113,10 @@ class Page:
                 self._answered("scraped" if self._times == 1 else f"scraped {self._times} times")
         return answer
 
-    def _lacking(self, path: str | None) -> tuple[str, str] | None:
+    def _lacking(self, path: str | None, host: str) -> tuple[str, str] | None:
         """Why nothing can be shown: a status and its text; or None."""
+        if host.rpartition(":")[0] not in LOOPBACK:  # a web page whose name has been led here
+            return "403 Forbidden", "this is for programs on this machine, by its address 127.0.0.1"
         if not self._consent():
             return "503 Service Unavailable", "nothing is shown: sending is switched off"
         if path != "/metrics":

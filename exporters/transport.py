@@ -7,10 +7,12 @@ the host's handlers; an answer can be as long as its sender likes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -24,8 +26,9 @@ from urllib3.util import parse_url
 from exporters.config import Answer, Config
 
 TRANSPORT_HEADERS = ("host", "content-length", "connection", "proxy-authorization")
-ANSWER_BYTES = 65_536  # of an answer, no more is read
+ANSWER_BYTES = 4_096  # of an answer, no more is read
 LATER = (408, 425, 429)  # of the answers of the 4xx kind, those that ask for patience
+GRACE_S = 1.0  # by which an attempt may overrun its time before its connection is cut
 MAX_WAIT_S = 3600.0  # a destination may ask for more; it is asked again after this
 _sending = threading.local()
 
@@ -60,7 +63,8 @@ class Http:
         token = context.attach(untraced)
         _sending.now = True
         try:
-            return self._post(body, query)
+            with _at_most(self._config.timeout + GRACE_S):
+                return self._post(body, query)
         except requests.RequestException as error:
             return Answer("later", f"no answer: {_in_words(error)}", arrived=not _never_left(error)), b"", ""
         except (OSError, ValueError) as error:  # a certificate's file that is not there, an address that is none
@@ -86,13 +90,13 @@ class Http:
         ) as response:
             found = b""
             try:
-                for piece in response.iter_content(4096):
-                    found += piece
+                for byte in response.iter_content(1):  # in larger pieces, a server that drips would be waited for
+                    found += byte
                     if len(found) >= ANSWER_BYTES or time.monotonic() - began > config.timeout:
                         break
             except requests.RequestException:
                 pass  # the status has been read; what else there was to read is not known
-            return _answer(response), found[:ANSWER_BYTES], response.headers.get("content-type", "")
+            return _answer(response), found, response.headers.get("content-type", "")
 
     def close(self) -> None:
         self._session.close()
@@ -150,6 +154,28 @@ def _inner(error: BaseException) -> BaseException | None:
     return next((one for one in kept if isinstance(one, BaseException)), None)
 
 
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Cuts the connection after so long: a server that sends a byte now and then never lets a socket's timeout pass."""
+    used: list[Any] = []
+
+    def cut() -> None:
+        for connection in used:
+            with contextlib.suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    _sending.used = used
+    with contextlib.suppress(RuntimeError):  # an interpreter that is ending starts no thread; it does not wait for us
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _sending.used = None
+
+
 def without_credentials(url: str) -> str:
     return str(parse_url(url)._replace(auth=None, query=None, fragment=None).url)
 
@@ -179,6 +205,8 @@ def _only(names: Iterable[str], connection: Any) -> Any:
 
     def putheader(self: Any, header: str | bytes, *values: Any) -> None:
         name = header.decode("latin-1") if isinstance(header, bytes) else header
+        if getattr(_sending, "used", None) is not None and self not in _sending.used:
+            _sending.used.append(self)
         if name.lower() in names:
             connection.putheader(self, header, *values)
 

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from profiler.errors import SettingsError
-from profiler.preferences import Resolved, Settings, variables
+from profiler.preferences import Resolved, Settings, check_address, variables
 
 METRICS_PATH = "/v1/metrics"
 PORTS = {"http/protobuf": 4318, "grpc": 4317}
@@ -39,6 +39,8 @@ def destination(resolved: Resolved) -> dict[str, Any]:
 
 def _collector(resolved: Resolved) -> dict[str, Any]:
     settings, given = resolved.settings, _standard_variables()
+    if settings.otlp_client_key is not None and settings.otlp_client_certificate is None:
+        raise SettingsError("otlp_client_key is the key of a certificate: set otlp_client_certificate too.")
     protocol = _protocol(resolved, given)
     common = {"protocol": protocol, "timeout": _timeout(given), "compression": _compression(given)}
     if settings.otlp_endpoint is not None:
@@ -71,8 +73,7 @@ def _standard_address(given: Mapping[str, tuple[str, str]], protocol: str) -> st
     if "://" not in address and protocol == "grpc":  # gRPC's own form, host:port, is encrypted unless it is said otherwise
         insecure = variables((f"{STANDARD}INSECURE",)).get(f"{STANDARD}INSECURE", "").strip().lower() == "true"
         address = f"{'http' if insecure else 'https'}://{address}"
-    if not address.startswith(("http://", "https://")):
-        raise SettingsError(f"{name} takes an address that starts with http:// or https://, not one like {address[:8]!r}.")
+    check_address(name, address)
     return address if name.endswith("METRICS_ENDPOINT") else _with_path(address, protocol)
 
 

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import stat
 import tempfile
 import time
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from profiler.errors import SettingsError, did_you_mean
 from profiler.locks import lock
@@ -71,6 +73,8 @@ CONSENT = ("sync", "crash_reports", "usage", "local")  # an explicit False of th
 DESTINATION = ("sync", "exporter", "otlp_endpoint", "ga_measurement_id", "ga_endpoint")  # a change of these is dated
 WAITING_FOLDERS = ("open", "new", "waiting", "sending", "aside")  # of the outbox
 FROM_ZERO = ("exit_timeout",)  # numbers that may be 0
+HIGHEST = {"prometheus_port": 65_535}  # of numbers, where it is below a thousand million
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CHOICES = {"exporter": EXPORTERS, "otlp_protocol": ("http/protobuf", "grpc")}
 
 
@@ -148,9 +152,31 @@ def check_value(key: str, value: Any, *, strict: bool = False) -> Any:
     if key in CHOICES and value not in CHOICES[key]:
         expected = ", ".join(CHOICES[key])
         raise SettingsError(f"{key} takes one of {expected}, not {value!r}.{did_you_mean(value, CHOICES[key])}")
-    if key.endswith("_endpoint") and not value.startswith(("http://", "https://")):
-        raise SettingsError(f"{key} takes an address that starts with http:// or https://, not {value!r}.")
+    if key.endswith("_endpoint"):
+        check_address(key, value)
+    if key == "ga_measurement_id" and not re.fullmatch("G-[A-Z0-9]{4,20}", value):
+        raise SettingsError(f"{key} takes a web stream's id, such as G-ABC123DEF4, not {value!r}.")
     return value
+
+
+def check_address(name: str, value: str) -> None:
+    """Whether it is an address that can be posted to.
+
+    Raises:
+        SettingsError: it is not; the text does not repeat it where it may hold a password.
+    """
+    shown = repr(value) if "@" not in value and name.islower() else "this one"
+    if not value.startswith(("http://", "https://")):
+        raise SettingsError(f"{name} takes an address that starts with http:// or https://, not {shown}.")
+    try:
+        parts = urlsplit(value)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsError(f"{name} takes an address with a host, and a port from 1 to 65535 if any, not {shown}.")
+    if name == "ga_endpoint" and parts.scheme == "http" and parts.hostname not in LOOPBACK:
+        raise SettingsError(f"{name} takes an address that starts with https://, as the secret is part of it, not {shown}.")
 
 
 def _boolean(key: str, value: Any, strict: bool) -> bool:
@@ -169,11 +195,11 @@ def _number(key: str, value: Any, kind: type, strict: bool) -> Any:
         if isinstance(value, bool) or (strict and not isinstance(value, (int, float))):
             raise ValueError
         number = kind(value)
-        if not (0 < number < 1e9 or (number == 0 and key in FROM_ZERO)):
+        if not (0 < number <= HIGHEST.get(key, 999_999_999) or (number == 0 and key in FROM_ZERO)):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         expected = "a whole number" if kind is int else "a number"
-        least = "from 0" if key in FROM_ZERO else "above 0"
+        least = "from 0" if key in FROM_ZERO else f"from 1 to {HIGHEST[key]}" if key in HIGHEST else "above 0"
         raise SettingsError(f"{key} takes {expected} {least}, not {value!r}.") from None
     return number
 
@@ -402,7 +428,7 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
             try:
                 content = _read_file(path)
             except _Unreadable as error:
-                os.replace(path, _aside(path))
+                _keep_aside(path)
                 content = {**error.valid, "sync": False}
             changed = _dated(content, change(content))
             _write_whole(path, {"version": VERSION, **changed})
@@ -435,6 +461,15 @@ def empty_outbox() -> None:
                     (box / "dropped").mkdir(exist_ok=True)
                     (box / "dropped" / f"{path.stem}.withdrawn").touch(mode=0o600)
                 path.unlink()
+
+
+def _keep_aside(path: Path) -> None:
+    """Keeps what cannot be used, under another name. There is no moment without a file: that would read as the defaults."""
+    aside = _aside(path)
+    try:
+        os.link(path, aside, follow_symlinks=False)
+    except (OSError, NotImplementedError):  # a folder, or a file system without links
+        os.replace(path, aside)
 
 
 def _aside(path: Path) -> str:

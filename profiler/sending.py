@@ -278,7 +278,7 @@ class _Posted(_Way):
         for what in done.notes:
             self._sending._note(what)
         self._look_again_s = LOOK_AGAIN_S if done.left else None
-        return ending
+        return ending or (self._ending.is_set() and bool(done.reason) and bool(done.notes))  # it has just failed
 
 
 class _HandOver(_Way):
@@ -526,11 +526,18 @@ def announce(where: str, way: str = "go to") -> None:
 
 @dataclass
 class Flushed:
-    """What a flush did. ``reasons`` say why something remains."""
+    """What a flush did.
+
+    Attributes:
+        aside: refused for good now.
+        refused_before: set aside before, and not tried again.
+        reasons: why something remains.
+    """
 
     delivered: int = 0
     aside: int = 0
     left: int = 0
+    refused_before: int = 0
     reasons: tuple[str, ...] = ()
 
 
@@ -554,7 +561,7 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
     forget_old(resolved)
     if again:
         outbox.take_up_again()
-    done, reasons = Flushed(), []
+    done, reasons = Flushed(refused_before=len(outbox.aside())), []
     for key, chosen_there in _keys(outbox).items():
         post, reason = _post_for(key, chosen_there, resolved, outbox, adopt)
         if post is None:

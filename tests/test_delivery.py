@@ -67,7 +67,7 @@ def test_a_dead_collector_loses_nothing_and_the_next_run_delivers(home: Path, si
     sink.status = 503
     first = run()
     assert len(box(home).waiting()) == 1
-    assert list(first["notes"]) == ["not delivered yet: HTTP 503"]
+    assert list(first["notes"]) == ["not delivered at once: HTTP 503"]
     sink.status = 200
     second = run()
     assert box(home).waiting() == []
@@ -87,7 +87,7 @@ def test_flush_delivers_and_says_what_remains(home: Path, sink: Sink) -> None:
     assert doctor["outbox: waiting"]["detail"] == f"1 for {sink.url}/v1/metrics; the last time: HTTP 503"
     sink.status = 200
     answer = epochmeter("telemetry", "flush", "--json")
-    assert (answer.code, answer.json) == (0, {"delivered": 1, "aside": 0, "left": 0, "reasons": []})
+    assert (answer.code, answer.json) == (0, {"delivered": 1, "aside": 0, "left": 0, "refused_before": 0, "reasons": []})
     assert epochs_in(sink) == {told["run"]["id"]: 2}
     assert epochmeter("telemetry", "flush").out == "0 delivered, 0 refused and set aside, 0 still waiting\n"
 
@@ -147,6 +147,47 @@ def test_a_permanent_refusal_is_set_aside_with_its_reason(home: Path, sink: Sink
     assert len(epochs_in(sink)) == 2
 
 
+def test_what_a_collector_says_of_a_refusal_is_kept(home: Path, sink: Sink) -> None:
+    status_pb2 = pytest.importorskip("google.rpc.status_pb2")
+    sink.status = 400
+    for content, kind in (
+        (status_pb2.Status(code=3, message="too old").SerializeToString(), "application/x-protobuf"),
+        (b'{"code": 3, "message": "too new", "more": 1}', "application/json"),
+        (b"no \x1b[31mtenant\n" + b"x" * 10_000, "text/plain"),
+        (b"<html>", "text/html"),
+        (b"\xff\xff", "application/x-protobuf"),
+    ):
+        sink.content, sink.headers = content, {"content-type": kind}
+        run(sink.url)
+    reasons = [why for _, why in box(home).aside()]
+    assert reasons[:2] == ["HTTP 400: too old", "HTTP 400: too new"]
+    assert reasons[2].startswith("HTTP 400: no [31mtenant xxx") and len(reasons[2]) < 200
+    assert reasons[3] == "HTTP 400" and reasons[4].startswith("HTTP 400")
+    assert "5 set aside" in epochmeter("telemetry", "flush").err
+
+
+def test_doctor_says_what_helps_each_time(home: Path, sink: Sink) -> None:
+    def waiting() -> Any:
+        checks = epochmeter("doctor", "--json").json["checks"]
+        return next(check for check in checks if check["name"] == "outbox: waiting")
+
+    settings.update(exporter="otlp", otlp_endpoint=sink.url)
+    sink.status = 503
+    told = run()
+    assert waiting()["cure"] == "epochmeter telemetry flush"
+    sink.headers = {"retry-after": "900"}
+    epochmeter("telemetry", "flush")
+    assert (waiting()["cure"], "left alone for another" in waiting()["detail"]) == ("", True)
+    settings.update(otlp_endpoint="http://127.0.0.1:9")
+    (home / "outbox" / "trouble").rename(home / "trouble")
+    assert "--adopt" in waiting()["cure"]
+    sink.status, sink.headers = 200, {}
+    settings.update(otlp_endpoint=sink.url)
+    assert epochmeter("telemetry", "flush", "--adopt").code == 0
+    notes = [check for check in epochmeter("doctor", "--json").json["checks"] if check["name"] == f"run {told['run']['id']}"]
+    assert [check["state"] for check in notes] == ["ok"]  # it has been delivered since
+
+
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 301, 307])
 def test_what_may_pass_waits(home: Path, sink: Sink, status: int) -> None:
     sink.status = status
@@ -170,7 +211,7 @@ def test_a_web_page_is_no_delivery(home: Path, sink: Sink) -> None:
     """A hotel's network answers everything with 200 and a page to log in."""
     sink.content, sink.headers = b"<html>log in</html>", {"content-type": "text/html"}
     notes = run(sink.url)["notes"]
-    assert list(notes) == ["not delivered yet: HTTP 200, with a web page: that is no collector"]
+    assert list(notes) == ["not delivered at once: HTTP 200, with a web page: that is no collector"]
     assert len(box(home).waiting()) == 1
 
 
@@ -239,6 +280,28 @@ def test_whatever_the_collector_does_the_end_takes_a_second_at_most(home: Path, 
         assert told["end_s"] < 1.2
         entries = [*box(home).waiting(), *box(home).under_way()]
         assert len(entries) == 1, told.get("notes")
+
+
+def drips_its_answer(connection: socket.socket, over: threading.Event) -> None:
+    connection.recv(65_536)
+    connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+    with contextlib.suppress(OSError):
+        while not over.wait(0.2):
+            connection.sendall(b"x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("serve", "verdict"), [(drips_its_answer, "taken"), (a_byte_a_second, "later"), (never_answers, "later")]
+)
+def test_an_attempt_has_an_end_however_slowly_it_is_answered(serve: Any, verdict: str) -> None:
+    """A socket's timeout starts anew with each byte; an attempt's does not."""
+    with listening(serve) as address:
+        transport = Otlp(Config("otlp", address=f"{address}/v1/metrics", timeout=0.6))
+        began = time.monotonic()
+        answer = transport.send(b"bytes")
+        assert time.monotonic() - began < 2.5
+        assert answer.verdict == verdict, answer
 
 
 def test_a_collector_that_is_not_there_takes_no_time(home: Path) -> None:

@@ -72,6 +72,7 @@ def test_what_belongs_to_another_source_stays(monkeypatch: pytest.MonkeyPatch) -
     ("name", "value", "says"),
     [
         (f"{OTLP}ENDPOINT", "collector:4318", "starts with http"),
+        (f"{OTLP}ENDPOINT", "https://me:secret-token@c:99999", "a port from 1"),
         (f"{OTLP}PROTOCOL", "http/json", "takes one of http/protobuf, grpc"),
         (f"{OTLP}TIMEOUT", "soon", "number of seconds"),
         (f"{OTLP}TIMEOUT", "-1", "number of seconds"),
@@ -96,6 +97,11 @@ def test_what_cannot_be_used_is_said_without_secrets(monkeypatch: pytest.MonkeyP
 )
 def test_credentials_are_not_shown(address: str, shown: str) -> None:
     assert without_credentials(address) == shown
+
+
+def test_a_key_needs_its_certificate() -> None:
+    with pytest.raises(SettingsError, match="set otlp_client_certificate too"):
+        destination(resolve({"exporter": "otlp", "otlp_endpoint": "https://c:1", "otlp_client_key": "key"}))
 
 
 def test_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

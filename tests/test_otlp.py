@@ -127,7 +127,7 @@ def test_a_redirect_is_not_followed_and_not_taken_for_delivery(sink: Sink, home:
     sink.status, sink.location = 307, sink.url + "/elsewhere"
     notes = trained(sink.url)["notes"]
     assert len(sink.received) == 1
-    assert notes == {"not delivered yet: HTTP 307: a redirect, which is not followed": 1}
+    assert notes == {"not delivered at once: HTTP 307: a redirect, which is not followed": 1}
     assert load(find(home / "runs")).notes == notes  # doctor shows it
 
 

@@ -172,6 +172,14 @@ def test_other_paths_are_not_there_and_the_host_is_not_named(port: int, monkeypa
             assert answer.headers["server"] == "epochmeter"
 
 
+def test_a_web_page_whose_name_leads_here_gets_nothing(port: int) -> None:
+    with Profiler("x") as prof:
+        epoch(prof)
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Host": f"evil.example:{port}"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request)
+
+
 def test_the_first_time_is_said(port: int, capfd: pytest.CaptureFixture[str]) -> None:
     with Profiler("x") as prof:
         epoch(prof)
@@ -313,7 +321,8 @@ def test_a_real_prometheus_fetches_what_the_summary_says(prometheus: str, port: 
     thread = threading.Thread(target=train)
     thread.start()
     try:
-        wait_for(lambda: len(query(prometheus, "epochmeter:step:mean_seconds")) == 3, 40)
+        # a mean of nothing is NaN, until two scrapes have seen different sums
+        wait_for(lambda: len(query(prometheus, "epochmeter:step:mean_seconds > 0")) == 3, 40)
         for expression in expressions():
             asked = expression.replace("$job", ".*").replace("$instance", ".*")
             if not asked.startswith("label_values"):

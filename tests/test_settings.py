@@ -248,6 +248,40 @@ def test_an_older_file_is_understood_and_written_anew_at_the_next_change(home: P
     }
 
 
+def test_while_a_bad_file_is_kept_aside_there_is_always_a_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may read at any moment, and no file would read as the defaults: sync on."""
+    path = write(home, "{")
+    real = preferences._write_whole
+
+    def write_whole(*arguments: Any) -> None:
+        assert path.exists()
+        assert resolve().values["sync"].value is False
+        real(*arguments)
+
+    monkeypatch.setattr(preferences, "_write_whole", write_whole)
+    settings.update(retention_days=5)
+    assert settings["sync"] is False
+    assert len(list(home.glob("settings.json.bad-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("otlp_endpoint", "http://127.0.0.1:99999", "a port from 1 to 65535"),
+        ("otlp_endpoint", "http://", "with a host"),
+        ("ga_endpoint", "http://evil.example", "starts with https://"),
+        ("ga_measurement_id", "foo", "such as G-ABC123DEF4"),
+        ("prometheus_port", "99999999", "from 1 to 65535"),
+        ("prometheus_port", "0", "from 1 to 65535"),
+        ("exit_timeout", "nan", "from 0"),
+        ("exporter", "promotheus", "Did you mean 'prometheus'"),
+    ],
+)
+def test_what_could_never_work_is_refused(key: str, value: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        settings.update({key: value})
+
+
 def test_what_of_a_bad_file_can_be_used_is_kept(home: Path) -> None:
     bad = '{"version": 2, "sync": true, "exporter": "otlp", "otlp_endpoint": "http://c:1", "retention_days": "x"}'
     write(home, bad)

@@ -177,7 +177,7 @@ def test_with_a_wrong_one_no_byte_leaves_and_nothing_is_lost(
     with collector(protocol, certificate) as (address, received):
         notes = run(address, protocol, otlp_certificate=authority.roots)
     assert (received, waiting(home)) == ([], 1)
-    assert "not delivered yet" in notes
+    assert "not delivered at once" in notes
     if protocol == "http/protobuf":
         assert {"another name": "mismatch", "unknown": "local issuer"}.get(fault, fault) in notes
 
@@ -185,10 +185,10 @@ def test_with_a_wrong_one_no_byte_leaves_and_nothing_is_lost(
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_mutual_tls(authority: Authority, stranger: Authority, protocol: str, home: Path) -> None:
     with collector(protocol, authority.issue("localhost", "good"), authority.roots) as (address, received):
-        assert "not delivered yet" in run(address, protocol, otlp_certificate=authority.roots)
+        assert "not delivered at once" in run(address, protocol, otlp_certificate=authority.roots)
         foreign = stranger.issue("someone", "foreign")
         theirs = {"otlp_client_certificate": foreign[0], "otlp_client_key": foreign[1]}
-        assert "not delivered yet" in run(address, protocol, otlp_certificate=authority.roots, **theirs)
+        assert "not delivered at once" in run(address, protocol, otlp_certificate=authority.roots, **theirs)
         assert received == []
         own = authority.issue("me", "me")
         ours = {"otlp_client_certificate": own[0], "otlp_client_key": own[1]}

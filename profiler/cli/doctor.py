@@ -121,6 +121,10 @@ def _settings() -> Iterator[Check]:
         yield Check("export", "problem", f"nothing is sent: {lacking}", "or: epochmeter settings exporter=none")
     else:
         yield Check("export", "ok", f"measurements go to {exporter.value} ({exporter.source}): {where}", "")
+    for name in ("certificate", "client_certificate", "client_key"):
+        path = chosen.get(name)
+        if path is not None and not Path(path).is_file():
+            yield Check("export", "problem", f"there is no file {path} ({name})", "name the file by its whole path")
 
 
 def _outbox() -> Iterator[Check]:
@@ -132,18 +136,24 @@ def _outbox() -> Iterator[Check]:
     from exporters.outbox import REASONS, UnreadableError
     from profiler.sending import outbox_of
 
-    outbox = outbox_of(resolve())
+    resolved = resolve()
+    outbox = outbox_of(resolved)
     waiting: dict[Any, int] = {}
     for entry in [*outbox.waiting(), *outbox.under_way()]:
         try:
-            key = outbox.head(entry).key
+            head = outbox.head(entry)
         except (OSError, UnreadableError):
             continue
-        waiting[key] = waiting.get(key, 0) + 1
-    for key, count in waiting.items():
-        why = outbox.trouble(key.digest)[0]
+        waiting[head.key, head.in_code] = waiting.get((head.key, head.in_code), 0) + 1
+    for (key, in_code), count in waiting.items():
+        why, wait_s = outbox.trouble(key.digest)
         detail = f"{count} for {key.address}" + (f"; the last time: {why}" if why else "")
-        yield Check("outbox: waiting", "problem" if why else "ok", detail, "epochmeter telemetry flush" if why else "")
+        cure = "epochmeter telemetry flush" if why else ""
+        if wait_s > 0:
+            detail, cure = f"{detail}; it asks to be left alone for another {wait_s:.0f} s", ""
+        elif not _is_chosen(key, resolved) and not (in_code and key.decided == resolved.decided):
+            cure = "epochmeter telemetry flush --adopt sends it to the destination that is chosen now"
+        yield Check("outbox: waiting", "problem" if why else "ok", detail, cure)
     refused: dict[str, int] = {}
     for _, why in outbox.aside():
         refused[why] = refused.get(why, 0) + 1
@@ -152,6 +162,19 @@ def _outbox() -> Iterator[Check]:
         yield Check("outbox: refused by the destination", "problem", f"{count}: {why}", cure)
     for reason, count in outbox.dropped().items():
         yield Check("outbox: given up", "problem" if reason != "withdrawn" else "ok", f"{count}: {REASONS[reason]}")
+
+
+def _is_chosen(key: Any, resolved: Any) -> bool:
+    """Whether this is the destination that is chosen now, by the same choice."""
+    from profiler.destinations import destination, without_credentials
+    from profiler.errors import SettingsError
+
+    try:
+        chosen = destination(resolved)
+    except SettingsError:
+        return False
+    here = (chosen["target"], chosen["protocol"], without_credentials(chosen["address"]), resolved.decided)
+    return here == (key.target, key.protocol, key.address, key.decided)
 
 
 def _probes() -> Iterator[Check]:
@@ -192,8 +215,8 @@ def _recent_runs() -> Iterator[Check]:
         except RunLogError as error:
             yield Check("run log", "problem", str(error))
             continue
-        for what, times in run.notes.items():
-            yield Check(f"run {run.id}", "problem", f"{what} ({times}x)")
+        for what, times in run.notes.items():  # what was not delivered at once is looked at in the outbox
+            yield Check(f"run {run.id}", "ok" if what.startswith("not delivered at once") else "problem", f"{what} ({times}x)")
 
 
 def _cpu() -> Iterator[Check]:

@@ -32,7 +32,8 @@ def flush(
         typer.echo(f"{done.delivered} delivered, {done.aside} refused and set aside, {done.left} still waiting")
     for reason in done.reasons:
         typer.echo(f"epochmeter: {reason}", err=True)
-    if done.aside:
-        typer.echo("epochmeter: 'epochmeter doctor' says why, --again tries once more", err=True)
+    if done.aside or done.refused_before:
+        refused = done.aside + done.refused_before
+        typer.echo(f"epochmeter: {refused} set aside: 'epochmeter doctor' says why, --again tries once more", err=True)
     if done.left or done.aside:
         raise typer.Exit(REMAIN)
