@@ -29,7 +29,7 @@ demo: $(VENV)/.demo  ## train a small net on real data, profiled, and show the r
 
 .PHONY: test
 test: $(VENV)/.dev  ## the whole test suite, with coverage
-	$(BIN)/python -m pytest -m "not gpu" --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --cov --cov-report=term
 
 .PHONY: check
 check: $(VENV)/.dev  ## before each commit: lint, types, layers, fast tests
@@ -37,7 +37,7 @@ check: $(VENV)/.dev  ## before each commit: lint, types, layers, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
 .PHONY: format
 format: $(VENV)/.dev  ## put imports and layout in order
