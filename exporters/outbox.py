@@ -415,7 +415,8 @@ class Outbox:
         """
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             told = json.loads(self._path("trouble", f"{digest}.json").read_bytes())
-            now, until = self._clock(), told.get("until", 0.0)
+            now = self._clock()
+            until = told.get("until", now)
             return str(told["why"]), float(until - now) if told["from"] <= now < until else 0.0
         return "", 0.0
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from exporters import outbox
@@ -180,6 +180,7 @@ faults = st.one_of(
 
 
 @settings(max_examples=300, deadline=None)
+@example([("epoch", "aa"), ("clock", -1e9), ("clock", -1e9), ("deliver", ["later"])])  # a clock before 1970
 @given(st.lists(faults, max_size=25))
 def test_each_finished_epoch_is_in_the_sink_or_in_the_outbox(sequence: list[tuple[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as name:
