@@ -6,9 +6,10 @@
   own exporters behind its periodic reader, each in a process of its own. Told: seconds from the last step to the end of
   ``stop()`` or ``shutdown()``, and what became of the measurements.
 - **The longest pause** of a loop of 1 ms steps (busy, in Python, so that it fights for the interpreter's lock) while it is
-  exported five times a second to a server in another process, beside the same loop that exports nothing. Rounds take
-  turns; machines are noisy, so the loop that exports nothing is the measure of what the machine itself does. Steps in
-  which Python's garbage collector went through everything are told apart: whatever allocates brings that about in time.
+  exported once a second, sixty times as often as by default, to a server in another process, beside the same loop that
+  exports nothing. Rounds take turns; machines are noisy, so the loop that exports nothing is the measure of what the
+  machine itself does. Steps in which Python's garbage collector went through everything are told apart: whatever allocates
+  brings that about in time.
 - **A thousand runs** that wait: how long their delivery takes, how much memory, and how much a loop of 1 ms steps beside
   it is slowed down.
 """
@@ -52,13 +53,16 @@ OURS = """
 import sys, time
 from profiler import Profiler
 where = {{"otlp_endpoint": sys.argv[1], "otlp_protocol": "{protocol}"}}
-prof = Profiler("end", exporter="otlp", settings=where).start()
+prof = Profiler("end", exporter="{exporter}", settings=where)
+began = time.perf_counter()
+prof.start()
+start = time.perf_counter() - began
 for _ in prof.epochs(3):
     for _ in prof.train(range(100)):
         pass
 began = time.perf_counter()
 prof.stop()
-print(time.perf_counter() - began, flush=True)
+print(time.perf_counter() - began, start, flush=True)
 """
 STOCK = """
 import sys, time
@@ -185,8 +189,8 @@ def ends() -> list[dict[str, Any]]:
     with silent() as hanging:
         for state, address in (("down", "http://127.0.0.1:9"), ("never answers", hanging)):
             for who, code in (
-                ("epochmeter, HTTP", OURS.format(protocol="http/protobuf")),
-                ("epochmeter, gRPC", OURS.format(protocol="grpc")),
+                ("epochmeter, HTTP", OURS.format(protocol="http/protobuf", exporter="otlp")),
+                ("epochmeter, gRPC", OURS.format(protocol="grpc", exporter="otlp")),
                 ("OpenTelemetry's own, HTTP", STOCK.format(module="http", path="/v1/metrics")),
                 ("OpenTelemetry's own, gRPC", STOCK.format(module="grpc", path="")),
             ):
@@ -194,16 +198,37 @@ def ends() -> list[dict[str, Any]]:
                     out, err = run(code, address, home=home)
                     kept = len(list(Path(home).rglob("*.entry")))
                 lines = len([line for line in err.splitlines() if not line.startswith("epochmeter: this run's")])
-                rows.append({"collector": state, "who": who, "end_s": float(out), "kept": kept == 1, "lines_on_stderr": lines})
+                rows.append(
+                    {
+                        "collector": state,
+                        "who": who,
+                        "end_s": float(out.split()[0]),
+                        "kept": kept == 1,
+                        "lines_on_stderr": lines,
+                    }
+                )
     return rows
 
 
+def starts() -> dict[str, float]:
+    """What the first ``start()`` of a process takes, in seconds: the imports that must not disturb the loop later."""
+    found: dict[str, list[float]] = {"sends nothing": [], "HTTP": [], "gRPC": []}
+    for _ in range(5):
+        for name, exporter, protocol in zip(
+            found, ("none", "otlp", "otlp"), ("http/protobuf", "http/protobuf", "grpc"), strict=True
+        ):
+            with tempfile.TemporaryDirectory() as home:
+                code = OURS.format(protocol=protocol, exporter=exporter)
+                found[name].append(float(run(code, "http://127.0.0.1:9", home=home)[0].split()[1]))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
 def pauses(seconds: float) -> dict[str, dict[str, float]]:
-    found: dict[str, list[dict[str, float]]] = {"exports nothing": [], "exports five times a second": []}
+    found: dict[str, list[dict[str, float]]] = {"exports nothing": [], "exports once a second": []}
     with answering() as server, tempfile.TemporaryDirectory() as home:
         for _ in range(ROUNDS):
             for name, endpoint in zip(found, ("none", server), strict=True):
-                found[name].append(json.loads(run(LOOP, endpoint, "0.2", str(seconds), home=home)[0]))
+                found[name].append(json.loads(run(LOOP, endpoint, "1", str(seconds), home=home)[0]))
     return {
         name: {
             "longest_ms": max(row["longest_ms"] for row in rows),
@@ -255,6 +280,8 @@ def main() -> int:
     for row in data["end"]:
         kept = "kept" if row["kept"] else "LOST"
         print(f"{row['collector']:14} {row['who']:26} {row['end_s']:6.2f} s  {kept}, {row['lines_on_stderr']} lines on stderr")
+    data["start_s"] = starts()
+    print("the first start() of a process: " + ", ".join(f"{name} {s * 1e3:.0f} ms" for name, s in data["start_s"].items()))
     data["pause"] = pauses(arguments.seconds)
     for name, row in data["pause"].items():
         print(
@@ -275,7 +302,7 @@ def main() -> int:
         Path(arguments.json).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     ours = [row for row in data["end"] if row["who"].startswith("epochmeter")]
     good = all(row["kept"] and row["end_s"] <= GOALS["end_s"] for row in ours)
-    return 0 if good and data["pause"]["exports five times a second"]["longest_ms_median_of_rounds"] <= GOALS["pause_ms"] else 1
+    return 0 if good and data["pause"]["exports once a second"]["longest_ms_median_of_rounds"] <= GOALS["pause_ms"] else 1
 
 
 if __name__ == "__main__":

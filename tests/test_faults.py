@@ -199,3 +199,57 @@ def test_a_collector_that_is_killed_and_comes_back_in_mid_run(sink: Sink, home: 
             training.wait(10)
     wait_for(lambda: epochs_in(sink).get(told["id"]) == 60)
     assert Outbox(home / "outbox").waiting() == []
+
+
+# ---- the clock is set ----------------------------------------------------------------------------------------------
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+/* The wall clock, set by as many seconds as a file says. */
+int clock_gettime(clockid_t id, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int answer = real(id, now);
+    FILE *file = id == CLOCK_REALTIME ? fopen(getenv("CLOCK_FILE"), "r") : NULL;
+    long seconds = 0;
+    if (file) { if (fscanf(file, "%ld", &seconds) == 1) now->tv_sec += seconds; fclose(file); }
+    return answer;
+}
+"""
+STEPPED = """
+import os, sys, time
+from profiler import Profiler
+def clock(seconds):
+    with open(os.environ["CLOCK_FILE"], "w") as file:
+        file.write(str(seconds))
+began = time.time()
+with Profiler("x", interval=0.02) as prof:
+    for epoch in prof.epochs(6):
+        list(prof.train(range(3)))
+        time.sleep(0.1)
+        clock([400, -400, 0, -1, 1, 0][epoch] * 86_400)
+        assert abs(time.time() - began - [400, -400, 0, -1, 1, 0][epoch] * 86_400) < 60
+print(prof.summary.id)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
+def test_a_clock_that_is_set_by_days_in_mid_run_loses_nothing(sink: Sink, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "clock.c").write_text(CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "clock.so", tmp_path / "clock.c", "-ldl"], check=True)
+    settings.update(exporter="otlp", otlp_endpoint=sink.url, export_interval=0.05)
+    sink.status, sink.headers = 429, {"retry-after": "3000"}
+    faked = {"LD_PRELOAD": str(tmp_path / "clock.so"), "CLOCK_FILE": str(tmp_path / "seconds")}
+    (tmp_path / "seconds").write_text("0")
+    answer = python("-c", STEPPED, **faked)
+    assert answer.code == 0, answer.err
+    assert (len(sink.received) >= 1, box(home).dropped()) == (True, {})
+    sink.status, sink.headers = 200, {}
+    shutil.rmtree(home / "outbox" / "trouble")  # the collector asked for patience
+    assert epochmeter("telemetry", "flush").code == 0
+    assert epochs_in(sink) == {answer.out.strip(): 6}
+    assert (box(home).waiting(), box(home).dropped()) == ([], {})
