@@ -20,7 +20,16 @@ from exporters.outbox import AT_ONCE, Entry, Head, Key, Outbox, UnreadableError
 
 NOT_AT_ONCE = "not delivered at once: "  # of a note: what is to be sent waits, or has been delivered since
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0
+NO_CONSENT = "there is no consent to send"
 _draw = random.SystemRandom()  # not the program's random numbers
+
+
+class _WaitsError(Exception):
+    """An entry is not sent now, and waits; the text says why."""
+
+    def __init__(self, why: str, *, is_trouble: bool = True) -> None:
+        super().__init__(why)
+        self.is_trouble = is_trouble
 
 
 @dataclass
@@ -159,7 +168,7 @@ class Courier:
                 if time.monotonic() >= until():
                     done.reason = "the time for delivery was over"
                 elif not self._consent():
-                    done.reason = "there is no consent to send"
+                    done.reason = NO_CONSENT
                 else:
                     self._take(entry, done)
                 if done.reason:
@@ -171,44 +180,53 @@ class Courier:
         claimed = self._outbox.claim(entry)
         if claimed is None:
             return
-        self._share()
         try:
-            head, body = self._outbox.head(claimed), self._outbox.body(claimed)
-        except FileNotFoundError:  # switched off in another process: all has been removed
-            return
-        except UnreadableError as error:
-            self._outbox.drop(claimed, "unreadable")
-            done.notes.append(f"an entry of the outbox could not be read: {error}")
-            return
-        except OSError as error:
+            body = self._checked(claimed, done)
+            if body is None:
+                return
+            answered = self._noted(self._transport.where, body)
+        except _WaitsError as why:
             self._outbox.put_back(claimed)
-            done.reason = f"the outbox could not be read: {error.strerror}"
-            done.notes.append(done.reason)
-            return
-        self._share()
-        if not self._gate.passes(body, self._share):
-            self._outbox.drop(claimed, "fault")
-            done.notes.append(self._gate.reason)
-            return
-        self._share()
-        if not self._consent():
-            self._outbox.put_back(claimed)
-            done.reason = "there is no consent to send"
-            return
-        try:
-            answered = self._record(self._transport.where, body)
-        except OSError as error:
-            self._outbox.put_back(claimed)
-            done.reason = f"nothing was sent, because it cannot be noted what is sent: {error.strerror}"
-            done.notes.append(done.reason)
+            done.reason = str(why)
+            done.notes += [str(why)] if why.is_trouble else []
             return
         self._share()
         answer = self._transport.send(body)
         self._share()
         answered(answer.text)
-        self._settle(claimed, head, answer, done)
+        self._settle(claimed, answer, done)
 
-    def _settle(self, entry: Entry, head: Head, answer: Answer, done: Round) -> None:
+    def _checked(self, entry: Entry, done: Round) -> bytes | None:
+        """The body, if it may go; None where the entry was given up, or has been removed."""
+        self._share()
+        try:
+            body = self._outbox.body(entry)
+        except FileNotFoundError:  # switched off in another process: all has been removed
+            return None
+        except UnreadableError as error:
+            self._outbox.drop(entry, "unreadable")
+            done.notes.append(f"an entry of the outbox could not be read: {error}")
+            return None
+        except OSError as error:
+            raise _WaitsError(f"the outbox could not be read: {error.strerror}") from error
+        self._share()
+        if self._gate.passes(body, self._share):
+            return body
+        self._outbox.drop(entry, "fault")
+        done.notes.append(self._gate.reason)
+        return None
+
+    def _noted(self, where: str, body: bytes) -> Callable[[str], None]:
+        """Consent is there, with the bytes in hand, and they are noted."""
+        self._share()
+        if not self._consent():
+            raise _WaitsError(NO_CONSENT, is_trouble=False)
+        try:
+            return self._record(where, body)
+        except OSError as error:
+            raise _WaitsError(f"nothing was sent, because it cannot be noted what is sent: {error.strerror}") from error
+
+    def _settle(self, entry: Entry, answer: Answer, done: Round) -> None:
         if answer.verdict == "later":
             self._outbox.put_back(entry)
             self._rest(answer)
@@ -217,7 +235,7 @@ class Courier:
             return
         self._failures, self._not_before = 0, 0.0
         self._outbox.end_trouble(self._key.digest)
-        once = head.key.target == "ga"
+        once = self._key.target == "ga"
         if answer.verdict == "refused":
             if once:
                 self._outbox.drop(entry, "final")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Sink, python, wait_for
+from conftest import Sink, free_port, python, wait_for
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 rotel = pytest.importorskip("rotel", reason="the collector's package has no build for this system")
@@ -26,13 +26,6 @@ with Profiler("demo", exporter="otlp", interval=0.05) as prof:
     train(setup, 2, prof)
 print(json.dumps(prof.summary.to_dict()))
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def start(ports: tuple[int, int], sink_url: str, log: Any) -> subprocess.Popen[bytes]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Sink, epochmeter, python, wait_for
+from conftest import Sink, epochmeter, free_port, python, wait_for
 from ga_rules import google
 from test_delivery import EXIT, box, epochs_in
 
@@ -173,7 +173,7 @@ def test_a_collector_that_is_killed_and_comes_back_in_mid_run(sink: Sink, home: 
     collectors = pytest.importorskip("test_collector")
     if protocol == "grpc":
         pytest.importorskip("grpc")
-    ports = collectors.free_port(), collectors.free_port()
+    ports = free_port(), free_port()
     chosen = ports[1 if protocol == "grpc" else 0]
     settings.update(
         exporter="otlp", otlp_endpoint=f"http://127.0.0.1:{chosen}", otlp_protocol=protocol, export_interval=0.1, exit_timeout=5

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Sink, python, wait_for
+from conftest import Sink, free_port, python, wait_for
 from test_delivery import EXIT, epochs_in
 
 from exporters.allowlist import METRICS, RESOURCE
@@ -140,7 +140,7 @@ def rotel_variables() -> tuple[dict[str, str], dict[str, str]]:
 @pytest.mark.parametrize("instead", [False, True])
 def test_rotel_takes_the_configuration_and_hands_on(sink: Sink, tmp_path: Path, instead: bool) -> None:
     rotel = pytest.importorskip("rotel", reason="the collector's package has no build for this system")
-    from test_collector import can_connect, free_port
+    from test_collector import can_connect
 
     http, grpc = free_port(), free_port()
     variables, others = rotel_variables()

@@ -19,7 +19,7 @@ from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import pytest
-from conftest import epochmeter, wait_for
+from conftest import epochmeter, free_port, wait_for
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from test_gate import a_run, data
 
@@ -32,13 +32,6 @@ from profiler.histogram import Histogram
 
 page = pytest.importorskip("exporters.prometheus", reason="the extra prometheus is not installed")
 KIT = Path(__file__).parents[1] / "examples" / "pipeline"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture
