@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SHARE_S = 0.0005  # between two pieces of work beside the loop, so that it does not wait for the interpreter's lock
 GA_HOURS = 70.0  # Google takes what is at most 72 hours old, and our times are up to an hour early
-LOOK_AGAIN_S = 5.0  # where another process is delivering
+LOOK_AGAIN_S = 5.0  # where another process is delivering, or something failed
 LAST = "final"  # the order of a run's last entry: sorts behind all numbers
 CHOSEN_THERE = ("argument", "environment")
 
@@ -251,18 +251,29 @@ class _Posted(_Way):
 
     def _main(self) -> None:
         try:
-            self._post.recover(self._sending.consent, self._run.id, rest=self._rest)
-            while not self._deliver():
+            self._guarded(self._recover)
+            while not self._guarded(self._deliver):
                 rests_s = self._courier.rests_for
                 if rests_s > 0:
                     self._ending.wait(rests_s)  # what is put meanwhile waits with the rest
                 else:
                     self._wake.wait(self._look_again_s)
-        except Exception as error:  # the loop's thread is not to see it; what waits is delivered another time
-            self._sending._note(f"a delivery failed: {getattr(error, 'strerror', None) or type(error).__name__}")
         finally:
             self._done.set()
             self._courier.close()
+
+    def _guarded(self, work: Callable[[], bool]) -> bool:
+        """Does it, and says whether it was the last time. A failure is counted; what waits is delivered another time."""
+        try:
+            return work()
+        except Exception as error:
+            self._sending._note(f"a delivery failed: {getattr(error, 'strerror', None) or type(error).__name__}")
+            self._look_again_s = LOOK_AGAIN_S
+            return self._ending.is_set()
+
+    def _recover(self) -> bool:
+        self._post.recover(self._sending.consent, self._run.id, rest=self._rest)
+        return False
 
     def _rest(self) -> None:
         """While the loop runs, it goes first; at its end, there is nobody to wait for."""

@@ -406,6 +406,22 @@ def test_headers_of_the_present_destination_do_not_go_to_another(
     assert "authorization" not in sink.received[-1].headers
 
 
+def test_a_failure_of_our_own_does_not_end_the_deliveries_of_a_run(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, failures = Outbox.expire, [RuntimeError("ours"), OSError(5, "Input/output error")]
+
+    def expire(self: Outbox, *arguments: Any) -> None:
+        if failures:
+            raise failures.pop()
+        real(self, *arguments)
+
+    monkeypatch.setattr(Outbox, "expire", expire)
+    monkeypatch.setattr("profiler.sending.LOOK_AGAIN_S", 0.05)
+    with Profiler("x", exporter="otlp", settings={"otlp_endpoint": sink.url, "export_interval": 0.05}, interval=0.02) as prof:
+        wait_for(lambda: sink.received)
+    notes = prof.summary.to_dict()["notes"]
+    assert notes == {"a delivery failed: Input/output error": 1, "a delivery failed: RuntimeError": 1}
+
+
 # ---- headers and addresses -----------------------------------------------------------------------------------------
 
 
