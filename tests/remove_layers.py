@@ -299,13 +299,15 @@ def without(layer: Layer, copy: Path) -> bool:
         path.write_text(text, "utf-8")
 
 
-def passes(tests: list[str], copy: Path) -> bool:
+def passes(tests: list[str], copy: Path, *, show: bool = False) -> bool:
     command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     others = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # not of this copy
     environment = {**others, "PYTHONPATH": str(copy)}  # before the packages that are installed
     done = subprocess.run(command, cwd=copy / "tests", capture_output=True, text=True, env=environment)
     if done.returncode not in (0, 1):
         raise SystemExit(f"{' '.join(tests)} could not be run:\n{done.stdout}{done.stderr}")
+    if show and done.returncode:
+        print(done.stdout)
     return done.returncode == 0
 
 
@@ -317,7 +319,7 @@ def removals(layers: Sequence[Layer]) -> list[str]:
         for part in ("profiler", "exporters", "tests", "docs"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
-        if not passes(sorted({test for layer in layers for test in layer.test.split()}), copy):
+        if not passes(sorted({test for layer in layers for test in layer.test.split()}), copy, show=True):
             raise SystemExit("the tests do not pass with all layers in place")
         for layer in layers:
             seen = without(layer, copy)
