@@ -18,9 +18,11 @@ from typing import Any
 
 import pytest
 
-from profiler import session, timing
+from profiler import preferences, session, timing
 from profiler.testing import FakeClock
 
+PATIENT_S = 20.0  # a run's end waits so long for its delivery, on machines that have other things to do
+PATIENT = {"EPOCHMETER_EXIT_TIMEOUT": str(PATIENT_S)}  # the same, for other processes
 OFF_SIGNALS = ("DO_NOT_TRACK", "OTEL_SDK_DISABLED")
 
 
@@ -32,6 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     folder = tmp_path / "home"
     monkeypatch.setenv("EPOCHMETER_HOME", str(folder))
+    monkeypatch.setitem(preferences.KEYS, "exit_timeout", PATIENT_S)
     session._said.clear()
     return folder
 
@@ -60,13 +63,17 @@ class Answer:
 def python(*arguments: str, timeout: float = 60, **environment: str) -> Answer:
     """Runs this Python on arguments, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=timeout, env={**os.environ, **environment}
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, **PATIENT, **environment},
     )
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
 def epochmeter(*arguments: str, **environment: str) -> Answer:
-    return python("-m", "profiler.cli", *arguments, **{"COLUMNS": "120", **environment})
+    return python("-m", "profiler.cli", *arguments, **{"COLUMNS": "120", "EPOCHMETER_EXIT_TIMEOUT": "", **environment})
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:

@@ -23,7 +23,7 @@ from exporters.config import Config
 from exporters.otlp import Otlp
 from exporters.outbox import Outbox
 from exporters.transport import retry_after
-from profiler import Profiler, settings
+from profiler import Profiler, preferences, settings
 from profiler.sending import flush
 
 DEAD = "http://127.0.0.1:9"
@@ -215,6 +215,16 @@ def test_a_web_page_is_no_delivery(home: Path, sink: Sink) -> None:
     assert len(box(home).waiting()) == 1
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's end as users have it."""
+    monkeypatch.setitem(preferences.KEYS, "exit_timeout", 1.0)
+
+
+def test_a_runs_end_waits_a_second_unless_told_otherwise() -> None:
+    assert epochmeter("settings", "--json").json["exit_timeout"] == 1.0
+
+
 # ---- the end of a run ----------------------------------------------------------------------------------------------
 
 
@@ -274,7 +284,7 @@ def a_byte_a_second(connection: socket.socket, over: threading.Event) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("serve", [never_answers, hangs_up, garbage, a_gigabyte, a_byte_a_second])
-def test_whatever_the_collector_does_the_end_takes_a_second_at_most(home: Path, serve: Any) -> None:
+def test_whatever_the_collector_does_the_end_takes_a_second_at_most(home: Path, impatient: None, serve: Any) -> None:
     with listening(serve) as address:
         told = run(address)
         assert told["end_s"] < 1.5
@@ -336,9 +346,9 @@ def test_a_process_whose_collector_hangs_ends_in_time_and_silence(home: Path) ->
     with listening(never_answers) as address:
         python("-c", "import profiler.session")
         began = time.monotonic()
-        bare = python("-c", EXIT, DEAD)
+        bare = python("-c", EXIT, DEAD, EPOCHMETER_EXIT_TIMEOUT="")
         bare_s = time.monotonic() - began
-        answer = python("-c", EXIT, address)
+        answer = python("-c", EXIT, address, EPOCHMETER_EXIT_TIMEOUT="")
         took = time.monotonic() - began - bare_s
     assert (bare.code, answer.code, answer.out, len(answer.err.splitlines())) == (0, 0, "", 1)
     assert took - bare_s < 1.5

@@ -140,7 +140,7 @@ def test_garbage_for_an_answer_loses_nothing(service: Service, home: Path) -> No
 @pytest.mark.slow
 def test_a_service_that_hangs_is_waited_for_a_second(service: Service, home: Path) -> None:
     service.answer = lambda context: time.sleep(3) or b""
-    assert run(service.url)["end_s"] < 1.5
+    assert run(service.url, exit_timeout=1)["end_s"] < 1.5
 
 
 @pytest.mark.slow
@@ -152,7 +152,7 @@ def test_a_process_whose_collector_is_down_ends_in_time_and_silence(home: Path) 
         "list(prof.train(range(3)))\nbegan = time.monotonic()\nprof.stop()\nprint(time.monotonic() - began)"
     )
     began = time.monotonic()
-    answer = python("-c", code)
+    answer = python("-c", code, EPOCHMETER_EXIT_TIMEOUT="")
     assert (answer.code, len(answer.err.splitlines())) == (0, 1), answer.err
     assert float(answer.out) < 1.5 and time.monotonic() - began < 8
     assert len(box(home).waiting()) == 1
