@@ -165,15 +165,17 @@ def _at_most(seconds: float) -> Iterator[None]:
                 connection.sock.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, cut)
-    timer.daemon = True
+    timer.name, timer.daemon = "epochmeter-timer", True
     _sending.used = used
     with contextlib.suppress(RuntimeError):  # an interpreter that is ending starts no thread; it does not wait for us
         timer.start()
     try:
         yield
     finally:
-        timer.cancel()
         _sending.used = None
+        timer.cancel()
+        with contextlib.suppress(RuntimeError):  # as above
+            timer.join(1.0)  # at once, and no thread is left behind
 
 
 def without_credentials(url: str) -> str:

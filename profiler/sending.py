@@ -196,6 +196,20 @@ class _Way:
         raise NotImplementedError
 
 
+def _started(thread: threading.Thread, note: Callable[[str], None]) -> None:
+    try:
+        thread.start()
+    except RuntimeError:
+        note("the courier's thread could not be started")
+
+
+def _ended(thread: threading.Thread, timeout: float) -> bool:
+    """Whether the thread ends within so many seconds, or never ran."""
+    if thread.ident is not None:
+        thread.join(timeout)
+    return not thread.is_alive()
+
+
 class _Posted(_Way):
     """Through the outbox, and a courier in a thread of its own."""
 
@@ -206,7 +220,7 @@ class _Posted(_Way):
         self._post = Post(resolved, self._outbox, config, gate)
         self._courier = self._post.courier(sending.consent, sending._record, rest=self._rest)
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
-        self._wake, self._ending, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._wake, self._ending = threading.Event(), threading.Event()
         self._deadline = math.inf
         self._count = 0
         self._look_again_s: float | None = None
@@ -217,11 +231,7 @@ class _Posted(_Way):
                 self._post.open_run(self._run, log.name)
             except OSError as error:
                 self._sending._note(f"the outbox cannot be written: {error.strerror}")
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._done.set()
-            self._sending._note("the courier's thread could not be started")
+        _started(self._thread, self._sending._note)
 
     def put(self, *, last: bool) -> None:
         if self._post.config.target == "ga" and not last:
@@ -246,8 +256,7 @@ class _Posted(_Way):
         self._deadline = time.monotonic() + timeout
         self._ending.set()
         self._wake.set()
-        if timeout > 0:
-            self._done.wait(timeout)
+        _ended(self._thread, timeout)
 
     def _main(self) -> None:
         try:
@@ -259,7 +268,6 @@ class _Posted(_Way):
                 else:
                     self._wake.wait(self._look_again_s)
         finally:
-            self._done.set()
             self._courier.close()
 
     def _guarded(self, work: Callable[[], bool]) -> bool:
@@ -300,16 +308,12 @@ class _HandOver(_Way):
         self._snapshot = snapshot
         self._note = note
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
-        self._wake, self._done = threading.Event(), threading.Event()
+        self._wake = threading.Event()
         self._data: Any = None
         self._ending = False
 
     def begin(self, log: Path | None) -> None:
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._done.set()
-            self._note("the courier's thread could not be started")
+        _started(self._thread, self._note)
 
     def put(self, *, last: bool) -> None:
         self._data = self._snapshot(nothing if last else share)
@@ -318,22 +322,18 @@ class _HandOver(_Way):
     def finish(self, timeout: float) -> None:
         self._ending = True
         self._wake.set()
-        if not self._done.wait(timeout):
+        if not _ended(self._thread, timeout):
             self._note(f"the program's own exporter took longer than {timeout:g} s, and was not waited for")
 
     def _main(self) -> None:
-        try:
-            while True:
-                self._wake.wait()
-                self._wake.clear()
-                ending = self._ending
-                data, self._data = self._data, None
-                if data is not None:
-                    self._export(data)
-                if ending:
-                    break
-        finally:
-            self._done.set()
+        ending = False
+        while not ending:
+            self._wake.wait()
+            self._wake.clear()
+            ending = self._ending
+            data, self._data = self._data, None
+            if data is not None:
+                self._export(data)
 
     def _export(self, data: Any) -> None:
         try:
