@@ -245,7 +245,7 @@ class Courier:
             done.notes.append(f"refused by the destination{'' if once else ' and set aside'}: {answer.text}")
             return
         if answer.partly is not None:
-            self._outbox.count(entry, "partly")
+            self._outbox.count(entry.name, "partly")
             done.notes.append(f"taken in part: {answer.text}")
         self._outbox.delivered(entry, once=once)
         done.delivered += 1

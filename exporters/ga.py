@@ -10,8 +10,10 @@ import json
 from dataclasses import replace
 
 from exporters.allowlist import GA_HEADERS
-from exporters.config import Answer, Config
-from exporters.transport import Http
+from exporters.config import Answer, Config, ExporterError
+from exporters.transport import Http, without_credentials
+
+PATH = "/mp/collect"
 
 
 class Ga:
@@ -38,14 +40,27 @@ def build(config: Config) -> Ga:
     return Ga(config)
 
 
+def validation_of(config: Config) -> Config:
+    """The validation server beside a destination.
+
+    Raises:
+        ExporterError: none is known, as the address has a path of its own: what is posted there might be counted.
+    """
+    if not config.address.endswith(PATH):
+        raise ExporterError(f"no validation server is known beside {without_credentials(config.address)}, only beside {PATH}.")
+    return replace(config, address=f"{config.address.removesuffix(PATH)}/debug{PATH}")
+
+
 def check(config: Config, body: bytes) -> tuple[Answer, list[dict[str, str]]]:
-    """Asks Google's validation server about a body; it keeps nothing, and checks neither the secret nor the stream's id.
+    """Asks a validation server about a body; it keeps nothing, and checks neither the secret nor the stream's id.
+
+    Args:
+        config: as `validation_of` gives it.
 
     Returns:
         What came of it, and the server's messages: none means that the body is valid.
     """
-    address = config.address.replace("/mp/collect", "/debug/mp/collect")
-    http = Http(replace(config, address=address), GA_HEADERS)
+    http = Http(config, GA_HEADERS)
     try:
         answer, content, _ = http.post(body, {"api_secret": config.secret, "measurement_id": config.measurement_id})
     finally:

@@ -2,7 +2,7 @@
 
 Not by OpenTelemetry's own exporter: it takes measurements, not bytes that have been checked and kept; it tells of an
 attempt only whether it succeeded, not ``Retry-After``, partial success or the reason; and while a collector is down it
-blocks for 8 s and then loses what it was given.
+blocks for seconds and then loses what it was given (benchmarks/bench_delivery.py).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from exporters.allowlist import HEADERS
 from exporters.config import Answer, Config
+from exporters.payload import SAID, told_partly
 from exporters.transport import Http
-
-SAID = 160  # characters of what a collector says
 
 
 class Otlp:
@@ -40,7 +39,11 @@ class Otlp:
             return replace(answer, text=f"{answer.text}: {said}") if said else answer
         if kind.startswith("text/html"):  # of a proxy, or a page to log in: no collector has seen it
             return replace(answer, verdict="later", text=f"{answer.text}, with a web page: that is no collector")
-        return told_partly(answer, content) if kind.startswith("application/x-protobuf") else answer
+        if not kind.startswith("application/x-protobuf"):
+            return answer
+        with contextlib.suppress(DecodeError):
+            return told_partly(answer, ExportMetricsServiceResponse.FromString(content).partial_success)
+        return answer
 
     def close(self) -> None:
         self._http.close()
@@ -55,18 +58,6 @@ def _said(content: bytes, kind: str) -> str:
         elif kind.startswith("application/json"):
             text = Parse(content, Status(), ignore_unknown_fields=True).message
     return "" if kind.startswith("text/html") else "".join(filter(str.isprintable, " ".join(text.split())))[:SAID]
-
-
-def told_partly(answer: Answer, content: bytes) -> Answer:
-    """With what a collector says that it did not take."""
-    try:
-        partial = ExportMetricsServiceResponse.FromString(content).partial_success
-    except DecodeError:
-        return answer
-    if not partial.rejected_data_points:
-        return replace(answer, text=f"{answer.text}: {partial.error_message[:SAID]}") if partial.error_message else answer
-    text = f"{answer.text}, but {partial.rejected_data_points} data points were not taken: {partial.error_message[:SAID]}"
-    return replace(answer, text=text, partly=partial.rejected_data_points)
 
 
 def build(config: Config) -> Otlp:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +20,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from exporters.allowlist import HEADERS
 from exporters.config import Answer, Config
+from exporters.payload import told_partly
 from exporters.transport import MAX_WAIT_S, without_credentials
 
 
@@ -68,11 +68,7 @@ class OtlpGrpc:
             return _refusal(error)
         except OSError as error:
             return Answer("later", f"not sent: {error.strerror}: a file of a certificate", arrived=False)
-        partial = response.partial_success
-        if not partial.rejected_data_points:
-            return Answer("taken", f"gRPC OK{f': {partial.error_message[:200]}' if partial.error_message else ''}")
-        left = partial.rejected_data_points
-        return Answer("taken", f"gRPC OK, but {left} data points were not taken: {partial.error_message[:200]}", partly=left)
+        return told_partly(Answer("taken", "gRPC OK"), response.partial_success)
 
     def _open(self) -> Any:
         if self._channel is None:
@@ -106,8 +102,7 @@ def _refusal(error: Any) -> Answer:
             wait = min(delay.seconds + delay.nanos / 1e9, MAX_WAIT_S)
     details = (error.details() or "")[:200]
     later = code in LATER or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and wait is not None)
-    answer = Answer("later" if later else "refused", f"gRPC {code.name}: {details}", wait_s=wait)
-    return replace(answer, arrived=False) if code is grpc.StatusCode.UNAVAILABLE else answer
+    return Answer("later" if later else "refused", f"gRPC {code.name}: {details}", wait_s=wait)
 
 
 def _as_it_is(body: bytes) -> bytes:

@@ -37,7 +37,7 @@ VERSION = 1
 SUFFIX = ".entry"
 OPEN_GRACE_S = 2.0  # a run's log may be a moment younger than its file in open/
 LEFT_ALONE_S = 3600.0  # after which an unfinished file, or one in sending/ on a system without locks, is nobody's
-AT_ONCE = 16  # entries that are looked at in one go: about 1 ms
+AT_ONCE = 16  # entries that are looked at in one go
 DONE_DAYS = 4.0  # Google Analytics takes nothing older than 72 hours
 REASONS = {  # a mark's suffix: what happened, in words
     "expired": "waited too long for delivery",
@@ -108,6 +108,11 @@ class Head:
     sha256: str = ""
 
 
+def name_of(started_ns: int, run: str, order: str) -> str:
+    """An entry's name, by which it sorts."""
+    return f"{started_ns:020d}-{run}-{order}"
+
+
 class UnreadableError(ValueError):
     """A file of the outbox that is damaged."""
 
@@ -150,7 +155,7 @@ class Outbox:
         Raises:
             OSError: it cannot be kept.
         """
-        name = f"{started_ns:020d}-{head.run}-{order}"
+        name = name_of(started_ns, head.run, order)
         described = {
             "version": VERSION,
             "run": head.run,
@@ -207,7 +212,8 @@ class Outbox:
             return
         newest = {entry.run: entry.name for entry in waiting}  # names are sorted: the last of each run stays
         contained = [entry for entry in waiting if newest[entry.run] != entry.name and entry.contains_earlier]
-        rest = [entry for entry in waiting if entry not in set(contained)]
+        known = set(contained)
+        rest = [entry for entry in waiting if entry not in known]
         for entry, why in [(e, "full") for e in aside] + [(e, "thinned") for e in contained] + [(e, "full") for e in rest]:
             if held + size <= self._max_bytes:
                 return
@@ -265,7 +271,7 @@ class Outbox:
 
     def knows(self, started_ns: int, run: str, order: str) -> bool:
         """Whether there is, or was, an entry of this name."""
-        name = f"{started_ns:020d}-{run}-{order}"
+        name = name_of(started_ns, run, order)
         places = [self._path(folder, f"{name}{SUFFIX}") for folder in ("waiting", "sending", "aside")]
         return any(path.exists() for path in (*places, self._path("done", name))) or any(
             self._path("dropped", f"{name}.{why}").exists() for why in REASONS
@@ -314,15 +320,15 @@ class Outbox:
 
     def drop(self, entry: Entry, why: str) -> None:
         """Gives it up: counted first, then removed."""
-        self._mark("dropped", f"{entry.name}.{why}")
+        self.count(entry.name, why)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(entry.path)
         with contextlib.suppress(OSError):
             os.unlink(self._path("aside", f"{entry.name}.why"))
 
-    def count(self, entry: Entry, why: str) -> None:
+    def count(self, name: str, why: str) -> None:
         """A mark alone."""
-        self._mark("dropped", f"{entry.name}.{why}")
+        self._mark("dropped", f"{name}.{why}")
 
     def recover(self, digest: str, *, locked: bool) -> None:
         """What a killed process left in the middle of a delivery to this destination.

@@ -7,6 +7,7 @@ them and not on the list is a fault; a payload with a fault does not go out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -16,8 +17,10 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from opentelemetry.sdk.metrics.export import MetricsData
 
 from exporters.allowlist import METRICS, RESOURCE, SCHEMA_URL, SCOPE_NAME, Entry
+from exporters.config import Answer
 from exporters.rules import Rule, coarse, significant, size_class
 
+SAID = 160  # characters that are kept of what a collector says
 CUMULATIVE = 2  # AGGREGATION_TEMPORALITY_CUMULATIVE
 POINT = {"attributes", "start_time_unix_nano", "time_unix_nano"}
 FIELDS = {  # of OTLP's messages, the fields that may be filled
@@ -141,6 +144,15 @@ def _attribute_faults(where: str, attributes: Iterable[Any], rules: Mapping[str,
         elif value is None or coarse(rules[attribute.key], value) != value:
             yield f"{where} has a value of {attribute.key!r} that is not on the list"
         seen.add(attribute.key)
+
+
+def told_partly(answer: Answer, partial: Any) -> Answer:
+    """With what a collector says that it did not take: an ``ExportMetricsPartialSuccess``."""
+    said = partial.error_message[:SAID]
+    if not partial.rejected_data_points:
+        return replace(answer, text=f"{answer.text}: {said}") if said else answer
+    text = f"{answer.text}, but {partial.rejected_data_points} data points were not taken: {said}"
+    return replace(answer, text=text, partly=partial.rejected_data_points)
 
 
 def told(entry: Entry, value: int | float) -> int | float:

@@ -141,14 +141,15 @@ class Sending:
         Raises:
             OSError: it cannot be kept.
         """
-        way, self._way = self._way, None
+        way = self._way
         if way is None:
             return
         try:
-            if self.consent():
+            if self.consent():  # where there is none any more, `withdraw` has been told
                 way.put(last=True)
         finally:
             way.finish(resolve(self._arguments).settings.exit_timeout)
+            self._way = None
 
     def forget(self) -> None:
         """In a forked child: the run is the parent's."""
@@ -446,34 +447,31 @@ class Post:
         head = Head(self.key, run.id, now, until, self._chosen_there)
         self._outbox.put(head, run.started_unix_ns, order, body)
 
-    def recover(self, consent: Callable[[], bool], own: str = "", rest: Callable[[], None] = nothing) -> int:
-        """Puts the last word of runs that were killed into the outbox, from their logs; says of how many."""
+    def recover(self, consent: Callable[[], bool], own: str = "", rest: Callable[[], None] = nothing) -> None:
+        """Puts the last word of runs that were killed into the outbox, from their logs."""
         from exporters.outbox import OPEN_GRACE_S
 
-        found = 0
         for run, about, age_s in list(self._outbox.open_runs()):
             if run != own and age_s > OPEN_GRACE_S and _key_of(about) == self.key and consent():
-                found += self._recover(run, about, age_s, rest)
-        return found
+                self._recover(run, about, age_s, rest)
 
-    def _recover(self, run: str, about: Mapping[str, Any], age_s: float, rest: Callable[[], None]) -> int:
-        from exporters.outbox import LEFT_ALONE_S, Entry
+    def _recover(self, run: str, about: Mapping[str, Any], age_s: float, rest: Callable[[], None]) -> None:
+        from exporters.outbox import LEFT_ALONE_S, name_of
         from profiler.errors import RunLogError
         from profiler.otel import run_data
         from profiler.runlog import is_being_written, load
 
         path = runs_path() / Path(str(about["log"])).name
         if path.exists() and is_being_written(path):
-            return 0
+            return
         try:
             recorded = load(path, rest)
             self.put(recorded, run_data(recorded, recorded.started_unix_ns + recorded.duration_ns), LAST, rest)
         except RunLogError:
             if age_s < LEFT_ALONE_S:
-                return 0  # it may just begin
-            self._outbox.count(Entry(f"{about['started_ns']:020d}-{run}-{LAST}", path, 0), "nolog")
+                return  # it may just begin
+            self._outbox.count(name_of(about["started_ns"], run, LAST), "nolog")
         self._outbox.close_run(run)
-        return 1
 
 
 def _key_of(about: Mapping[str, Any]) -> Key | None:
@@ -562,6 +560,8 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
     Raises:
         SettingsError, ExporterError: nothing can be sent to the destination that is chosen.
     """
+    import exporters
+
     resolved = resolve()
     outbox = outbox_of(resolved)
     if resolved.off_in_file:
@@ -573,12 +573,13 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
     if again:
         outbox.take_up_again()
     done, reasons = Flushed(refused_before=len(outbox.aside())), []
+    consent = _same_choice(resolved)
     for key, chosen_there in _keys(outbox).items():
-        post, reason = _post_for(key, chosen_there, resolved, outbox, adopt)
-        if post is None:
+        config, reason = config_for(key, chosen_there, resolved, adopt)
+        if config is None:
             reasons.append(reason)
             continue
-        consent = _same_choice(resolved)
+        post = Post(resolved, outbox, config, exporters.gate_for(config, consent))
         if key == post.key:
             post.recover(consent)
         courier = post.courier(consent, record, _made_for(key))
@@ -622,22 +623,25 @@ def _keys(outbox: Outbox) -> dict[Key, bool]:
     return found
 
 
-def _post_for(key: Key, chosen_there: bool, resolved: Resolved, outbox: Outbox, adopt: bool) -> tuple[Post | None, str]:
-    """The post that may take what was made for this destination, or why there is none."""
+def config_for(key: Key, chosen_there: bool, resolved: Resolved, adopt: bool = False) -> tuple[Config | None, str]:
+    """How to reach the destination that may have what was made for this one, or why nobody may have it.
+
+    Args:
+        chosen_there: whether it was chosen outside the settings file: in code, or in the environment.
+        adopt: whether the destination that is chosen now may have it.
+    """
     import exporters
 
     chosen: Config | None = None
     with contextlib.suppress(SettingsError):
         if resolved.may_send:
             chosen = exporters.Config(**destination(resolved))
-    consent = _same_choice(resolved)
     here = chosen is not None and chosen.target == key.target
     same = here and chosen is not None and (chosen.protocol, without_credentials(chosen.address)) == (key.protocol, key.address)
-    if chosen is not None and here and (adopt or (same and key.decided == resolved.decided)):
-        return Post(resolved, outbox, chosen, exporters.gate_for(chosen, consent)), ""
+    if here and (adopt or (same and key.decided == resolved.decided)):
+        return chosen, ""
     if chosen_there and key.decided == resolved.decided and key.target == "otlp":
-        config = exporters.Config(key.target, key.protocol, key.address)  # no headers: they are for what is chosen now
-        return Post(resolved, outbox, config, exporters.gate_for(config, consent)), ""
+        return exporters.Config(key.target, key.protocol, key.address), ""  # no headers: they are for what is chosen now
     what = "was chosen anew since then" if same else "is not the one that is chosen here now"
     cure = "; 'epochmeter telemetry flush --adopt' sends it to the present one" if here else ""
     return None, f"something waits for {key.address}, a destination that {what}{cure}"

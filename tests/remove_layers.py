@@ -272,8 +272,8 @@ LAYERS = (
     Layer(
         "headers are not sent along to a destination that is not the present one",
         "profiler/sending.py",
-        "config = exporters.Config(key.target, key.protocol, key.address)",
-        "config = exporters.Config(key.target, key.protocol, key.address, chosen.headers if chosen else {})",
+        "return exporters.Config(key.target, key.protocol, key.address), ",
+        "return exporters.Config(key.target, key.protocol, key.address, chosen.headers if chosen else {}), ",
         "test_delivery.py::test_headers_of_the_present_destination_do_not_go_to_another",
     ),
     Layer(

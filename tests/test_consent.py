@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from conftest import Sink, epochmeter, wait_for
 
+from exporters import outbox
 from profiler import Profiler, preferences, settings
 from profiler.preferences import resolve
+from profiler.sending import flush
 from profiler.testing import RecordingExporter
 
 
@@ -101,6 +103,22 @@ def test_off_in_the_environment_of_the_process(sink: Sink, monkeypatch: pytest.M
         wait_for(lambda: prof._sending._withdrawn)
         monkeypatch.delenv("DO_NOT_TRACK")
         epoch(prof)
+    assert sink.received == []
+
+
+def test_off_that_is_seen_at_the_end_alone_keeps_the_run_here_for_good(
+    sink: Sink, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    """Also when somebody later looks after the runs whose last word is to come."""
+    on(sink)
+    with Profiler("x", interval=60) as prof:
+        epoch(prof)
+        wait_for(lambda: prof._recorder.cpu_ns is not None)
+        monkeypatch.setenv("DO_NOT_TRACK", "1")
+    monkeypatch.delenv("DO_NOT_TRACK")
+    monkeypatch.setattr(outbox, "OPEN_GRACE_S", 0.0)
+    assert list((home / "outbox" / "open").iterdir()) == []
+    assert flush().delivered == 0
     assert sink.received == []
 
 

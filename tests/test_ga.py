@@ -352,7 +352,7 @@ def test_check_asks_the_validation_server_and_counts_nothing(server: Google) -> 
     assert "HTTP 200, 0 messages" in answer.out
     assert server.collected == [] and server.validated[0]["validation_behavior"] == "ENFORCE_RECOMMENDATIONS"
     (entry, *_) = epochmeter("telemetry", "log", "--json").json
-    assert (entry["destination"], entry["answer"]) == (f"{server.url}/mp/collect (validation)", "HTTP 200")
+    assert (entry["destination"], entry["answer"]) == (f"{server.url}/debug/mp/collect (validation)", "HTTP 200")
 
 
 def test_check_shows_messages_and_fails(server: Google, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,6 +361,13 @@ def test_check_shows_messages_and_fails(server: Google, monkeypatch: pytest.Monk
     answer = epochmeter("telemetry", "preview", "--check")
     assert answer.code == 1
     assert "NAME_RESERVED" in answer.out
+
+
+def test_check_posts_nothing_to_a_relay_that_might_count_it(server: Google) -> None:
+    train(exporter="none")
+    answer = epochmeter("telemetry", "preview", "--check", EPOCHMETER_GA_ENDPOINT=f"{server.url}/relay")
+    assert (answer.code, server.collected, server.validated) == (2, [], [])
+    assert "no validation server is known" in answer.err
 
 
 @pytest.mark.parametrize("environment", [{"DO_NOT_TRACK": "1"}, {"EPOCHMETER_EXPORTER": "none"}])

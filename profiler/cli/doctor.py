@@ -134,7 +134,7 @@ def _outbox() -> Iterator[Check]:
     if not outbox_path().exists():
         return
     from exporters.outbox import REASONS, UnreadableError
-    from profiler.sending import outbox_of
+    from profiler.sending import config_for, outbox_of
 
     resolved = resolve()
     outbox = outbox_of(resolved)
@@ -151,8 +151,8 @@ def _outbox() -> Iterator[Check]:
         cure = "epochmeter telemetry flush" if why else ""
         if wait_s > 0:
             detail, cure = f"{detail}; it asks to be left alone for another {wait_s:.0f} s", ""
-        elif not _is_chosen(key, resolved) and not (in_code and key.decided == resolved.decided):
-            cure = "epochmeter telemetry flush --adopt sends it to the destination that is chosen now"
+        else:
+            cure = config_for(key, in_code, resolved)[1] or cure
         yield Check("outbox: waiting", "problem" if why else "ok", detail, cure)
     refused: dict[str, int] = {}
     for _, why in outbox.aside():
@@ -162,19 +162,6 @@ def _outbox() -> Iterator[Check]:
         yield Check("outbox: refused by the destination", "problem", f"{count}: {why}", cure)
     for reason, count in outbox.dropped().items():
         yield Check("outbox: given up", "problem" if reason != "withdrawn" else "ok", f"{count}: {REASONS[reason]}")
-
-
-def _is_chosen(key: Any, resolved: Any) -> bool:
-    """Whether this is the destination that is chosen now, by the same choice."""
-    from profiler.destinations import destination, without_credentials
-    from profiler.errors import SettingsError
-
-    try:
-        chosen = destination(resolved)
-    except SettingsError:
-        return False
-    here = (chosen["target"], chosen["protocol"], without_credentials(chosen["address"]), resolved.decided)
-    return here == (key.target, key.protocol, key.address, key.decided)
 
 
 def _probes() -> Iterator[Check]:
@@ -215,8 +202,15 @@ def _recent_runs() -> Iterator[Check]:
         except RunLogError as error:
             yield Check("run log", "problem", str(error))
             continue
-        for what, times in run.notes.items():  # what was not delivered at once is looked at in the outbox
-            yield Check(f"run {run.id}", "ok" if what.startswith("not delivered at once") else "problem", f"{what} ({times}x)")
+        for what, times in run.notes.items():
+            yield Check(f"run {run.id}", "ok" if _has_been_seen_to(what) else "problem", f"{what} ({times}x)")
+
+
+def _has_been_seen_to(note: str) -> bool:
+    """What was not delivered at once has been since, or waits: then the outbox says so."""
+    from exporters.courier import NOT_AT_ONCE
+
+    return note.startswith(NOT_AT_ONCE)
 
 
 def _cpu() -> Iterator[Check]:

@@ -26,6 +26,8 @@ def flush(
         done = deliver(adopt=adopt, again=again)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    except OSError as error:
+        raise SettingsError(f"the outbox cannot be used: {error.strerror}. Make its folder writable, and try again.") from error
     if as_json:
         typer.echo(json.dumps(asdict(done), indent=2))
     else:

@@ -106,19 +106,22 @@ def _as_data(run: str, target: str, bodies: list[bytes], where: str, why_off: st
 
 def _check(resolved: Any, bodies: list[bytes]) -> None:
     """On the user's explicit word, and noted like anything that leaves."""
-    from exporters import Config
-    from exporters.ga import check, checked_body
-    from profiler.destinations import destination
+    from exporters import Config, ExporterError
+    from exporters.ga import check, checked_body, validation_of
+    from profiler.destinations import destination, without_credentials
     from profiler.errors import SettingsError
     from profiler.sending import record
 
     if resolved.settings.exporter != "ga" or not resolved.may_send:
         reason = resolved.why_off or f"exporter is {resolved.settings.exporter}"
         raise SettingsError(f"--check is for exporter=ga, and asks Google's validation server; here, {reason}.")
-    config = Config(**destination(resolved))
+    try:
+        config = validation_of(Config(**destination(resolved)))
+    except ExporterError as error:
+        raise SettingsError(str(error)) from error
     failed = False
     for body in map(checked_body, bodies):
-        noted = record(f"{config.address} (validation)", body)
+        noted = record(f"{without_credentials(config.address)} (validation)", body)
         answer, messages = check(config, body)
         noted(answer.text)
         failed = failed or bool(messages) or answer.verdict != "taken"
