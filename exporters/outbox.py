@@ -97,14 +97,14 @@ class Head:
     Attributes:
         created: when it was put here, in seconds since 1970.
         until: when it is too old to be sent, or None.
-        in_code: whether its destination was chosen in the program, not in the settings.
+        chosen_there: whether its destination was chosen outside the settings file: in code, or in the environment.
     """
 
     key: Key
     run: str
     created: float
     until: float | None = None
-    in_code: bool = False
+    chosen_there: bool = False
     sha256: str = ""
 
 
@@ -163,7 +163,7 @@ class Outbox:
             "sha256": hashlib.sha256(body).hexdigest(),
             **vars(head.key),
             **({"until": head.until} if head.until is not None else {}),
-            **({"in_code": True} if head.in_code else {}),
+            **({"chosen_there": True} if head.chosen_there else {}),
         }
         packed = gzip.compress(body, compresslevel=6, mtime=0)
         self._make_room(len(packed) + 512)
@@ -468,6 +468,6 @@ def _head(line: bytes) -> Head:
         if found["version"] > VERSION:
             raise NewerError(22, f"it was written by a newer epochmeter (version {found['version']}, known is {VERSION})")
         key = Key(found["target"], found["protocol"], found["address"], found["decided"])
-        return Head(key, found["run"], found["created"], found.get("until"), found.get("in_code", False), found["sha256"])
+        return Head(key, found["run"], found["created"], found.get("until"), found.get("chosen_there", False), found["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableError("its first line is damaged") from error

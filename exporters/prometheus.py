@@ -30,7 +30,6 @@ from opentelemetry.sdk.metrics.export import (
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from exporters.config import Answered, Config, ExporterError, Record
-from exporters.payload import encode
 
 LOWEST, HIGHEST = -20, 14  # bounds from 2**-20 s, a microsecond, to 2**14 s, four and a half hours
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -43,7 +42,7 @@ class Page:
 
     Args:
         config: its address.
-        fresh: what is to be shown now, through the gate; None where there is no consent.
+        fresh: what is to be shown now, through the gate, and its bytes; None where there is no consent.
         every: seconds for which the same is shown.
         consent: asked at each scrape.
         record: notes what is shown, the first time that it is.
@@ -55,7 +54,7 @@ class Page:
     def __init__(
         self,
         config: Config,
-        fresh: Callable[[], MetricsData | None],
+        fresh: Callable[[], tuple[MetricsData, bytes] | None],
         every: float,
         consent: Callable[[], bool],
         record: Record,
@@ -83,9 +82,10 @@ class Page:
     def _renew(self) -> bool:
         """Whether there is something to show."""
         if time.monotonic() - self._made >= self._every:
-            outgoing = self._fresh()
-            if outgoing is not None:
-                self._page, self._body = page_of(outgoing), encode(outgoing)
+            fresh = self._fresh()
+            if fresh is not None:
+                outgoing, self._body = fresh
+                self._page = page_of(outgoing)
                 self._answered, self._times, self._made = None, 0, time.monotonic()
         return self._page is not None
 

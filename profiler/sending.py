@@ -368,10 +368,13 @@ class _Shown(_Way):
         from exporters.payload import encode
 
         outgoing = self._gate.outgoing(self._sending._snapshot(share), share)
-        if outgoing is not None and not self._gate.passes(encode(outgoing)):
+        if outgoing is None:
+            return None
+        body = encode(outgoing)
+        if not self._gate.passes(body, share):
             self._sending._note(self._gate.reason)
             return None
-        return outgoing
+        return outgoing, body
 
     def put(self, *, last: bool) -> None:
         """Nothing: it is fetched."""
@@ -615,7 +618,7 @@ def _keys(outbox: Outbox) -> dict[Key, bool]:
     for entry in [*outbox.waiting(), *outbox.under_way()]:
         with contextlib.suppress(OSError, UnreadableError):
             head = outbox.head(entry)
-            found[head.key] = found.get(head.key, False) or head.in_code
+            found[head.key] = found.get(head.key, False) or head.chosen_there
     for _, about, _ in outbox.open_runs():
         key = _key_of(about)
         if key is not None:

@@ -37,7 +37,7 @@ def test_what_is_put_is_there_and_whole(tmp_path: Path) -> None:
     put(box, "aa", "00000001", b"\x00\n\xff" * 1000)
     (entry,) = box.waiting()
     head = box.head(entry)
-    assert (head.key, head.run, head.until, head.in_code) == (KEY, "aa", None, False)
+    assert (head.key, head.run, head.until, head.chosen_there) == (KEY, "aa", None, False)
     assert box.body(entry) == b"\x00\n\xff" * 1000
     if os.name == "posix":
         assert entry.path.stat().st_mode & 0o777 == 0o600

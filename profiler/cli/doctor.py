@@ -144,15 +144,15 @@ def _outbox() -> Iterator[Check]:
             head = outbox.head(entry)
         except (OSError, UnreadableError):
             continue
-        waiting[head.key, head.in_code] = waiting.get((head.key, head.in_code), 0) + 1
-    for (key, in_code), count in waiting.items():
+        waiting[head.key, head.chosen_there] = waiting.get((head.key, head.chosen_there), 0) + 1
+    for (key, chosen_there), count in waiting.items():
         why, wait_s = outbox.trouble(key.digest)
         detail = f"{count} for {key.address}" + (f"; the last time: {why}" if why else "")
         cure = "epochmeter telemetry flush" if why else ""
         if wait_s > 0:
             detail, cure = f"{detail}; it asks to be left alone for another {wait_s:.0f} s", ""
         else:
-            cure = config_for(key, in_code, resolved)[1] or cure
+            cure = config_for(key, chosen_there, resolved)[1] or cure
         yield Check("outbox: waiting", "problem" if why else "ok", detail, cure)
     refused: dict[str, int] = {}
     for _, why in outbox.aside():
