@@ -55,6 +55,7 @@ SPECS = {  # name: (unit, help)
     "epochmeter.stage.passes": ("{pass}", "Passes over a loader; a partial one did not reach the loader's end."),
     "epochmeter.step.duration": ("s", "Duration of one step, its wait for data included."),
     "epochmeter.inference.latency": ("s", "Duration of one inference step, without its wait for data."),
+    "epochmeter.inference.batch_size": ("{sample}", "Samples in one inference step."),
     "epochmeter.phase.duration": ("s", "Duration of one phase of a step, on the host's clock."),
     "epochmeter.phase.device_duration": ("s", "Duration of one phase of a step, on the GPU's clock."),
 }
@@ -84,6 +85,7 @@ def epoch_data(run: Run, part: EpochRecord, began_unix_ns: int, now_unix_ns: int
         inferred = {"epochmeter.epoch.inferred": part.inferred}
         points.append(_point("epochmeter.epoch.time", "sum", part.duration_ns / NS, inferred))
     points += _stage_points(part, _local_phases)
+    points += _batch_points(part)
     points += _reading_points(part.readings.values())
     points += [
         Point(
@@ -197,6 +199,12 @@ def _stage_points(part: EpochRecord, by_phase: Any) -> Iterable[Point]:
             yield from _phase(timing, {**at, **attributes})
     for attributes, timing in by_phase(part.phases):
         yield from _phase(timing, attributes)
+
+
+def _batch_points(part: EpochRecord) -> Iterable[Point]:
+    for stage in part.stages.values():
+        if stage.batch.count:
+            yield _point("epochmeter.inference.batch_size", "histogram", stage.batch, {"epochmeter.stage": stage.stage})
 
 
 def _totals(stage: StageRecord, at: Attributes) -> Iterable[Point]:

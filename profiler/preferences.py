@@ -395,6 +395,17 @@ def variables(names: Iterable[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names if os.environ.get(name, "").strip()}
 
 
+def environment_for_run(request: Mapping[str, Any]) -> dict[str, str]:
+    """The environment for a script that is to be measured: Python runs `startup.sitecustomize` before it."""
+    before = os.environ.get("PYTHONPATH")
+    startup = str(Path(__file__).parent / "startup")
+    return {
+        **os.environ,
+        "EPOCHMETER_RUN": json.dumps({**request, "pythonpath": before}),
+        "PYTHONPATH": os.pathsep.join((startup, before)) if before else startup,
+    }
+
+
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 

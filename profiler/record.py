@@ -67,6 +67,7 @@ class StageRecord:
     partial_passes: int = 0
     step: Timing = field(default_factory=Timing)
     latency: Timing = field(default_factory=Timing)  # inference alone: a step without its wait for data
+    batch: Histogram = field(default_factory=Histogram)  # inference alone: samples in a step, times 1e9
     phases: dict[Path, Timing] = field(default_factory=dict)
 
     @property
@@ -87,6 +88,7 @@ class StageRecord:
         self.partial_passes += other.partial_passes
         self.step.merge(other.step)
         self.latency.merge(other.latency)
+        self.batch.merge(other.batch)
         merge_phases(self.phases, other.phases)
 
 

@@ -299,6 +299,9 @@ def _take_total(part: EpochRecord, name: str, at: Mapping[str, Any], value: floa
 
 def _take_histogram(part: EpochRecord, name: str, at: Mapping[str, Any], point: Mapping[str, Any]) -> None:
     stage = part.stage(at["epochmeter.stage"]) if "epochmeter.stage" in at else None
+    if name == "epochmeter.inference.batch_size" and stage is not None:
+        stage.batch.merge(_histogram(point))
+        return
     if name == "epochmeter.step.duration" and stage is not None:
         timing = stage.step
     elif name == "epochmeter.inference.latency" and stage is not None:

@@ -22,6 +22,7 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from profiler.clocks import host_clock
 from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError, SettingsError
+from profiler.follower import Follower
 from profiler.preferences import check_key, check_value, resolve, runs_path
 from profiler.probes import PROBES
 from profiler.record import EpochRecord, Run, State, Sums
@@ -30,6 +31,7 @@ from profiler.runlog import RunLog, prune
 from profiler.sending import Sending
 from profiler.summary import RunSummary
 from profiler.timing import Phase, SampleCount, Span, Stage, Timer, batch_size, printable
+from profiler.torch_hooks import Hooks, in_foreign_backward
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -39,6 +41,7 @@ LOG_MODULES = (
     *("profiler.otel", "opentelemetry.exporter.otlp.proto.common.metrics_encoder"),
     *("google.protobuf.json_format", "filelock", "platformdirs"),
 )
+KEEP_NS = 60_000_000_000  # a service's calls are kept that often
 MAX_UNSAVED = 16  # epochs kept for a disk that may have room again
 logger = logging.getLogger("epochmeter")
 _live: weakref.WeakSet[Profiler] = weakref.WeakSet()
@@ -64,6 +67,26 @@ class Pass(Generic[T]):
         if name.startswith("__") or name in ("_items", "_iterate"):
             raise AttributeError(name)
         return getattr(self._items, name)  # loader.sampler, loader.dataset: as if it stood there unwrapped
+
+
+class Attachment:
+    """What `Profiler.attach` has put in place; taken away by `remove`, or at the end of a ``with``."""
+
+    def __init__(self, hooks: Hooks, things: tuple[Any, ...]) -> None:
+        self._hooks = hooks
+        self._things = things
+
+    def remove(self) -> None:
+        """Takes the hooks away, but for those that another attachment needs. Nothing happens the second time."""
+        things, self._things = self._things, ()
+        for thing in things:
+            self._hooks.drop(thing)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.remove()
 
 
 class Profiler:
@@ -115,10 +138,13 @@ class Profiler:
         self._sums_lock = threading.Lock()
         self._sending = Sending(self._run, self._arguments, self._exporter, self._snapshot, self._run.note)
         self._state: Literal["new", "running", "over"] = "new"
+        self._hooks: Hooks | None = None
         self._epoch: EpochRecord | None = None
         self._indices: set[int] = set()  # of the epochs begun so far
         self._tells_epochs = False  # whether the loop says itself where its epochs begin
         self._began = 0
+        self._kept_at = host_clock()
+        self._timer.on_tasks = lambda: setattr(self, "phase", self._phase_in_tasks)
 
     # ---- a run's life ----------------------------------------------------------------------------------------------
 
@@ -214,16 +240,19 @@ class Profiler:
         return self._pass(Stage.INFERENCE, loader, samples)
 
     def inference(self, function: Callable[P, R]) -> Callable[P, R]:
-        """Decorates a function: every call is one step of inference.
+        """Decorates a function or coroutine function: every call is one step of inference.
+
+        Calls may overlap, in threads as in tasks of asyncio: each has a latency of its own, and the phases in it. The
+        samples of a call are the first dimension of the first tensor among its arguments.
 
         Raises:
-            ArgumentTypeError: it is not a plain function (for a coroutine function, time what it awaits).
+            ArgumentTypeError: it is a generator function, whose calls return before the work is done, or no function.
         """
         import inspect
 
-        if not callable(function) or inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        if not callable(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ArgumentTypeError(f"prof.inference decorates a function that returns its result, not {function!r}")
-        return self._timer.call(function, batch_size, self._start_if_new)
+        return self._timer.call(function, batch_size, self._start_if_new, self._after_call)
 
     def epochs(self, epochs: int | Iterable[T] | None = None) -> Pass[Any]:
         """Epochs: ``for epoch in prof.epochs(10)``, or any iterable, or the number given to the Profiler.
@@ -243,6 +272,38 @@ class Profiler:
             items = _checked_iterable("epochs", epochs)
         return Pass(items, lambda: self._iterate_epochs(items))
 
+    def attach(self, *things: Any) -> Attachment:
+        """Times forward, backward and optimizer of what is named here, without a ``with`` in the loop.
+
+        Where the loop says what it does (`train`, `validate`, `infer`), these phases are added to its passes. Otherwise
+        passes are inferred: over the loaders named here, else from one step of an optimizer to the next.
+
+        Args:
+            things: the outermost modules (after wrapping: DistributedDataParallel, ``torch.compile``), optimizers, and
+                DataLoaders that are not handed to `train`, `validate` or `infer`.
+
+        Returns:
+            a handle with ``remove()``, which is a context manager, too. All hooks go at the run's end.
+
+        Raises:
+            ArgumentTypeError: something that is none of these; nothing is attached then.
+        """
+        if not things:
+            raise ArgumentTypeError("attach what? prof.attach(model, optimizer)")
+        if self._state == "over":
+            return Attachment(Hooks(self._follower(gaps=False)), ())
+        if self._hooks is None:
+            self._hooks = Hooks(self._follower(gaps=False))
+        added: list[Any] = []
+        try:
+            for thing in things:
+                self._hooks.add(thing)
+                added.append(thing)
+        except BaseException:
+            Attachment(self._hooks, tuple(added)).remove()
+            raise
+        return Attachment(self._hooks, things)
+
     # ---- inside ----------------------------------------------------------------------------------------------------
 
     def _pass(self, stage: Stage, loader: Iterable[T], samples: int | Callable[[Any], int] | None) -> Pass[T]:
@@ -258,14 +319,32 @@ class Profiler:
 
         return Pass(items, iterate)
 
+    def _follower(self, *, gaps: bool) -> Follower:
+        return Follower(self._timer, _Host(self), gaps=gaps, in_backward=in_foreign_backward)
+
+    def _follow_everything(self) -> None:
+        """For a script that names nothing: all loaders, modules and optimizers, and what lies between."""
+        if self._hooks is None:
+            self._hooks = Hooks(self._follower(gaps=True), everything=True)
+
     def _infer_epoch(self) -> None:
         """Where the loop does not say itself where its epochs begin, each training pass is taken for one."""
         if self._state == "running" and not self._tells_epochs and not self._timer.is_open(Stage.TRAIN):
             self._begin_epoch(len(self._indices), inferred=True)
 
-    def _start_if_new(self) -> None:
+    def _start_if_new(self) -> bool:
         if self._state == "new":
             self.start()
+        return self._state == "running"
+
+    def _after_call(self) -> None:
+        """A service runs for weeks: what its calls measured goes on disk every minute, not only at its end."""
+        if self._epoch is None and host_clock() - self._kept_at > KEEP_NS:
+            self._keep_outside()
+
+    def _phase_in_tasks(self, name: str | Phase) -> Span:
+        """`phase`, once tasks of asyncio have places of their own."""
+        return self._timer.phase(name)
 
     def _after_pass(self) -> None:
         if self._epoch is None and self._state == "running":
@@ -324,6 +403,7 @@ class Profiler:
 
     def _keep_outside(self) -> None:
         """What lies outside every epoch goes on disk as soon as it is known, too."""
+        self._kept_at = host_clock()
         part = EpochRecord(None, started_ns=self._now())
         self._collect(part)
         if not part.is_empty:
@@ -348,6 +428,8 @@ class Profiler:
     def _finish(self, state: State) -> None:
         if self._state != "running":
             return
+        if self._hooks is not None:
+            self._attempt("hooks could not be removed", self._hooks.remove)
         self._end_epoch()
         self._timer.close_passes()
         self._state = "over"
@@ -449,6 +531,8 @@ class Profiler:
         self._state = "over"
         atexit.unregister(self._at_exit)
         self._timer.forget_threads()
+        if self._hooks is not None:
+            self._hooks.follower.forget()
         self._recorder.forget_threads()
         self._sending.forget()
         self._log_lock = threading.Lock()
@@ -462,6 +546,32 @@ class Profiler:
 
     def __repr__(self) -> str:
         return f"<Profiler {self._run.name!r} {self._run.id} {self._state}>"
+
+
+class _Host:
+    """What `follower.Host` asks of a run."""
+
+    def __init__(self, session: Profiler) -> None:
+        self._session = session
+
+    def is_running(self) -> bool:
+        return self._session._state == "running" or self._session._start_if_new()
+
+    def begin_inferred_epoch(self, started: int | None) -> None:
+        session = self._session
+        if session._state == "running" and not session._tells_epochs:
+            epoch = session._begin_epoch(len(session._indices), inferred=True)
+            if started is not None:
+                epoch.started_ns = started - session._began
+
+    def has_epoch(self) -> bool:
+        return self._session._epoch is not None or self._session._tells_epochs
+
+    def after_pass(self) -> None:
+        self._session._after_pass()
+
+    def count_fault(self, error: Exception) -> None:
+        self._session._run.note(f"a loop could not be followed: {type(error).__name__}")
 
 
 def _load(keeps_log: bool) -> None:

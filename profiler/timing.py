@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from enum import Enum
 from threading import get_ident
 from typing import Any, ParamSpec, TypeVar, cast
 
 from profiler.clocks import DeviceClock, Event, find_device_clock, host_clock
 from profiler.errors import ArgumentTypeError, ArgumentValueError
+from profiler.histogram import NS
 from profiler.record import EpochRecord, Path, StageRecord, Timing, merge_phases
 
 BUFFER_SIZE = 2048
+TASK_BUFFER_SIZE = 64  # there can be thousands of tasks
 MAX_DEPTH = 32
 MAX_NAMES = 256  # different phases below one parent; a name made up per step would otherwise grow without end
 MAX_PENDING = 4096  # device marks that wait to be read
@@ -105,7 +109,7 @@ class Span:
         self.name = name
         self.depth: int = parent.depth + 1 if parent else 0
         self.children: dict[str, Span] = {}
-        self.buffer = [0] * BUFFER_SIZE if parent else []
+        self.buffer = [0] * state.buffer_size if parent else []
         self.n = 0
         self.t0 = 0
         self.timing = Timing()
@@ -165,7 +169,7 @@ class Span:
 
     def record(self, duration: int) -> None:
         """Keeps a duration, after making room for it."""
-        if self.n == BUFFER_SIZE:
+        if self.n == len(self.buffer):
             self.fold()
         self.buffer[self.n] = duration
         self.n += 1
@@ -238,22 +242,35 @@ class TooDeep(Span):
 
 
 class Tree:
-    """The spans of one stage, or (``stage`` None) of what is outside every stage, in one thread."""
+    """The spans of one stage in one thread.
 
-    __slots__ = ("cold", "device", "in_use", "latency", "pending", "record", "root", "span_type", "stage", "state", "step")
+    ``stage`` is None for what is outside every stage, and for a pass that has not yet shown what it is for.
+    """
+
+    __slots__ = (
+        *("batch", "cold", "device", "in_use", "is_empty", "latency", "pending"),
+        *("record", "root", "span_type", "stage", "state", "step"),
+    )
 
     def __init__(self, state: ThreadState, stage: Stage | None, device: DeviceClock | None = None) -> None:
         self.state = state
         self.stage = stage
         self.cold = False
         self.in_use = False
+        self.is_empty = True  # nothing was measured since it was last taken: it may serve another stage
         self.device = device
         self.pending: deque[tuple[DeviceSpan | None, Event, Event]] = deque()
         self.span_type: type[Span] = DeviceSpan if device else Span
         self.root = Span(self, None, "")
-        self.step = Span(self, self.root, "step")  # these two are never entered: they are a buffer and a histogram
+        self.step = Span(self, self.root, "step")  # these three are never entered: they are a buffer and a histogram
         self.latency = Span(self, self.root, "latency")
+        self.batch = Span(self, self.root, "batch")
         self.record = StageRecord(stage.value if stage else "")
+
+    def become(self, stage: Stage | None) -> None:
+        """From now on it is of that stage, with what it holds."""
+        self.stage = stage
+        self.record.stage = stage.value if stage else ""
 
     def end_cold(self) -> None:
         self.fold()
@@ -283,6 +300,7 @@ class Tree:
         self.fold()
         taken = self.record
         self.record = StageRecord(taken.stage)
+        self.is_empty = not self.in_use
         for path, span in self.spans():
             timing = span.timing
             if not (timing.count or timing.total_ns or timing.device.count):
@@ -292,6 +310,9 @@ class Tree:
                 taken.step = timing
             elif span is self.latency:
                 taken.latency = timing
+            elif span is self.batch:
+                timing.steady.merge(timing.cold)
+                taken.batch = timing.steady
             else:
                 merge_phases(taken.phases, {path: timing})
         return taken
@@ -300,6 +321,7 @@ class Tree:
         """Every span with its path; a copy of each level is walked, as another thread may be adding to it."""
         yield (), self.step
         yield (), self.latency
+        yield (), self.batch
         waiting: list[tuple[Path, Span]] = [((), self.root)]
         while waiting:
             path, span = waiting.pop()
@@ -309,14 +331,15 @@ class Tree:
 
 
 class ThreadState:
-    """Where one thread stands: the innermost open span, and the passes it is in."""
+    """Where one thread (or one task of asyncio) stands: the innermost open span, and the passes it is in."""
 
-    __slots__ = ("badge", "current", "is_owner", "outside", "segments", "thread", "timer", "trees")
+    __slots__ = ("badge", "buffer_size", "current", "is_owner", "outside", "segments", "thread", "timer", "trees")
 
-    def __init__(self, timer: Timer, is_owner: bool) -> None:
+    def __init__(self, timer: Timer, is_owner: bool, buffer_size: int = BUFFER_SIZE) -> None:
         self.timer = timer
         self.thread = get_ident()
         self.is_owner = is_owner
+        self.buffer_size = buffer_size
         self.badge = threading.RLock()  # held for good by the owning thread, by no one in other threads' states
         if is_owner:
             self.badge.acquire()
@@ -325,11 +348,16 @@ class ThreadState:
         self.outside = Tree(self, None)
         self.current: Span = self.outside.root
 
-    def tree_for(self, stage: Stage) -> Tree:
+    def tree_for(self, stage: Stage | None) -> Tree:
         """A tree of that stage that no open pass uses."""
         device = self.timer.device_clock()
-        for tree in self.trees:
-            if tree.stage is stage and not tree.in_use and tree.device is device:
+        free = [tree for tree in self.trees if not tree.in_use and tree.device is device]
+        for tree in free:
+            if tree.stage is stage:
+                return tree
+        for tree in free:
+            if tree.is_empty:
+                tree.become(stage)
                 return tree
         tree = Tree(self, stage, device)
         self.trees.append(tree)
@@ -369,10 +397,11 @@ class ThreadState:
 class Segment:
     """One pass over a loader by one thread, or the part of it that lies in one epoch."""
 
-    __slots__ = ("closed", "handed_at", "in_step", "resume", "started", "state", "step_started", "tree", "wait")
+    __slots__ = ("closed", "handed_at", "in_step", "resume", "started", "state", "step_started", "task", "tree", "wait")
 
     def __init__(self, state: ThreadState, tree: Tree) -> None:
         self.state = state
+        self.task = current_task()
         self.tree = tree
         self.resume = state.current
         self.started = self.step_started = self.handed_at = now()
@@ -380,8 +409,15 @@ class Segment:
         self.in_step = False
         self.wait = tree.root.child(Phase.DATA_WAIT.value)
         tree.in_use = True
+        tree.is_empty = False
         state.segments.append(self)
         state.current = tree.root
+
+    def decide(self, stage: Stage) -> None:
+        """Says what a pass is for that was begun without saying so; before the end of its first step."""
+        with self.state.timer.lock:
+            self.tree.become(stage)
+            self.state.timer.warm_up(self.tree)
 
     def begin_step(self, samples: int | None) -> bool:
         """A batch is handed to the loop; False where the epoch has ended, and this pass with it, during the wait."""
@@ -393,8 +429,10 @@ class Segment:
             record.steps += 1
             if samples is not None:
                 record.samples = (record.samples or 0) + samples
-        if self.tree.stage is Stage.INFERENCE:
-            self.handed_at = now()
+            if self.tree.stage is Stage.INFERENCE:
+                if samples is not None:
+                    self.tree.batch.record(samples * NS)
+                self.handed_at = now()
         return True
 
     def end_step(self) -> None:
@@ -412,22 +450,27 @@ class Segment:
             if tree.pending:
                 tree.read_device()
 
-    def close(self, *, partial: bool) -> None:
-        """Ends the pass. What overlaps with a pass that began later and is still open belongs to that one."""
+    def close(self, *, partial: bool, at: int | None = None) -> None:
+        """Ends the pass. What overlaps with a pass that began later and is still open belongs to that one.
+
+        Args:
+            at: when it ended, where that is only seen now; what was measured since is dropped.
+        """
         state, tree, timer = self.state, self.tree, self.state.timer
         with timer.lock:
             if self.closed:
                 return
-            if self.in_step:
+            if self.in_step and at is None:
                 self.end_step()
             self.closed = True
             position = state.segments.index(self)
             later = state.segments[position + 1 :]
-            end = later[0].started if later else now()
+            end = later[0].started if later else now() if at is None else at
             if later:
                 later[0].resume = self.resume
             else:
-                self._leave_open_spans(end)
+                if at is None:
+                    self._leave_open_spans(end)
                 state.current = self.resume
             tree.record.duration_ns += end - self.started
             tree.record.passes += 1
@@ -435,15 +478,31 @@ class Segment:
             state.shift(end - self.started, position)
             del state.segments[position]
             tree.in_use = False
-            if tree.cold and not tree.record.steps:  # an empty loader warms nothing up
+            if tree.cold and tree.stage and not tree.record.steps:  # an empty loader warms nothing up
                 tree.cold = False
-                timer.warm.discard(Stage(tree.record.stage))
+                timer.warm.discard(tree.stage)
+
+    def leave_open_spans(self) -> None:
+        """Ends the phases that are still open where this pass is the innermost one."""
+        with self.state.timer.lock:
+            if not self.closed and self.state.segments[-1] is self and self.state.current is not self.tree.root:
+                self._leave_open_spans(now())
+                self.state.current = self.tree.root
 
     def _leave_open_spans(self, end: int) -> None:
         span = self.state.current
         while span.parent is not None and span.tree is self.tree:
             span.record(end - span.t0)
             span = span.parent
+
+
+class Call:
+    """What a task's context holds while the task is in a pass of its own; empty when that has ended."""
+
+    __slots__ = ("state",)
+
+    def __init__(self, state: ThreadState | None) -> None:
+        self.state = state
 
 
 class Timer:
@@ -458,14 +517,21 @@ class Timer:
         self.lock = threading.RLock()  # re-entrant: a forgotten generator may be closed by the collector at any moment
         self.overhead_ns = 0
         self.warm: set[Stage] = set()  # stages whose first step is behind them
+        self.on_tasks: Callable[[], None] = lambda: None  # called when the first task has a place of its own
         self._device_clock: DeviceClock | None = None
+        self._call: ContextVar[Call] | None = None
+        self._idle: list[ThreadState] = []  # places that tasks have left
         self.owner = ThreadState(self, is_owner=True)
         self._states = [self.owner]
         self._local = threading.local()
         self._local.state = self.owner
 
     def state(self) -> ThreadState:
-        """Where the calling thread stands."""
+        """Where the calling thread or task stands."""
+        if self._call is not None:
+            call = self._call.get(None)
+            if call is not None and call.state is not None:
+                return call.state
         try:
             return cast(ThreadState, self._local.state)
         except AttributeError:
@@ -480,18 +546,52 @@ class Timer:
         return self._device_clock
 
     def phase(self, name: str | Phase) -> Span:
-        """The span for a phase at the place where the owning thread stands now."""
-        return self.owner.current.child(phase_name(name))
+        """The span for a phase at the place where the owning thread stands now, or the calling task."""
+        state = self.owner if self._call is None else self.state()
+        return state.current.child(phase_name(name))
 
-    def begin(self, stage: Stage) -> Segment:
-        """Begins a pass in the calling thread."""
+    def begin(self, stage: Stage | None) -> Segment:
+        """Begins a pass in the calling thread; None where it is not known yet what the pass is for."""
         state = self.state()
         with self.lock:
             tree = state.tree_for(stage)
-            if stage not in self.warm:
-                self.warm.add(stage)
-                tree.cold = True
+            self.warm_up(tree)
             return Segment(state, tree)
+
+    def warm_up(self, tree: Tree) -> None:
+        """The first step of each stage is told apart."""
+        if tree.stage is not None and tree.stage not in self.warm:
+            self.warm.add(tree.stage)
+            tree.cold = True
+
+    def enter_task(self) -> tuple[Call, Any]:
+        """Gives the calling task (of asyncio) a place of its own: tasks of one thread take turns within their phases."""
+        if self._call is None:
+            self._call = ContextVar("epochmeter.call")
+            self.on_tasks()
+        with self.lock:
+            state = self._idle.pop() if self._idle else ThreadState(self, is_owner=False, buffer_size=TASK_BUFFER_SIZE)
+            if state not in self._states:
+                self._states.append(state)
+        call = Call(state)
+        return call, self._call.set(call)
+
+    def leave_task(self, call: Call, token: Any) -> None:
+        """The task has left its place. What it left running goes on outside of it."""
+        state, call.state = call.state, None
+        with self.lock:
+            if state is not None and not state.segments:
+                self._idle.append(state)
+        try:
+            if self._call is not None:
+                self._call.reset(token)
+        except ValueError:  # a generator closed in another context: the call that it holds is empty anyway
+            pass
+
+    def is_shared(self) -> bool:
+        """Whether another task of the calling thread has a pass open where the calling one would begin its own."""
+        segments = self.state().segments
+        return bool(segments) and segments[-1].task is not current_task()
 
     def is_open(self, stage: Stage) -> bool:
         """Whether a pass of that stage is going on in any thread."""
@@ -512,6 +612,7 @@ class Timer:
         """
         before()
         iterator: Iterator[T] | None = None
+        task = self.enter_task() if self.is_shared() else None
         segment = self.begin(stage)
         partial = True
         try:
@@ -542,16 +643,46 @@ class Timer:
                     segment.end_step()
         finally:
             segment.close(partial=partial)
+            if task is not None:
+                self.leave_task(*task)
             after()
 
-    def call(self, function: Callable[P, R], samples: SampleCount, before: Callable[[], None] = lambda: None) -> Callable[P, R]:
-        """Every call of the function as one step of inference; ``before`` is called first."""
+    def call(
+        self,
+        function: Callable[P, R],
+        samples: SampleCount,
+        before: Callable[[], bool] = lambda: True,
+        after: Callable[[], None] = lambda: None,
+    ) -> Callable[P, R]:
+        """Every call of the function as one step of inference.
+
+        ``before`` is called first, and says whether the call is to be timed at all; ``after`` when it has been.
+        """
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def timed_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
+                if not before():
+                    return await function(*args, **kwargs)
+                task = self.enter_task()
+                segment = self._begin_call(samples, args, kwargs)
+                failed = True
+                try:
+                    result = await function(*args, **kwargs)
+                    failed = False
+                    return result
+                finally:
+                    segment.close(partial=failed)
+                    self.leave_task(*task)
+                    after()
+
+            return cast("Callable[P, R]", timed_coroutine)
 
         @functools.wraps(function)
         def timed(*args: P.args, **kwargs: P.kwargs) -> R:
-            before()
-            segment = self.begin(Stage.INFERENCE)
-            segment.begin_step(samples(args))
+            if not before():
+                return function(*args, **kwargs)
+            segment = self._begin_call(samples, args, kwargs)
             failed = True
             try:
                 result = function(*args, **kwargs)
@@ -559,8 +690,14 @@ class Timer:
                 return result
             finally:
                 segment.close(partial=failed)
+                after()
 
         return timed
+
+    def _begin_call(self, samples: SampleCount, args: Any, kwargs: Any) -> Segment:
+        segment = self.begin(Stage.INFERENCE)
+        segment.begin_step(samples((args, kwargs)))
+        return segment
 
     def close_passes(self) -> None:
         """Ends every open pass; one that is resumed later begins anew."""
@@ -579,14 +716,27 @@ class Timer:
                 if state.is_owner and not ended and get_ident() != state.thread:
                     continue
                 for tree in state.trees:
+                    if tree.stage is None and tree.in_use:  # it will soon be known what that pass is for
+                        continue
                     taken = tree.take()
-                    if not taken.is_empty:
+                    if not taken.stage:  # it never showed what it was for: what it waited is in no stage
+                        merge_phases(into.phases, taken.phases)
+                    elif not taken.is_empty:
                         into.stage(taken.stage).merge(taken)
                 merge_phases(into.phases, state.outside.take().phases)
 
     def forget_threads(self) -> None:
         """After a fork: the lock may be held by a thread that does not exist here."""
         self.lock = threading.RLock()
+
+
+def current_task() -> object:
+    """The task of asyncio that is running in this thread, or None; asyncio is looked up, not imported."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return asyncio.current_task() if asyncio is not None else None
+    except (RuntimeError, AttributeError):  # no loop runs here; it is being imported
+        return None
 
 
 def batch_size(item: Any, depth: int = 4) -> int | None:

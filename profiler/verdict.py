@@ -63,21 +63,21 @@ def _time(stage: StageRecord, readings: list[ReadingRecord]) -> Verdict:
     wait = shares.get("data_wait", 0.0)
     compute = sum(shares.get(phase, 0.0) for phase in COMPUTE_PHASES)
     other = stage.other_ns / stage.duration_ns
-    waiting = f"{wait:.0%} of {stage.stage} time was spent waiting for data"
+    waited = [f"{wait:.0%} of {stage.stage} time was spent waiting for data"] if "data_wait" in shares else []
     if wait >= WAIT_SHARE:
-        return Verdict("input-bound", [waiting])
+        return Verdict("input-bound", waited)
     busy = [r.total / r.count for r in readings if r.spec.name == "hw.gpu.utilization" and r.count]
     if busy and max(busy) >= GPU_BUSY:
-        return Verdict("compute-bound", [f"the busiest GPU ran kernels {max(busy):.0%} of the time", waiting])
+        return Verdict("compute-bound", [f"the busiest GPU ran kernels {max(busy):.0%} of the time", *waited])
     if busy and 0 < max(busy) < GPU_IDLE:
-        return Verdict("host-bound", [f"the busiest GPU ran kernels only {max(busy):.0%} of the time", waiting])
+        return Verdict("host-bound", [f"the busiest GPU ran kernels only {max(busy):.0%} of the time", *waited])
     if compute >= COMPUTE_SHARE:
-        return Verdict("compute-bound", [f"{compute:.0%} of {stage.stage} time was spent in {_named(shares)}", waiting])
+        return Verdict("compute-bound", [f"{compute:.0%} of {stage.stage} time was spent in {_named(shares)}", *waited])
     if compute and other >= OTHER_SHARE:
-        return Verdict("host-bound", [f"{other:.0%} of {stage.stage} time was spent outside every phase", waiting])
+        return Verdict("host-bound", [f"{other:.0%} of {stage.stage} time was spent outside every phase", *waited])
     if len(shares) < 2:
-        return Verdict("unknown", [waiting, "nothing else was timed: name the phases of a step with prof.phase(...)"])
-    return Verdict("balanced", [waiting, f"compute took {compute:.0%}, everything else {1 - compute - wait:.0%}"])
+        return Verdict("unknown", [*waited, "nothing else was timed: name the phases of a step with prof.phase(...)"])
+    return Verdict("balanced", [*waited, f"compute took {compute:.0%}, everything else {1 - compute - wait:.0%}"])
 
 
 def _named(shares: dict[str, float]) -> str:

@@ -14,7 +14,7 @@ import typer
 import profiler
 from profiler.errors import ProfilerError
 
-COMMANDS = ("demo", "runs", "report", "settings", "telemetry", "doctor")  # each a module here with that name in it
+COMMANDS = ("demo", "run", "runs", "report", "settings", "telemetry", "doctor")  # each a module here with that name in it
 
 app = typer.Typer(
     name="epochmeter",
@@ -24,11 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for _name in COMMANDS:
-    _command = getattr(importlib.import_module(f"profiler.cli.{_name}"), _name)
+    _module = importlib.import_module(f"profiler.cli.{_name}")
+    _command = getattr(_module, _name)
     if isinstance(_command, typer.Typer):
         app.add_typer(_command, name=_name)
     else:
-        app.command(_name)(_command)
+        app.command(_name, context_settings=getattr(_module, "CONTEXT", None))(_command)
 
 
 def _version(asked: bool) -> None:

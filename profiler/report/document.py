@@ -90,6 +90,8 @@ def _stage(stage: StageRecord) -> dict[str, Any]:
         result["step"] = _timing(stage.step)
     if stage.latency.count:
         result["latency"] = _timing(stage.latency)
+    if stage.batch.count:
+        result["batch_size"] = _batch_size(stage.batch)
     result["phases"] = {**_phases(stage.phases), "other": {"total_s": stage.other_ns / NS}}
     return result
 
@@ -124,6 +126,16 @@ def _timing(timing: Timing) -> dict[str, Any]:
         device = timing.device
         result["device"] = {"total_s": device.sum_ns / NS, "count": device.count, **_percentiles(device)}
     return result
+
+
+def _batch_size(sizes: Histogram) -> dict[str, float]:
+    """Samples in a step; the histogram holds them as it holds seconds."""
+    result = {"count": sizes.count, "mean": sizes.sum_ns / NS / sizes.count}
+    for key, value in (("min", sizes.min_ns), ("max", sizes.max_ns)):
+        if value is not None:
+            result[key] = value // NS
+    middle = sizes.percentile(0.5)
+    return result if middle is None else {**result, "p50": round(middle)}
 
 
 def _percentiles(histogram: Histogram) -> dict[str, float]:

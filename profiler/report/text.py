@@ -33,7 +33,7 @@ def renderable(run: Run) -> RenderableType:
     if data["epochs"]:
         parts.append(_epochs(data))
     parts += [_phases(name, stage) for name, stage in data["stages"].items()]
-    parts += list(_lines(data))
+    parts += [*_batch_sizes(data), *_lines(data)]
     return Group(*parts)
 
 
@@ -102,6 +102,13 @@ def _phases(name: str, stage: dict[str, Any]) -> Table:
             cold = duration(entry["cold"]["total_s"]) if "cold" in entry else ""
             table.add_row(label, "", duration(entry["total_s"]), str(entry["count"]), *times, cold, style="dim")
     return table
+
+
+def _batch_sizes(data: dict[str, Any]) -> Iterator[Text]:
+    for name, stage in data["stages"].items():
+        if "batch_size" in stage:
+            sizes = stage["batch_size"]
+            yield Text(f"{name} batches of {sizes['min']} to {sizes['max']} samples, mean {sizes['mean']:.1f}")
 
 
 def _flat(phases: dict[str, Any], indent: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,0 +1,663 @@
+"""Follows a loop that was not written for us: from what its loaders, modules and optimizers do, which passes and phases.
+
+It knows nothing of torch; `torch_hooks` tells it what happens. Two ways of telling passes apart:
+
+- Where the loop says itself what it does (``prof.train(...)``, an adapter), only phases are added to the pass it is in.
+- Elsewhere passes are inferred. One over a loader is training once it has seen a gradient or an optimizer, and
+  validation when its first step has ended without. Without a loader, a step is what lies between two optimizer steps,
+  and a forward in evaluation mode or without gradients is validation.
+
+Between two batches of torch's work our own code is cold: a call that takes 0.3 us in a tight loop takes several there.
+So what leads from one span straight to the next is noted in a `Lane`, and `begin_event` and `end_event` only follow that
+the next time: closures, which are a third faster here than methods. Whenever a pass begins, ends or shows what it is
+for, all lanes are forgotten.
+
+The rules it keeps: nothing raises into the loop; a fault is counted, and after a few the following ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol
+
+from profiler import timing
+from profiler.timing import Phase, Segment, Span, Stage, ThreadState, Timer, batch_size
+
+DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER = "data_wait", "forward", "backward", "optimizer"
+AFTER = {word: f"after {word}" for word in (DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER)}
+GAPS = frozenset(AFTER.values())
+MAX_FAULTS = 5
+
+
+class Host(Protocol):
+    """What the follower needs of the run it measures for."""
+
+    def is_running(self) -> bool:
+        """Whether anything is to be measured; the run is begun by the first question, if nobody else did."""
+        ...
+
+    def begin_inferred_epoch(self, started: int | None) -> None:
+        """A loader was restarted, or (``started``, in the clock's ns) the first training pass has shown itself.
+
+        Nothing happens where the loop says itself where its epochs begin.
+        """
+        ...
+
+    def has_epoch(self) -> bool:
+        """Whether an epoch is open."""
+        ...
+
+    def after_pass(self) -> None:
+        """A pass has ended."""
+        ...
+
+    def count_fault(self, error: Exception) -> None:
+        """Something went wrong on our side."""
+        ...
+
+
+class Called(Protocol):
+    """A module whose calls are followed."""
+
+    has_trained: bool  # whether it was seen in training
+
+
+class Feed:
+    """One iteration over a loader: the iterator's side of a pass."""
+
+    __slots__ = ("goes_along", "inferred", "key", "place", "signature", "watch")
+
+    def __init__(self, place: Place, key: Hashable, signature: Hashable) -> None:
+        self.place = place
+        self.key = key
+        self.signature = signature
+        self.inferred: Inferred | None = None  # the pass that it feeds, while that is open
+        self.goes_along = False  # the batch it is asked for belongs to a pass that another loader feeds
+        self.watch: object = None  # tells when the iterator is gone
+
+
+class Inferred:
+    """A pass that was inferred. Without a loader (``feed`` None) its segment's ``handed_at`` says what it lasted until."""
+
+    __slots__ = ("feed", "has_forward", "segment", "stage")
+
+    def __init__(self, segment: Segment, stage: Stage | None, feed: Feed | None) -> None:
+        self.segment = segment
+        self.stage = stage
+        self.feed = feed
+        self.has_forward = False
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has a batch that nothing was done with yet."""
+        segment = self.segment
+        phases = (span for name, span in segment.tree.root.children.items() if name not in GAPS)
+        return self.feed is not None and segment.in_step and all(span.t0 <= segment.wait.t0 for span in phases)
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether a step has begun; without a loader, one begins with the first thing that is done."""
+        return self.segment.in_step if self.feed else self.segment.handed_at > self.segment.step_started
+
+
+class Place:
+    """One thread's side of the following."""
+
+    __slots__ = ("ignored", "passes", "state")
+
+    def __init__(self, state: ThreadState) -> None:
+        self.state = state
+        self.passes: list[Inferred] = []  # those that are open, the innermost last
+        self.ignored: list[str] = []  # phases that were not begun, because one of that kind is open already
+
+
+class Lane:
+    """The way that one kind of event went last, and will go again: from the span that is open then, to another one."""
+
+    __slots__ = ("expected", "known", "segment", "span")
+
+    def __init__(self) -> None:
+        self.expected: Span | None = None
+        self.span: Any = None
+        self.segment: Segment | None = None  # the pass without a loader whose end moves on
+        self.known: dict[Span, tuple[Span, Segment | None]] = {}  # all ways that it went
+
+    def note(self, before: Span, after: Span, segment: Segment | None) -> None:
+        self.known[before] = after, segment
+        self.expected, self.span, self.segment = before, after, segment
+
+    def turn(self, current: Span) -> bool:
+        """Makes ready for another way that is known; False where there is none."""
+        found = self.known.get(current)
+        if found is None:
+            return False
+        self.expected, (self.span, self.segment) = current, found
+        return True
+
+    def forget(self) -> None:
+        self.expected = self.segment = self.span = None
+        self.known.clear()
+
+
+def begin_event(follower: Follower, tell: Callable[[Lane], None]) -> Callable[..., None]:
+    """A function to call, with whatever arguments, when a phase begins; ``tell`` is the long way."""
+    lane, state, owned, now = follower.lane(), follower.timer.owner, follower.owned, timing.now
+
+    def begins(*_: Any) -> None:
+        current = state.current
+        if not owned() or (current is not lane.expected and not lane.turn(current)):
+            tell(lane)
+            return
+        began = now()
+        span = lane.span
+        if current is not span.parent:  # a gap ends here
+            _end(current, began)
+        state.current = span
+        span.t0 = began
+
+    return begins
+
+
+def end_event(follower: Follower, tell: Callable[[Lane], None], *, ends_step: bool = False) -> Callable[..., None]:
+    """A function to call, with whatever arguments, when a phase has ended; ``tell`` is the long way."""
+    lane, state, owned, now = follower.lane(), follower.timer.owner, follower.owned, timing.now
+
+    def ends(*_: Any) -> None:
+        end = now()
+        current = state.current
+        if not owned() or (current is not lane.expected and not lane.turn(current)):
+            tell(lane)
+            return
+        try:
+            current.buffer[current.n] = end - current.t0
+            current.n += 1
+        except IndexError:
+            current.record(end - current.t0)
+        segment = lane.segment
+        if segment is not None:
+            segment.handed_at = end
+            if ends_step:
+                tree = segment.tree
+                tree.step.record(end - segment.step_started)
+                tree.record.steps += 1
+                segment.step_started = end
+        state.current = span = lane.span
+        span.t0 = end
+
+    return ends
+
+
+def _end(span: Span, end: int) -> None:
+    try:
+        span.buffer[span.n] = end - span.t0
+        span.n += 1
+    except IndexError:
+        span.record(end - span.t0)
+
+
+class Follower:
+    """Turns events into passes and phases of a timer.
+
+    Args:
+        timer: where they are measured.
+        host: the run.
+        gaps: also name what lies between two known phases, "after forward" and so on: for loops that name nothing.
+        in_backward: whether the calling thread works for a backward that another thread began.
+    """
+
+    def __init__(
+        self, timer: Timer, host: Host, *, gaps: bool = False, in_backward: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.timer = timer
+        self.host = host
+        self.gaps = gaps
+        self.in_backward = in_backward
+        self._is_over = False
+        self._faults = 0
+        self._stages: dict[Hashable, Stage] = {}  # what passes over a loader turned out to be
+        self._trained_on: set[Hashable] = set()  # loaders of this epoch's training passes
+        self._local = threading.local()
+        self._lanes: list[Lane] = []
+        self.owned: Callable[[], bool] = timer.owner.badge._is_owned  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        """Ends the following, and the passes that it began in this thread."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self._forget_lanes()
+        place = getattr(self._local, "place", None)
+        if place is not None and place.passes:
+            self._close(place, place.passes[0], partial=True)
+
+    def forget(self) -> None:
+        """In a forked child: nothing is followed."""
+        self._is_over = True
+        self._forget_lanes()
+
+    # ---- what happens ----------------------------------------------------------------------------------------------
+
+    def loader_begins(self, key: Hashable, state: Hashable) -> Feed | None:
+        """A loader is iterated over, from its beginning. Answers what its iterator is to be known by.
+
+        Args:
+            key: which loader it is; equal for two that hold the same data.
+            state: which mode the modules are in, and whether gradients are on.
+        """
+        place = self._enter()
+        if place is None or place.state.current.name == DATA_WAIT:  # a loader that the loop handed to prof.train
+            return None
+        feed = Feed(place, key, (key, state))
+        try:
+            if not self._is_in_a_told_pass(place):
+                self._begin_pass(place, feed)
+            return feed
+        except Exception as error:
+            self._fault(error)
+            return None
+
+    def start_begins(self, feed: Feed) -> Span | None:
+        """The loader makes its iterator, and perhaps starts workers: time that is waited for data, too."""
+        return None if feed.inferred is None else feed.inferred.segment.wait.__enter__()
+
+    def fetch_begins(self, feed: Feed) -> Span | None:
+        """The loader is asked for a batch. Answers the wait to end, for the two calls below."""
+        place = self._enter()
+        if place is None or place is not feed.place:
+            return None
+        try:
+            inferred = self._pass_to_feed(place, feed)
+            if inferred is None:
+                self._end_gap(place)
+                return place.state.current.child(DATA_WAIT).__enter__()
+            self._end_step(place, inferred)
+            return inferred.segment.wait.__enter__()
+        except Exception as error:
+            self._fault(error)
+            return None
+
+    def fetch_ends(self, feed: Feed, wait: Span, item: Any) -> None:
+        """The loop has its batch."""
+        try:
+            wait.__exit__()
+            inferred = feed.inferred
+            if inferred is not None and not feed.goes_along:
+                size = batch_size(item)
+                if not inferred.segment.begin_step(size):
+                    self._reopen(inferred)
+                    inferred.segment.begin_step(size)
+            self._begin_gap(feed.place, DATA_WAIT)
+        except Exception as error:
+            self._fault(error)
+
+    def fetch_fails(self, feed: Feed, wait: Span, *, at_end: bool) -> None:
+        """There is no batch: the loader is at its end, or has raised."""
+        try:
+            if not at_end:
+                wait.__exit__()
+                return
+            wait.end_without_count()
+            if feed.inferred is not None and not feed.goes_along:
+                self._close(feed.place, feed.inferred, partial=False)
+        except Exception as error:
+            self._fault(error)
+
+    def loader_is_dropped(self, feed: Feed) -> None:
+        """The loop has let go of an iterator."""
+        inferred = feed.inferred
+        if self._is_over or inferred is None or feed.place is not getattr(self._local, "place", None):
+            return
+        try:
+            self._close(feed.place, inferred, partial=True)
+        except Exception as error:
+            self._fault(error)
+
+    def forward_begins(self, lane: Lane, module: Called, trains: bool, takes_gradients: bool) -> None:
+        """A module is called.
+
+        Args:
+            module: the outermost one.
+            trains: whether it is in training mode.
+            takes_gradients: whether gradients are on.
+        """
+        place = self._enter()
+        if place is None:
+            return
+        try:
+            if _is_in(place.state.current, BACKWARD) or self.in_backward():  # a checkpointed part runs once more
+                self._ignore(place, FORWARD)
+                return
+            learns = trains and takes_gradients
+            before = place.state.current
+            if place.passes or not place.state.segments:
+                self._find_pass_for_forward(place, module, trains, learns)
+            module.has_trained = module.has_trained or learns
+            span = self._begin_phase(place, FORWARD)
+            if self._is_plain(place, Stage.TRAIN if learns else Stage.VAL, with_feed=not learns):
+                self._note_begin(lane, place, before, span)
+        except Exception as error:
+            self._fault(error)
+
+    def forward_ends(self, lane: Lane) -> None:
+        place = self._enter()
+        if place is None:
+            return
+        try:
+            is_evaluation = bool(place.passes) and place.passes[-1].stage is Stage.VAL
+            self._end_event(lane, place, FORWARD, ends_step=is_evaluation, is_plain=not is_evaluation)
+        except Exception as error:
+            self._fault(error)
+
+    def backward_begins(self, lane: Lane) -> None:
+        place = self._enter()
+        if place is None:
+            return
+        try:
+            if _is_in(place.state.current, BACKWARD):
+                self._ignore(place, BACKWARD)
+            else:
+                self._begin_training(lane, place, BACKWARD)
+        except Exception as error:
+            self._fault(error)
+
+    def backward_ends(self, lane: Lane) -> None:
+        place = self._enter()
+        if place is None:
+            return
+        try:
+            self._end_event(lane, place, BACKWARD, ends_step=False)
+        except Exception as error:
+            self._fault(error)
+
+    def optimizer_begins(self, lane: Lane) -> None:
+        place = self._enter()
+        if place is None:
+            return
+        try:
+            self._begin_training(lane, place, OPTIMIZER)
+        except Exception as error:
+            self._fault(error)
+
+    def optimizer_ends(self, lane: Lane) -> None:
+        place = self._enter()
+        if place is None:
+            return
+        try:
+            self._end_event(lane, place, OPTIMIZER, ends_step=True)
+        except Exception as error:
+            self._fault(error)
+
+    def checkpoint_begins(self) -> Span | None:
+        """Something is saved. Answers the phase to end, if there is one."""
+        place = self._enter()
+        if place is None or place.state.current.name == Phase.CHECKPOINT.value:
+            return None
+        try:
+            return place.state.current.child(Phase.CHECKPOINT.value).__enter__()
+        except Exception as error:
+            self._fault(error)
+            return None
+
+    # ---- phases ----------------------------------------------------------------------------------------------------
+
+    def _enter(self) -> Place | None:
+        """The calling thread's place, or None where nothing is to be followed."""
+        if self._is_over or not self.host.is_running():
+            return None
+        state = self.timer.state()
+        try:
+            place: Place = self._local.place
+            if place.state is state:
+                return place
+        except AttributeError:
+            pass
+        place = self._local.place = Place(state)
+        return place
+
+    def _fault(self, error: Exception) -> None:
+        self._faults += 1
+        self._is_over = self._is_over or self._faults >= MAX_FAULTS
+        self._forget_lanes()
+        self.host.count_fault(error)
+
+    def lane(self) -> Lane:
+        """A lane for one kind of event, forgotten with all others when passes change."""
+        made = Lane()
+        self._lanes.append(made)
+        return made
+
+    def _forget_lanes(self) -> None:
+        for lane in self._lanes:
+            lane.forget()
+
+    def _begin_training(self, lane: Lane, place: Place, name: str) -> None:
+        before = place.state.current
+        self._find_pass_for_training(place)
+        span = self._begin_phase(place, name)
+        if self._is_plain(place, Stage.TRAIN):
+            self._note_begin(lane, place, before, span)
+
+    def _is_plain(self, place: Place, stage: Stage, *, with_feed: bool = False) -> bool:
+        """Whether what happens in this pass always means the same: one that the loop told of, or one of that stage."""
+        top = place.passes[-1] if place.passes else None
+        if top is None:
+            return bool(place.state.segments)
+        return top.stage is stage and (top.feed is not None or not with_feed) and not self._is_in_a_told_pass(place)
+
+    def _note_begin(self, lane: Lane, place: Place, before: Span, span: Span | None) -> None:
+        if span is None or type(span) is not Span or not place.state.is_owner:
+            return
+        if before is span.parent or (before.name in GAPS and before.parent is span.parent):
+            lane.note(before, span, None)
+
+    def _end_event(self, lane: Lane, place: Place, name: str, *, ends_step: bool, is_plain: bool = True) -> None:
+        ended = place.state.current
+        was_begun = self._end_phase(place, name)
+        top = place.passes[-1] if place.passes else None
+        segment = top.segment if top is not None and top.feed is None else None
+        if segment is not None:
+            self._note_end(place, segment, ends_step=ends_step)
+        self._begin_gap(place, name)
+        after = place.state.current
+        is_plain = is_plain and was_begun and place.state.is_owner and type(ended) is Span and ended.name == name
+        if is_plain and ended.parent in (after, after.parent):
+            lane.note(ended, after, segment if ended.depth == 1 else None)
+
+    def _ignore(self, place: Place, name: str) -> None:
+        """A phase inside of one of its kind is not begun, and so its end is not to be taken for that one's."""
+        place.ignored.append(name)
+        self._forget_lanes()
+
+    def _begin_phase(self, place: Place, name: str) -> Span | None:
+        self._end_gap(place)
+        current = place.state.current
+        if _is_in(current, name):  # the loop has named it itself, or an outer module's call is timed
+            self._ignore(place, name)
+            return None
+        span = current.children.get(name) or current.child(name)
+        span.__enter__()
+        return span
+
+    def _end_phase(self, place: Place, name: str) -> bool:
+        if place.ignored and place.ignored[-1] == name:
+            place.ignored.pop()
+            return False
+        self._end_gap(place)
+        current = place.state.current
+        if current.name == name:
+            current.__exit__()
+            return True
+        end = timing.now()
+        with self.timer.lock:  # phases that overlap, or one that an exception has left open
+            place.state.leave(name, end)
+        return False
+
+    def _begin_gap(self, place: Place, name: str) -> None:
+        if self.gaps and place.passes and place.state.current.name not in (FORWARD, BACKWARD):
+            place.state.current.child(AFTER[name]).__enter__()
+
+    def _end_gap(self, place: Place) -> None:
+        if self.gaps and place.state.current.name in GAPS:
+            place.state.current.__exit__()
+
+    # ---- passes ----------------------------------------------------------------------------------------------------
+
+    def _begin_pass(self, place: Place, feed: Feed) -> None:
+        """A pass over a loader begins, perhaps inside of another one, whose clock stops then."""
+        self._end_evaluations(place)
+        for inferred in place.passes:
+            if inferred.feed is not None and inferred.feed.signature == feed.signature:
+                self._close(place, inferred, partial=True)  # the loop broke off, and begins again
+                break
+        stage = self._stages.get(feed.signature)
+        if stage is Stage.TRAIN and not any(p.stage is Stage.TRAIN for p in place.passes):
+            if feed.key in self._trained_on or not self.host.has_epoch():
+                self._trained_on.clear()
+                self.host.begin_inferred_epoch(None)
+                place.passes = [inferred for inferred in place.passes if not inferred.segment.closed]
+            self._trained_on.add(feed.key)
+        self._open(place, stage, feed)
+
+    def _pass_to_feed(self, place: Place, feed: Feed) -> Inferred | None:
+        """The pass that a batch is for; None where it goes along with another loader's, as in ``zip(loader, other)``."""
+        feed.goes_along = False
+        if feed.inferred is None or feed.inferred not in place.passes:
+            top = place.passes[-1] if place.passes else None
+            if self._is_in_a_told_pass(place) or (top is not None and top.is_fresh):
+                feed.goes_along = True
+                return None
+            self._end_evaluations(place)
+            self._open(place, self._stages.get(feed.signature), feed)
+        return feed.inferred
+
+    def _open(self, place: Place, stage: Stage | None, feed: Feed | None) -> None:
+        self._forget_lanes()
+        inferred = Inferred(self.timer.begin(stage), stage, feed)
+        place.passes.append(inferred)
+        if feed is not None:
+            feed.inferred = inferred
+
+    def _reopen(self, inferred: Inferred) -> None:
+        """Where an epoch has ended, the passes in it have ended, too, and go on in the next one."""
+        self._forget_lanes()
+        inferred.segment.close(partial=True)
+        inferred.segment = self.timer.begin(inferred.stage)
+
+    def _close(self, place: Place, inferred: Inferred, *, partial: bool) -> None:
+        """Ends a pass, and those inside of it."""
+        self._forget_lanes()
+        while inferred in place.passes:
+            last = place.passes.pop()
+            segment = last.segment
+            if last.feed is None:
+                segment.close(partial=False, at=max(segment.handed_at, segment.started))
+                continue
+            last.feed.inferred = None
+            if last.stage is None and last.has_forward:
+                self._decide(last, Stage.VAL)
+            segment.close(partial=partial or last is not inferred)
+        self.host.after_pass()
+
+    def _end_evaluations(self, place: Place) -> None:
+        """Evaluations without a loader end where something else begins."""
+        while place.passes and place.passes[-1].feed is None and place.passes[-1].stage is Stage.VAL:
+            self._close(place, place.passes[-1], partial=False)
+
+    def _end_step(self, place: Place, inferred: Inferred) -> None:
+        """The loop comes back for the next batch of a pass: whatever was inside of it is over."""
+        position = place.passes.index(inferred)
+        if inferred is not place.passes[-1]:
+            self._close(place, place.passes[position + 1], partial=True)
+        place.ignored.clear()
+        segment = inferred.segment
+        if segment.closed:
+            self._reopen(inferred)
+            return
+        segment.leave_open_spans()
+        if inferred.stage is None and inferred.has_forward:
+            self._decide(inferred, Stage.VAL)
+        if segment.in_step:
+            segment.end_step()
+
+    def _note_end(self, place: Place, segment: Segment, *, ends_step: bool) -> None:
+        """In a pass without a loader: so far it goes, if nothing more follows."""
+        if place.state.current is not segment.tree.root:  # a phase inside of another one
+            return
+        if ends_step:
+            segment.begin_step(None)
+            segment.end_step()
+            segment.handed_at = segment.step_started
+        else:
+            segment.handed_at = timing.now()
+
+    def _decide(self, inferred: Inferred, stage: Stage) -> None:
+        """A pass over a loader has shown what it is for."""
+        self._forget_lanes()
+        inferred.stage = stage
+        feed = inferred.feed
+        if feed is not None:
+            self._stages[feed.signature] = stage
+            if stage is Stage.TRAIN:
+                if not self.host.has_epoch():
+                    self._trained_on.clear()
+                    self.host.begin_inferred_epoch(inferred.segment.started)
+                self._trained_on.add(feed.key)
+        inferred.segment.decide(stage)
+
+    def _is_in_a_told_pass(self, place: Place) -> bool:
+        """Whether the innermost pass is one that the loop told of."""
+        segments = place.state.segments
+        if not place.passes or not segments:
+            return bool(segments)
+        return all(inferred.segment is not segments[-1] for inferred in place.passes)
+
+    def _find_pass_for_forward(self, place: Place, module: Called, trains: bool, learns: bool) -> None:
+        if learns:
+            self._find_pass_for_training(place)
+        elif not self._is_in_a_told_pass(place):
+            self._drop_ended(place)
+            top = place.passes[-1] if place.passes else None
+            if top is None or self._is_evaluation(top, module, trains):
+                self._open(place, Stage.VAL, None)
+        else:
+            return
+        if place.passes:
+            place.passes[-1].has_forward = True
+
+    def _is_evaluation(self, inferred: Inferred, module: Called, trains: bool) -> bool:
+        """Whether a forward that learns nothing, in this pass, is an evaluation inside of it."""
+        if inferred.stage is not Stage.TRAIN:
+            return False
+        if inferred.feed is None and not inferred.is_in_step:
+            return True
+        return not trains and module.has_trained  # others are teachers, target networks, encoders that stand still
+
+    def _find_pass_for_training(self, place: Place) -> None:
+        """A gradient is taken, or used: the pass is a training pass."""
+        if self._is_in_a_told_pass(place):
+            return
+        self._end_evaluations(place)
+        self._drop_ended(place)
+        top = place.passes[-1] if place.passes else None
+        if top is None:
+            if not self.host.has_epoch():
+                self.host.begin_inferred_epoch(None)
+            self._open(place, Stage.TRAIN, None)
+        elif top.stage is None:
+            self._decide(top, Stage.TRAIN)
+
+    def _drop_ended(self, place: Place) -> None:
+        """Where an epoch has ended, its passes have, too; one over a loader goes on."""
+        while place.passes and place.passes[-1].segment.closed:
+            if place.passes[-1].feed is not None:
+                self._reopen(place.passes[-1])
+                return
+            place.passes.pop()
+
+
+def _is_in(span: Span | None, name: str) -> bool:
+    """Whether a span, or one around it, has that name."""
+    while span is not None and span.name != name:
+        span = span.parent
+    return span is not None
