@@ -5,7 +5,7 @@ It knows nothing of torch; `torch_hooks` tells it what happens. Two ways of tell
 - Where the loop says itself what it does (``prof.train(...)``, an adapter), only phases are added to the pass it is in.
 - Elsewhere passes are inferred. One over a loader is training once it has seen a gradient or an optimizer, and
   validation when its first step has ended without. Without a loader, a step is what lies between two optimizer steps,
-  and a forward in evaluation mode or without gradients is validation.
+  and a forward in evaluation mode or without gradients is validation. A loader that is trained on anew begins an epoch.
 
 Between two batches of torch's work our own code is cold: a call that takes 0.3 us in a tight loop takes several there.
 So what leads from one span straight to the next is noted in a `Lane`, and `begin_event` and `end_event` only follow that
@@ -22,9 +22,11 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from profiler import timing
-from profiler.timing import Phase, Segment, Span, Stage, ThreadState, Timer, batch_size
+from profiler.record import Timing
+from profiler.timing import Segment, Span, Stage, ThreadState, Timer, batch_size
 
 DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER = "data_wait", "forward", "backward", "optimizer"
+CHECKPOINT = "checkpoint"
 AFTER = {word: f"after {word}" for word in (DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER)}
 GAPS = frozenset(AFTER.values())
 MAX_FAULTS = 5
@@ -38,9 +40,10 @@ class Host(Protocol):
         ...
 
     def begin_inferred_epoch(self, started: int | None) -> None:
-        """A loader was restarted, or (``started``, in the clock's ns) the first training pass has shown itself.
+        """An epoch begins now, or began (``started``, in the clock's ns) with a pass that has only now shown itself.
 
-        Nothing happens where the loop says itself where its epochs begin.
+        Passes of which it is not known yet what they are for go on in it. Nothing happens where the loop says itself
+        where its epochs begin.
         """
         ...
 
@@ -80,13 +83,14 @@ class Feed:
 class Inferred:
     """A pass that was inferred. Without a loader (``feed`` None) its segment's ``handed_at`` says what it lasted until."""
 
-    __slots__ = ("feed", "has_forward", "segment", "stage")
+    __slots__ = ("feed", "has_backward", "has_forward", "segment", "stage")
 
     def __init__(self, segment: Segment, stage: Stage | None, feed: Feed | None) -> None:
         self.segment = segment
         self.stage = stage
         self.feed = feed
         self.has_forward = False
+        self.has_backward = False  # in the step that is going on
 
     @property
     def is_fresh(self) -> bool:
@@ -215,7 +219,7 @@ class Follower:
         self.in_backward = in_backward
         self._is_over = False
         self._faults = 0
-        self._stages: dict[Hashable, Stage] = {}  # what passes over a loader turned out to be
+        self._has_optimizer = False  # else, without a loader either, a step ends where the next one's forward begins
         self._trained_on: set[Hashable] = set()  # loaders of this epoch's training passes
         self._local = threading.local()
         self._lanes: list[Lane] = []
@@ -226,7 +230,7 @@ class Follower:
         if self._is_over:
             return
         self._is_over = True
-        self._forget_lanes()
+        self.forget_lanes()
         place = getattr(self._local, "place", None)
         if place is not None and place.passes:
             self._close(place, place.passes[0], partial=True)
@@ -234,7 +238,7 @@ class Follower:
     def forget(self) -> None:
         """In a forked child: nothing is followed."""
         self._is_over = True
-        self._forget_lanes()
+        self.forget_lanes()
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
@@ -330,11 +334,13 @@ class Follower:
                 return
             learns = trains and takes_gradients
             before = place.state.current
+            if learns:
+                self._end_step_without_optimizer(place)
             if place.passes or not place.state.segments:
                 self._find_pass_for_forward(place, module, trains, learns)
             module.has_trained = module.has_trained or learns
             span = self._begin_phase(place, FORWARD)
-            if self._is_plain(place, Stage.TRAIN if learns else Stage.VAL, with_feed=not learns):
+            if self._is_plain(place, Stage.TRAIN if learns else Stage.VAL, with_feed=not (learns and self._has_optimizer)):
                 self._note_begin(lane, place, before, span)
         except Exception as error:
             self._fault(error)
@@ -366,7 +372,11 @@ class Follower:
         if place is None:
             return
         try:
-            self._end_event(lane, place, BACKWARD, ends_step=False)
+            top = place.passes[-1] if place.passes else None
+            is_plain = self._has_optimizer or top is None or top.feed is not None
+            self._end_event(lane, place, BACKWARD, ends_step=False, is_plain=is_plain)
+            if top is not None:
+                top.has_backward = True
         except Exception as error:
             self._fault(error)
 
@@ -384,20 +394,35 @@ class Follower:
         if place is None:
             return
         try:
+            self._note_optimizer(place)
             self._end_event(lane, place, OPTIMIZER, ends_step=True)
         except Exception as error:
             self._fault(error)
 
-    def checkpoint_begins(self) -> Span | None:
-        """Something is saved. Answers the phase to end, if there is one."""
+    def checkpoint_begins(self) -> str | None:
+        """Something is saved. Answers what `checkpoint_ends` is to be told; None where that is timed already."""
         place = self._enter()
-        if place is None or place.state.current.name == Phase.CHECKPOINT.value:
+        if place is None or _is_in(place.state.current, CHECKPOINT):
             return None
         try:
-            return place.state.current.child(Phase.CHECKPOINT.value).__enter__()
+            gap = place.state.current.name if place.state.current.name in GAPS else ""
+            self._begin_phase(place, CHECKPOINT)
+            return gap
         except Exception as error:
             self._fault(error)
             return None
+
+    def checkpoint_ends(self, gap: str) -> None:
+        """It has been saved, and the gap goes on that was open before."""
+        place = self._enter()
+        if place is None:
+            return
+        try:
+            self._end_phase(place, CHECKPOINT)
+            if gap:
+                place.state.current.child(gap).__enter__()
+        except Exception as error:
+            self._fault(error)
 
     # ---- phases ----------------------------------------------------------------------------------------------------
 
@@ -418,7 +443,7 @@ class Follower:
     def _fault(self, error: Exception) -> None:
         self._faults += 1
         self._is_over = self._is_over or self._faults >= MAX_FAULTS
-        self._forget_lanes()
+        self.forget_lanes()
         self.host.count_fault(error)
 
     def lane(self) -> Lane:
@@ -427,7 +452,8 @@ class Follower:
         self._lanes.append(made)
         return made
 
-    def _forget_lanes(self) -> None:
+    def forget_lanes(self) -> None:
+        """From here on everything goes the long way, until it is known again."""
         for lane in self._lanes:
             lane.forget()
 
@@ -467,7 +493,7 @@ class Follower:
     def _ignore(self, place: Place, name: str) -> None:
         """A phase inside of one of its kind is not begun, and so its end is not to be taken for that one's."""
         place.ignored.append(name)
-        self._forget_lanes()
+        self.forget_lanes()
 
     def _begin_phase(self, place: Place, name: str) -> Span | None:
         self._end_gap(place)
@@ -510,14 +536,7 @@ class Follower:
             if inferred.feed is not None and inferred.feed.signature == feed.signature:
                 self._close(place, inferred, partial=True)  # the loop broke off, and begins again
                 break
-        stage = self._stages.get(feed.signature)
-        if stage is Stage.TRAIN and not any(p.stage is Stage.TRAIN for p in place.passes):
-            if feed.key in self._trained_on or not self.host.has_epoch():
-                self._trained_on.clear()
-                self.host.begin_inferred_epoch(None)
-                place.passes = [inferred for inferred in place.passes if not inferred.segment.closed]
-            self._trained_on.add(feed.key)
-        self._open(place, stage, feed)
+        self._open(place, None, feed)
 
     def _pass_to_feed(self, place: Place, feed: Feed) -> Inferred | None:
         """The pass that a batch is for; None where it goes along with another loader's, as in ``zip(loader, other)``."""
@@ -528,11 +547,11 @@ class Follower:
                 feed.goes_along = True
                 return None
             self._end_evaluations(place)
-            self._open(place, self._stages.get(feed.signature), feed)
+            self._open(place, None, feed)
         return feed.inferred
 
     def _open(self, place: Place, stage: Stage | None, feed: Feed | None) -> None:
-        self._forget_lanes()
+        self.forget_lanes()
         inferred = Inferred(self.timer.begin(stage), stage, feed)
         place.passes.append(inferred)
         if feed is not None:
@@ -540,22 +559,24 @@ class Follower:
 
     def _reopen(self, inferred: Inferred) -> None:
         """Where an epoch has ended, the passes in it have ended, too, and go on in the next one."""
-        self._forget_lanes()
+        self.forget_lanes()
         inferred.segment.close(partial=True)
         inferred.segment = self.timer.begin(inferred.stage)
 
     def _close(self, place: Place, inferred: Inferred, *, partial: bool) -> None:
         """Ends a pass, and those inside of it."""
-        self._forget_lanes()
+        self.forget_lanes()
         while inferred in place.passes:
             last = place.passes.pop()
             segment = last.segment
             if last.feed is None:
+                if last.has_backward and not self._has_optimizer:
+                    _count_step(segment, segment.handed_at)
                 segment.close(partial=False, at=max(segment.handed_at, segment.started))
                 continue
             last.feed.inferred = None
             if last.stage is None and last.has_forward:
-                self._decide(last, Stage.VAL)
+                self._decide(place, last, Stage.VAL)
             segment.close(partial=partial or last is not inferred)
         self.host.after_pass()
 
@@ -576,7 +597,7 @@ class Follower:
             return
         segment.leave_open_spans()
         if inferred.stage is None and inferred.has_forward:
-            self._decide(inferred, Stage.VAL)
+            self._decide(place, inferred, Stage.VAL)
         if segment.in_step:
             segment.end_step()
 
@@ -584,25 +605,42 @@ class Follower:
         """In a pass without a loader: so far it goes, if nothing more follows."""
         if place.state.current is not segment.tree.root:  # a phase inside of another one
             return
+        segment.handed_at = timing.now()
         if ends_step:
-            segment.begin_step(None)
-            segment.end_step()
-            segment.handed_at = segment.step_started
-        else:
-            segment.handed_at = timing.now()
+            _count_step(segment, segment.handed_at)
 
-    def _decide(self, inferred: Inferred, stage: Stage) -> None:
+    def _end_step_without_optimizer(self, place: Place) -> None:
+        """A loop that changes its weights by hand: a new forward after a backward is a new step."""
+        top = place.passes[-1] if place.passes else None
+        if not self._has_optimizer and top is not None and top.feed is None and top.has_backward:
+            self._end_gap(place)
+            self._note_end(place, top.segment, ends_step=True)
+            top.has_backward = False
+
+    def _note_optimizer(self, place: Place) -> None:
+        """The first step of an optimizer: what was taken for steps before was the gathering of its gradients."""
+        if self._has_optimizer:
+            return
+        self._has_optimizer = True
+        for inferred in place.passes:
+            segment = inferred.segment
+            if inferred.feed is None and not segment.closed and segment.tree.record.steps:
+                segment.tree.record.steps = segment.tree.step.n = 0
+                segment.tree.step.timing = Timing()
+                segment.step_started = segment.started
+
+    def _decide(self, place: Place, inferred: Inferred, stage: Stage) -> None:
         """A pass over a loader has shown what it is for."""
-        self._forget_lanes()
+        self.forget_lanes()
         inferred.stage = stage
         feed = inferred.feed
-        if feed is not None:
-            self._stages[feed.signature] = stage
-            if stage is Stage.TRAIN:
-                if not self.host.has_epoch():
-                    self._trained_on.clear()
-                    self.host.begin_inferred_epoch(inferred.segment.started)
-                self._trained_on.add(feed.key)
+        if feed is not None and stage is Stage.TRAIN:
+            is_outermost = not any(p.stage is Stage.TRAIN for p in place.passes if p is not inferred)
+            if not self.host.has_epoch() or (is_outermost and feed.key in self._trained_on):
+                self._trained_on.clear()
+                self.host.begin_inferred_epoch(inferred.segment.started)
+                place.passes = [p for p in place.passes if not p.segment.closed]
+            self._trained_on.add(feed.key)
         inferred.segment.decide(stage)
 
     def _is_in_a_told_pass(self, place: Place) -> bool:
@@ -645,7 +683,7 @@ class Follower:
                 self.host.begin_inferred_epoch(None)
             self._open(place, Stage.TRAIN, None)
         elif top.stage is None:
-            self._decide(top, Stage.TRAIN)
+            self._decide(place, top, Stage.TRAIN)
 
     def _drop_ended(self, place: Place) -> None:
         """Where an epoch has ended, its passes have, too; one over a loader goes on."""
@@ -661,3 +699,16 @@ def _is_in(span: Span | None, name: str) -> bool:
     while span is not None and span.name != name:
         span = span.parent
     return span is not None
+
+
+def _count_step(segment: Segment, end: int) -> None:
+    """A step of a pass without a loader, which lasted from the end of the one before."""
+    tree = segment.tree
+    with segment.state.timer.lock:
+        tree.step.record(end - segment.step_started)
+        tree.record.steps += 1
+        segment.step_started = end
+        if tree.cold:
+            tree.end_cold()
+        if tree.pending:
+            tree.read_device()

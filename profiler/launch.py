@@ -20,7 +20,10 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from profiler.errors import ProfilerError
-from profiler.session import Profiler
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.session import Profiler
 
 PACKAGES = ("profiler", "exporters")
 
@@ -33,6 +36,8 @@ def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
         target: its path or name.
         request: ``name`` (None: the script's) and ``quiet``.
     """
+    from profiler.session import Profiler  # the command asks this module, too, and has no need of that one
+
     hidden = hides(Path(target).parent if kind == "script" else Path())
     if hidden:
         _say(f"nothing is measured: {hidden}")

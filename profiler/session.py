@@ -366,22 +366,24 @@ class Profiler:
         finally:
             self._end_epoch()
 
-    def _begin_epoch(self, index: int, *, inferred: bool) -> EpochRecord:
-        self._end_epoch()
+    def _begin_epoch(self, index: int, *, inferred: bool, started: int | None = None) -> EpochRecord:
+        """Begins an epoch, and ends the one before; ``started`` is when, on the host's clock, if not now."""
+        began = self._now() if started is None else started - self._began
+        self._end_epoch(began, keep_undecided=started is not None)
         if index < 0 or index in self._indices:
             index = next(free for free in itertools.count(len(self._indices)) if free not in self._indices)
         self._indices.add(index)
         self._keep_outside()
-        self._epoch = EpochRecord(index, started_ns=self._now(), inferred=inferred)
+        self._epoch = EpochRecord(index, started_ns=began, inferred=inferred)
         return self._epoch
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, at: int | None = None, *, keep_undecided: bool = False) -> None:
         """Completes the epoch that is open, if one is: it is on disk before this returns."""
         epoch = self._epoch
         if epoch is None or self._state != "running":
             return
-        self._timer.close_passes()
-        epoch.duration_ns = self._now() - epoch.started_ns
+        self._timer.close_passes(keep_undecided=keep_undecided)
+        epoch.duration_ns = max((self._now() if at is None else at) - epoch.started_ns, 0)
         self._collect(epoch)
         epoch.readings = self._recorder.take()
         began = host_clock()
@@ -560,9 +562,7 @@ class _Host:
     def begin_inferred_epoch(self, started: int | None) -> None:
         session = self._session
         if session._state == "running" and not session._tells_epochs:
-            epoch = session._begin_epoch(len(session._indices), inferred=True)
-            if started is not None:
-                epoch.started_ns = started - session._began
+            session._begin_epoch(len(session._indices), inferred=True, started=started)
 
     def has_epoch(self) -> bool:
         return self._session._epoch is not None or self._session._tells_epochs

@@ -317,6 +317,14 @@ class Tree:
                 merge_phases(taken.phases, {path: timing})
         return taken
 
+    def keep(self, taken: StageRecord) -> None:
+        """Adds the phases of a pass that never showed what it was for."""
+        for path, timing in taken.phases.items():
+            span = self.root
+            for name in path:
+                span = span.child(name)
+            span.timing.merge(timing)
+
     def spans(self) -> Iterator[tuple[Path, Span]]:
         """Every span with its path; a copy of each level is walked, as another thread may be adding to it."""
         yield (), self.step
@@ -353,7 +361,7 @@ class ThreadState:
         device = self.timer.device_clock()
         free = [tree for tree in self.trees if not tree.in_use and tree.device is device]
         for tree in free:
-            if tree.stage is stage:
+            if tree.stage is stage is not None:
                 return tree
         for tree in free:
             if tree.is_empty:
@@ -478,6 +486,8 @@ class Segment:
             state.shift(end - self.started, position)
             del state.segments[position]
             tree.in_use = False
+            if tree.stage is None:
+                state.outside.keep(tree.take())
             if tree.cold and tree.stage and not tree.record.steps:  # an empty loader warms nothing up
                 tree.cold = False
                 timer.warm.discard(tree.stage)
@@ -699,12 +709,13 @@ class Timer:
         segment.begin_step(samples((args, kwargs)))
         return segment
 
-    def close_passes(self) -> None:
+    def close_passes(self, *, keep_undecided: bool = False) -> None:
         """Ends every open pass; one that is resumed later begins anew."""
         with self.lock:
             for state in self._states:
                 for segment in reversed(list(state.segments)):
-                    segment.close(partial=True)
+                    if segment.tree.stage is not None or not keep_undecided:
+                        segment.close(partial=True)
 
     def take(self, into: EpochRecord, *, ended: bool = False) -> None:
         """Moves all that was measured since the last time into a record.
@@ -719,9 +730,7 @@ class Timer:
                     if tree.stage is None and tree.in_use:  # it will soon be known what that pass is for
                         continue
                     taken = tree.take()
-                    if not taken.stage:  # it never showed what it was for: what it waited is in no stage
-                        merge_phases(into.phases, taken.phases)
-                    elif not taken.is_empty:
+                    if not taken.is_empty:
                         into.stage(taken.stage).merge(taken)
                 merge_phases(into.phases, state.outside.take().phases)
 

@@ -134,6 +134,8 @@ class Hooks:
         for call in self.calls():
             call.look_for_compiled()
         self.follower.optimizer_begins(lane)
+        if self.everything and not self.saw_forward and self._looks < MAX_LOOKS:
+            lane.forget()  # it goes on being looked for
 
     def is_followed(self, loader: Any) -> bool:
         return self.everything or loader in self._loaders
@@ -157,6 +159,8 @@ class Hooks:
 
     def made(self, module: Any) -> None:
         self._fresh.append(weakref.ref(module))
+        if self.follower.owned():
+            self.follower.forget_lanes()  # so that `settle` is called again
 
     def settle(self) -> None:
         """Hooks the outermost of the modules that were made meanwhile, and lets go of those that are inside of one now."""
@@ -454,13 +458,13 @@ def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _save(original: Callable[..., Any]) -> Callable[..., Any]:
     def save(*args: Any, **kwargs: Any) -> Any:
-        spans = [hooks.follower.checkpoint_begins() for hooks in PATCHES.listeners]
+        told = [(hooks.follower, hooks.follower.checkpoint_begins()) for hooks in PATCHES.listeners]
         try:
             return original(*args, **kwargs)
         finally:
-            for span in spans:
-                if span is not None:
-                    span.__exit__()
+            for follower, gap in told:
+                if gap is not None:
+                    follower.checkpoint_ends(gap)
 
     return save
 

@@ -207,6 +207,48 @@ class TestInferredPasses:
         assert not any("waiting for data" in reason for reason in prof.summary.verdict["evidence"])
         check_sums(prof)
 
+    def test_a_look_at_the_first_batch_before_each_epoch_is_no_epoch(self) -> None:
+        model, optimizer = net()
+        train = digits()
+        with Profiler("peek") as prof:
+            prof.attach(model, optimizer, train)
+            for _ in range(3):
+                assert len(next(iter(train))[0]) == 64
+                for x, y in train:
+                    train_step(model, optimizer, x, y)
+        assert [epoch["stages"][0]["steps"] for epoch in prof.summary.epochs] == [BATCHES] * 3
+        check_sums(prof)
+
+    def test_neither_a_loader_nor_an_optimizer(self) -> None:
+        model, _ = net()
+        batches = list(digits())
+        with Profiler("by hand") as prof:
+            prof.attach(model)
+            for x, y in batches:
+                model.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                with torch.no_grad():
+                    for parameter in model.parameters():
+                        parameter -= 0.1 * parameter.grad
+        stage = prof.summary.stages["train"]
+        assert stage["steps"] == stage["step"]["count"] == BATCHES
+        check_sums(prof)
+
+    def test_gradients_gathered_without_a_loader_are_one_step(self) -> None:
+        model, optimizer = net()
+        batches = list(digits())
+        with Profiler("gathered") as prof:
+            prof.attach(model, optimizer)
+            for index, (x, y) in enumerate(batches):
+                nn.functional.cross_entropy(model(x), y).backward()
+                if index % 2:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        stage = prof.summary.stages["train"]
+        assert stage["steps"] == stage["step"]["count"] == BATCHES // 2
+        assert stage["step"]["total_s"] <= stage["duration_s"]
+        check_sums(prof)
+
     def test_gradient_accumulation_counts_batches_as_steps_and_optimizer_steps_apart(self) -> None:
         model, optimizer = net()
         train = digits()

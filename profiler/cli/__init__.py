@@ -23,7 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _name in COMMANDS:
+# A command that is named first is loaded alone: what `run` starts is waiting for it.
+for _name in COMMANDS if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS else sys.argv[1:2]:
     _module = importlib.import_module(f"profiler.cli.{_name}")
     _command = getattr(_module, _name)
     if isinstance(_command, typer.Typer):

@@ -28,9 +28,10 @@ def run(
     import os
 
     from profiler.preferences import environment_for_run, resolve
-    from profiler.session import Profiler
 
     if name is not None:
+        from profiler.session import Profiler
+
         Profiler(name)  # says what is wrong with it
     resolve()
     command = _command(target, arguments or [], module)
