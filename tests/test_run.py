@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from profiler.startup.sitecustomize import is_launcher, what_runs
 
 MIRROR = """
 import json, os, sys
-print(json.dumps({"argv": sys.argv, "name": __name__, "file": __file__, "path": sys.path, "spec": repr(__spec__ and __spec__.name),
+print(json.dumps({"argv": sys.argv, "name": __name__, "file": __file__, "path": sys.path,
+    "spec": repr(__spec__ and __spec__.name),
     "pythonpath": os.environ.get("PYTHONPATH"), "ours": [key for key in os.environ if key == "EPOCHMETER_RUN"],
     "main": sys.modules["__main__"].__dict__ is globals(), "flags": repr(sys.flags)}, sort_keys=True))
 """
@@ -110,6 +112,7 @@ class TestTheScript:
             ) as process:
                 assert process.stdout is not None
                 process.stdout.readline()
+                time.sleep(0.5)  # it is asleep by then, and not still printing
                 process.send_signal(number)
                 ends.append((*process.communicate(), process.returncode))
         assert ends[0] == ends[1]
@@ -136,7 +139,7 @@ class TestTheScript:
 
 class TestTheReport:
     def test_of_a_script_without_torch_has_time_and_hardware(self) -> None:
-        Path("script.py").write_text("print(sum(range(10)))\n", encoding="utf-8")
+        Path("script.py").write_text("import time\nprint(sum(range(10)))\ntime.sleep(0.5)\n", encoding="utf-8")
         answer = epochmeter("run", "--name", "my words", "script.py")
         assert answer.out == "45\n"
         assert answer.err.splitlines()[1].startswith("my words  run ")
