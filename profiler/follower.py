@@ -81,9 +81,13 @@ class Feed:
 
 
 class Inferred:
-    """A pass that was inferred. Without a loader (``feed`` None) its segment's ``handed_at`` says what it lasted until."""
+    """A pass that was inferred.
 
-    __slots__ = ("feed", "has_backward", "has_forward", "segment", "stage")
+    Once nothing says any more when it ends (it has no loader, or an exhausted one), its segment's ``handed_at`` is when
+    the last thing in it ended.
+    """
+
+    __slots__ = ("feed", "has_backward", "has_forward", "is_exhausted", "segment", "stage")
 
     def __init__(self, segment: Segment, stage: Stage | None, feed: Feed | None) -> None:
         self.segment = segment
@@ -91,6 +95,11 @@ class Inferred:
         self.feed = feed
         self.has_forward = False
         self.has_backward = False  # in the step that is going on
+        self.is_exhausted = False  # its loader has no more batches; it may have handed out the last one later
+
+    @property
+    def is_open_ended(self) -> bool:
+        return self.feed is None or self.is_exhausted
 
     @property
     def is_fresh(self) -> bool:
@@ -108,11 +117,12 @@ class Inferred:
 class Place:
     """One thread's side of the following."""
 
-    __slots__ = ("ignored", "passes", "state")
+    __slots__ = ("ignored", "is_interrupted", "passes", "state")
 
     def __init__(self, state: ThreadState) -> None:
         self.state = state
         self.passes: list[Inferred] = []  # those that are open, the innermost last
+        self.is_interrupted = False  # an optimizer's step, by the forward and backward that it calls itself
         self.ignored: list[str] = []  # phases that were not begun, because one of that kind is open already
 
 
@@ -217,6 +227,7 @@ class Follower:
         self.host = host
         self.gaps = gaps
         self.in_backward = in_backward
+        self.fetched: int | None = None  # samples of the last batch that belongs to a pass which was not inferred
         self._is_over = False
         self._faults = 0
         self._has_optimizer = False  # else, without a loader either, a step ends where the next one's forward begins
@@ -234,6 +245,18 @@ class Follower:
         place = getattr(self._local, "place", None)
         if place is not None and place.passes:
             self._close(place, place.passes[0], partial=True)
+
+    def epoch_ends(self) -> None:
+        """Passes of which nothing says when they end have ended by now."""
+        place: Place | None = getattr(self._local, "place", None)
+        if place is None or self._is_over:
+            return
+        try:
+            for inferred in list(place.passes):
+                if inferred.is_open_ended and not inferred.segment.closed:
+                    self._close(place, inferred, partial=False)
+        except Exception as error:
+            self._fault(error)
 
     def forget(self) -> None:
         """In a forked child: nothing is followed."""
@@ -286,7 +309,9 @@ class Follower:
         try:
             wait.__exit__()
             inferred = feed.inferred
-            if inferred is not None and not feed.goes_along:
+            if feed.goes_along:
+                self.fetched = batch_size(item)
+            elif inferred is not None:
                 size = batch_size(item)
                 if not inferred.segment.begin_step(size):
                     self._reopen(inferred)
@@ -303,7 +328,11 @@ class Follower:
                 return
             wait.end_without_count()
             if feed.inferred is not None and not feed.goes_along:
-                self._close(feed.place, feed.inferred, partial=False)
+                # A loader may fetch ahead of the loop, which then still has a batch to work on: the pass is over when
+                # the iterator is dropped, or something else begins.
+                feed.inferred.is_exhausted = True
+                feed.inferred.segment.handed_at = timing.now()
+                self.forget_lanes()
         except Exception as error:
             self._fault(error)
 
@@ -313,7 +342,7 @@ class Follower:
         if self._is_over or inferred is None or feed.place is not getattr(self._local, "place", None):
             return
         try:
-            self._close(feed.place, inferred, partial=True)
+            self._close(feed.place, inferred, partial=not inferred.is_exhausted)
         except Exception as error:
             self._fault(error)
 
@@ -395,7 +424,10 @@ class Follower:
             return
         try:
             self._note_optimizer(place)
-            self._end_event(lane, place, OPTIMIZER, ends_step=True)
+            if place.is_interrupted and not _is_in(place.state.current, OPTIMIZER):
+                self._resume_optimizer(place)
+            self._end_event(lane, place, OPTIMIZER, ends_step=True, is_plain=not place.is_interrupted)
+            place.is_interrupted = False
         except Exception as error:
             self._fault(error)
 
@@ -481,11 +513,15 @@ class Follower:
         ended = place.state.current
         was_begun = self._end_phase(place, name)
         top = place.passes[-1] if place.passes else None
-        segment = top.segment if top is not None and top.feed is None else None
-        if segment is not None:
-            self._note_end(place, segment, ends_step=ends_step)
-        self._begin_gap(place, name)
+        segment = top.segment if top is not None and top.is_open_ended else None
+        if segment is not None and top is not None:
+            self._note_end(place, segment, ends_step=ends_step and top.feed is None)
+        if name == BACKWARD and place.is_interrupted:
+            self._resume_optimizer(place)
+        else:
+            self._begin_gap(place, name)
         after = place.state.current
+        is_plain = is_plain and (top is None or not top.is_exhausted)
         is_plain = is_plain and was_begun and place.state.is_owner and type(ended) is Span and ended.name == name
         if is_plain and ended.parent in (after, after.parent):
             lane.note(ended, after, segment if ended.depth == 1 else None)
@@ -495,8 +531,22 @@ class Follower:
         place.ignored.append(name)
         self.forget_lanes()
 
+    def _interrupt_optimizer(self, place: Place) -> None:
+        """An optimizer that is handed a closure has forward and backward called within its step: that time is not its own."""
+        if place.state.current.name == OPTIMIZER:
+            end = timing.now()
+            with self.timer.lock:
+                place.state.leave(OPTIMIZER, end, count=False)
+            place.is_interrupted = True
+
+    def _resume_optimizer(self, place: Place) -> None:
+        self._end_gap(place)
+        place.state.current.child(OPTIMIZER).__enter__()
+
     def _begin_phase(self, place: Place, name: str) -> Span | None:
         self._end_gap(place)
+        if name in (FORWARD, BACKWARD):
+            self._interrupt_optimizer(place)
         current = place.state.current
         if _is_in(current, name):  # the loop has named it itself, or an outer module's call is timed
             self._ignore(place, name)
@@ -533,8 +583,8 @@ class Follower:
         """A pass over a loader begins, perhaps inside of another one, whose clock stops then."""
         self._end_evaluations(place)
         for inferred in place.passes:
-            if inferred.feed is not None and inferred.feed.signature == feed.signature:
-                self._close(place, inferred, partial=True)  # the loop broke off, and begins again
+            if inferred.is_exhausted or (inferred.feed is not None and inferred.feed.signature == feed.signature):
+                self._close(place, inferred, partial=not inferred.is_exhausted)  # or: the loop broke off, and begins again
                 break
         self._open(place, None, feed)
 
@@ -577,7 +627,10 @@ class Follower:
             last.feed.inferred = None
             if last.stage is None and last.has_forward:
                 self._decide(place, last, Stage.VAL)
-            segment.close(partial=partial or last is not inferred)
+            if last.is_exhausted:
+                segment.close(partial=False, at=segment.handed_at)
+            else:
+                segment.close(partial=partial or last is not inferred)
         self.host.after_pass()
 
     def _end_evaluations(self, place: Place) -> None:
@@ -591,6 +644,7 @@ class Follower:
         if inferred is not place.passes[-1]:
             self._close(place, place.passes[position + 1], partial=True)
         place.ignored.clear()
+        place.is_interrupted = False
         segment = inferred.segment
         if segment.closed:
             self._reopen(inferred)

@@ -322,6 +322,13 @@ class Profiler:
     def _follower(self, *, gaps: bool) -> Follower:
         return Follower(self._timer, _Host(self), gaps=gaps, in_backward=in_foreign_backward)
 
+    def _follow_loaders(self) -> None:
+        """For a framework, which makes its loaders itself, and saves by itself."""
+        if self._hooks is None:
+            self._hooks = Hooks(self._follower(gaps=False), all_loaders=True)
+        else:
+            self._hooks.listen_to_loaders()
+
     def _follow_everything(self) -> None:
         """For a script that names nothing: all loaders, modules and optimizers, and what lies between."""
         if self._hooks is None:
@@ -382,6 +389,8 @@ class Profiler:
         epoch = self._epoch
         if epoch is None or self._state != "running":
             return
+        if self._hooks is not None:
+            self._hooks.follower.epoch_ends()
         self._timer.close_passes(keep_undecided=keep_undecided)
         epoch.duration_ns = max((self._now() if at is None else at) - epoch.started_ns, 0)
         self._collect(epoch)

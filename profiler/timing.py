@@ -560,6 +560,12 @@ class Timer:
         state = self.owner if self._call is None else self.state()
         return state.current.child(phase_name(name))
 
+    def end_phase(self, name: str) -> None:
+        """Ends the innermost open phase of that name in the calling thread or task, wherever it is."""
+        end = now()
+        with self.lock:
+            self.state().leave(name, end)
+
     def begin(self, stage: Stage | None) -> Segment:
         """Begins a pass in the calling thread; None where it is not known yet what the pass is for."""
         state = self.state()

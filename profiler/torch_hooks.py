@@ -50,11 +50,13 @@ class Hooks:
     Args:
         follower: is told what happens.
         everything: listen to all modules, optimizers and loaders, not only to those that are named.
+        all_loaders: to all loaders, and to what is saved.
     """
 
-    def __init__(self, follower: Follower, *, everything: bool = False) -> None:
+    def __init__(self, follower: Follower, *, everything: bool = False, all_loaders: bool = False) -> None:
         self.follower = follower
         self.everything = everything
+        self.all_loaders = all_loaders or everything
         self.saw_forward = False
         self._held: dict[int, tuple[Any, int]] = {}  # what was named: its hooks, and how often it was named
         self._sets = Loaders()
@@ -62,6 +64,7 @@ class Hooks:
         self._calls: list[Call] = []
         self._fresh: list[weakref.ref[Any]] = []  # modules that were made since the outermost ones were looked for
         self._looks = 0
+        self._steps = 0
         self._handles: list[Any] = []
         self.before_step = _Hook(begin_event(follower, self.step_begins))
         self.after_step = _Hook(end_event(follower, follower.optimizer_ends, ends_step=True))
@@ -73,7 +76,12 @@ class Hooks:
                 optimizer.register_optimizer_step_pre_hook(self.before_step),
                 optimizer.register_optimizer_step_post_hook(self.after_step),
             ]
+        if self.all_loaders:
             PATCHES.add(self)
+
+    def listen_to_loaders(self) -> None:
+        self.all_loaders = True
+        PATCHES.add(self)
 
     def add(self, thing: Any) -> None:
         """Listens to a module, an optimizer (or what wraps one) or a loader; to the same one only once.
@@ -95,7 +103,7 @@ class Hooks:
         elif times:
             del self._held[id(thing)]
             held.remove()
-            if not self._held and not self.everything:
+            if not self._held and not self.all_loaders:
                 PATCHES.discard(self)
 
     def remove(self) -> None:
@@ -115,8 +123,9 @@ class Hooks:
         if torch is not None and isinstance(thing, torch.nn.Module):
             return Call(self, thing)
         if torch is not None and isinstance(thing, torch.utils.data.DataLoader):
-            self._loaders.add(thing)
-            return _Loader(self._loaders, thing)
+            asked = getattr(thing, "base_dataloader", thing)  # Accelerate's stands around the one that is iterated over
+            self._loaders.add(asked)
+            return _Loader(self._loaders, asked)
         optimizer = _optimizer(thing)
         if optimizer is None:
             raise ArgumentTypeError(
@@ -127,18 +136,19 @@ class Hooks:
     # ---- what happens ----------------------------------------------------------------------------------------------
 
     def step_begins(self, lane: Lane) -> None:
+        if not (self.saw_forward or self._fresh) and self._steps and self._looks < MAX_LOOKS:
+            self._look_inside()
+        self._steps += 1
         if self.everything:
-            if not (self.saw_forward or self._fresh) and self._looks < MAX_LOOKS:
-                self._look_inside()
             self.settle()
         for call in self.calls():
             call.look_for_compiled()
         self.follower.optimizer_begins(lane)
-        if self.everything and not self.saw_forward and self._looks < MAX_LOOKS:
+        if not self.saw_forward and self._looks < MAX_LOOKS:
             lane.forget()  # it goes on being looked for
 
     def is_followed(self, loader: Any) -> bool:
-        return self.everything or loader in self._loaders
+        return self.all_loaders or loader in self._loaders
 
     def loader_begins(self, loader: Any) -> Feed | None:
         if self.everything:
@@ -149,7 +159,7 @@ class Hooks:
 
     @property
     def has_loaders(self) -> bool:
-        return bool(len(self._loaders))
+        return self.all_loaders or bool(len(self._loaders))
 
     def calls(self) -> Iterator[Call]:
         yield from self._calls
@@ -184,13 +194,22 @@ class Hooks:
         The parts of those that were never called are hooked, too, and theirs at the next such step.
         """
         self._looks += 1
-        for call in [call for call in self._calls if not call.was_called and not call.has_parts]:
-            call.has_parts = True
+        for call in [call for call in self.calls() if not call.was_called and not call.parts]:
             module = call.module()
-            self._calls += [Call(self, part) for part in ([] if module is None else module.children()) if _has_parameters(part)]
+            call.parts = [Call(self, part) for part in ([] if module is None else module.children()) if _has_parameters(part)]
+            self._calls += call.parts
+
+    def was_called(self, call: Call) -> None:
+        """A module is called itself: its parts are within that."""
+        self.saw_forward = call.was_called = True
+        while call.parts:
+            part = call.parts.pop()
+            self.was_called(part)
+            self._let_go(part)
 
     def _let_go(self, call: Call) -> None:
-        self._calls.remove(call)
+        if call in self._calls:
+            self._calls.remove(call)
         call.remove()
 
 
@@ -198,8 +217,8 @@ class Call:
     """The hooks of one module."""
 
     __slots__ = (
-        *("_compiled", "_handles", "after", "before", "follower", "has_parts", "has_trained"),
-        *("hooks", "module", "takes_gradients", "was_called"),
+        *("_compiled", "_handles", "after", "before", "follower", "has_trained"),
+        *("hooks", "module", "parts", "takes_gradients", "was_called"),
     )
 
     def __init__(self, hooks: Hooks, module: Any) -> None:
@@ -208,7 +227,7 @@ class Call:
         self.module: weakref.ref[Any] = weakref.ref(module)
         self.has_trained = False
         self.was_called = False
-        self.has_parts = False  # whether those are hooked, too
+        self.parts: list[Call] = []  # those of it that are hooked because it was not called itself
         self.takes_gradients: Callable[[], bool] = find_torch().is_grad_enabled
         self._compiled: Any = None  # what stands around the module's compiled call, while it has one
         self.before = _Hook(_before(self))
@@ -222,7 +241,7 @@ class Call:
     def begins(self, lane: Lane) -> None:
         module = self.module()
         if module is not None:
-            self.was_called = self.hooks.saw_forward = True
+            self.hooks.was_called(self)
             self.follower.forward_begins(lane, self, module.training, self.takes_gradients())
 
     def look_for_compiled(self) -> None:
@@ -362,7 +381,7 @@ class Loaders:
         self._known: list[tuple[Callable[[], Any], Hashable]] = []  # data sets, and of what kind and length they are
 
     def key(self, loader: Any) -> int:
-        data = getattr(loader, "dataset", loader)
+        data = getattr(loader, "dataset", getattr(loader, "_dataset", loader))
         try:
             kind: Any = (type(data), len(data))
         except Exception:  # a data set that knows no length, in whatever way
@@ -417,7 +436,7 @@ class Patches:
         loaders = everything or any(hooks.has_loaders for hooks in self.listeners)
         for owner, name, wrapper in (
             (torch.autograd, "backward", _backward),
-            *(((torch, "save", _save),) if everything else ()),
+            *(((torch, "save", _save),) if any(hooks.all_loaders for hooks in self.listeners) else ()),
             *(((data.DataLoader, "__iter__", _iter), (data._BaseDataLoaderIter, "__next__", _next)) if loaders else ()),
             *(
                 ((module, "__init__", _init), (module, "__setstate__", _setstate), (module, "train", _train))
@@ -476,8 +495,6 @@ def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
             for hooks in PATCHES.listeners
             if hooks.is_followed(self) and (feed := hooks.loader_begins(self)) is not None
         ]
-        if not feeds:
-            return original(self)
         waits = [follower.start_begins(feed) for follower, feed in feeds]
         try:
             iterator = original(self)
@@ -494,6 +511,15 @@ def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
     return __iter__
 
 
+def _feeds_of_known(iterator: Any) -> list[tuple[Follower, Feed]]:
+    """For an iterator that was there before we were: one that begins anew inside of itself, over and over."""
+    return [
+        (hooks.follower, feed)
+        for hooks in PATCHES.listeners
+        if hooks.all_loaders and (feed := hooks.loader_begins(iterator)) is not None
+    ]
+
+
 def _dropped(follower: Follower, feed: Feed, _: object) -> None:
     follower.loader_is_dropped(feed)
 
@@ -501,6 +527,8 @@ def _dropped(follower: Follower, feed: Feed, _: object) -> None:
 def _next(original: Callable[..., Any]) -> Callable[..., Any]:
     def __next__(self: Any) -> Any:
         feeds: list[tuple[Follower, Feed]] | None = self.__dict__.get(FEEDS)
+        if feeds is None:
+            feeds = self.__dict__[FEEDS] = _feeds_of_known(self)
         if not feeds:
             return original(self)
         waits = [(follower, feed, follower.fetch_begins(feed)) for follower, feed in feeds]

@@ -1,0 +1,48 @@
+"""Hugging Face Transformers: ``Trainer(..., callbacks=[ProfilerCallback()])``.
+
+Epochs are the Trainer's own. It tells of optimizer steps, not of batches, and asks its loaders ahead; so passes, batches
+and phases are found as in a loop that says nothing. A loop of your own around Accelerate needs no adapter:
+``prof.attach(model, optimizer, loader)`` after ``accelerator.prepare``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from profiler.adapters.driver import Driver
+from profiler.session import Profiler
+from profiler.summary import RunSummary
+
+
+class ProfilerCallback(TrainerCallback):  # type: ignore[misc]  # Transformers', untyped here
+    """Measures each ``train()`` of a Trainer as a run, its evaluations included.
+
+    Args:
+        profiler: measure as a part of this run instead; it is not ended here.
+        name: what the run is called; it stays on this machine.
+        options: further arguments of `profiler.Profiler`.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError, SettingsError: an argument that cannot be used.
+    """
+
+    def __init__(self, profiler: Profiler | None = None, *, name: str = "transformers", **options: Any) -> None:
+        self._driver = Driver(profiler, name, options)
+
+    @property
+    def summary(self) -> RunSummary | None:
+        """What was measured, once there is a run."""
+        return self._driver.summary
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        self._driver.begin(model, optimizer)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._driver.begin_epoch(int(state.epoch or 0))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._driver.end()

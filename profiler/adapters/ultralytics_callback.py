@@ -1,0 +1,105 @@
+"""Ultralytics: ``register(model)`` before ``model.train(...)``, ``model.val(...)`` or ``model.predict(...)``.
+
+It fires callbacks by name; the names are checked against those that the installed version knows. Where it starts other
+processes for more than one GPU, these get no callbacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from profiler.adapters.driver import Driver
+from profiler.adapters.events import Phases, check_event, check_phases
+from profiler.errors import ArgumentTypeError
+from profiler.session import Profiler
+from profiler.timing import Stage
+
+
+def register(
+    model: Any, profiler: Profiler | None = None, *, name: str = "ultralytics", phases: Phases | None = None, **options: Any
+) -> Driver:
+    """Measures what the model does from now on; each training, validation and prediction is a run.
+
+    Args:
+        model: a ``YOLO`` or another model, trainer, validator or predictor with ``add_callback`` and ``callbacks``.
+        profiler: measure as parts of this run instead; it is not ended here.
+        name: what the run is called; it stays on this machine.
+        phases: phases of your own, from one event to another, as ``{"routine": ("on_pretrain_routine_start",
+            "on_pretrain_routine_end")}``.
+        options: further arguments of `profiler.Profiler`.
+
+    Returns:
+        something with a ``summary``.
+
+    Raises:
+        ArgumentTypeError: the model takes no callbacks.
+        ArgumentValueError: an event that this version of Ultralytics does not know; close matches are suggested.
+    """
+    known: Any = getattr(model, "callbacks", None)
+    if not callable(getattr(model, "add_callback", None)) or not hasattr(known, "keys"):
+        raise ArgumentTypeError(f"register takes a model with add_callback, such as YOLO('yolo11n.yaml'), not {model!r}")
+    wanted = check_phases(phases, known)
+    driver = Driver(profiler, name, options)
+    for event, react in _reactions(driver):
+        model.add_callback(check_event(event, known), react)
+    for phase, (begin, end) in wanted.items():
+        model.add_callback(begin, _telling(driver.begin_phase, phase))
+        model.add_callback(end, _telling(driver.end_phase, phase))
+    return driver
+
+
+def _telling(tell: Callable[[str], None], phase: str) -> Callable[[Any], None]:
+    return lambda _: tell(phase)
+
+
+def _reactions(driver: Driver) -> list[tuple[str, Callable[[Any], None]]]:
+    def train_start(trainer: Any) -> None:
+        average = getattr(getattr(trainer, "ema", None), "ema", None)  # what it validates with
+        driver.begin(trainer.model, average, trainer.optimizer)
+
+    def train_epoch_start(trainer: Any) -> None:
+        driver.begin_epoch(trainer.epoch)
+        driver.begin_pass(Stage.TRAIN)
+
+    def val_start(validator: Any) -> None:
+        driver.begin()
+        driver.begin_pass(Stage.VAL)
+
+    def val_end(validator: Any) -> None:
+        driver.end_pass(Stage.VAL)
+        if not getattr(validator, "training", True):  # a validation of its own, after which nothing more is told
+            driver.end()
+
+    def predict_start(predictor: Any) -> None:
+        driver.begin()
+        driver.begin_pass(Stage.INFERENCE)
+
+    def predict_end(predictor: Any) -> None:
+        driver.end_pass(Stage.INFERENCE)
+        driver.end()
+
+    def begin_batch(_: Any) -> None:
+        driver.begin_batch()
+
+    def end_batch(_: Any) -> None:
+        driver.end_batch()
+
+    return [
+        ("on_train_start", train_start),
+        ("on_train_epoch_start", train_epoch_start),
+        ("on_train_batch_start", begin_batch),
+        ("on_train_batch_end", end_batch),
+        ("on_train_epoch_end", lambda _: driver.end_pass(Stage.TRAIN)),
+        ("on_fit_epoch_end", lambda _: driver.end_epoch()),
+        ("on_train_end", lambda _: driver.end_epoch()),
+        ("teardown", lambda _: driver.end()),
+        ("on_val_start", val_start),
+        ("on_val_batch_start", begin_batch),
+        ("on_val_batch_end", end_batch),
+        ("on_val_end", val_end),
+        ("on_predict_start", predict_start),
+        ("on_predict_batch_start", begin_batch),
+        ("on_predict_batch_end", end_batch),
+        ("on_predict_end", predict_end),
+    ]
