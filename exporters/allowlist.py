@@ -195,6 +195,16 @@ RESOURCE = (
         ResourceEntry(f"epochmeter.runtime.{place}", Words((True,)), "What kind of place runs take place in.")
         for place in ("container", "notebook", "colab", "kaggle", "ci", "cloud_job")
     ),
+    ResourceEntry(
+        *("epochmeter.distributed.rank", Words(tuple(range(64))), "Which rank of a distributed run measured."),
+        destinations=("otlp", "prometheus"),
+    ),
+    ResourceEntry(
+        "epochmeter.distributed.world_size",
+        Words((*range(2, 65), 96, 128, 256, 512, 1024, 2048, 4096), upward=True),
+        "Speed by number of ranks.",
+        destinations=("otlp", "prometheus"),
+    ),
     ResourceEntry("epochmeter.cpu.family", Words((*CPU_FAMILIES, OTHER)), "Speed by kind of CPU."),
     ResourceEntry("epochmeter.cpu.logical_cores", Words(CORES, upward=True), "Speed by number of cores."),
     ResourceEntry("epochmeter.cpu.available_cores", Words(CORES, upward=True), "Speed by number of cores."),

@@ -108,7 +108,7 @@ class _Watch:
 
 def _show(session: Profiler, pid: int, quiet: bool) -> None:
     """The report, on stderr, at the very end; not in a forked child, not in any rank but the first."""
-    if quiet or os.getpid() != pid or session.summary.state == "running":
+    if quiet or os.getpid() != pid or session._run.rank or session.summary.state == "running":
         return
     try:
         sys.stderr.write(

@@ -56,6 +56,8 @@ SPECS = {  # name: (unit, help)
     "epochmeter.step.duration": ("s", "Duration of one step, its wait for data included."),
     "epochmeter.inference.latency": ("s", "Duration of one inference step, without its wait for data."),
     "epochmeter.inference.batch_size": ("{sample}", "Samples in one inference step."),
+    "epochmeter.rank.stage.time": ("s", "Time that one rank spent in a stage."),
+    "epochmeter.rank.phase.time": ("s", "Time that one rank spent in a top-level phase."),
     "epochmeter.phase.duration": ("s", "Duration of one phase of a step, on the host's clock."),
     "epochmeter.phase.device_duration": ("s", "Duration of one phase of a step, on the GPU's clock."),
 }
@@ -81,11 +83,12 @@ def epoch_data(run: Run, part: EpochRecord, began_unix_ns: int, now_unix_ns: int
     points += _overhead(run)
     points += [_point("epochmeter.run.notes", "updowncounter", times, {"what": what}) for what, times in run.notes.items()]
     extra: dict[str, Any] = {} if part.index is None else {"epochmeter.epoch.index": part.index}
-    if part.index is not None:
+    if part.index is not None and part.duration_ns:
         inferred = {"epochmeter.epoch.inferred": part.inferred}
         points.append(_point("epochmeter.epoch.time", "sum", part.duration_ns / NS, inferred))
     points += _stage_points(part, _local_phases)
     points += _batch_points(part)
+    points += _rank_points(part)
     points += _reading_points(part.readings.values())
     points += [
         Point(
@@ -139,6 +142,9 @@ def _resource(run: Run) -> dict[str, Any]:
         "service.version": profiler.__version__,
         "service.instance.id": run.id,
     }
+    if run.rank is not None and run.world_size is not None:
+        attributes["epochmeter.distributed.rank"] = run.rank
+        attributes["epochmeter.distributed.world_size"] = run.world_size
     for section in ("cpu", "memory", "runtime"):
         for key, value in getattr(run.hardware, section).items():
             attributes[FACT_NAMES.get((section, key), f"epochmeter.{section}.{key}")] = value
@@ -205,6 +211,15 @@ def _batch_points(part: EpochRecord) -> Iterable[Point]:
     for stage in part.stages.values():
         if stage.batch.count:
             yield _point("epochmeter.inference.batch_size", "histogram", stage.batch, {"epochmeter.stage": stage.stage})
+
+
+def _rank_points(part: EpochRecord) -> Iterable[Point]:
+    for rank, stages in part.ranks.items():
+        for name, stage in stages.items():
+            at = {"epochmeter.stage": name, "epochmeter.distributed.rank": rank}
+            yield _point("epochmeter.rank.stage.time", "sum", stage.duration_ns / NS, at)
+            for phase, total_ns in stage.phases.items():
+                yield _point("epochmeter.rank.phase.time", "sum", total_ns / NS, {**at, "epochmeter.phase": phase})
 
 
 def _totals(stage: StageRecord, at: Attributes) -> Iterable[Point]:

@@ -145,6 +145,14 @@ def reading_of(readings: Readings, sample: Sample) -> ReadingRecord:
 
 
 @dataclass
+class RankStage:
+    """A stage in one epoch of one rank: its time, and that of its top-level phases."""
+
+    duration_ns: int = 0
+    phases: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
 class EpochRecord:
     """One epoch, or (``index`` None) what a run did outside its epochs."""
 
@@ -155,6 +163,7 @@ class EpochRecord:
     stages: dict[str, StageRecord] = field(default_factory=dict)
     phases: dict[Path, Timing] = field(default_factory=dict)  # those in no stage, such as a checkpoint between two
     readings: Readings = field(default_factory=dict)
+    ranks: dict[int, dict[str, RankStage]] = field(default_factory=dict)  # in the first rank: what all of them told
 
     def stage(self, name: str) -> StageRecord:
         if name not in self.stages:
@@ -171,7 +180,7 @@ class EpochRecord:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.stages or self.phases or self.readings)
+        return not (self.stages or self.phases or self.readings or self.ranks)
 
 
 def merge_phases(into: dict[Path, Timing], other: Mapping[Path, Timing]) -> None:
@@ -222,6 +231,8 @@ class Run:
     state: State = "running"
     duration_ns: int = 0
     planned_epochs: int | None = None
+    rank: int | None = None  # of a distributed run
+    world_size: int | None = None
     hardware: Hardware = field(default_factory=Hardware)
     epochs: list[EpochRecord] = field(default_factory=list)
     outside: EpochRecord = field(default_factory=lambda: EpochRecord(None))

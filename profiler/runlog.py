@@ -22,7 +22,7 @@ from profiler.errors import RunLogError, RunNotFoundError, did_you_mean
 from profiler.histogram import NS, Histogram
 from profiler.locks import lock
 from profiler.metrics import Kind, MetricSpec
-from profiler.record import FACT_NAMES, READING_PREFIX, EpochRecord, Hardware, ReadingRecord, Run, Timing
+from profiler.record import FACT_NAMES, READING_PREFIX, EpochRecord, Hardware, RankStage, ReadingRecord, Run, Timing
 
 SUFFIX = ".otlp.jsonl"
 LOCK_SUFFIX = ".lock"
@@ -114,7 +114,7 @@ def find(folder: Path, wanted: str = "last") -> Path:
     if not paths:
         raise RunNotFoundError("no run has been recorded on this machine yet; 'epochmeter demo' records one.")
     if wanted == "last":
-        return paths[0]
+        return _first_rank(paths)
     found = [path for path in paths if wanted and run_id(path).startswith(wanted.lower())]
     if not found:
         hint = did_you_mean(wanted, [run_id(path) for path in paths])
@@ -123,6 +123,19 @@ def find(folder: Path, wanted: str = "last") -> Path:
         ids = ", ".join(run_id(path) for path in found[:5])
         raise RunNotFoundError(f"{wanted!r} fits {len(found)} runs ({ids}, ...); give more of the id.")
     return found[0]
+
+
+def _first_rank(paths: list[Path]) -> Path:
+    """The newest run; of the ranks of a distributed run the first one, which knows of the others."""
+    try:
+        newest = outline(paths[0])
+        for path in paths[: 2 * (newest.world_size or 0)]:
+            run = outline(path)
+            if newest.rank and (run.rank, run.name, run.world_size) == (0, newest.name, newest.world_size):
+                return path
+    except RunLogError:
+        pass  # whoever loads it says what is wrong
+    return paths[0]
 
 
 def prune(folder: Path, days: float, now: float | None = None) -> int:
@@ -226,6 +239,8 @@ def _take_line(run: Run, document: Mapping[str, Any]) -> bool:
         run.state = resource["epochmeter.run.state"]
         run.started_unix_ns = resource["epochmeter.run.started"]
         run.planned_epochs = resource.get("epochmeter.run.planned_epochs")
+        run.rank = resource.get("epochmeter.distributed.rank")
+        run.world_size = resource.get("epochmeter.distributed.world_size")
         run.hardware = _hardware(resource)
         for scope in resource_metrics["scopeMetrics"]:
             for metric in scope["metrics"]:
@@ -252,6 +267,8 @@ def _take_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[s
     if name == "epochmeter.epoch.time":
         part.duration_ns = round(_number(point) * NS)
         part.inferred = at["epochmeter.epoch.inferred"]
+    elif name.startswith("epochmeter.rank."):
+        _take_rank(part, name, at, _number(point))
     elif name.startswith("epochmeter.stage."):
         _take_total(part, name, at, _number(point))
     elif kind == "exponentialHistogram":
@@ -295,6 +312,15 @@ def _take_total(part: EpochRecord, name: str, at: Mapping[str, Any], value: floa
         stage.passes += int(value)
         if at["epochmeter.pass.partial"]:
             stage.partial_passes += int(value)
+
+
+def _take_rank(part: EpochRecord, name: str, at: Mapping[str, Any], value: float) -> None:
+    stages = part.ranks.setdefault(at["epochmeter.distributed.rank"], {})
+    stage = stages.setdefault(at["epochmeter.stage"], RankStage())
+    if name == "epochmeter.rank.stage.time":
+        stage.duration_ns = round(value * NS)
+    else:
+        stage.phases[at["epochmeter.phase"]] = round(value * NS)
 
 
 def _take_histogram(part: EpochRecord, name: str, at: Mapping[str, Any], point: Mapping[str, Any]) -> None:

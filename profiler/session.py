@@ -20,11 +20,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
+from profiler import ranks
 from profiler.clocks import host_clock
 from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError, SettingsError
 from profiler.follower import Follower
-from profiler.preferences import check_key, check_value, resolve, runs_path
+from profiler.preferences import check_key, check_value, resolve, runs_path, variables
 from profiler.probes import PROBES
+from profiler.ranks import Ranks
 from profiler.record import EpochRecord, Run, State, Sums
 from profiler.recorder import Recorder
 from profiler.runlog import RunLog, prune
@@ -102,7 +104,8 @@ class Profiler:
             your own.
         interval: seconds between two readings of the hardware, at least 0.01.
         device: "cuda", "cuda:0" or "cpu"; None looks what torch uses.
-        distributed: "auto" or False. Every rank records a run of its own.
+        distributed: "auto": every rank of a torch.distributed run records a run of its own, and the first one also
+            what the others' epochs took. False: ranks know nothing of each other.
         live: write one line to stderr after each epoch.
 
     Raises:
@@ -139,6 +142,8 @@ class Profiler:
         self._sending = Sending(self._run, self._arguments, self._exporter, self._snapshot, self._run.note)
         self._state: Literal["new", "running", "over"] = "new"
         self._hooks: Hooks | None = None
+        self._distributed = distributed is not False
+        self._ranks: Ranks | None = None
         self._epoch: EpochRecord | None = None
         self._indices: set[int] = set()  # of the epochs begun so far
         self._tells_epochs = False  # whether the loop says itself where its epochs begin
@@ -164,6 +169,7 @@ class Profiler:
         self._attempt("nothing will be sent", lambda: self._sending.prepare(resolved))
         self._began = host_clock()
         self._run.started_unix_ns = time.time_ns()
+        self._find_rank()
         for problem in resolved.problems:
             _warn_once(problem)
         if resolved.settings.local:
@@ -401,12 +407,38 @@ class Profiler:
             self._run.epochs.append(epoch)
         self._refresh()
         self._save(epoch)
+        self._attempt("the ranks could not be told", lambda: self._tell_ranks(epoch))
         if self._live:
             self._attempt("stderr takes no lines", lambda: self._say(epoch))
         self._timer.overhead_ns += host_clock() - began
 
     def _say(self, epoch: EpochRecord) -> None:
         sys.stderr.write(f"{self._run.name}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n")
+
+    def _find_rank(self) -> None:
+        """Which rank this is, once that is known."""
+        found = None if not self._distributed else ranks.place() or ranks.told_by(variables(("RANK", "WORLD_SIZE")))
+        if found is not None:
+            self._run.rank, self._run.world_size = found
+
+    def _tell_ranks(self, epoch: EpochRecord) -> None:
+        """Each rank tells what the epoch took; the first one keeps what all have told by now."""
+        if self._ranks is None and self._distributed and self._may_tell():
+            self._ranks = ranks.join(self._run.name)
+        if self._ranks is not None:
+            self._ranks.tell(epoch)
+            self._keep_ranks(last=False)
+
+    def _keep_ranks(self, *, last: bool) -> None:
+        if self._ranks is not None and self._ranks.rank == 0:
+            for epoch in self._ranks.gather(last=last):
+                self._save(EpochRecord(epoch.index, started_ns=epoch.started_ns, ranks=epoch.ranks))
+
+    def _may_tell(self) -> bool:
+        """Where "nothing leaves this machine" was said, ranks on other machines are not told either."""
+        local = variables(("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        on_one_machine = len(local) == 2 and len(set(local.values())) == 1
+        return resolve(self._arguments).values["sync"].value is True or on_one_machine
 
     def _collect(self, into: EpochRecord) -> None:
         with self._run_lock:
@@ -432,6 +464,7 @@ class Profiler:
     def _refresh(self) -> None:
         run = self._run
         run.duration_ns = self._now()
+        self._find_rank()
         run.hardware = self._recorder.hardware()
         run.background_ns = self._recorder.cpu_ns
         run.notes.update(self._recorder.notes)
@@ -448,6 +481,7 @@ class Profiler:
         _live.discard(self)
         tail = EpochRecord(None, started_ns=self._now())
         self._collect(tail)
+        self._attempt("the ranks could not be heard", lambda: self._keep_ranks(last=True))
         self._recorder.stop()
         tail.readings = self._recorder.take()
         self._run.state = state

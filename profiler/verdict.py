@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from profiler.record import ReadingRecord, Run, StageRecord
+from profiler.stragglers import rank_table
 
 MIN_STEPS = 8  # below this a share of the time says little
 THROTTLED_SHARE = 0.10  # of the run's time, stopped by the CPU quota
@@ -37,7 +38,21 @@ def judge(run: Run) -> Verdict:
         steps = stage.steps if stage else 0
         return Verdict("unknown", [f"{steps} steps were timed; at least {MIN_STEPS} are needed"])
     readings = list(whole.readings.values())
+    waited = _waited(run, stage)
+    if waited is not None:
+        return waited
     return _throttled(run, readings) or _memory(readings) or _time(stage, readings)
+
+
+def _waited(run: Run, stage: StageRecord) -> Verdict | None:
+    """A rank that waits for another one is held back by what that one is behind in."""
+    for wait in rank_table(run).get("waits", ()):
+        if wait["stage"] == stage.stage and wait["waited_s"] >= WAIT_SHARE * stage.duration_ns / 1e9:
+            kinds = {"data_wait": "input-bound", **dict.fromkeys(COMPUTE_PHASES, "compute-bound")}
+            behind = f"rank {wait['rank']} was {wait['behind_s']:.2g} s behind in {wait['phase']}"
+            waited = f"the others waited for it {wait['waited_s']:.2g} s in {wait['waited_in']}"
+            return Verdict(kinds.get(wait["phase"], "host-bound"), [behind, waited])
+    return None
 
 
 def _throttled(run: Run, readings: list[ReadingRecord]) -> Verdict | None:

@@ -24,11 +24,12 @@ def runs(as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdou
     if not rows:
         typer.echo("no run has been recorded on this machine yet; 'epochmeter demo' records one", err=True)
         return
-    table = Table("id", "name", "state", "started", "duration", box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table("id", "name", "rank", "state", "started", "duration", box=box.SIMPLE_HEAD, show_edge=False)
     from profiler.report.text import duration
 
     for row in rows:
-        table.add_row(row["id"], escape(row["name"]), row["state"], row.get("started", ""), duration(row["duration_s"]))
+        rank = f"{row['rank']} of {row['world_size']}" if "rank" in row else ""
+        table.add_row(row["id"], escape(row["name"]), rank, row["state"], row.get("started", ""), duration(row["duration_s"]))
     Console().print(table)
 
 
@@ -42,10 +43,12 @@ def _row(path: Any) -> dict[str, Any] | None:
     except RunLogError as error:
         typer.echo(f"epochmeter: {error}", err=True)
         return None
+    ranked = {} if run.rank is None else {"rank": run.rank, "world_size": run.world_size}
     return {
         "id": run.id,
         "name": run.name,
         "state": run.state,
         "started": rfc3339(run.started_unix_ns),
         "duration_s": run.duration_ns / 1e9,
+        **ranked,
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 from profiler.histogram import NS, Histogram
 from profiler.record import EpochRecord, Path, ReadingRecord, Run, StageRecord, Timing
+from profiler.stragglers import rank_table
 from profiler.verdict import judge
 
 SCHEMA = 1
@@ -33,6 +34,9 @@ def document(run: Run) -> dict[str, Any]:
         result["phases"] = _phases(whole.phases)
     if run.overhead_ns is not None:
         result["overhead"] = _overhead(run, run.overhead_ns)
+    gathered = rank_table(run)
+    if gathered:
+        result["ranks"] = gathered
     if run.notes:
         result["notes"] = dict(run.notes)
     return result
@@ -48,6 +52,8 @@ def _run(run: Run) -> dict[str, Any]:
     if run.started_unix_ns:
         result["started"] = rfc3339(run.started_unix_ns)
     result["duration_s"] = run.duration_ns / NS
+    if run.rank is not None and run.world_size is not None:
+        result.update(rank=run.rank, world_size=run.world_size)
     if run.planned_epochs is not None:
         result["planned_epochs"] = run.planned_epochs
     return result

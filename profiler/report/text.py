@@ -33,7 +33,7 @@ def renderable(run: Run) -> RenderableType:
     if data["epochs"]:
         parts.append(_epochs(data))
     parts += [_phases(name, stage) for name, stage in data["stages"].items()]
-    parts += [*_batch_sizes(data), *_lines(data)]
+    parts += [*_batch_sizes(data), *_ranks(data), *_lines(data)]
     return Group(*parts)
 
 
@@ -49,8 +49,10 @@ def duration(seconds: float) -> str:
 
 def _title(data: dict[str, Any]) -> Text:
     run = data["run"]
+    rank = f"  rank {run['rank']} of {run['world_size']}" if "rank" in run else ""
     return Text.assemble(
-        (run["name"], "bold"), f"  run {run['id']}  {run['state']}  {duration(run['duration_s'])}  {run.get('started', '')}"
+        (run["name"], "bold"),
+        f"{rank}  run {run['id']}  {run['state']}  {duration(run['duration_s'])}  {run.get('started', '')}",
     )
 
 
@@ -102,6 +104,30 @@ def _phases(name: str, stage: dict[str, Any]) -> Table:
             cold = duration(entry["cold"]["total_s"]) if "cold" in entry else ""
             table.add_row(label, "", duration(entry["total_s"]), str(entry["count"]), *times, cold, style="dim")
     return table
+
+
+def _ranks(data: dict[str, Any]) -> Iterator[RenderableType]:
+    """Each phase's slowest, median and fastest rank, and who waited for whom."""
+    gathered = data.get("ranks")
+    if not gathered:
+        return
+    for name, stage in gathered["stages"].items():
+        table = _table(f"{name}, {gathered['world_size']} ranks", "slowest", "", "median", "fastest", "")
+        for label, spread in [("whole", stage["duration"]), *stage["phases"].items()]:
+            cells = [
+                cell
+                for which in ("slowest", "fastest")
+                for cell in (duration(spread[which]["total_s"]), f"rank {spread[which]['rank']}")
+            ]
+            table.add_row(escape(label), *cells[:2], duration(spread["median_s"]), *cells[2:])
+        yield table
+    for wait in gathered["waits"]:
+        yield Text(
+            f"rank {wait['rank']} was behind in {wait['stage']}: {duration(wait['behind_s'])} more in {wait['phase']}"
+            f" than the others, who waited for it {duration(wait['waited_s'])} in {wait['waited_in']}"
+        )
+    if "missing" in gathered:
+        yield Text(f"no word in the end from rank {', '.join(map(str, gathered['missing']))}")
 
 
 def _batch_sizes(data: dict[str, Any]) -> Iterator[Text]:
