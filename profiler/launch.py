@@ -10,6 +10,8 @@ The rules it keeps: the script runs whatever happens here; nothing is printed be
 from __future__ import annotations
 
 import atexit
+import functools
+import importlib
 import importlib.util
 import os
 import sys
@@ -50,7 +52,49 @@ def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
         _say(f"nothing is measured: {error}")
         return
     sys.excepthook = _hook_without_us(sys.excepthook)
-    when_imported("torch", lambda: session._attempt("torch could not be followed", session._follow_everything))
+    when_imported("torch", lambda: session._attempt("torch could not be followed", lambda: _follow(session, request)))
+
+
+def _follow(session: Profiler, request: Mapping[str, Any]) -> None:
+    session._follow_everything()
+    spawning = importlib.import_module("torch.multiprocessing.spawn")
+    start = spawning.start_processes
+
+    @functools.wraps(start)
+    def start_processes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        Rank.were_spawned = True
+        return start(Rank(fn, session._run.name, bool(request["quiet"])), *args, **kwargs)
+
+    for module in (spawning, importlib.import_module("torch.multiprocessing")):
+        vars(module)["start_processes"] = start_processes
+
+
+class Rank:
+    """What ``torch.multiprocessing.spawn`` runs in each process it starts: the script's own function, measured there."""
+
+    were_spawned = False  # by this process, which then only waits for them
+
+    def __init__(self, function: Callable[..., Any], name: str, quiet: bool) -> None:
+        self._function = function
+        self._name = name
+        self._quiet = quiet
+
+    def __call__(self, *args: Any) -> Any:
+        from profiler.session import Profiler
+
+        session = Profiler(self._name)
+        error: BaseException | None = None
+        session.start()
+        when_imported("torch", lambda: session._attempt("torch could not be followed", session._follow_everything))
+        try:
+            return self._function(*args)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            session.__exit__(None if error is None else type(error), error, None)
+            if session._run.rank is not None:
+                _show(session, os.getpid(), self._quiet)
 
 
 def name_of(kind: str, target: str) -> str:
@@ -108,7 +152,7 @@ class _Watch:
 
 def _show(session: Profiler, pid: int, quiet: bool) -> None:
     """The report, on stderr, at the very end; not in a forked child, not in any rank but the first."""
-    if quiet or os.getpid() != pid or session._run.rank or session.summary.state == "running":
+    if quiet or os.getpid() != pid or session._run.rank or Rank.were_spawned or session.summary.state == "running":
         return
     try:
         sys.stderr.write(

@@ -175,6 +175,19 @@ class TestRealRanks:
             stage = run.whole().stages["train"]
             assert 0 <= stage.other_ns < 0.05 * stage.duration_ns
 
+    def test_processes_that_the_script_spawns_itself(self) -> None:
+        head, _, body = UNCHANGED.partition("dist.init_process_group")
+        script = head + "def train(index):\n    os.environ['RANK'] = str(index)\n"
+        script += "".join(f"    {line}\n" for line in ("dist.init_process_group" + body).splitlines())
+        script += "\nif __name__ == '__main__':\n    torch.multiprocessing.spawn(train, nprocs=2)\n"
+        Path("train.py").write_text(script, encoding="utf-8")
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        measured = epochmeter("run", "train.py", **PATIENT, **environment)
+        assert measured.code == 0, measured.err
+        assert sorted(run.rank for run in map(load, run_paths(runs_path())) if run.epochs) == [0, 1]  # type: ignore[type-var]
+        assert measured.err.count("verdict ") == 1
+        assert "train, 2 ranks" in measured.err
+
     def test_the_list_of_runs_tells_the_rank(self) -> None:
         ranks(2, TOLD)
         listed = epochmeter("runs", "--json").json
