@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from profiler.metrics import MetricSpec
-from profiler.otel import SPECS
+from profiler.points import SPECS
 from profiler.probes import PROBES
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from math import ceil, log2
 from typing import Any
 
@@ -22,6 +23,7 @@ MAX_SCALE = 20  # the finest scale whose bucket numbers fit 32 bits (OpenTelemet
 NS = 1_000_000_000
 
 
+@lru_cache(4096)  # the same few hundred in every epoch
 def upper_bound_ns(index: int, scale: int) -> int:
     """The largest whole number of nanoseconds that belongs to bucket ``index``."""
     return int(2.0 ** ((index + 1) * 2.0**-scale) * NS)

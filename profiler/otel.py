@@ -1,8 +1,4 @@
-"""A run as OpenTelemetry metrics: the one place where our records become the SDK's ``MetricsData``.
-
-Two forms of the same data. `epoch_data` is what one epoch added (delta), with every detail, for the run log on this
-machine. `run_data` is the run so far (cumulative, so that sending it twice does no harm), with words of the user's own
-already left out, for an exporter's gate to copy from.
+"""A run as OpenTelemetry's ``MetricsData``, cumulative, so that sending it twice does no harm: what exporters are given.
 
 The rule it keeps: no provider, global or private, is made or touched; the resource is built from what is listed here.
 """
@@ -10,7 +6,6 @@ The rule it keeps: no provider, global or private, is made or touched; the resou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from opentelemetry.sdk.metrics.export import (
@@ -34,70 +29,10 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 import profiler
 from profiler.histogram import NS, Histogram
-from profiler.record import FACT_NAMES, READING_PREFIX, EpochRecord, Path, ReadingRecord, Run, StageRecord, Sums, Timing
-from profiler.timing import Phase
+from profiler.points import SCHEMA_URL, SCOPE, Attributes, Point, exported_resource, summed_points
+from profiler.record import EpochRecord, ReadingRecord, Run, Sums
 
-SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
-SCOPE = "epochmeter"
-CUSTOM_PHASE = "custom"
-KNOWN_PHASES = frozenset(phase.value for phase in Phase)
-SPECS = {  # name: (unit, help)
-    "epochmeter.run.duration": ("s", "Time since the run began."),
-    "epochmeter.run.overhead": ("s", "Time that the profiler itself took."),
-    "epochmeter.run.notes": ("{note}", "Things that went wrong on the profiler's side."),
-    "epochmeter.epoch.time": ("s", "Time spent in epochs."),
-    "epochmeter.epoch.count": ("{epoch}", "Epochs."),
-    "epochmeter.epoch.duration": ("s", "Duration of one epoch."),
-    "epochmeter.stage.duration": ("s", "Duration of one stage in one epoch."),
-    "epochmeter.stage.time": ("s", "Time spent in training, validation and inference."),
-    "epochmeter.stage.steps": ("{step}", "Batches handed to the loop."),
-    "epochmeter.stage.samples": ("{sample}", "Samples in those batches."),
-    "epochmeter.stage.passes": ("{pass}", "Passes over a loader; a partial one did not reach the loader's end."),
-    "epochmeter.step.duration": ("s", "Duration of one step, its wait for data included."),
-    "epochmeter.inference.latency": ("s", "Duration of one inference step, without its wait for data."),
-    "epochmeter.inference.batch_size": ("{sample}", "Samples in one inference step."),
-    "epochmeter.rank.stage.time": ("s", "Time that one rank spent in a stage."),
-    "epochmeter.rank.phase.time": ("s", "Time that one rank spent in a top-level phase."),
-    "epochmeter.phase.duration": ("s", "Duration of one phase of a step, on the host's clock."),
-    "epochmeter.phase.device_duration": ("s", "Duration of one phase of a step, on the GPU's clock."),
-}
 DELTA, CUMULATIVE = AggregationTemporality.DELTA, AggregationTemporality.CUMULATIVE
-Attributes = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Point:
-    """One value on its way out: a `Histogram`, a `ReadingRecord` (for its statistics) or a number."""
-
-    name: str
-    unit: str
-    help: str
-    kind: str  # histogram, statistics, sum (that only grows), updowncounter, gauge
-    value: Any
-    attributes: Attributes
-
-
-def epoch_data(run: Run, part: EpochRecord, began_unix_ns: int, now_unix_ns: int) -> MetricsData:
-    """What one epoch (or what was outside of epochs) added to the run, in full detail."""
-    points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
-    points += _overhead(run)
-    points += [_point("epochmeter.run.notes", "updowncounter", times, {"what": what}) for what, times in run.notes.items()]
-    extra: dict[str, Any] = {} if part.index is None else {"epochmeter.epoch.index": part.index}
-    if part.index is not None and part.duration_ns:
-        inferred = {"epochmeter.epoch.inferred": part.inferred}
-        points.append(_point("epochmeter.epoch.time", "sum", part.duration_ns / NS, inferred))
-    points += _stage_points(part, _local_phases)
-    points += _batch_points(part)
-    points += _rank_points(part)
-    points += _reading_points(part.readings.values())
-    points += [
-        Point(
-            READING_PREFIX + reading.spec.name, reading.spec.unit, reading.spec.help, "statistics", reading, reading.attributes
-        )
-        for reading in part.readings.values()
-        if reading.spec.kind != "counter"
-    ]
-    return _metrics_data(_local_resource(run), points, DELTA, began_unix_ns, now_unix_ns, extra)
 
 
 def run_data(run: Run, now_unix_ns: int) -> MetricsData:
@@ -109,154 +44,12 @@ def run_data(run: Run, now_unix_ns: int) -> MetricsData:
 def summed_data(
     run: Run, now_unix_ns: int, sums: Sums, whole: EpochRecord, rest: Callable[[], None] = lambda: None
 ) -> MetricsData:
-    """The same, from sums that are kept.
-
-    Args:
-        whole: what ``sums.of(run)`` has just given.
-        rest: called between two pieces of work, to let other threads have their turn.
-    """
-    points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
-    points += _overhead(run)
-    points.append(_point("epochmeter.epoch.time", "sum", sums.epochs.sum_ns / NS, {}))
-    points.append(_point("epochmeter.epoch.count", "sum", sums.epochs.count, {}))
-    if sums.epochs.count:
-        points.append(_point("epochmeter.epoch.duration", "histogram", sums.epochs, {}))
-    for stage, durations in sums.stages.items():
-        points.append(_point("epochmeter.stage.duration", "histogram", durations, {"epochmeter.stage": stage}))
-    rest()
-    points += _stage_points(whole, _exported_phases)
-    points += _reading_points(whole.readings.values())
-    rest()
-    return _metrics_data(_exported_resource(run), points, CUMULATIVE, run.started_unix_ns, now_unix_ns, {})
+    """The same, from sums that are kept; the arguments are those of `summed_points`."""
+    points = summed_points(run, sums, whole, rest)
+    return metrics_data(exported_resource(run), points, CUMULATIVE, run.started_unix_ns, now_unix_ns, {})
 
 
-def _overhead(run: Run) -> Iterable[Point]:
-    for thread, spent in (("loop", run.overhead_ns), ("background", run.background_ns)):
-        if spent is not None:
-            yield _point("epochmeter.run.overhead", "gauge", spent / NS, {"epochmeter.thread": thread})
-
-
-def _resource(run: Run) -> dict[str, Any]:
-    attributes: dict[str, Any] = {
-        "service.name": "epochmeter",
-        "service.version": profiler.__version__,
-        "service.instance.id": run.id,
-    }
-    if run.rank is not None and run.world_size is not None:
-        attributes["epochmeter.distributed.rank"] = run.rank
-        attributes["epochmeter.distributed.world_size"] = run.world_size
-    for section in ("cpu", "memory", "runtime"):
-        for key, value in getattr(run.hardware, section).items():
-            attributes[FACT_NAMES.get((section, key), f"epochmeter.{section}.{key}")] = value
-    return attributes
-
-
-def _exported_resource(run: Run) -> dict[str, Any]:
-    """GPUs by what they have in common; an exporter's list decides which of all this it knows."""
-    attributes = _resource(run)
-    gpus = list(run.hardware.gpus.values())
-    if gpus:
-        attributes["epochmeter.gpu.count"] = len(gpus)
-        for key, name in (("name", "epochmeter.gpu.model"), ("memory_class_gb", "epochmeter.gpu.memory_class")):
-            values = {gpu[key] for gpu in gpus if key in gpu}
-            if len(values) == 1:
-                attributes[name] = values.pop()
-    return attributes
-
-
-def _local_resource(run: Run) -> dict[str, Any]:
-    local: dict[str, Any] = {
-        "epochmeter.run.name": run.name,
-        "epochmeter.run.state": run.state,
-        "epochmeter.run.started": run.started_unix_ns,
-    }
-    for index, gpu in run.hardware.gpus.items():
-        local.update({f"epochmeter.gpus.{index}.{key}": value for key, value in gpu.items()})
-    if run.planned_epochs is not None:
-        local["epochmeter.run.planned_epochs"] = run.planned_epochs
-    return {**_resource(run), **local}
-
-
-def _local_phases(phases: Mapping[Path, Timing]) -> Iterable[tuple[Attributes, Timing]]:
-    for path, timing in phases.items():
-        attributes: dict[str, Any] = {"epochmeter.phase": path[-1]}
-        if len(path) > 1:
-            attributes["epochmeter.phase.parents"] = list(path[:-1])
-        yield attributes, timing
-
-
-def _exported_phases(phases: Mapping[Path, Timing]) -> Iterable[tuple[Attributes, Timing]]:
-    """Phases by known word and level; all words of the user's own are one, "custom"."""
-    merged: dict[tuple[str, str], Timing] = {}
-    for path, timing in phases.items():
-        word = path[-1] if path[-1] in KNOWN_PHASES else CUSTOM_PHASE
-        merged.setdefault((word, "top" if len(path) == 1 else "nested"), Timing()).merge(timing)
-    for (word, level), timing in merged.items():
-        yield {"epochmeter.phase": word, "epochmeter.phase.level": level}, timing
-
-
-def _stage_points(part: EpochRecord, by_phase: Any) -> Iterable[Point]:
-    for stage in part.stages.values():
-        at = {"epochmeter.stage": stage.stage}
-        yield from _totals(stage, at)
-        yield from _timing("epochmeter.step.duration", stage.step, at)
-        yield from _timing("epochmeter.inference.latency", stage.latency, at)
-        for attributes, timing in by_phase(stage.phases):
-            yield from _phase(timing, {**at, **attributes})
-    for attributes, timing in by_phase(part.phases):
-        yield from _phase(timing, attributes)
-
-
-def _batch_points(part: EpochRecord) -> Iterable[Point]:
-    for stage in part.stages.values():
-        if stage.batch.count:
-            yield _point("epochmeter.inference.batch_size", "histogram", stage.batch, {"epochmeter.stage": stage.stage})
-
-
-def _rank_points(part: EpochRecord) -> Iterable[Point]:
-    for rank, stages in part.ranks.items():
-        for name, stage in stages.items():
-            at = {"epochmeter.stage": name, "epochmeter.distributed.rank": rank}
-            yield _point("epochmeter.rank.stage.time", "sum", stage.duration_ns / NS, at)
-            for phase, total_ns in stage.phases.items():
-                yield _point("epochmeter.rank.phase.time", "sum", total_ns / NS, {**at, "epochmeter.phase": phase})
-
-
-def _totals(stage: StageRecord, at: Attributes) -> Iterable[Point]:
-    yield _point("epochmeter.stage.time", "sum", stage.duration_ns / NS, at)
-    yield _point("epochmeter.stage.steps", "sum", stage.steps, at)
-    if stage.samples is not None:
-        yield _point("epochmeter.stage.samples", "sum", stage.samples, at)
-    whole = stage.passes - stage.partial_passes
-    for partial, passes in ((False, whole), (True, stage.partial_passes)):
-        yield _point("epochmeter.stage.passes", "sum", passes, {**at, "epochmeter.pass.partial": partial})
-
-
-def _phase(timing: Timing, attributes: Attributes) -> Iterable[Point]:
-    yield from _timing("epochmeter.phase.duration", timing, attributes)
-    if timing.device.count:
-        yield _point("epochmeter.phase.device_duration", "histogram", timing.device, attributes)
-
-
-def _timing(name: str, timing: Timing, attributes: Attributes) -> Iterable[Point]:
-    for cold, histogram in ((False, timing.steady), (True, timing.cold)):
-        if histogram.count or histogram.sum_ns:
-            yield _point(name, "histogram", histogram, {**attributes, "epochmeter.cold": cold})
-
-
-def _reading_points(readings: Iterable[ReadingRecord]) -> Iterable[Point]:
-    for reading in readings:
-        spec = reading.spec
-        kind = "sum" if spec.kind == "counter" else spec.kind
-        yield Point(spec.name, spec.unit, spec.help, kind, reading.last, reading.attributes)
-
-
-def _point(name: str, kind: str, value: Any, attributes: Attributes) -> Point:
-    unit, help_text = SPECS[name]
-    return Point(name, unit, help_text, kind, value, attributes)
-
-
-def _metrics_data(
+def metrics_data(
     resource: Mapping[str, Any],
     points: Iterable[Point],
     temporality: AggregationTemporality,
@@ -264,6 +57,7 @@ def _metrics_data(
     now: int,
     extra: Attributes,
 ) -> MetricsData:
+    """Points as the SDK has them; ``extra`` attributes are added to each."""
     groups: dict[tuple[str, str], list[Point]] = {}
     for point in points:
         groups.setdefault((point.name, point.kind), []).append(point)

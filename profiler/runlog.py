@@ -18,10 +18,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from profiler import lines
 from profiler.errors import RunLogError, RunNotFoundError, did_you_mean
 from profiler.histogram import NS, Histogram
 from profiler.locks import lock
 from profiler.metrics import Kind, MetricSpec
+from profiler.points import epoch_attributes, epoch_points, local_resource
 from profiler.record import FACT_NAMES, READING_PREFIX, EpochRecord, Hardware, RankStage, ReadingRecord, Run, Timing
 
 SUFFIX = ".otlp.jsonl"
@@ -50,17 +52,11 @@ class RunLog:
         Raises:
             OSError: the folder or the disk does not take it.
         """
-        from google.protobuf.json_format import MessageToDict
-        from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-
-        from profiler.otel import epoch_data
-
         if self._descriptor is None:
             self._open()
-        began = run.started_unix_ns + part.started_ns
-        message = encode_metrics(epoch_data(run, part, began, run.started_unix_ns + run.duration_ns))
-        line = json.dumps(MessageToDict(message, use_integers_for_enums=True), separators=(",", ":")) + "\n"
-        data = line.encode("utf-8")
+        began, now = run.started_unix_ns + part.started_ns, run.started_unix_ns + run.duration_ns
+        content = lines.request(local_resource(run), epoch_points(run, part), began, now, epoch_attributes(part))
+        data = (json.dumps(content, separators=(",", ":")) + "\n").encode("utf-8")
         written = os.write(self._descriptor or 0, data)  # not synced: the kernel keeps it when this process is killed
         if written != len(data):
             os.write(self._descriptor or 0, b"\n")  # the cut line ends here, and does not spoil the next one

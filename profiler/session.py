@@ -39,10 +39,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 R = TypeVar("R")
 PROBE_MODULES = (*(f"profiler.probes.{name}" for name in PROBES), "psutil", "pynvml")
-LOG_MODULES = (
-    *("profiler.otel", "opentelemetry.exporter.otlp.proto.common.metrics_encoder"),
-    *("google.protobuf.json_format", "filelock", "platformdirs"),
-)
+LOG_MODULES = ("filelock", "platformdirs")
 KEEP_NS = 60_000_000_000  # a service's calls are kept that often
 MAX_UNSAVED = 16  # epochs kept for a disk that may have room again
 logger = logging.getLogger("epochmeter")
@@ -423,7 +420,7 @@ class Profiler:
 
     def _tell_ranks(self, epoch: EpochRecord) -> None:
         """Each rank tells what the epoch took; the first one keeps what all have told by now."""
-        if self._ranks is None and self._distributed and self._may_tell():
+        if self._ranks is None and self._distributed and ranks.place() is not None and self._may_tell():
             self._ranks = ranks.join(self._run.name)
         if self._ranks is not None:
             self._ranks.tell(epoch)

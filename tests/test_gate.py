@@ -19,7 +19,7 @@ from exporters.allowlist import GPU_MEMORY_CLASSES, GPU_MODELS, METRICS, PHASES,
 from exporters.gate import GatedExporter, rebuild
 from exporters.payload import encode, first_fault
 from exporters.rules import OTHER, Random, Words, coarse, significant, size_class
-from profiler import Phase, Profiler, Stage, __version__, otel
+from profiler import Phase, Profiler, Stage, __version__, otel, points
 from profiler.catalog import units
 from profiler.record import Run
 from profiler.testing import RecordingExporter
@@ -350,7 +350,7 @@ def test_an_exporter_that_raises_harms_nobody(caplog: pytest.LogCaptureFixture) 
 def test_the_list_has_the_units_and_words_of_the_profiler() -> None:
     declared = units()
     assert {entry.name: declared[entry.name] for entry in METRICS} == {entry.name: entry.unit for entry in METRICS}
-    assert set(PHASES) == {phase.value for phase in Phase} | {otel.CUSTOM_PHASE}
+    assert set(PHASES) == {phase.value for phase in Phase} | {points.CUSTOM_PHASE}
     assert set(STAGES) == {stage.value for stage in Stage}
     (version,) = (entry.rule for entry in RESOURCE if entry.name == "service.version")
     assert isinstance(version, Words) and __version__ in version.values

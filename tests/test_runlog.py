@@ -18,7 +18,8 @@ from google.protobuf.json_format import Parse
 from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 
 from profiler import Profiler, RunLogError, RunNotFoundError
-from profiler.record import EpochRecord, Run
+from profiler.metrics import MetricSpec, Sample
+from profiler.record import EpochRecord, Hardware, RankStage, Run, Timing, reading_of
 from profiler.runlog import RunLog, find, load, prune, run_id, run_paths
 
 LOOP = """
@@ -219,3 +220,49 @@ def test_local_off_keeps_nothing(home: Path) -> None:
     summary = trained(Profiler("x", settings={"local": False}))
     assert summary.stages["train"]["steps"] == 6
     assert not home.exists()
+
+
+def test_a_line_is_what_opentelemetrys_own_encoder_makes_of_it() -> None:
+    from google.protobuf.json_format import MessageToDict
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+
+    from profiler import lines, otel
+    from profiler.points import epoch_attributes, epoch_points, local_resource
+
+    run = Run("0123456789ab", "half characters and 語", 1_700_000_000_000_000_000, "running", 5_000_000_000, planned_epochs=3)
+    run.hardware = Hardware({"family": "Intel Xeon", "available_cores": 1.5}, {}, {0: {"name": "H100"}}, {"notebook": True})
+    run.overhead_ns, run.background_ns, run.rank, run.world_size = 1_000, 0, 0, 2
+    run.note("something went wrong", 2)
+    epoch = EpochRecord(0, started_ns=1_000, duration_ns=2_000_000_000, inferred=True)
+    stage = epoch.stage("inference")
+    stage.duration_ns, stage.steps, stage.samples, stage.passes = 1_500_000_000, 3, 96, 1
+    for path in (("data_wait",), ("forward",), ("forward", "attention")):
+        timing = stage.phases[path] = Timing()
+        timing.steady.add([0, 1_000, 2_000_000, 3_000_000_000])
+        timing.cold.add([7])
+        timing.device.add([5_000])
+    stage.step.steady.add([1_000_000_000])
+    stage.latency.steady.add_to_sum(3)
+    stage.batch.add([32_000_000_000, 1_000_000_000])
+    epoch.phases[("checkpoint",)] = Timing()
+    epoch.phases[("checkpoint",)].steady.add([1])
+    epoch.ranks = {1: {"train": RankStage(10, {"forward": 5})}}
+    specs = [MetricSpec(f"m.{kind}", "By", kind, "Help.") for kind in ("gauge", "counter", "updowncounter")]
+    for spec in specs:
+        for value in (0, 3, 2.5):
+            reading_of(epoch.readings, Sample(spec, value, {"hw.id": "gpu-0"})).add(value)
+    for part in (epoch, EpochRecord(None)):
+        points = epoch_points(run, part)
+        data = otel.metrics_data(local_resource(run), points, otel.DELTA, 1, 2, epoch_attributes(part))
+        theirs = MessageToDict(encode_metrics(data), use_integers_for_enums=True)
+        ours = json.loads(json.dumps(lines.request(local_resource(run), points, 1, 2, epoch_attributes(part))))
+        assert _flat(ours) == _flat(theirs)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Every leaf by its path: a difference is then one line."""
+    if isinstance(value, dict) and value:
+        return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{path}.{name}").items()}
+    if isinstance(value, list) and value:
+        return {key: leaf for index, inner in enumerate(value) for key, leaf in _flat(inner, f"{path}[{index}]").items()}
+    return {path: value}
