@@ -98,6 +98,11 @@ class Inferred:
         self.is_exhausted = False  # its loader has no more batches; it may have handed out the last one later
 
     @property
+    def is_steady(self) -> bool:
+        """Whether it is known what it is for, and goes on."""
+        return self.stage is not None and not self.is_exhausted and self.segment.state.is_owner
+
+    @property
     def is_open_ended(self) -> bool:
         return self.feed is None or self.is_exhausted
 
@@ -193,7 +198,12 @@ def end_event(follower: Follower, tell: Callable[[Lane], None], *, ends_step: bo
             segment.handed_at = end
             if ends_step:
                 tree = segment.tree
-                tree.step.record(end - segment.step_started)
+                step = tree.step
+                try:
+                    step.buffer[step.n] = end - segment.step_started
+                    step.n += 1
+                except IndexError:
+                    step.record(end - segment.step_started)
                 tree.record.steps += 1
                 segment.step_started = end
         state.current = span = lane.span
@@ -290,6 +300,15 @@ class Follower:
 
     def fetch_begins(self, feed: Feed) -> Span | None:
         """The loader is asked for a batch. Answers the wait to end, for the two calls below."""
+        inferred = feed.inferred
+        if inferred is not None and inferred.is_steady and self.owned():
+            segment = inferred.segment
+            passes, current = feed.place.passes, segment.state.current
+            if passes and passes[-1] is inferred and not segment.closed and current.depth < 2 and not feed.place.ignored:
+                if current.depth:
+                    current.__exit__()
+                segment.begin_wait()
+                return segment.wait
         place = self._enter()
         if place is None or place is not feed.place:
             return None
@@ -307,15 +326,13 @@ class Follower:
     def fetch_ends(self, feed: Feed, wait: Span, item: Any) -> None:
         """The loop has its batch."""
         try:
-            wait.__exit__()
             inferred = feed.inferred
-            if feed.goes_along:
+            if inferred is None or feed.goes_along:
+                wait.__exit__()
                 self.fetched = batch_size(item)
-            elif inferred is not None:
-                size = batch_size(item)
-                if not inferred.segment.begin_step(size):
-                    self._reopen(inferred)
-                    inferred.segment.begin_step(size)
+            elif not inferred.segment.end_wait(batch_size, item):
+                self._reopen(inferred)
+                inferred.segment.begin_step(batch_size(item))
             self._begin_gap(feed.place, DATA_WAIT)
         except Exception as error:
             self._fault(error)

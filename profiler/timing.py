@@ -267,6 +267,11 @@ class Tree:
         self.batch = Span(self, self.root, "batch")
         self.record = StageRecord(stage.value if stage else "")
 
+    @property
+    def is_special(self) -> bool:
+        """Whether a step of it takes more than adding up."""
+        return self.cold or self.stage is Stage.INFERENCE or bool(self.pending)
+
     def become(self, stage: Stage | None) -> None:
         """From now on it is of that stage, with what it holds."""
         self.stage = stage
@@ -420,6 +425,47 @@ class Segment:
         tree.is_empty = False
         state.segments.append(self)
         state.current = tree.root
+
+    def begin_wait(self) -> None:
+        """The loop comes for the next batch: the step with the last one is over. One reading of the clock for both."""
+        state, tree = self.state, self.tree
+        if not (self.in_step and state.is_owner and state.current is tree.root) or tree.is_special:
+            if self.in_step:
+                self.end_step()
+            self.wait.__enter__()
+            return
+        end = now()
+        step = tree.step
+        try:
+            step.buffer[step.n] = end - self.step_started
+            step.n += 1
+        except IndexError:
+            step.record(end - self.step_started)
+        self.in_step = False
+        self.step_started = end
+        state.current = wait = self.wait
+        wait.t0 = end
+
+    def end_wait(self, size: SampleCount, item: Any) -> bool:
+        """The loop has its batch; False where the epoch has ended, and this pass with it, during the wait."""
+        end = now()
+        state, tree, wait = self.state, self.tree, self.wait
+        if not (state.is_owner and state.current is wait) or wait.shared or tree.is_special:
+            wait.__exit__()
+            return self.begin_step(size(item))
+        try:
+            wait.buffer[wait.n] = end - wait.t0
+            wait.n += 1
+        except IndexError:
+            wait.record(end - wait.t0)
+        state.current = tree.root
+        samples = size(item)
+        record = tree.record
+        record.steps += 1
+        if samples is not None:
+            record.samples = (record.samples or 0) + samples
+        self.in_step = True
+        return True
 
     def decide(self, stage: Stage) -> None:
         """Says what a pass is for that was begun without saying so; before the end of its first step."""
@@ -636,27 +682,22 @@ class Timer:
                 if segment.closed or get_ident() != segment.state.thread:  # an epoch ended, or another thread took over
                     segment.close(partial=True)
                     segment = self.begin(stage)
-                wait = segment.wait
-                wait.__enter__()
+                segment.begin_wait()
                 try:
                     if iterator is None:
                         iterator = iter(items)
                     item = next(iterator)
                 except StopIteration:
-                    wait.end_without_count()
+                    segment.wait.end_without_count()
                     partial = False
                     return
                 except BaseException:
-                    wait.__exit__()
+                    segment.wait.__exit__()
                     raise
-                wait.__exit__()
-                size = samples(item)
-                if not segment.begin_step(size):
+                if not segment.end_wait(samples, item):
                     segment = self.begin(stage)
-                    segment.begin_step(size)
+                    segment.begin_step(samples(item))
                 yield item
-                if not segment.closed:
-                    segment.end_step()
         finally:
             segment.close(partial=partial)
             if task is not None:

@@ -66,8 +66,8 @@ class Hooks:
         self._looks = 0
         self._steps = 0
         self._handles: list[Any] = []
-        self.before_step = _Hook(begin_event(follower, self.step_begins))
-        self.after_step = _Hook(end_event(follower, follower.optimizer_ends, ends_step=True))
+        self.before_step = begin_event(follower, self.step_begins)  # an optimizer's copy or pickle leaves its hooks behind
+        self.after_step = end_event(follower, follower.optimizer_ends, ends_step=True)
         self.before_backward = begin_event(follower, follower.backward_begins)
         self.after_backward = end_event(follower, follower.backward_ends)
         if everything:
@@ -531,20 +531,36 @@ def _next(original: Callable[..., Any]) -> Callable[..., Any]:
             feeds = self.__dict__[FEEDS] = _feeds_of_known(self)
         if not feeds:
             return original(self)
-        waits = [(follower, feed, follower.fetch_begins(feed)) for follower, feed in feeds]
+        if len(feeds) > 1:
+            return _followed_by_several(original, self, feeds)
+        ((follower, feed),) = feeds
+        wait = follower.fetch_begins(feed)
         try:
             item = original(self)
         except BaseException as error:
-            for follower, feed, wait in waits:
-                if wait is not None:
-                    follower.fetch_fails(feed, wait, at_end=isinstance(error, StopIteration))
-            raise
-        for follower, feed, wait in waits:
             if wait is not None:
-                follower.fetch_ends(feed, wait, item)
+                follower.fetch_fails(feed, wait, at_end=isinstance(error, StopIteration))
+            raise
+        if wait is not None:
+            follower.fetch_ends(feed, wait, item)
         return item
 
     return __next__
+
+
+def _followed_by_several(original: Callable[..., Any], iterator: Any, feeds: list[tuple[Follower, Feed]]) -> Any:
+    waits = [(follower, feed, follower.fetch_begins(feed)) for follower, feed in feeds]
+    try:
+        item = original(iterator)
+    except BaseException as error:
+        for follower, feed, wait in waits:
+            if wait is not None:
+                follower.fetch_fails(feed, wait, at_end=isinstance(error, StopIteration))
+        raise
+    for follower, feed, wait in waits:
+        if wait is not None:
+            follower.fetch_ends(feed, wait, item)
+    return item
 
 
 def _init(original: Callable[..., Any]) -> Callable[..., Any]:
