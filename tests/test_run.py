@@ -17,6 +17,7 @@ from profiler.preferences import runs_path
 from profiler.runlog import load, run_paths
 from profiler.startup.sitecustomize import is_launcher, what_runs
 
+pytestmark = pytest.mark.slow  # each starts programs
 MIRROR = """
 import json, os, sys
 print(json.dumps({"argv": sys.argv, "name": __name__, "file": __file__, "path": sys.path,
@@ -107,9 +108,9 @@ class TestTheScript:
         Path("script.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n", encoding="utf-8")
         ends = []
         for command in (["script.py"], ["-m", "profiler.cli", "run", "-q", "script.py"]):
-            with subprocess.Popen(
-                [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            ) as process:
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job ignores it
+            with subprocess.Popen([sys.executable, *command], **pipes) as process:
                 assert process.stdout is not None
                 process.stdout.readline()
                 time.sleep(0.5)  # it is asleep by then, and not still printing
@@ -182,7 +183,6 @@ class TestWhatCannotRun:
         assert epochmeter("run").code == 2
 
 
-@pytest.mark.slow
 class TestTraining:
     def test_is_found_whole_and_changes_nothing(self) -> None:
         pytest.importorskip("torch")
