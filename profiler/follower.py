@@ -122,12 +122,13 @@ class Inferred:
 class Place:
     """One thread's side of the following."""
 
-    __slots__ = ("ignored", "is_interrupted", "passes", "state")
+    __slots__ = ("ignored", "is_interrupted", "passes", "spent_ns", "state")
 
     def __init__(self, state: ThreadState) -> None:
         self.state = state
         self.passes: list[Inferred] = []  # those that are open, the innermost last
         self.is_interrupted = False  # an optimizer's step, by the forward and backward that it calls itself
+        self.spent_ns = 0  # what such a step took before
         self.ignored: list[str] = []  # phases that were not begun, because one of that kind is open already
 
 
@@ -275,12 +276,13 @@ class Follower:
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
-    def loader_begins(self, key: Hashable, state: Hashable) -> Feed | None:
+    def loader_begins(self, key: Hashable, state: Hashable, *, one_iterator: bool = False) -> Feed | None:
         """A loader is iterated over, from its beginning. Answers what its iterator is to be known by.
 
         Args:
             key: which loader it is; equal for two that hold the same data.
             state: which mode the modules are in, and whether gradients are on.
+            one_iterator: the loader uses its iterator again, so that what it gave before is over.
         """
         place = self._enter()
         if place is None or place.state.current.name == DATA_WAIT:  # a loader that the loop handed to prof.train
@@ -288,7 +290,7 @@ class Follower:
         feed = Feed(place, key, (key, state))
         try:
             if not self._is_in_a_told_pass(place):
-                self._begin_pass(place, feed)
+                self._begin_pass(place, feed, one_iterator)
             return feed
         except Exception as error:
             self._fault(error)
@@ -315,6 +317,8 @@ class Follower:
         try:
             inferred = self._pass_to_feed(place, feed)
             if inferred is None:
+                if _is_in(place.state.current, DATA_WAIT):  # a framework has told of the wait itself
+                    return None
                 self._end_gap(place)
                 return place.state.current.child(DATA_WAIT).__enter__()
             self._end_step(place, inferred)
@@ -419,7 +423,7 @@ class Follower:
             return
         try:
             top = place.passes[-1] if place.passes else None
-            is_plain = self._has_optimizer or top is None or top.feed is not None
+            is_plain = not place.is_interrupted and (self._has_optimizer or top is None or top.feed is not None)
             self._end_event(lane, place, BACKWARD, ends_step=False, is_plain=is_plain)
             if top is not None:
                 top.has_backward = True
@@ -551,14 +555,17 @@ class Follower:
     def _interrupt_optimizer(self, place: Place) -> None:
         """An optimizer that is handed a closure has forward and backward called within its step: that time is not its own."""
         if place.state.current.name == OPTIMIZER:
-            end = timing.now()
-            with self.timer.lock:
-                place.state.leave(OPTIMIZER, end, count=False)
+            span = place.state.current
+            place.spent_ns = timing.now() - span.t0 + (place.spent_ns if place.is_interrupted else 0)
+            place.state.current = span.parent or span
             place.is_interrupted = True
 
     def _resume_optimizer(self, place: Place) -> None:
         self._end_gap(place)
-        place.state.current.child(OPTIMIZER).__enter__()
+        span = place.state.current.child(OPTIMIZER)
+        span.__enter__()
+        place.state.current.t0 -= place.spent_ns  # it is one step, whatever it called meanwhile
+        place.spent_ns = 0
 
     def _begin_phase(self, place: Place, name: str) -> Span | None:
         self._end_gap(place)
@@ -596,21 +603,23 @@ class Follower:
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 
-    def _begin_pass(self, place: Place, feed: Feed) -> None:
+    def _begin_pass(self, place: Place, feed: Feed, one_iterator: bool) -> None:
         """A pass over a loader begins, perhaps inside of another one, whose clock stops then."""
         self._end_evaluations(place)
         for inferred in place.passes:
-            if inferred.is_exhausted or (inferred.feed is not None and inferred.feed.signature == feed.signature):
+            if inferred.is_exhausted or (one_iterator and inferred.feed is not None and inferred.feed.key == feed.key):
                 self._close(place, inferred, partial=not inferred.is_exhausted)  # or: the loop broke off, and begins again
                 break
         self._open(place, None, feed)
 
     def _pass_to_feed(self, place: Place, feed: Feed) -> Inferred | None:
         """The pass that a batch is for; None where it goes along with another loader's, as in ``zip(loader, other)``."""
-        feed.goes_along = False
+        feed.goes_along = self._is_in_a_told_pass(place)
+        if feed.goes_along:
+            return None
         if feed.inferred is None or feed.inferred not in place.passes:
             top = place.passes[-1] if place.passes else None
-            if self._is_in_a_told_pass(place) or (top is not None and top.is_fresh):
+            if top is not None and top.is_fresh:
                 feed.goes_along = True
                 return None
             self._end_evaluations(place)
@@ -636,10 +645,12 @@ class Follower:
         while inferred in place.passes:
             last = place.passes.pop()
             segment = last.segment
+            if last.is_open_ended:
+                segment.handed_at = max(segment.handed_at, segment.started, _open_since(segment))
             if last.feed is None:
                 if last.has_backward and not self._has_optimizer:
                     _count_step(segment, segment.handed_at)
-                segment.close(partial=False, at=max(segment.handed_at, segment.started))
+                segment.close(partial=False, at=segment.handed_at)
                 continue
             last.feed.inferred = None
             if last.stage is None and last.has_forward:
@@ -709,7 +720,9 @@ class Follower:
             is_outermost = not any(p.stage is Stage.TRAIN for p in place.passes if p is not inferred)
             if not self.host.has_epoch() or (is_outermost and feed.key in self._trained_on):
                 self._trained_on.clear()
+                before = timing.now()
                 self.host.begin_inferred_epoch(inferred.segment.started)
+                place.state.pause(timing.now() - before)
                 place.passes = [p for p in place.passes if not p.segment.closed]
             self._trained_on.add(feed.key)
         inferred.segment.decide(stage)
@@ -770,6 +783,14 @@ def _is_in(span: Span | None, name: str) -> bool:
     while span is not None and span.name != name:
         span = span.parent
     return span is not None
+
+
+def _open_since(segment: Segment) -> int:
+    """When a phase began that an exception has left open, or 0: what was before it has been measured."""
+    span = segment.state.current
+    while span.depth > 1 and span.parent is not None:
+        span = span.parent
+    return span.t0 if span.depth == 1 and span.tree is segment.tree and span.name not in GAPS else 0
 
 
 def _count_step(segment: Segment, end: int) -> None:

@@ -50,6 +50,9 @@ class Stage(str, Enum):
     INFERENCE = "inference"
 
 
+ORDER = (*Stage, None)  # in which stages are told
+
+
 class Phase(str, Enum):
     """The words for parts of a step that an exporter may pass on; any other word of yours stays on this machine."""
 
@@ -393,6 +396,14 @@ class ThreadState:
         for other, t0 in reversed(inner):  # those opened later go on, no longer inside the one that was left
             self.current = self.current.child(other)
             self.current.t0 = t0
+
+    def pause(self, by: int) -> None:
+        """Stops the clock of all that is open, for time that was ours."""
+        span = self.current
+        while span.parent is not None:
+            span.t0 += by
+            span = span.parent
+        self.shift(by, len(self.segments))
 
     def shift(self, by: int, below: int) -> None:
         """Stops the clock of all that is open around a nested pass for as long as that pass took."""
@@ -773,7 +784,7 @@ class Timer:
             for state in self._states:
                 if state.is_owner and not ended and get_ident() != state.thread:
                     continue
-                for tree in state.trees:
+                for tree in sorted(state.trees, key=lambda tree: ORDER.index(tree.stage)):
                     if tree.stage is None and tree.in_use:  # it will soon be known what that pass is for
                         continue
                     taken = tree.take()

@@ -155,7 +155,8 @@ class Hooks:
             self.settle()
         torch = find_torch()
         modes = tuple(module.training for call in self.calls() if (module := call.module()) is not None)
-        return self.follower.loader_begins(self._sets.key(loader), (torch.is_grad_enabled(), modes))
+        persistent = bool(getattr(loader, "persistent_workers", False))
+        return self.follower.loader_begins(self._sets.key(loader), (torch.is_grad_enabled(), modes), one_iterator=persistent)
 
     @property
     def has_loaders(self) -> bool:
@@ -232,10 +233,8 @@ class Call:
         self._compiled: Any = None  # what stands around the module's compiled call, while it has one
         self.before = _Hook(_before(self))
         self.after = _Hook(_after(self))
-        self._handles = [
-            module.register_forward_pre_hook(self.before),
-            module.register_forward_hook(self.after, always_call=True),
-        ]
+        self._handles: list[Any] = []
+        self.put_back()
         self.look_for_compiled()
 
     def begins(self, lane: Lane) -> None:
@@ -249,15 +248,23 @@ class Call:
         module = self.module()
         compiled = getattr(module, "_compiled_call_impl", None)
         if module is not None and compiled is not None and compiled is not self._compiled:
-            self._remove_handles()  # with hooks inside of it, torch compiles something else
+            self.take_away()  # with hooks inside of it, torch compiles something else
             self._compiled = module._compiled_call_impl = _around(self, compiled)
 
-    def _remove_handles(self) -> None:
+    def put_back(self) -> None:
+        module = self.module()
+        if module is not None and not self._handles and self._compiled is None:
+            self._handles = [
+                module.register_forward_pre_hook(self.before),
+                module.register_forward_hook(self.after, always_call=True),
+            ]
+
+    def take_away(self) -> None:
         while self._handles:
             self._handles.pop().remove()
 
     def remove(self) -> None:
-        self._remove_handles()
+        self.take_away()
         module: Any = self.module()
         if self._compiled is not None and getattr(module, "_compiled_call_impl", None) is self._compiled:
             module._compiled_call_impl = vars(self._compiled)["__wrapped__"]
@@ -357,7 +364,9 @@ class _Loader:
         self._loader = weakref.ref(loader)
 
     def remove(self) -> None:
-        self._loaders.discard(self._loader())
+        loader = self._loader()
+        if loader is not None:
+            self._loaders.discard(loader)
 
 
 def _optimizer(thing: Any) -> Any:
@@ -436,6 +445,7 @@ class Patches:
         loaders = everything or any(hooks.has_loaders for hooks in self.listeners)
         for owner, name, wrapper in (
             (torch.autograd, "backward", _backward),
+            (torch.jit, "script", _script),
             *(((torch, "save", _save),) if any(hooks.all_loaders for hooks in self.listeners) else ()),
             *(((data.DataLoader, "__iter__", _iter), (data._BaseDataLoaderIter, "__next__", _next)) if loaders else ()),
             *(
@@ -461,6 +471,31 @@ class Patches:
 PATCHES = Patches()
 
 
+def _leave_out_this_frame(error: BaseException) -> None:
+    """What the script prints of an exception is to be what it prints without us (before Python 3.11 it is not)."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next
+
+
+def _script(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.jit.script`` compiles a module's hooks, too, and cannot compile ours: they are away meanwhile."""
+
+    def script(*args: Any, **kwargs: Any) -> Any:
+        calls = [call for hooks in PATCHES.listeners for call in hooks.calls()]
+        for call in calls:
+            call.take_away()
+        try:
+            return original(*args, **kwargs)
+        except BaseException as error:
+            _leave_out_this_frame(error)
+            raise
+        finally:
+            for call in calls:
+                call.put_back()
+
+    return script
+
+
 def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
     def backward(*args: Any, **kwargs: Any) -> Any:
         listeners = PATCHES.listeners
@@ -468,6 +503,9 @@ def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
             hooks.before_backward()
         try:
             return original(*args, **kwargs)
+        except BaseException as error:
+            _leave_out_this_frame(error)
+            raise
         finally:
             for hooks in listeners:
                 hooks.after_backward()
@@ -480,6 +518,9 @@ def _save(original: Callable[..., Any]) -> Callable[..., Any]:
         told = [(hooks.follower, hooks.follower.checkpoint_begins()) for hooks in PATCHES.listeners]
         try:
             return original(*args, **kwargs)
+        except BaseException as error:
+            _leave_out_this_frame(error)
+            raise
         finally:
             for follower, gap in told:
                 if gap is not None:
@@ -540,6 +581,7 @@ def _next(original: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException as error:
             if wait is not None:
                 follower.fetch_fails(feed, wait, at_end=isinstance(error, StopIteration))
+            _leave_out_this_frame(error)
             raise
         if wait is not None:
             follower.fetch_ends(feed, wait, item)

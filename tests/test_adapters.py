@@ -126,6 +126,17 @@ class TestLightning:
         assert "forward" not in callback.summary.stages["train"]["phases"]["optimizer"].get("phases", {})
         assert [run.state for run in recorded()] == ["finished"]
 
+    def test_fit_without_validation(self, pl: Any) -> None:
+        from profiler.adapters.lightning_callback import ProfilerCallback
+
+        callback = ProfilerCallback()
+        self.trainer(pl, callback).fit(self.module(pl, []), loader())
+        check(callback.summary, 2)
+        assert callback.summary is not None
+        assert callback.summary.stages.keys() == {"train"}
+        optimizer = callback.summary.stages["train"]["phases"]["optimizer"]
+        assert optimizer["mean_s"] <= optimizer["max_s"]
+
     def test_predict_and_validate_are_runs_of_their_own(self, pl: Any) -> None:
         from profiler.adapters.lightning_callback import ProfilerCallback
 
@@ -327,6 +338,7 @@ class TestIgnite:
         check(driver.summary, 2)
         assert driver.summary is not None
         assert driver.summary.stages["val"]["steps"] == 2 * STEPS
+        assert "phases" not in driver.summary.stages["train"]["phases"]["data_wait"]
         assert [run.state for run in recorded()] == ["finished"]
 
     def test_an_exception_is_ignites_and_the_run_has_crashed(self, engine: Any) -> None:

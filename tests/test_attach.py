@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
+import sys
 import threading
+import time
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -384,6 +389,36 @@ class TestInferredPasses:
         assert [epoch["stages"][0]["steps"] for epoch in prof.summary.epochs] == [4, 4, 2]
         check_sums(prof)
 
+    def test_the_same_loader_inside_of_its_own_pass(self) -> None:
+        model, optimizer = net()
+        train = digits()
+        with Profiler("inside") as prof:
+            prof.attach(model, optimizer, train)
+            for index, (x, y) in enumerate(train):
+                if index == 2:
+                    for again, _ in train:
+                        with torch.no_grad():
+                            model(again)
+                train_step(model, optimizer, x, y)
+        assert len(prof.summary.epochs) == 1
+        stages = prof.summary.stages
+        assert list(stages) == ["train", "val"]
+        assert (stages["train"]["steps"], stages["train"]["passes"], stages["val"]["steps"]) == (4, 1, 4)
+        check_sums(prof)
+
+    def test_the_end_of_an_epoch_is_no_phase_of_the_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, optimizer = net()
+        train = digits()
+        monkeypatch.setattr(Profiler, "_save", lambda self, part: time.sleep(0.05))
+        with Profiler("ours") as prof:
+            prof.attach(model, optimizer, train)
+            for _ in range(3):
+                for x, y in train:
+                    train_step(model, optimizer, x, y)
+        for epoch in prof.summary.epochs[1:]:  # the first one starts torch's threads
+            assert sum(stage["duration_s"] for stage in epoch["stages"]) < 0.05
+        check_sums(prof)
+
     def test_epochs_that_the_loop_tells_are_kept(self) -> None:
         model, optimizer = net()
         train = digits()
@@ -556,6 +591,67 @@ class TestTorchsOwnWays:
         assert not any("phases" in entry for entry in stage["phases"].values())
         check_sums(prof)
 
+    def test_a_closure_that_raises(self) -> None:
+        model, optimizer = net()
+        with Profiler("raises") as prof:
+            prof.attach(model, optimizer)
+            for x, y in digits():
+                nn.functional.cross_entropy(model(x), y).backward()
+                with pytest.raises(ZeroDivisionError):
+                    optimizer.step(lambda: 1 / 0)
+        check_sums(prof)
+
+    def test_one_step_of_an_optimizer_with_a_closure_is_one_measurement(self) -> None:
+        model, optimizer = net()
+        with Profiler("closure") as prof:
+            prof.attach(model, optimizer)
+            for x, y in prof.train(digits()):
+
+                def closure(x: Any = x, y: Any = y) -> Any:
+                    optimizer.zero_grad()
+                    loss = nn.functional.cross_entropy(model(x), y)
+                    loss.backward()
+                    return loss
+
+                optimizer.step(closure)
+        entry = prof.summary.stages["train"]["phases"]["optimizer"]
+        assert entry["count"] == BATCHES
+        assert entry["mean_s"] <= entry["max_s"]
+        assert entry["total_s"] <= BATCHES * entry["max_s"]
+        check_sums(prof)
+
+    def test_scripting_a_model_leaves_the_hooks_out(self) -> None:
+        model, optimizer = net()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of scripting
+            with Profiler("script") as prof:
+                prof.attach(model, optimizer)
+                scripted = torch.jit.script(model)
+                assert torch.equal(scripted(torch.ones(1, 64)), model(torch.ones(1, 64)))
+                assert hooks_on(model) == 2
+
+    @pytest.mark.skipif(sys.version_info < (3, 11), reason="there a frame cannot be left out")
+    def test_an_exception_shows_no_frame_of_ours(self) -> None:
+        class Broken(torch.utils.data.Dataset):  # type: ignore[misc, name-defined]
+            def __len__(self) -> int:
+                return 8
+
+            def __getitem__(self, index: int) -> Any:
+                raise KeyError(index)
+
+        model, optimizer = net()
+        broken = torch.utils.data.DataLoader(Broken())
+        with Profiler("frames") as prof:
+            prof.attach(model, optimizer, broken)
+            prof._follow_loaders()
+            loss = model(torch.ones(1, 64)).sum()
+            loss.backward()
+            for action in (loss.backward, lambda: next(iter(broken)), lambda: torch.save(model, "/nowhere/at/all.pt")):
+                with pytest.raises((RuntimeError, KeyError)) as raised:
+                    action()
+                names = [frame.filename for frame in traceback.extract_tb(raised.value.__traceback__)]
+                assert not any("torch_hooks" in name for name in names), names
+
     def test_an_exception_in_forward_passes_through_and_ends_the_phase(self) -> None:
         model, optimizer = net()
         with Profiler("exception") as prof:
@@ -665,6 +761,15 @@ class TestHandles:
             torch.save(model, saved)
             assert b"profiler" not in saved.getvalue()
             pickle.dumps(optimizer)
+
+    def test_a_loader_that_is_freed_before_the_run_ends(self, caplog: pytest.LogCaptureFixture) -> None:
+        with Profiler("freed") as prof:
+            train = digits()
+            prof.attach(train)
+            del train
+            gc.collect()
+        assert not caplog.records
+        assert "notes" not in prof.summary.to_dict()
 
     def test_a_fault_of_ours_is_counted_and_the_loop_goes_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, optimizer = net()
