@@ -55,6 +55,7 @@ docs: $(VENV)/.dev  ## make the pages that are generated: the list, and the payl
 bench: $(VENV)/.dev  ## what the profiler costs, measured here
 	$(BIN)/python benchmarks/bench_overhead.py
 	$(BIN)/python benchmarks/bench_delivery.py
+	$(BIN)/python benchmarks/bench_attach.py
 
 .PHONY: gpu
 gpu:  ## the tests that need an NVIDIA GPU, with the python that is on the path
