@@ -267,7 +267,7 @@ class Follower:
                 if inferred.is_open_ended and not inferred.segment.closed:
                     self._close(place, inferred, partial=False)
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     def forget(self) -> None:
         """In a forked child: nothing is followed."""
@@ -293,7 +293,7 @@ class Follower:
                 self._begin_pass(place, feed, one_iterator)
             return feed
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
             return None
 
     def start_begins(self, feed: Feed) -> Span | None:
@@ -324,7 +324,7 @@ class Follower:
             self._end_step(place, inferred)
             return inferred.segment.wait.__enter__()
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
             return None
 
     def fetch_ends(self, feed: Feed, wait: Span, item: Any) -> None:
@@ -339,7 +339,7 @@ class Follower:
                 inferred.segment.begin_step(batch_size(item))
             self._begin_gap(feed.place, DATA_WAIT)
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     def fetch_fails(self, feed: Feed, wait: Span, *, at_end: bool) -> None:
         """There is no batch: the loader is at its end, or has raised."""
@@ -355,7 +355,7 @@ class Follower:
                 feed.inferred.segment.handed_at = timing.now()
                 self.forget_lanes()
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     def loader_is_dropped(self, feed: Feed) -> None:
         """The loop has let go of an iterator."""
@@ -365,7 +365,7 @@ class Follower:
         try:
             self._close(feed.place, inferred, partial=not inferred.is_exhausted)
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     def forward_begins(self, lane: Lane, module: Called, trains: bool, takes_gradients: bool) -> None:
         """A module is called.
@@ -393,7 +393,7 @@ class Follower:
             if self._is_plain(place, Stage.TRAIN if learns else Stage.VAL, with_feed=not (learns and self._has_optimizer)):
                 self._note_begin(lane, place, before, span)
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     def forward_ends(self, lane: Lane) -> None:
         place = self._enter()
@@ -403,7 +403,7 @@ class Follower:
             is_evaluation = bool(place.passes) and place.passes[-1].stage is Stage.VAL
             self._end_event(lane, place, FORWARD, ends_step=is_evaluation, is_plain=not is_evaluation)
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     def backward_begins(self, lane: Lane) -> None:
         place = self._enter()
@@ -415,7 +415,7 @@ class Follower:
             else:
                 self._begin_training(lane, place, BACKWARD)
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     def backward_ends(self, lane: Lane) -> None:
         place = self._enter()
@@ -428,7 +428,7 @@ class Follower:
             if top is not None:
                 top.has_backward = True
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     def optimizer_begins(self, lane: Lane) -> None:
         place = self._enter()
@@ -437,7 +437,7 @@ class Follower:
         try:
             self._begin_training(lane, place, OPTIMIZER)
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     def optimizer_ends(self, lane: Lane) -> None:
         place = self._enter()
@@ -450,7 +450,7 @@ class Follower:
             self._end_event(lane, place, OPTIMIZER, ends_step=True, is_plain=not place.is_interrupted)
             place.is_interrupted = False
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     def checkpoint_begins(self) -> str | None:
         """Something is saved. Answers what `checkpoint_ends` is to be told; None where that is timed already."""
@@ -462,7 +462,7 @@ class Follower:
             self._begin_phase(place, CHECKPOINT)
             return gap
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
             return None
 
     def checkpoint_ends(self, gap: str) -> None:
@@ -472,10 +472,11 @@ class Follower:
             return
         try:
             self._end_phase(place, CHECKPOINT)
+            self._extend(place)
             if gap:
                 place.state.current.child(gap).__enter__()
         except Exception as error:
-            self._fault(error)
+            self.fault(error)
 
     # ---- phases ----------------------------------------------------------------------------------------------------
 
@@ -493,7 +494,8 @@ class Follower:
         place = self._local.place = Place(state)
         return place
 
-    def _fault(self, error: Exception) -> None:
+    def fault(self, error: Exception) -> None:
+        """Something of ours has failed: it is counted, and the loop goes on."""
         self._faults += 1
         self._is_over = self._is_over or self._faults >= MAX_FAULTS
         self.forget_lanes()
@@ -600,6 +602,12 @@ class Follower:
     def _end_gap(self, place: Place) -> None:
         if self.gaps and place.state.current.name in GAPS:
             place.state.current.__exit__()
+            self._extend(place)
+
+    def _extend(self, place: Place) -> None:
+        """Something has been measured in a pass of which nothing says when it ends."""
+        if place.passes and place.passes[-1].is_open_ended:
+            place.passes[-1].segment.handed_at = timing.now()
 
     # ---- passes ----------------------------------------------------------------------------------------------------
 

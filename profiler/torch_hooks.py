@@ -136,6 +136,15 @@ class Hooks:
     # ---- what happens ----------------------------------------------------------------------------------------------
 
     def step_begins(self, lane: Lane) -> None:
+        try:
+            self._find_modules()
+        except Exception as error:
+            self.follower.fault(error)
+        self.follower.optimizer_begins(lane)
+        if not self.saw_forward and self._looks < MAX_LOOKS:
+            lane.forget()  # it goes on being looked for
+
+    def _find_modules(self) -> None:
         if not (self.saw_forward or self._fresh) and self._steps and self._looks < MAX_LOOKS:
             self._look_inside()
         self._steps += 1
@@ -143,14 +152,18 @@ class Hooks:
             self.settle()
         for call in self.calls():
             call.look_for_compiled()
-        self.follower.optimizer_begins(lane)
-        if not self.saw_forward and self._looks < MAX_LOOKS:
-            lane.forget()  # it goes on being looked for
 
     def is_followed(self, loader: Any) -> bool:
         return self.all_loaders or loader in self._loaders
 
     def loader_begins(self, loader: Any) -> Feed | None:
+        try:
+            return self._loader_begins(loader)
+        except Exception as error:
+            self.follower.fault(error)
+            return None
+
+    def _loader_begins(self, loader: Any) -> Feed | None:
         if self.everything:
             self.settle()
         torch = find_torch()
@@ -172,6 +185,13 @@ class Hooks:
         self._fresh.append(weakref.ref(module))
         if self.follower.owned():
             self.follower.forget_lanes()  # so that `settle` is called again
+
+    def module_switches(self) -> None:
+        """A module goes into training or evaluation mode: models are complete by then."""
+        try:
+            self.settle()
+        except Exception as error:
+            self.follower.fault(error)
 
     def settle(self) -> None:
         """Hooks the outermost of the modules that were made meanwhile, and lets go of those that are inside of one now."""
@@ -379,8 +399,8 @@ def _optimizer(thing: Any) -> Any:
 
 
 def _has_parameters(module: Any) -> bool:
-    """Losses, activations and metrics have none."""
-    return next(module.parameters(), None) is not None
+    """Losses, activations and metrics have none; what ``torch.jit`` has made takes no hooks."""
+    return not isinstance(module, find_torch().jit.ScriptModule) and next(module.parameters(), None) is not None
 
 
 class Loaders:
@@ -631,7 +651,7 @@ def _train(original: Callable[..., Any]) -> Callable[..., Any]:
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         for hooks in PATCHES.listeners:
             if hooks.everything:
-                hooks.settle()
+                hooks.module_switches()
         return original(self, *args, **kwargs)
 
     return train

@@ -409,14 +409,14 @@ class TestInferredPasses:
     def test_the_end_of_an_epoch_is_no_phase_of_the_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, optimizer = net()
         train = digits()
-        monkeypatch.setattr(Profiler, "_save", lambda self, part: time.sleep(0.05))
+        monkeypatch.setattr(Profiler, "_save", lambda self, part: time.sleep(0.5))
         with Profiler("ours") as prof:
             prof.attach(model, optimizer, train)
             for _ in range(3):
                 for x, y in train:
                     train_step(model, optimizer, x, y)
-        for epoch in prof.summary.epochs[1:]:  # the first one starts torch's threads
-            assert sum(stage["duration_s"] for stage in epoch["stages"]) < 0.05
+        for epoch in prof.summary.epochs[1:]:  # the first one starts threads of torch
+            assert sum(stage["duration_s"] for stage in epoch["stages"]) < 0.5
         check_sums(prof)
 
     def test_epochs_that_the_loop_tells_are_kept(self) -> None:

@@ -201,6 +201,34 @@ class TestTraining:
             assert 0 <= train.other_ns < 0.05 * train.duration_ns  # at least 95 % of the loop is explained
         assert not run.notes
 
+    def test_modules_made_by_torch_jit_and_checkpoints_between_steps(self) -> None:
+        pytest.importorskip("torch")
+        Path("script.py").write_text(
+            """
+import warnings
+warnings.simplefilter("ignore")
+import torch
+from torch import nn
+model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+scripted = torch.jit.script(model)
+traced = torch.jit.trace(model, torch.ones(1, 8))
+for step in range(10):
+    optimizer.zero_grad()
+    model(torch.randn(4, 8)).sum().backward()
+    optimizer.step()
+    torch.jit.script(model)
+    torch.save(model.state_dict(), "model.pt")
+""",
+            encoding="utf-8",
+        )
+        assert epochmeter("run", "-q", "script.py") == Answer(0, "", "")
+        (run,) = recorded()
+        stage = run.epochs[0].stages["train"]
+        assert (stage.steps, stage.phases[("checkpoint",)].count) == (10, 10)
+        assert stage.other_ns >= 0
+        assert not run.notes
+
     def test_without_a_loader_whose_forward_is_never_the_models_own(self) -> None:
         pytest.importorskip("torch")
         Path("script.py").write_text(
