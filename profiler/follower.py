@@ -69,12 +69,11 @@ class Called(Protocol):
 class Feed:
     """One iteration over a loader: the iterator's side of a pass."""
 
-    __slots__ = ("goes_along", "inferred", "key", "place", "signature", "watch")
+    __slots__ = ("goes_along", "inferred", "key", "place", "watch")
 
-    def __init__(self, place: Place, key: Hashable, signature: Hashable) -> None:
+    def __init__(self, place: Place, key: Hashable) -> None:
         self.place = place
         self.key = key
-        self.signature = signature
         self.inferred: Inferred | None = None  # the pass that it feeds, while that is open
         self.goes_along = False  # the batch it is asked for belongs to a pass that another loader feeds
         self.watch: object = None  # tells when the iterator is gone
@@ -276,18 +275,17 @@ class Follower:
 
     # ---- what happens ----------------------------------------------------------------------------------------------
 
-    def loader_begins(self, key: Hashable, state: Hashable, *, one_iterator: bool = False) -> Feed | None:
+    def loader_begins(self, key: Hashable, *, one_iterator: bool = False) -> Feed | None:
         """A loader is iterated over, from its beginning. Answers what its iterator is to be known by.
 
         Args:
             key: which loader it is; equal for two that hold the same data.
-            state: which mode the modules are in, and whether gradients are on.
             one_iterator: the loader uses its iterator again, so that what it gave before is over.
         """
         place = self._enter()
         if place is None or place.state.current.name == DATA_WAIT:  # a loader that the loop handed to prof.train
             return None
-        feed = Feed(place, key, (key, state))
+        feed = Feed(place, key)
         try:
             if not self._is_in_a_told_pass(place):
                 self._begin_pass(place, feed, one_iterator)

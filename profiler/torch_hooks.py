@@ -166,10 +166,8 @@ class Hooks:
     def _loader_begins(self, loader: Any) -> Feed | None:
         if self.everything:
             self.settle()
-        torch = find_torch()
-        modes = tuple(module.training for call in self.calls() if (module := call.module()) is not None)
         persistent = bool(getattr(loader, "persistent_workers", False))
-        return self.follower.loader_begins(self._sets.key(loader), (torch.is_grad_enabled(), modes), one_iterator=persistent)
+        return self.follower.loader_begins(self._sets.key(loader), one_iterator=persistent)
 
     @property
     def has_loaders(self) -> bool:
