@@ -7,10 +7,10 @@ It knows nothing of torch; `torch_hooks` tells it what happens. Two ways of tell
   validation when its first step has ended without. Without a loader, a step is what lies between two optimizer steps,
   and a forward in evaluation mode or without gradients is validation. A loader that is trained on anew begins an epoch.
 
-Between two batches of torch's work our own code is cold: a call that takes 0.3 us in a tight loop takes several there.
-So what leads from one span straight to the next is noted in a `Lane`, and `begin_event` and `end_event` only follow that
-the next time: closures, which are a third faster here than methods. Whenever a pass begins, ends or shows what it is
-for, all lanes are forgotten.
+Between two pieces of torch's work our own code is cold, and a call takes many times what it takes in a tight loop. So what
+leads from one span straight to the next is noted in a `Lane`, and `begin_event` and `end_event` only follow that the next
+time: closures, and written out, as calls and objects are what costs (``benchmarks/bench_attach.py``). Whenever a pass
+begins, ends or shows what it is for, all lanes are forgotten.
 
 The rules it keeps: nothing raises into the loop; a fault is counted, and after a few the following ends.
 """

@@ -1,7 +1,7 @@
 """Points as OTLP JSON: the lines of the run log.
 
-OpenTelemetry's encoder gives the same by way of three other forms (the SDK's classes, protobuf's messages, dictionaries),
-which takes 1.3 ms of the loop's time at the end of each epoch; this takes a fifth. A test holds the two against each other.
+OpenTelemetry's encoder gives the same by way of three other forms (the SDK's classes, protobuf's messages, dictionaries):
+several times the work, on the loop's own thread at the end of each epoch. A test holds the two against each other.
 
 Format: https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding (64-bit integers are strings, enums numbers).
 """
