@@ -12,7 +12,18 @@ from typing import Any
 
 import profiler
 from profiler.histogram import NS
-from profiler.record import FACT_NAMES, READING_PREFIX, EpochRecord, Path, ReadingRecord, Run, StageRecord, Sums, Timing
+from profiler.record import (
+    FACT_NAMES,
+    READING_PREFIX,
+    Energies,
+    EpochRecord,
+    Path,
+    ReadingRecord,
+    Run,
+    StageRecord,
+    Sums,
+    Timing,
+)
 from profiler.timing import Phase
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
@@ -38,6 +49,8 @@ SPECS = {  # name: (unit, help)
     "epochmeter.rank.phase.time": ("s", "Time that one rank spent in a top-level phase."),
     "epochmeter.phase.duration": ("s", "Duration of one phase of a step, on the host's clock."),
     "epochmeter.phase.device_duration": ("s", "Duration of one phase of a step, on the GPU's clock."),
+    "epochmeter.gpu.energy.used": ("J", "Energy that a GPU used in a stage, or in none."),
+    "epochmeter.gpu.energy.uncertain": ("J", "How much of it may belong to what was before or after."),
 }
 Attributes = Mapping[str, Any]
 
@@ -65,13 +78,14 @@ def epoch_points(run: Run, part: EpochRecord) -> list[Point]:
     points += _stage_points(part, _local_phases)
     points += _batch_points(part)
     points += _rank_points(part)
+    points += _energy_points(part.energy)
     points += _reading_points(part.readings.values())
     points += [
         Point(
             READING_PREFIX + reading.spec.name, reading.spec.unit, reading.spec.help, "statistics", reading, reading.attributes
         )
         for reading in part.readings.values()
-        if reading.spec.kind != "counter"
+        if reading.spec.kind not in ("counter", "histogram")
     ]
     return points
 
@@ -98,6 +112,7 @@ def summed_points(run: Run, sums: Sums, whole: EpochRecord, rest: Callable[[], N
         points.append(_point("epochmeter.stage.duration", "histogram", durations, {"epochmeter.stage": stage}))
     rest()
     points += _stage_points(whole, _exported_phases)
+    points += _energy_points(run.energy())
     points += _reading_points(whole.readings.values())
     rest()
     return points
@@ -195,6 +210,14 @@ def _rank_points(part: EpochRecord) -> Iterable[Point]:
                 yield _point("epochmeter.rank.phase.time", "sum", total_ns / NS, {**at, "epochmeter.phase": phase})
 
 
+def _energy_points(energies: Energies) -> Iterable[Point]:
+    for stage, gpus in energies.items():
+        for gpu, energy in gpus.items():
+            at = {"hw.id": gpu, **({"epochmeter.stage": stage} if stage else {})}
+            yield _point("epochmeter.gpu.energy.used", "sum", energy.joules, at)
+            yield _point("epochmeter.gpu.energy.uncertain", "sum", energy.uncertain, at)
+
+
 def _totals(stage: StageRecord, at: Attributes) -> Iterable[Point]:
     yield _point("epochmeter.stage.time", "sum", stage.duration_ns / NS, at)
     yield _point("epochmeter.stage.steps", "sum", stage.steps, at)
@@ -221,7 +244,8 @@ def _reading_points(readings: Iterable[ReadingRecord]) -> Iterable[Point]:
     for reading in readings:
         spec = reading.spec
         kind = "sum" if spec.kind == "counter" else spec.kind
-        yield Point(spec.name, spec.unit, spec.help, kind, reading.last, reading.attributes)
+        value = reading.histogram if kind == "histogram" else reading.last
+        yield Point(spec.name, spec.unit, spec.help, kind, value, reading.attributes)
 
 
 def _point(name: str, kind: str, value: Any, attributes: Attributes) -> Point:

@@ -395,6 +395,11 @@ def variables(names: Iterable[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names if os.environ.get(name, "").strip()}
 
 
+def variable(name: str) -> str | None:
+    """One environment variable as it is, for those where set to nothing differs from not set."""
+    return os.environ.get(name)
+
+
 def environment_for_run(request: Mapping[str, Any]) -> dict[str, str]:
     """The environment for a script that is to be measured: Python runs `startup.sitecustomize` before it."""
     before = os.environ.get("PYTHONPATH")

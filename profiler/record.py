@@ -5,12 +5,13 @@ Times are whole nanoseconds of the monotonic clock; only `Run.started_unix_ns` i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from profiler.histogram import Histogram
-from profiler.metrics import MetricSpec, Number, Sample
+from profiler.histogram import NS, Histogram
+from profiler.metrics import MetricSpec, Number, Sample, Samples
 
 Path = tuple[str, ...]  # a phase and what it is nested in, outermost first: ("forward", "attention")
 State = Literal["running", "finished", "interrupted", "crashed"]
@@ -107,6 +108,13 @@ class ReadingRecord:
     maximum: Number = 0
     total: Number = 0
     last: Number = 0
+    histogram: Histogram = field(default_factory=Histogram)  # for the kind "histogram" alone: values, times 1e9
+
+    def add_all(self, values: Sequence[Number]) -> None:
+        """The values of a source that buffers them."""
+        known = [round(value * NS) for value in values if math.isfinite(value) and value >= 0]
+        self.histogram.add(known)
+        self.count += len(known)
 
     def add(self, value: Number) -> None:
         if self.spec.kind == "counter":
@@ -124,6 +132,8 @@ class ReadingRecord:
             return
         if self.spec.kind == "counter":
             self.last += other.last
+        elif self.spec.kind == "histogram":
+            self.histogram.merge(other.histogram)
         else:
             self.minimum = other.minimum if not self.count else min(self.minimum, other.minimum)
             self.maximum = other.maximum if not self.count else max(self.maximum, other.maximum)
@@ -136,12 +146,39 @@ ReadingKey = tuple[str, tuple[tuple[str, str], ...]]
 Readings = dict[ReadingKey, ReadingRecord]
 
 
-def reading_of(readings: Readings, sample: Sample) -> ReadingRecord:
-    """The record that a sample belongs to, made when it is the first of its kind."""
-    key = (sample.spec.name, tuple(sorted(sample.attributes.items())))
-    if key not in readings:
-        readings[key] = ReadingRecord(sample.spec, dict(sample.attributes))
-    return readings[key]
+def reading_of(readings: Readings, sample: Sample | Samples, key: ReadingKey | None = None) -> ReadingRecord:
+    """The record that a sample belongs to, made when it is the first of its kind. ``key`` is the sample's, if known."""
+    key = reading_key(sample) if key is None else key
+    record = readings.get(key)
+    if record is None:
+        record = readings[key] = ReadingRecord(sample.spec, dict(sample.attributes))
+    return record
+
+
+def reading_key(sample: Sample | Samples) -> ReadingKey:
+    """What a reading is known by: its metric's name and its attributes."""
+    return sample.spec.name, tuple(sorted(sample.attributes.items()))
+
+
+@dataclass
+class Energy:
+    """What one GPU used (J), and how much of it may belong elsewhere: its counter moves in steps, and is read now and then."""
+
+    joules: float = 0.0
+    uncertain: float = 0.0
+
+    def add(self, other: Energy) -> None:
+        self.joules += other.joules
+        self.uncertain += other.uncertain
+
+
+Energies = dict[str, dict[str, Energy]]  # by stage ("" is what was in none), and by the GPU's hw.id
+
+
+def merge_energy(into: Energies, other: Energies) -> None:
+    for stage, gpus in other.items():
+        for gpu, energy in gpus.items():
+            into.setdefault(stage, {}).setdefault(gpu, Energy()).add(energy)
 
 
 @dataclass
@@ -164,6 +201,7 @@ class EpochRecord:
     phases: dict[Path, Timing] = field(default_factory=dict)  # those in no stage, such as a checkpoint between two
     readings: Readings = field(default_factory=dict)
     ranks: dict[int, dict[str, RankStage]] = field(default_factory=dict)  # in the first rank: what all of them told
+    energy: Energies = field(default_factory=dict)  # known a little after the epoch's end; see `Run.energy`
 
     def stage(self, name: str) -> StageRecord:
         if name not in self.stages:
@@ -180,7 +218,7 @@ class EpochRecord:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.stages or self.phases or self.readings or self.ranks)
+        return not (self.stages or self.phases or self.readings or self.ranks or self.energy)
 
 
 def merge_phases(into: dict[Path, Timing], other: Mapping[Path, Timing]) -> None:
@@ -247,6 +285,13 @@ class Run:
     def whole(self) -> EpochRecord:
         """Everything the run measured, added up."""
         return Sums().of(self)
+
+    def energy(self) -> Energies:
+        """What the GPUs used, over all epochs. Not in `whole`: it becomes known when an epoch has been added up."""
+        total: Energies = {}
+        for part in self.parts():
+            merge_energy(total, part.energy)
+        return total
 
     def note(self, what: str, times: int = 1) -> None:
         """Counts something that went wrong on our side. A new kind of note beyond the limit counts as "more"."""

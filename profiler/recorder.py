@@ -1,7 +1,9 @@
-"""The sampling thread: asks the probes every interval, and adds up their answers until an epoch takes them.
+"""The sampling threads: they ask the probes every interval, and add up the answers until an epoch takes them.
 
-The rules it keeps: one daemon thread a run, and nothing of it on the user's thread; a reading that fails is counted and
-left out, its neighbours are not touched; ending never waits for a call that hangs.
+Probes that ask a driver have a thread of their own: a call that hangs there leaves all other readings as they are.
+
+The rules it keeps: daemon threads, and nothing of them on the user's thread; a reading that fails is counted and left
+out, its neighbours are not touched; ending never waits for a call that hangs.
 """
 
 from __future__ import annotations
@@ -9,21 +11,24 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from profiler.errors import ProbeUnavailableError
-from profiler.metrics import Fact, Number, Probe, Reading, Sample
+from profiler.metrics import EnergySource, Fact, Number, Probe, Reading, Sample, Samples
 from profiler.probes import PROBES, SLOW, load_probe
-from profiler.record import Hardware, ReadingKey, Readings, reading_of
+from profiler.record import Hardware, ReadingKey, Readings, reading_key, reading_of
 
 PATIENCE = 5  # failures in a row after which a reading is asked only now and then
 REST_TICKS = 60
-STOP_TIMEOUT_S = 0.05
+STOP_TIMEOUT_S = 0.04  # with all else that is to be done at the end, less than 50 ms
+DEADLINE_S = 10.0  # without persistence mode, the first call to a driver takes seconds for each GPU
+MAX_KEYS = 4096
+EnergyListener = Callable[[int, Mapping[str, float]], None]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
     probe: str
     reading: Reading
@@ -31,15 +36,33 @@ class _Row:
     rest: int = 0
 
 
+class _Lane:
+    """The probes that one thread asks, and how far it is."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+        self.probes: list[Probe] = []
+        self.rows: list[_Row] = []
+        self.facts: list[tuple[str, Fact]] = []
+        self.ticks = 0
+        self.cpu_ns: int | None = None
+        self.asked_at: float | None = None  # since when it has been asking, while it does
+        self.is_overdue = False
+        self.wake = threading.Event()
+        self.sampled = threading.Event()  # the last reading has been taken
+        self.thread: threading.Thread | None = None
+
+
 class Recorder:
-    """Samples probes in a daemon thread.
+    """Samples probes in daemon threads.
 
     Args:
         interval: seconds between two readings.
         probes: names from `PROBES`.
-        prepare: called once in the thread, after the quick probes and before the slow ones.
-        every: ``(seconds, function)`` to call in the thread about every so many seconds, or None.
+        prepare: called once in the first thread, when its probes are open.
+        every: ``(seconds, function)`` to call in that thread about every so many seconds, or None.
         load: makes a probe from its name.
+        energy: told by the drivers' thread what the GPUs' energy counters stand at (J, by ``hw.id``), and when (ns).
     """
 
     def __init__(
@@ -50,45 +73,65 @@ class Recorder:
         prepare: Callable[[], None] | None = None,
         every: tuple[float, Callable[[], None]] | None = None,
         load: Callable[[str], Probe] = load_probe,
+        energy: EnergyListener | None = None,
     ) -> None:
         self.interval = interval
         self.notes: dict[str, int] = {}
         self.missing: dict[str, str] = {}  # probe: why it is not there, and the cure
-        self.cpu_ns: int | None = None  # CPU time of the thread
-        self._names = tuple(probes)
+        names = tuple(probes)
+        self._quick = _Lane(name for name in names if name not in SLOW)
+        self._drivers = _Lane(name for name in names if name in SLOW)
         self._load = load
         self._prepare = prepare
         self.every = every
         self.each_tick: Callable[[], object] | None = None
-        self._rows: list[_Row] = []
-        self._facts: list[tuple[str, Fact]] = []
+        self._energy = energy
         self._hardware = Hardware()
         self._readings: Readings = {}
+        self._keys: dict[tuple[int, int], tuple[Any, Any, ReadingKey]] = {}
         self._counters: dict[ReadingKey, Number] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._sampled = threading.Event()
-        self._thread: threading.Thread | None = None
+
+    @property
+    def cpu_ns(self) -> int | None:
+        """CPU time of the threads, as far as they have told it."""
+        told = [lane.cpu_ns for lane in self._lanes() if lane.cpu_ns is not None]
+        return sum(told) if told else None
 
     def start(self) -> None:
-        """Starts the thread. Where none can be started, the run goes on without readings."""
-        self._thread = threading.Thread(target=self._main, name="epochmeter", daemon=True)
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._thread = None
-            self.note("the sampling thread could not be started")
+        """Starts the threads. Where none can be started, the run goes on without readings."""
+        for lane, name, main in (
+            (self._quick, "epochmeter", self._main),
+            (self._drivers, "epochmeter-drivers", self._main_of_drivers),
+        ):
+            if lane is self._drivers and not lane.names:
+                continue
+            lane.thread = threading.Thread(target=main, args=(lane,), name=name, daemon=True)
+            try:
+                lane.thread.start()
+            except RuntimeError:
+                lane.thread = None
+                self.note("a sampling thread could not be started")
 
     def stop(self, timeout: float = STOP_TIMEOUT_S) -> None:
         """Asks for one last reading and waits for it, but not longer than ``timeout`` seconds."""
         self._stop.set()
-        if self._thread is not None:
-            self._sampled.wait(timeout)
+        deadline = time.monotonic() + timeout
+        for lane in self._lanes():
+            lane.wake.set()
+        for lane in self._lanes():
+            if lane.thread is not None and not lane.is_overdue:
+                lane.sampled.wait(max(deadline - time.monotonic(), 0))
 
     def finish(self, timeout: float = STOP_TIMEOUT_S) -> None:
-        """Waits for the thread's end, but not longer than ``timeout`` seconds."""
-        if self._thread is not None:
-            self._thread.join(timeout)
+        """Waits for the end of the first thread, the one that exports, but not longer than ``timeout`` seconds."""
+        if self._quick.thread is not None:
+            self._quick.thread.join(timeout)
+
+    def nudge(self) -> None:
+        """Has the energy counters read soon: something begins or ends."""
+        self._drivers.wake.set()
 
     def take(self) -> Readings:
         """The readings since the last time they were taken."""
@@ -106,63 +149,16 @@ class Recorder:
             self.notes[what] = self.notes.get(what, 0) + 1
 
     def forget_threads(self) -> None:
-        """After a fork: the thread and whoever held the lock do not exist here."""
-        self._thread = None
+        """After a fork: the threads and whoever held the lock do not exist here."""
+        for lane in self._lanes():
+            lane.thread = None
+            lane.wake, lane.sampled = threading.Event(), threading.Event()
         self._lock = threading.Lock()
-        self._stop, self._sampled = threading.Event(), threading.Event()
-
-    def tick(self) -> None:
-        """One round of readings."""
-        for row in list(self._rows):
-            if row.rest:
-                row.rest -= 1
-                continue
-            for sample in self._attempt(row.probe, row.reading.all, row) or ():
-                self._keep(sample)
-        self.ask_facts()
-
-    def ask_facts(self) -> int:
-        """Asks for the facts that are not known yet, and says how many became known; most are asked only once."""
-        facts, self._facts = self._facts, []
-        learnt = 0
-        for probe, fact in facts:
-            value = self._attempt(probe, fact.read)
-            if value is not None:
-                self._learn(fact, value)
-                learnt += 1
-            elif fact.late:
-                self._facts.append((probe, fact))
-        return learnt
-
-    def _main(self) -> None:
-        for name in sorted(self._names, key=lambda name: name in SLOW):
-            if name in SLOW:
-                self._prepare_once()
-            if not self._stop.is_set():
-                self.open(name)
-        self._prepare_once()
-        last = time.monotonic()
-        while True:
-            self.tick()
-            if self.each_tick is not None:
-                self._attempt("look", self.each_tick)
-            if self.every is not None and time.monotonic() - last >= self.every[0]:
-                last = time.monotonic()
-                self._attempt("export", self.every[1])
-            self.cpu_ns = time.thread_time_ns()
-            if self._stop.wait(self.interval):
-                break
-        self.tick()
-        self.cpu_ns = time.thread_time_ns()
-        self._sampled.set()
-
-    def _prepare_once(self) -> None:
-        prepare, self._prepare = self._prepare, None
-        if prepare is not None:
-            self._attempt("prepare", prepare)
+        self._stop = threading.Event()
 
     def open(self, name: str) -> tuple[int, int]:
         """Starts a probe and asks for its facts: how many of those are known, and how many readings it has."""
+        lane = self._drivers if name in self._drivers.names else self._quick
 
         def opened() -> tuple[Sequence[Fact], Sequence[Reading]]:
             probe = self._load(name)
@@ -171,12 +167,114 @@ class Recorder:
             except ProbeUnavailableError as error:
                 self.missing[name] = str(error)
                 return (), ()
+            lane.probes.append(probe)
             return probe.facts(), probe.readings()
 
         facts, readings = self._attempt(name, opened) or ((), ())
-        self._facts += [(name, fact) for fact in facts]
-        self._rows += [_Row(name, reading) for reading in readings]
-        return self.ask_facts(), len(readings)
+        lane.facts += [(name, fact) for fact in facts]
+        lane.rows += [_Row(name, reading) for reading in readings]
+        return self._ask_facts(lane), len(readings)
+
+    def tick(self) -> None:
+        """One round of readings, of all probes."""
+        for lane in self._lanes():
+            self._tick(lane)
+
+    # ---- in the threads --------------------------------------------------------------------------------------------
+
+    def _lanes(self) -> tuple[_Lane, _Lane]:
+        return self._quick, self._drivers
+
+    def _main(self, lane: _Lane) -> None:
+        for name in lane.names:
+            if not self._stop.is_set():
+                self.open(name)
+        if self._prepare is not None:
+            self._attempt("prepare", self._prepare)
+        last = time.monotonic()
+        while True:
+            self._tick(lane)
+            self._watch(self._drivers)
+            if self.each_tick is not None:
+                self._attempt("look", self.each_tick)
+            if self.every is not None and time.monotonic() - last >= self.every[0]:
+                last = time.monotonic()
+                self._attempt("export", self.every[1])
+            lane.cpu_ns = time.thread_time_ns()
+            if self._stop.wait(self.interval):
+                break
+        self._tick(lane)
+        self._end(lane)
+
+    def _main_of_drivers(self, lane: _Lane) -> None:
+        lane.asked_at = time.monotonic()
+        for name in lane.names:
+            if not self._stop.is_set():
+                self.open(name)
+        due = time.monotonic()
+        while lane.probes and not self._stop.is_set():  # without a GPU, the thread ends here
+            lane.asked_at = time.monotonic()
+            self._read_energy(lane)
+            if lane.asked_at >= due:
+                due = lane.asked_at + self.interval  # a round that comes late is not made up for
+                self._tick(lane)
+            lane.asked_at, lane.is_overdue = None, False
+            lane.cpu_ns = time.thread_time_ns()
+            lane.wake.wait(max(due - time.monotonic(), 0))
+            lane.wake.clear()
+        self._read_energy(lane)
+        self._tick(lane)
+        self._end(lane)
+
+    def _end(self, lane: _Lane) -> None:
+        lane.asked_at = None
+        lane.cpu_ns = time.thread_time_ns()
+        lane.sampled.set()
+        for probe in lane.probes:
+            self._attempt(probe.name, probe.close)
+
+    def _watch(self, lane: _Lane) -> None:
+        """Counts a driver that takes longer to answer than any should."""
+        asked_at = lane.asked_at
+        if asked_at is not None and not lane.is_overdue and time.monotonic() - asked_at > DEADLINE_S:
+            lane.is_overdue = True
+            self.note(f"no answer from the GPU's driver within {DEADLINE_S:g} s")
+
+    def _read_energy(self, lane: _Lane) -> None:
+        listener = self._energy
+        if listener is None:
+            return
+        for probe in lane.probes:
+            if isinstance(probe, EnergySource):
+                counters = self._attempt(probe.name, probe.energy)
+                if counters:
+                    at = time.perf_counter_ns()
+                    self._attempt("energy", lambda: listener(at, counters))  # noqa: B023  # called at once
+
+    def _tick(self, lane: _Lane) -> None:
+        is_last = self._stop.is_set()
+        for row in list(lane.rows):
+            if row.rest:
+                row.rest -= 1
+                continue
+            if is_last or lane.ticks % row.reading.every == 0:
+                for sample in self._attempt(row.probe, row.reading.all, row) or ():
+                    self._keep(sample)
+        lane.ticks += 1
+        self._ask_facts(lane)
+
+    def _ask_facts(self, lane: _Lane) -> int:
+        """Asks for the facts that are not known yet, and says how many became known; most are asked only once."""
+        facts, lane.facts = lane.facts, []
+        learnt = 0
+        for probe, fact in facts:
+            value = self._attempt(probe, fact.read)
+            if value is not None:
+                self._learn(fact, value)
+                learnt += 1
+            elif fact.late:
+                lane.facts.append((probe, fact))
+        return learnt
 
     def _attempt(self, probe: str, read: Callable[[], Any], row: _Row | None = None) -> Any:
         """The answer of a call, or None where it fails: the one place that swallows what probes raise."""
@@ -184,7 +282,7 @@ class Recorder:
             answer = read()
         except ProbeUnavailableError:
             if row is not None:
-                self._rows.remove(row)  # this machine cannot tell: not an error, and not asked again
+                self._drop(row)  # this machine cannot tell: not an error, and not asked again
             return None
         except Exception as error:
             self.note(f"{probe}: {type(error).__name__}")
@@ -196,19 +294,39 @@ class Recorder:
             row.failures = 0
         return answer
 
-    def _keep(self, sample: Sample) -> None:
+    def _drop(self, row: _Row) -> None:
+        for lane in self._lanes():
+            if row in lane.rows:
+                lane.rows.remove(row)
+
+    # ---- what was read ---------------------------------------------------------------------------------------------
+
+    def _keep(self, sample: Sample | Samples) -> None:
+        if isinstance(sample, Samples):
+            with self._lock:
+                reading_of(self._readings, sample, self._key_of(sample)).add_all(sample.values)
+            return
         value = sample.value
         if isinstance(value, float) and not math.isfinite(value):
             return
         with self._lock:
-            record = reading_of(self._readings, sample)
-            if sample.spec.kind != "counter":
-                record.add(value)
-                return
-            key = (sample.spec.name, tuple(sorted(sample.attributes.items())))
-            before = self._counters.get(key, value)
-            self._counters[key] = value
-            record.add(value - before if value >= before else value)
+            key = self._key_of(sample)
+            record = reading_of(self._readings, sample, key)
+            if sample.spec.kind == "counter":
+                before = self._counters.get(key, value)
+                self._counters[key] = value
+                value = value - before if value >= before else value
+            record.add(value)
+
+    def _key_of(self, sample: Sample | Samples) -> ReadingKey:
+        """The key of a reading, made once for a spec and a mapping of attributes that are seen again and again."""
+        spec, attributes = sample.spec, sample.attributes
+        known = self._keys.get((id(spec), id(attributes)))
+        if known is None:
+            if len(self._keys) >= MAX_KEYS:  # a probe that makes its attributes anew each time
+                self._keys.clear()
+            known = self._keys[id(spec), id(attributes)] = (spec, attributes, reading_key(sample))
+        return known[2]
 
     def _learn(self, fact: Fact, value: str | Number | bool) -> None:
         with self._lock:

@@ -23,8 +23,8 @@ from profiler.errors import RunLogError, RunNotFoundError, did_you_mean
 from profiler.histogram import NS, Histogram
 from profiler.locks import lock
 from profiler.metrics import Kind, MetricSpec
-from profiler.points import epoch_attributes, epoch_points, local_resource
-from profiler.record import FACT_NAMES, READING_PREFIX, EpochRecord, Hardware, RankStage, ReadingRecord, Run, Timing
+from profiler.points import SPECS, epoch_attributes, epoch_points, local_resource
+from profiler.record import FACT_NAMES, READING_PREFIX, Energy, EpochRecord, Hardware, RankStage, ReadingRecord, Run, Timing
 
 SUFFIX = ".otlp.jsonl"
 LOCK_SUFFIX = ".lock"
@@ -267,7 +267,9 @@ def _take_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[s
         _take_rank(part, name, at, _number(point))
     elif name.startswith("epochmeter.stage."):
         _take_total(part, name, at, _number(point))
-    elif kind == "exponentialHistogram":
+    elif name.startswith("epochmeter.gpu.energy."):
+        _take_energy(part, name, at, _number(point))
+    elif kind == "exponentialHistogram" and name in SPECS:
         _take_histogram(part, name, at, point)
     else:
         _take_reading(part, metric, kind, at, point)
@@ -319,6 +321,14 @@ def _take_rank(part: EpochRecord, name: str, at: Mapping[str, Any], value: float
         stage.phases[at["epochmeter.phase"]] = round(value * NS)
 
 
+def _take_energy(part: EpochRecord, name: str, at: Mapping[str, Any], value: float) -> None:
+    energy = part.energy.setdefault(at.get("epochmeter.stage", ""), {}).setdefault(at["hw.id"], Energy())
+    if name == "epochmeter.gpu.energy.used":
+        energy.joules += value
+    else:
+        energy.uncertain += value
+
+
 def _take_histogram(part: EpochRecord, name: str, at: Mapping[str, Any], point: Mapping[str, Any]) -> None:
     stage = part.stage(at["epochmeter.stage"]) if "epochmeter.stage" in at else None
     if name == "epochmeter.inference.batch_size" and stage is not None:
@@ -356,7 +366,13 @@ def _take_reading(
     part: EpochRecord, metric: Mapping[str, Any], kind: str, at: dict[str, str], point: Mapping[str, Any]
 ) -> None:
     name = metric["name"].removeprefix(READING_PREFIX)
-    kinds: dict[str, Kind] = {"gauge": "gauge", "counter": "counter", "sum": "updowncounter", "histogram": "gauge"}
+    kinds: dict[str, Kind] = {
+        "gauge": "gauge",
+        "counter": "counter",
+        "sum": "updowncounter",
+        "histogram": "gauge",
+        "exponentialHistogram": "histogram",
+    }
     key = (name, tuple(sorted(at.items())))
     record = part.readings.get(key)
     if record is None:
@@ -365,6 +381,9 @@ def _take_reading(
     if kind == "histogram":
         later = ReadingRecord(record.spec, at, int(point["count"]), point["min"], point["max"], point["sum"], record.last)
         record.merge(later)
+    elif kind == "exponentialHistogram":
+        record.histogram.merge(_histogram(point))
+        record.count = record.histogram.count
     elif kind == "counter":
         record.last += _number(point)
         record.count += 1

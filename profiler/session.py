@@ -22,12 +22,14 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from profiler import ranks
 from profiler.clocks import host_clock
+from profiler.energy import Meter
 from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError, SettingsError
 from profiler.follower import Follower
+from profiler.metrics import Probe
 from profiler.preferences import check_key, check_value, resolve, runs_path, variables
-from profiler.probes import PROBES
+from profiler.probes import PROBES, load_probe
 from profiler.ranks import Ranks
-from profiler.record import EpochRecord, Run, State, Sums
+from profiler.record import Energies, EpochRecord, Run, State, Sums, merge_energy
 from profiler.recorder import Recorder
 from profiler.runlog import RunLog, prune
 from profiler.sending import Sending
@@ -129,7 +131,11 @@ class Profiler:
         self._timer = Timer(_checked_device(device))
         self._owner = self._timer.owner
         self._run = Run(secrets.token_hex(6), _checked_name(name), 0, planned_epochs=_checked_count("epochs", epochs))
-        self._recorder = Recorder(_checked_interval(interval), prepare=self._prepare, every=None)
+        self._meter = Meter(self._timer.edges, self._add_energy)
+        self._recorder = Recorder(
+            _checked_interval(interval), prepare=self._prepare, load=self._load_probe, energy=self._meter.add
+        )
+        self._timer.edges.on_edge = self._recorder.nudge
         self._log: RunLog | None = None
         self._log_lock = threading.Lock()
         self._run_lock = threading.RLock()  # the loop adds to the run while an export reads it
@@ -385,6 +391,7 @@ class Profiler:
         self._indices.add(index)
         self._keep_outside()
         self._epoch = EpochRecord(index, started_ns=began, inferred=inferred)
+        self._timer.enter_epoch(index, started)
         return self._epoch
 
     def _end_epoch(self, at: int | None = None, *, keep_undecided: bool = False) -> None:
@@ -402,6 +409,7 @@ class Profiler:
         self._epoch = None
         with self._run_lock:
             self._run.epochs.append(epoch)
+        self._timer.enter_epoch(None, None if at is None else at + self._began)
         self._refresh()
         self._save(epoch)
         self._attempt("the ranks could not be told", lambda: self._tell_ranks(epoch))
@@ -455,6 +463,13 @@ class Profiler:
         self._refresh()
         self._save(part)
 
+    def _add_energy(self, index: int | None, energy: Energies) -> None:
+        """What an epoch used, as soon as the counters have been read after its end; called beside the loop."""
+        with self._run_lock:
+            epoch = next((epoch for epoch in self._run.epochs if epoch.index == index), self._run.outside)
+            merge_energy(epoch.energy, energy)
+        self._save(EpochRecord(epoch.index, started_ns=epoch.started_ns, energy=energy))
+
     def _now(self) -> int:
         return host_clock() - self._began
 
@@ -480,6 +495,7 @@ class Profiler:
         self._collect(tail)
         self._attempt("the ranks could not be heard", lambda: self._keep_ranks(last=True))
         self._recorder.stop()
+        self._meter.finish()
         tail.readings = self._recorder.take()
         self._run.state = state
         self._run.overhead_ns = self._timer.overhead_ns + self._hot_path_ns(tail)
@@ -501,6 +517,9 @@ class Profiler:
 
     def _open_log(self) -> None:
         self._log = RunLog(runs_path(), self._run)
+
+    def _load_probe(self, name: str) -> Probe:
+        return load_probe(name, self._timer.device)
 
     def _prepare(self) -> None:
         """In the sampling thread: the first line of the log, and with it the imports that writing needs."""

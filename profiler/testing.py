@@ -5,7 +5,10 @@ Each is checked against the real thing's interface by the type checker: a name t
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
@@ -69,80 +72,203 @@ class NvmlError(Exception):
         self.value = value
 
 
-@dataclass
-class Memory:
-    total: int
-    used: int
+IDLE_H100: Mapping[str, Any] = {  # as nvidia-smi showed one: driver 590, 80 GB HBM3
+    "nvmlDeviceGetName": "NVIDIA H100 80GB HBM3",
+    "nvmlDeviceGetMigMode": (0, 0),
+    "nvmlDeviceGetEnforcedPowerLimit": 700_000,
+    "nvmlDeviceGetUtilizationRates": {"gpu": 50, "memory": 10},
+    "nvmlDeviceGetMemoryInfo": {"total": 81_559 * 2**20, "reserved": 479 * 2**20, "used": 4 * 2**30},
+    "nvmlDeviceGetPowerUsage": 120_000,
+    "nvmlDeviceGetTotalEnergyConsumption": 5_000_000,
+    "nvmlDeviceGetTemperature": 40,
+    "nvmlDeviceGetClockInfo:1": 1980,
+    "nvmlDeviceGetClockInfo:2": 2619,
+    "nvmlDeviceGetCurrentClocksEventReasons": 1,
+    **{f"field:{number}": 0 for number in (3, 4, 74, 75, 76, 77, 79, 138, 139, 142, 143, 144, 145)},
+    "field:82": 38,
+    "field:83": 5_000_000,
+    "field:185": 120_000,
+    "field:186": 118_000,
+    **{f"gpm:{number}": value for number, value in ((2, 90.0), (3, 45.0), (5, 60.0), (10, 35.0), (20, 12.0), (21, 34.0))},
+    "samples:0": [[118_000, 121_000, 119_500]],
+    "samples:1": [[0, 100, 50]],
+}
 
 
-@dataclass
-class Utilization:
-    gpu: int
-    memory: int
-
-
-@dataclass
+@dataclass(eq=False)
 class FakeGpu:
-    """One card: the readings of an idle H100 unless told otherwise. ``errors`` gives a call's return code."""
+    """One card: an idle H100 unless told otherwise.
 
-    name: str | bytes = "NVIDIA H100 80GB HBM3"
-    total: int = 81_559 * 2**20
-    used: int = 4 * 2**30
-    utilization: int = 50
-    power_mw: int = 120_000
-    temperature: int = 40
-    energy_mj: int = 5_000_000
-    errors: dict[str, int] = field(default_factory=dict)
+    Args:
+        answers: what the calls answer, by name; field values are "field:<id>", samples "samples:<kind>", GPM metrics
+            "gpm:<id>". A list is answered one after the other, and its last entry from then on; ``{"error": code}`` is
+            a return code. None takes a call away.
+    """
+
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+
+    def answer(self, call: str) -> Any:
+        """The next answer to a call.
+
+        Raises:
+            NvmlError: that is an error, or the card does not know the call.
+        """
+        told = {**IDLE_H100, **self.answers}.get(call)
+        times = self.asked[call] = self.asked.get(call, 0) + 1
+        if isinstance(told, list):
+            told = told[min(times, len(told)) - 1]
+        if told is None:
+            raise NvmlError(3)
+        if isinstance(told, dict) and "error" in told:
+            raise NvmlError(told["error"])
+        return told
+
+
+class Answer:
+    """A struct of NVML's, by its members."""
+
+    nvmlReturn: int
+    value: Any
+
+    def __init__(self, **members: Any) -> None:
+        self.__dict__.update(members)
+
+    def __getattr__(self, name: str) -> Any:  # the members of a union are all there
+        return self.__dict__["value_of_union"]
+
+
+class GpmQuery:
+    """As ``c_nvmlGpmMetricsGet_t``."""
+
+    def __init__(self) -> None:
+        self.version = self.numMetrics = 0
+        self.sample1: Any = None
+        self.sample2: Any = None
+        self.metrics = [Answer(metricId=0, nvmlReturn=0, value=0.0) for _ in range(32)]
 
 
 class FakeNvml:
-    """The part of ``pynvml`` that the probe uses, over a list of `FakeGpu`."""
+    """The part of ``pynvml`` that the probe uses, over a list of `FakeGpu`, or a recording of real ones."""
 
     NVMLError: type[Exception] = NvmlError
     nvmlMemory_v2 = 0x02000028
+    NVML_GPM_METRICS_GET_VERSION = 1
+    c_nvmlGpmMetricsGet_t = GpmQuery
 
     def __init__(self, *gpus: FakeGpu, init_error: int | None = None, knows_memory_v2: bool = True) -> None:
         self.gpus = list(gpus)
         self.init_error = init_error
         self.knows_memory_v2 = knows_memory_v2
         self.inits = 0
+        self.samples = 0  # of GPM, that are held
+
+    @classmethod
+    def recorded(cls, path: Path) -> FakeNvml:
+        """Plays what ``make record-nvml`` has written."""
+        recording = json.loads(path.read_text("utf-8"))
+        absent = dict.fromkeys(IDLE_H100)
+        return cls(*(FakeGpu({**absent, **gpu}) for gpu in recording["gpus"]))
 
     def nvmlInit(self) -> None:
         self.inits += 1
         if self.init_error is not None:
             raise NvmlError(self.init_error)
 
+    def nvmlShutdown(self) -> None:
+        self.inits -= 1
+
     def nvmlDeviceGetCount(self) -> int:
         return len(self.gpus)
 
     def nvmlDeviceGetHandleByIndex(self, index: int, /) -> FakeGpu:
-        return self._asked(self.gpus[index], "nvmlDeviceGetHandleByIndex")
+        gpu = self.gpus[index]
+        error = gpu.answers.get("nvmlDeviceGetHandleByIndex")
+        if error is not None:
+            raise NvmlError(error["error"])
+        return gpu
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str, /) -> FakeGpu:
+        for gpu in self.gpus:
+            if self.nvmlDeviceGetUUID(gpu) == uuid:
+                return gpu
+        raise NvmlError(6)
+
+    def nvmlDeviceGetIndex(self, handle: FakeGpu, /) -> int:
+        return self.gpus.index(handle)
+
+    def nvmlDeviceGetUUID(self, handle: FakeGpu, /) -> str:
+        return f"GPU-{self.gpus.index(handle):08x}-0000-0000-0000-000000000000"  # invented: recordings hold none
+
+    def nvmlDeviceGetMigMode(self, handle: FakeGpu, /) -> tuple[int, int]:
+        current, pending = handle.answer("nvmlDeviceGetMigMode")
+        return current, pending
 
     def nvmlDeviceGetName(self, handle: FakeGpu, /) -> str | bytes:
-        return self._asked(handle, "nvmlDeviceGetName").name
+        name: str | bytes = handle.answer("nvmlDeviceGetName")
+        return name
 
-    def nvmlDeviceGetMemoryInfo(self, handle: FakeGpu, version: Any = None) -> Memory:
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: FakeGpu, /) -> int:
+        return int(handle.answer("nvmlDeviceGetEnforcedPowerLimit"))
+
+    def nvmlDeviceGetMemoryInfo(self, handle: FakeGpu, version: Any = None) -> Answer:
         if version is not None and not self.knows_memory_v2:
             raise NvmlError(13)
-        gpu = self._asked(handle, "nvmlDeviceGetMemoryInfo")
-        return Memory(gpu.total, gpu.used)
+        return Answer(**{"value_of_union": None, **handle.answer("nvmlDeviceGetMemoryInfo")})
 
-    def nvmlDeviceGetUtilizationRates(self, handle: FakeGpu, /) -> Utilization:
-        return Utilization(self._asked(handle, "nvmlDeviceGetUtilizationRates").utilization, 10)
+    def nvmlDeviceGetUtilizationRates(self, handle: FakeGpu, /) -> Answer:
+        return Answer(**handle.answer("nvmlDeviceGetUtilizationRates"))
 
     def nvmlDeviceGetPowerUsage(self, handle: FakeGpu, /) -> int:
-        return self._asked(handle, "nvmlDeviceGetPowerUsage").power_mw
+        return int(handle.answer("nvmlDeviceGetPowerUsage"))
 
     def nvmlDeviceGetTemperature(self, handle: FakeGpu, sensor: int, /) -> int:
-        return self._asked(handle, "nvmlDeviceGetTemperature").temperature
+        return int(handle.answer("nvmlDeviceGetTemperature"))
+
+    def nvmlDeviceGetClockInfo(self, handle: FakeGpu, kind: int, /) -> int:
+        return int(handle.answer(f"nvmlDeviceGetClockInfo:{kind}"))
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: FakeGpu, /) -> int:
+        return int(handle.answer("nvmlDeviceGetCurrentClocksEventReasons"))
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: FakeGpu, /) -> int:
-        return self._asked(handle, "nvmlDeviceGetTotalEnergyConsumption").energy_mj
+        return int(handle.answer("nvmlDeviceGetTotalEnergyConsumption"))
 
-    def _asked(self, gpu: FakeGpu, call: str) -> FakeGpu:
-        if call in gpu.errors:
-            raise NvmlError(gpu.errors[call])
-        return gpu
+    def nvmlDeviceGetFieldValues(self, handle: FakeGpu, fields: Any, /) -> list[Answer]:
+        found = []
+        for number, _ in fields:
+            try:
+                value = handle.answer(f"field:{number}")
+                found.append(Answer(nvmlReturn=0, valueType=3, value=Answer(value_of_union=value)))
+            except NvmlError as error:
+                found.append(Answer(nvmlReturn=error.value, valueType=0, value=None))
+        return found
+
+    def nvmlDeviceGetSamples(self, handle: FakeGpu, kind: int, since: int, /) -> tuple[int, list[Answer]]:
+        values = handle.answer(f"samples:{kind}")
+        last = since or 1
+        return 1, [Answer(timeStamp=last + at, sampleValue=Answer(value_of_union=v)) for at, v in enumerate(values, 1)]
+
+    def nvmlGpmQueryDeviceSupport(self, handle: FakeGpu, /) -> Answer:
+        known = {**IDLE_H100, **handle.answers}
+        return Answer(isSupportedDevice=int(any(known[key] is not None for key in known if key.startswith("gpm:"))))
+
+    def nvmlGpmSampleAlloc(self) -> list[FakeGpu]:
+        self.samples += 1
+        return []
+
+    def nvmlGpmSampleFree(self, sample: list[FakeGpu], /) -> None:
+        self.samples -= 1
+
+    def nvmlGpmSampleGet(self, handle: FakeGpu, sample: list[FakeGpu], /) -> None:
+        sample[:] = [handle]
+
+    def nvmlGpmMetricsGet(self, query: GpmQuery, /) -> None:
+        for metric in query.metrics[: query.numMetrics]:
+            try:
+                metric.value, metric.nvmlReturn = query.sample1[0].answer(f"gpm:{metric.metricId}"), 0
+            except NvmlError as error:
+                metric.nvmlReturn = error.value
 
 
 def _is_library(fake: FakeNvml) -> Library:

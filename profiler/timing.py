@@ -23,6 +23,7 @@ from threading import get_ident
 from typing import Any, ParamSpec, TypeVar, cast
 
 from profiler.clocks import DeviceClock, Event, find_device_clock, host_clock
+from profiler.energy import Edges
 from profiler.errors import ArgumentTypeError, ArgumentValueError
 from profiler.histogram import NS
 from profiler.record import EpochRecord, Path, StageRecord, Timing, merge_phases
@@ -271,6 +272,10 @@ class Tree:
         self.record = StageRecord(stage.value if stage else "")
 
     @property
+    def stage_name(self) -> str:
+        return self.stage.value if self.stage is not None else ""
+
+    @property
     def is_special(self) -> bool:
         """Whether a step of it takes more than adding up."""
         return self.cold or self.stage is Stage.INFERENCE or bool(self.pending)
@@ -436,6 +441,8 @@ class Segment:
         tree.is_empty = False
         state.segments.append(self)
         state.current = tree.root
+        if state.is_owner:
+            state.timer.edges.note(self.started, tree)
 
     def begin_wait(self) -> None:
         """The loop comes for the next batch: the step with the last one is over. One reading of the clock for both."""
@@ -542,6 +549,8 @@ class Segment:
             tree.record.partial_passes += partial
             state.shift(end - self.started, position)
             del state.segments[position]
+            if state.is_owner:
+                timer.edges.note(end, state.segments[-1].tree if state.segments else None)
             tree.in_use = False
             if tree.stage is None:
                 state.outside.keep(tree.take())
@@ -583,6 +592,7 @@ class Timer:
         self.device = device
         self.lock = threading.RLock()  # re-entrant: a forgotten generator may be closed by the collector at any moment
         self.overhead_ns = 0
+        self.edges = Edges()  # of the owning thread's passes
         self.warm: set[Stage] = set()  # stages whose first step is behind them
         self.on_tasks: Callable[[], None] = lambda: None  # called when the first task has a place of its own
         self._device_clock: DeviceClock | None = None
@@ -766,6 +776,12 @@ class Timer:
         segment = self.begin(Stage.INFERENCE)
         segment.begin_step(samples((args, kwargs)))
         return segment
+
+    def enter_epoch(self, index: int | None, at: int | None = None) -> None:
+        """An epoch begins, or (None) has ended; ``at`` is when, where that is only seen now."""
+        segments = self.owner.segments
+        self.edges.epoch = index
+        self.edges.note(now() if at is None else at, segments[-1].tree if segments else None)
 
     def close_passes(self, *, keep_undecided: bool = False) -> None:
         """Ends every open pass; one that is resumed later begins anew."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -112,6 +114,60 @@ class Sink:
     headers: dict[str, str] = field(default_factory=dict)
     content: bytes = b""
     received: list[Received] = field(default_factory=list)
+
+
+FAKE_NVML = Path(__file__).parent / "fake_nvml" / "nvml.c"
+
+
+def build_fake_nvml(into: Path, *defines: str) -> Path:
+    """Compiles the stand-in for NVIDIA's library; the folder is one for LD_LIBRARY_PATH."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("the stand-in for NVML is built with a C compiler, on Linux")
+    into.mkdir(parents=True, exist_ok=True)
+    library = into / "libnvidia-ml.so.1"
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
+    name = "-Wl,-soname,libnvidia-ml.so.1"
+    subprocess.run([compiler, *flags, *defines, name, "-o", str(library), str(FAKE_NVML), "-lm", "-lpthread"], check=True)
+    return library
+
+
+@pytest.fixture(scope="session")
+def fake_nvml_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_fake_nvml(tmp_path_factory.mktemp("nvml")).parent
+
+
+class Machine:
+    """The compiled stand-in for NVML, in this process: what it plays is told in the words of `fake_nvml/nvml.c`."""
+
+    def __init__(self, library: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._library = library
+        self._monkeypatch = monkeypatch
+        self.plays("")
+        library.fake_nvml_forget()
+
+    def plays(self, *entries: str) -> None:
+        self._monkeypatch.setenv("FAKE_NVML", ";".join(entries))
+
+    def calls(self, name: str) -> int:
+        times: int = self._library.fake_nvml_calls(name.encode())
+        return times
+
+
+@pytest.fixture
+def machine(fake_nvml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    import pynvml
+
+    from profiler.probes import nvml
+
+    library = ctypes.CDLL(str(fake_nvml_folder / "libnvidia-ml.so.1"))
+    monkeypatch.setattr(pynvml, "nvmlLib", library)
+    monkeypatch.setattr(nvml, "_initialised", None)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    pynvml._nvmlGetFunctionPointer_cache.clear()
+    yield Machine(library, monkeypatch)
+    pynvml._nvmlGetFunctionPointer_cache.clear()
 
 
 @pytest.fixture

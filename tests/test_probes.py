@@ -6,7 +6,7 @@ import math
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,11 @@ from profiler.errors import ProbeUnavailableError
 from profiler.metrics import Fact, MetricSpec, Probe, Reading, Sample
 from profiler.probes import PROBES, load_probe
 from profiler.probes.host import HostProbe, cpu_family, size_class_gib
-from profiler.probes.nvml import NvmlProbe, memory_class_gb
 from profiler.probes.process import ProcessProbe
 from profiler.probes.runtime import RuntimeProbe, short_version
 from profiler.probes.torch_memory import TorchMemoryProbe
 from profiler.record import Readings
 from profiler.recorder import PATIENCE, Recorder
-from profiler.testing import FakeGpu, FakeNvml
 
 
 def facts(probe: Probe) -> dict[str, Any]:
@@ -115,7 +113,6 @@ def test_a_cpu_is_told_by_its_family(brand: str | None, family: str | None) -> N
 
 def test_sizes_are_told_by_class() -> None:
     assert [size_class_gib(gib * 2**30) for gib in (1, 15, 16, 17, 31)] == [1, 16, 16, 32, 32]
-    assert [memory_class_gb(mib * 2**20) for mib in (81_559, 143_771, 24_564, 15_360)] == [80, 141, 24, 16]
 
 
 @pytest.mark.parametrize(
@@ -161,105 +158,6 @@ def test_torchs_allocator_is_asked_only_once_cuda_is_in_use(monkeypatch: pytest.
     found = reading.all()
     assert len(found) == 6
     assert {sample.attributes["epochmeter.torch.device"] for sample in found} == {"cuda:0", "cuda:1"}
-
-
-# ---- NVML ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_gpus_readings() -> None:
-    probe = started(NvmlProbe(lambda: FakeNvml(FakeGpu())))
-    assert facts(probe) == {"0.name": "NVIDIA H100 80GB HBM3", "0.memory_class_gb": 80}
-    assert samples(probe) == {
-        "hw.gpu.utilization": 0.5,
-        "hw.gpu.memory.usage": 4 * 2**30,
-        "hw.gpu.memory.limit": 81_559 * 2**20,
-        "hw.power": 120.0,
-        "hw.temperature": 40,
-        "hw.energy": 5000.0,
-    }
-
-
-def test_zero_is_a_reading() -> None:
-    probe = started(NvmlProbe(lambda: FakeNvml(FakeGpu(utilization=0, used=0, power_mw=0, temperature=0))))
-    found = samples(probe)
-    assert (found["hw.gpu.utilization"], found["hw.gpu.memory.usage"], found["hw.power"], found["hw.temperature"]) == (
-        0,
-        0,
-        0,
-        0,
-    )
-
-
-@pytest.mark.parametrize("code", [3, 4, 13])
-def test_what_a_card_does_not_support_disappears_alone(code: int) -> None:
-    gpu = FakeGpu(errors={"nvmlDeviceGetPowerUsage": code})
-    recorder = sampled(NvmlProbe(lambda: FakeNvml(gpu)), ticks=3)
-    names = {name for name, _ in recorder.take()}
-    assert "hw.power" not in names
-    assert {"hw.energy", "hw.gpu.utilization"} <= names
-    assert recorder.notes == {}
-
-
-def test_one_lost_gpu_leaves_the_others() -> None:
-    lost = FakeGpu(errors=dict.fromkeys(("nvmlDeviceGetUtilizationRates", "nvmlDeviceGetMemoryInfo"), 15))
-    closed = FakeGpu(errors={"nvmlDeviceGetHandleByIndex": 4})
-    recorder = sampled(NvmlProbe(lambda: FakeNvml(closed, lost, FakeGpu())), ticks=2)
-    seen = {dict(attributes)["hw.id"] for name, attributes in recorder.take() if name == "hw.gpu.utilization"}
-    assert seen == {"gpu-2"}
-    assert recorder.notes == {"it: NvmlError": 5}  # two readings twice, and one fact
-
-
-def test_an_old_driver_that_knows_memory_v1_alone() -> None:
-    probe = started(NvmlProbe(lambda: FakeNvml(FakeGpu(name=b"Tesla T4"), knows_memory_v2=False)))
-    assert samples(probe)["hw.gpu.memory.usage"] == 4 * 2**30
-    assert facts(probe)["0.name"] == "Tesla T4"
-
-
-def test_memory_that_nvml_cannot_tell_is_absent() -> None:
-    probe = started(NvmlProbe(lambda: FakeNvml(FakeGpu(total=0, used=0))))
-    assert "hw.gpu.memory.usage" not in samples(probe)
-    assert "0.memory_class_gb" not in facts(probe)
-
-
-def no_pynvml() -> Any:
-    raise ImportError
-
-
-@pytest.mark.parametrize(
-    ("load", "says"),
-    [
-        (lambda: FakeNvml(), "no NVIDIA GPU is visible"),
-        (lambda: FakeNvml(init_error=12), "no NVIDIA driver library"),
-        (lambda: FakeNvml(init_error=9), "not loaded"),
-        (lambda: FakeNvml(init_error=18), "reboot"),
-        (lambda: FakeNvml(init_error=999), "NVML code 999"),
-        (lambda: FakeNvml(FakeGpu(errors={"nvmlDeviceGetHandleByIndex": 4})), "no NVIDIA GPU is visible"),
-        (no_pynvml, "pip install nvidia-ml-py"),
-    ],
-)
-def test_why_there_is_no_gpu(load: Callable[[], Any], says: str) -> None:
-    with pytest.raises(ProbeUnavailableError, match=says):
-        NvmlProbe(load).start()
-
-
-def test_the_real_library_answers_or_says_why_not() -> None:
-    probe = load_probe("nvml")
-    try:
-        probe.start()
-    except ProbeUnavailableError as error:
-        assert str(error)
-    else:
-        assert samples(probe)
-
-
-@pytest.mark.gpu
-def test_a_real_gpu() -> None:
-    probe = started(load_probe("nvml"))
-    found = samples(probe)
-    assert 0 <= found["hw.gpu.utilization"] <= 1
-    assert 0 < found["hw.gpu.memory.usage"] < found["hw.gpu.memory.limit"]
-    assert 5 < found["hw.power"] < 2000
-    assert 10 < found["hw.temperature"] < 110
 
 
 # ---- the sampling thread -------------------------------------------------------------------------------------------

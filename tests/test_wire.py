@@ -149,7 +149,7 @@ class Nvml(FakeNvml):
     asked = []
     def nvmlDeviceGetUUID(self, handle): self.asked.append("uuid"); return "canary-uuid-7f3a"
     def nvmlDeviceGetSerial(self, handle): self.asked.append("serial"); return "canary-serial-7f3a"
-sys.modules["pynvml"] = nvml = Nvml(FakeGpu(name="NVIDIA H100 canary-gpu-7f3a"))
+sys.modules["pynvml"] = nvml = Nvml(FakeGpu({"nvmlDeviceGetName": "NVIDIA H100 canary-gpu-7f3a"}))
 from profiler import Profiler
 Model = type("canary-model-7f3a", (), {})
 class Data(list):

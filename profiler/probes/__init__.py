@@ -19,7 +19,12 @@ PROBES = {
 SLOW = ("nvml",)
 
 
-def load_probe(name: str) -> Probe:
-    """A new probe, not yet started. Its module, and the library behind it, are imported only now."""
-    probe: Probe = getattr(importlib.import_module(f"profiler.probes.{name}"), PROBES[name])()
+def load_probe(name: str, device: str | None = None) -> Probe:
+    """A new probe, not yet started. Its module, and the library behind it, are imported only now.
+
+    Args:
+        device: the run's, such as "cuda:1", for the probes that ask devices.
+    """
+    kind = getattr(importlib.import_module(f"profiler.probes.{name}"), PROBES[name])
+    probe: Probe = kind(device=device) if name in SLOW else kind()
     return probe

@@ -73,6 +73,9 @@ class HostProbe:
             Fact("memory", "limit_class_gib", lambda: None if self._limit is None else size_class_gib(self._limit)),
         )
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def readings(self) -> Sequence[Reading]:
         rows = [
             Reading((CPU_UTILIZATION,), self._cpu),

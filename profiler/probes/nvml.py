@@ -1,51 +1,115 @@
-"""NVIDIA GPUs through NVML: utilization, memory, power, temperature, energy.
+"""NVIDIA GPUs through NVML: what those that the run may use do, second by second and within the second.
 
-The rules it keeps: one initialisation, in the sampling thread; each GPU and each reading fails alone; what a card does
-not support disappears without a word. UUIDs, serial numbers and PCI addresses are not asked for.
+The rules it keeps:
+
+- One initialisation in a process, in the sampling thread. A handle is taken once, and only of a GPU that the run may use.
+- One `nvmlDeviceGetFieldValues` and one GPM sample a tick for each GPU; what is dear or changes slowly, every tenth tick.
+- Each GPU and each reading fails alone: what a card does not support disappears without a word; a lost card is asked
+  again after a while that doubles, from 1 to 30 s.
+- Serial numbers and PCI addresses are not asked for. UUIDs are asked for only to find the run's GPUs, and not kept.
+
+What the calls mean: https://docs.nvidia.com/deploy/nvml-api/; GPM is on Hopper and newer.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from profiler.errors import ProbeUnavailableError
-from profiler.metrics import Fact, MetricSpec, Number, Reading, Sample
+from profiler.metrics import NO_ATTRIBUTES, Attributes, Fact, MetricSpec, Number, Reading, Sample, Samples
+from profiler.preferences import variable
+from profiler.visible import ordinals, parse
 
 UTILIZATION = MetricSpec("hw.gpu.utilization", "1", "gauge", "Share of time in which at least one kernel ran.")
+CONTROLLER = MetricSpec(
+    "epochmeter.gpu.memory.controller.utilization", "1", "gauge", "Share of time in which GPU memory was read or written."
+)
 MEMORY_USAGE = MetricSpec("hw.gpu.memory.usage", "By", "updowncounter", "GPU memory in use, the driver's own not counted.")
 MEMORY_LIMIT = MetricSpec("hw.gpu.memory.limit", "By", "updowncounter", "GPU memory there is.")
-POWER = MetricSpec("hw.power", "W", "gauge", "Power draw as NVML gives it; on Ampere (not GA100) and newer a 1 s average.")
-TEMPERATURE = MetricSpec("hw.temperature", "Cel", "gauge", "Temperature of the GPU die.")
+MEMORY_RESERVED = MetricSpec("epochmeter.gpu.memory.reserved", "By", "updowncounter", "GPU memory that the driver keeps.")
+POWER = MetricSpec("hw.power", "W", "gauge", "Power draw; on Ampere (not GA100) and newer a 1 s average.")
+POWER_INSTANT = MetricSpec(
+    "epochmeter.gpu.power.instant", "W", "gauge", "Power draw at the moment, where it can be told apart."
+)
+POWER_SAMPLES = MetricSpec(
+    "epochmeter.gpu.power.samples", "W", "histogram", "Power draw as the driver samples it, within seconds."
+)
+UTILIZATION_SAMPLES = MetricSpec(
+    "epochmeter.gpu.utilization.samples", "1", "histogram", "Utilization as the driver samples it, within seconds."
+)
+TEMPERATURE = MetricSpec("hw.temperature", "Cel", "gauge", "Temperature of the GPU die, and of its memory.")
 ENERGY = MetricSpec("hw.energy", "J", "counter", "Energy used.")
-SPECS = (UTILIZATION, MEMORY_USAGE, MEMORY_LIMIT, POWER, TEMPERATURE, ENERGY)
+CLOCK = MetricSpec("epochmeter.gpu.clock.frequency", "Hz", "gauge", "Clock of the multiprocessors, and of the memory.")
+THROTTLED = MetricSpec("epochmeter.gpu.throttled_time", "s", "counter", "Time in which the clocks were held down, by reason.")
+STATUS = MetricSpec(
+    "hw.status", "1", "updowncounter", "1 for the state that the GPU is in; degraded: slowed by heat or a brake."
+)
+ERRORS = MetricSpec("hw.errors", "{error}", "counter", "ECC errors since the driver was loaded.")
+REMAPPED = MetricSpec("epochmeter.gpu.memory.remapped_rows", "{row}", "updowncounter", "Rows of GPU memory that were replaced.")
+IO = MetricSpec("hw.gpu.io", "By", "counter", "Bytes over PCIe.")
+NVLINK_IO = MetricSpec("epochmeter.gpu.nvlink.io", "By", "counter", "Bytes over NVLink, all links together.")
+SM_ACTIVITY = MetricSpec("epochmeter.gpu.sm.utilization", "1", "gauge", "Share of multiprocessors that were busy.")
+SM_OCCUPANCY = MetricSpec("epochmeter.gpu.sm.occupancy", "1", "gauge", "Active warps, of those that there could be.")
+TENSOR = MetricSpec("epochmeter.gpu.tensor.utilization", "1", "gauge", "Share of time in which tensor cores worked.")
+DRAM = MetricSpec("epochmeter.gpu.dram.utilization", "1", "gauge", "GPU memory bandwidth in use, of what there is.")
+PIPE = MetricSpec("epochmeter.gpu.pipe.utilization", "1", "gauge", "Share of time in which a floating-point pipe worked.")
+PCIE_RATE = MetricSpec("epochmeter.gpu.pcie.throughput", "By/s", "gauge", "Bytes a second over PCIe.")
+NVLINK_RATE = MetricSpec("epochmeter.gpu.nvlink.throughput", "By/s", "gauge", "Bytes a second over NVLink.")
+GPM = (SM_ACTIVITY, SM_OCCUPANCY, TENSOR, DRAM, PIPE, PCIE_RATE, NVLINK_RATE)
+SPECS = (
+    *(UTILIZATION, CONTROLLER, MEMORY_USAGE, MEMORY_LIMIT, MEMORY_RESERVED, POWER, POWER_INSTANT, POWER_SAMPLES),
+    *(UTILIZATION_SAMPLES, TEMPERATURE, ENERGY, CLOCK, THROTTLED, STATUS, ERRORS, REMAPPED, IO, NVLINK_IO, *GPM),
+)
 
-ABSENT_CODES = (3, 4, 13)  # NotSupported, NoPermission, FunctionNotFound
+ABSENT_CODES = (3, 4, 13)  # NotSupported, NoPermission, FunctionNotFound: this card, or its driver, cannot tell
+UNASKED_CODES = (2, *ABSENT_CODES, 26)  # InvalidArgument, Deprecated: of one field among many, the same
+NOTHING_NEW_CODES = (6, 10, 21, 27)  # NotFound, Timeout, NoData, NotReady
+LOST_CODES = (1, 15, 16, 28, 999)  # Uninitialized, GpuIsLost, ResetRequired, GpuNotFound, Unknown
 NO_LIBRARY = 12
+SLOW_TICKS = 10
+FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
+GPM_GAP_S = 0.1  # two GPM samples lie further apart than this (nvml.h)
+ALL_LINKS = 0xFFFFFFFF  # scope of NVLink fields: "aggregate value summed up across all links" (nvml.h)
 MEMORY_CLASSES_GB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192, 288)
+DEGRADED = 0x8 | 0x20 | 0x40 | 0x80  # HW slowdown, SW and HW thermal slowdown, power brake; a power cap is normal
+VALUE_TYPES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
+WIDE_TYPES = (2, 3, 4)  # 64 bits: a counter of bytes in 32 wraps within a tick
 CURES = {
     NO_LIBRARY: "no NVIDIA driver library was found (in a container, NVIDIA_DRIVER_CAPABILITIES must have 'utility')",
     9: "the NVIDIA driver is not loaded: load the kernel module, or reboot",
     18: "the NVIDIA driver and its library differ in version, as after an upgrade: reboot",
+    999: "NVML answers 'unknown error', as in a container whose GPU was taken away: restart the container",
 }
+MIB = 2**20
 
 
 class Library(Protocol):
-    """The part of ``pynvml`` (package nvidia-ml-py) that is used."""
+    """The part of ``pynvml`` (package nvidia-ml-py) that every version and driver has."""
 
     NVMLError: type[Exception]
 
     def nvmlInit(self) -> Any: ...
+    def nvmlShutdown(self) -> Any: ...
     def nvmlDeviceGetCount(self) -> int: ...
     def nvmlDeviceGetHandleByIndex(self, index: int, /) -> Any: ...
+    def nvmlDeviceGetHandleByUUID(self, uuid: str, /) -> Any: ...
+    def nvmlDeviceGetIndex(self, handle: Any, /) -> int: ...
+    def nvmlDeviceGetUUID(self, handle: Any, /) -> str: ...
     def nvmlDeviceGetName(self, handle: Any, /) -> str | bytes: ...
     def nvmlDeviceGetMemoryInfo(self, handle: Any, version: Any = None) -> Any: ...
     def nvmlDeviceGetUtilizationRates(self, handle: Any, /) -> Any: ...
     def nvmlDeviceGetPowerUsage(self, handle: Any, /) -> int: ...
     def nvmlDeviceGetTemperature(self, handle: Any, sensor: int, /) -> int: ...
+    def nvmlDeviceGetClockInfo(self, handle: Any, kind: int, /) -> int: ...
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, /) -> int: ...
+    def nvmlDeviceGetFieldValues(self, handle: Any, fields: Any, /) -> Any: ...
+    def nvmlDeviceGetSamples(self, handle: Any, kind: int, since: int, /) -> Any: ...
 
 
 def load_library() -> Library:
@@ -53,21 +117,78 @@ def load_library() -> Library:
     return library
 
 
+_initialised: tuple[int, object] | None = None  # process and library: NVML counts its users, and we are one
+
+
+def _initialise(library: Library) -> None:
+    """Once in a process; a forked child is another one."""
+    global _initialised
+    if _initialised != (os.getpid(), library):
+        library.nvmlInit()
+        _initialised = (os.getpid(), library)
+
+
+class Gpu:
+    """One card, or the MIG instance on it that the run has.
+
+    ``handle`` is the card's, None while the run may not use it; ``instance`` the MIG instance's, which knows its memory
+    and its multiprocessors, while power, heat and clocks are the card's.
+    """
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.handle: Any = None
+        self.instance: Any = None
+        self.instance_id: int | None = None
+        self.cuda_index: int | None = None
+        self.remap_trouble: bool | None = None
+        self.has_fields: set[int] = set()  # those that were answered
+        self.lost_until: float | None = None
+        self.rest_s = FIRST_REST_S
+        self.card: dict[str, str] = {"hw.id": f"gpu-{index}"}
+        self.typed = {**self.card, "hw.type": "gpu"}
+        self.own: dict[str, str] = dict(self.card)  # what is of the instance, where there is one
+        self.general = {**self.card, "hw.gpu.task": "general"}
+        self.states = {state: {**self.typed, "hw.state": state} for state in ("ok", "degraded", "failed", "predicted_failure")}
+
+    @property
+    def is_asked(self) -> bool:
+        return self.handle is not None and self.lost_until is None
+
+    def take(self, handle: Any, instance: Any, instance_id: int | None) -> None:
+        self.handle, self.instance, self.instance_id = handle, instance, instance_id
+        self.own["hw.id"] = self.card["hw.id"] if instance_id is None else f"{self.card['hw.id']}/mig-{instance_id}"
+
+    def sensor(self, part: str, location: str) -> dict[str, str]:
+        return {"hw.id": f"gpu-{self.index}-{part}", "hw.parent": f"gpu-{self.index}", "hw.sensor_location": location}
+
+
 class NvmlProbe:
-    """Every GPU that NVML opens for this process.
+    """The GPUs that the run may use.
 
     Args:
         load: gives the library; tests give a fake or a recording.
+        device: "cuda:1" for one of those that CUDA shows; None for all of them.
+        clock: seconds, for the rests of lost GPUs.
     """
 
     name = "nvml"
     specs = SPECS
 
-    def __init__(self, load: Callable[[], Library] = load_library) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Library] = load_library,
+        device: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._load = load
+        self._device = int(device[5:]) if device is not None and device.startswith("cuda:") else None
+        self._clock = clock
         self._library: Any = None
-        self._gpus: dict[int, Any] = {}
+        self._gpus: list[Gpu] = []
+        self._is_confirmed = False  # by the UUIDs of the devices that torch uses
         self._memory_version: Any = None
+        self._gpm: list[Gpm] = []
 
     def start(self) -> None:
         try:
@@ -75,69 +196,277 @@ class NvmlProbe:
         except ImportError:
             raise ProbeUnavailableError("the package nvidia-ml-py is not installed: pip install nvidia-ml-py") from None
         try:
-            library.nvmlInit()
-            count = library.nvmlDeviceGetCount()
+            _initialise(library)
+            self._gpus = [Gpu(index) for index in range(library.nvmlDeviceGetCount())]
+            is_known = self._select()
         except library.NVMLError as error:
             code = getattr(error, "value", None)
             raise ProbeUnavailableError(CURES.get(code or 0, f"NVML does not start: {error}")) from None
-        for index in range(count):
-            try:
-                self._gpus[index] = library.nvmlDeviceGetHandleByIndex(index)
-            except library.NVMLError:  # counted, yet not ours to open: a device kept from this container
-                continue
-        if not self._gpus:
+        if is_known and not any(gpu.handle is not None for gpu in self._gpus):
             raise ProbeUnavailableError("no NVIDIA GPU is visible to this process")
         self._memory_version = getattr(library, "nvmlMemory_v2", None)
 
+    def close(self) -> None:
+        """NVML itself stays initialised: others in this process may use it, and there may be another run."""
+        for gpm in self._gpm:
+            gpm.free()
+
     def facts(self) -> Sequence[Fact]:
-        rows = []
-        for index, handle in self._gpus.items():
-            rows.append(Fact("gpus", "name", self._guard(partial(self._name, handle)), index))
-            rows.append(Fact("gpus", "memory_class_gb", self._guard(partial(self._memory_class, handle)), index))
-        return rows
-
-    def readings(self) -> Sequence[Reading]:
-        return [row for index, handle in self._gpus.items() for row in self._rows(index, handle)]
-
-    def _rows(self, index: int, handle: Any) -> list[Reading]:
-        library = self._library
-        gpu = {"hw.id": f"gpu-{index}"}
-        typed = {**gpu, "hw.type": "gpu"}
-        sensor = {"hw.parent": f"gpu-{index}", "hw.id": f"gpu-{index}-die", "hw.sensor_location": "gpu_die"}
-
-        def one(spec: MetricSpec, attributes: dict[str, str], value: Callable[[], Number]) -> Reading:
-            return Reading((spec,), self._guard(lambda: (Sample(spec, value(), attributes),)))
-
-        def memory() -> Iterable[Sample]:
-            info = self._memory(handle)
-            if info.total:  # 0 where the GPU shares the host's memory and NVML cannot tell
-                yield Sample(MEMORY_USAGE, info.used, gpu)
-                yield Sample(MEMORY_LIMIT, info.total, gpu)
-
-        general = {**gpu, "hw.gpu.task": "general"}
+        asked: dict[str, Callable[[Gpu], str | Number | None]] = {
+            "name": self._name,
+            "memory_class_gb": self._memory_class,
+            "power_limit_w": lambda gpu: self._call("nvmlDeviceGetEnforcedPowerLimit", gpu.handle) / 1000,
+            "cuda_index": lambda gpu: gpu.cuda_index,
+            "mig_instance": lambda gpu: gpu.instance_id,
+        }
         return [
-            one(UTILIZATION, general, lambda: library.nvmlDeviceGetUtilizationRates(handle).gpu / 100),
-            Reading((MEMORY_USAGE, MEMORY_LIMIT), self._guard(lambda: tuple(memory()))),
-            one(POWER, typed, lambda: library.nvmlDeviceGetPowerUsage(handle) / 1000),
-            one(TEMPERATURE, sensor, lambda: self._temperature(handle)),
-            one(ENERGY, typed, lambda: library.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000),
+            Fact("gpus", key, partial(self._guarded, gpu, partial(read, gpu)), gpu.index, late=True)
+            for gpu in self._gpus
+            for key, read in asked.items()
         ]
 
-    def _guard(self, read: Callable[[], Any]) -> Callable[[], Any]:
-        """The same call; that a card cannot tell is said as `ProbeUnavailableError`, any other fault as it comes."""
+    def readings(self) -> Sequence[Reading]:
+        return [Reading((), self._look), *(row for gpu in self._gpus for row in self._rows(gpu))]
 
-        def guarded() -> Any:
+    def energy(self) -> Mapping[str, float]:
+        found = {}
+        for gpu in self._gpus:
+            if gpu.is_asked:
+                try:
+                    found[gpu.card["hw.id"]] = self._library.nvmlDeviceGetTotalEnergyConsumption(gpu.handle) / 1000
+                except self._library.NVMLError:  # its reading says so
+                    continue
+        return found
+
+    # ---- which GPUs ------------------------------------------------------------------------------------------------
+
+    def _look(self) -> Iterable[Sample]:
+        """Once the program uses CUDA, the UUIDs of its devices say which GPUs are the run's."""
+        if not self._is_confirmed and _cuda_in_use() is not None:
+            self._is_confirmed = True
+            self._select()
+        return ()
+
+    def _select(self) -> bool:
+        """Takes the handles of the run's GPUs; False where it is not known yet which they are."""
+        chosen = self._by_torch()
+        if chosen is None:
+            chosen = self._by_environment()
+        if chosen is None:
+            return False
+        if self._device is not None:
+            chosen = dict([*chosen.items()][self._device : self._device + 1])
+        for gpu in self._gpus:
+            gpu.handle = None
+        for order, (index, instance) in enumerate(chosen.items()):
+            gpu = self._gpus[index]
+            gpu.cuda_index = order if self._device is None else self._device
+            self._attempt(partial(self._take, gpu, instance))
+        return True
+
+    def _take(self, gpu: Gpu, instance: Any) -> None:
+        handle = self._library.nvmlDeviceGetHandleByIndex(gpu.index)
+        if instance is None:
+            instance = self._first_instance(handle)
+        gpu.take(handle, instance, None if instance is None else self._call("nvmlDeviceGetGpuInstanceId", instance))
+
+    def _attempt(self, read: Callable[[], Any]) -> Any:
+        """The answer, or None: a device that is counted may yet be kept from this container."""
+        try:
+            return read()
+        except (self._library.NVMLError, ProbeUnavailableError):
+            return None
+
+    def _by_torch(self) -> dict[int, Any] | None:
+        """The GPUs of torch's devices, in their order, each with its MIG instance or None; None where torch cannot tell."""
+        cuda = _cuda_in_use()
+        if cuda is None:
+            return None
+        found: dict[int, Any] = {}
+        for order in range(cuda.device_count()):
+            uuid = getattr(cuda.get_device_properties(order), "uuid", None)
+            handle = next(
+                filter(None, (self._attempt(partial(self._of_uuid, f"{kind}-{uuid}")) for kind in ("GPU", "MIG"))), None
+            )
+            if uuid is None or handle is None:
+                return None
+            found[handle[0]] = handle[1]
+        in_use = [index for order, index in enumerate(found) if cuda.memory_reserved(order)]
+        if in_use and (variable("LOCAL_WORLD_SIZE") or "1") != "1":  # each rank sees all GPUs, and uses its own
+            return {index: found[index] for index in in_use}
+        return found
+
+    def _of_uuid(self, uuid: str) -> tuple[int, Any]:
+        """The GPU's number and, where it is the UUID of a MIG instance, the instance's handle."""
+        library = self._library
+        handle = library.nvmlDeviceGetHandleByUUID(uuid)
+        if not uuid.startswith("MIG-"):
+            return library.nvmlDeviceGetIndex(handle), None
+        return library.nvmlDeviceGetIndex(self._call("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", handle)), handle
+
+    def _by_environment(self) -> dict[int, Any] | None:
+        """The same by CUDA_VISIBLE_DEVICES; None where its numbers may be in another order than NVML's."""
+        named = parse(variable("CUDA_VISIBLE_DEVICES"))
+        count = len(self._gpus)
+        if named is None:
+            return dict.fromkeys(range(count))
+        if named and isinstance(named[0], str):
+            return self._by_uuid([str(name) for name in named])
+        numbers = [number if isinstance(number, int) and number < count else None for number in named]
+        if None in numbers:  # CUDA stops at the first that is not there
+            del numbers[numbers.index(None) :]
+        is_ordered = variable("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len(numbers) in (0, count) or self._are_alike()
+        return {number: None for number in numbers if number is not None} if is_ordered else None
+
+    def _by_uuid(self, named: list[str]) -> dict[int, Any]:
+        if named[0].startswith("MIG-"):  # CUDA shows one MIG instance to a process
+            found = self._attempt(partial(self._of_uuid, named[0]))
+            return {} if found is None else {found[0]: found[1]}
+        uuids = []
+        for gpu in self._gpus:
+            handle = self._attempt(partial(self._library.nvmlDeviceGetHandleByIndex, gpu.index))
+            uuids.append("" if handle is None else self._attempt(partial(self._library.nvmlDeviceGetUUID, handle)) or "")
+        return dict.fromkeys(ordinals(named, uuids))
+
+    def _are_alike(self) -> bool:
+        """Whether all GPUs are of one kind: then CUDA's order, the fastest first, is NVML's."""
+        handles = [self._attempt(partial(self._library.nvmlDeviceGetHandleByIndex, gpu.index)) for gpu in self._gpus]
+        return len({self._library.nvmlDeviceGetName(handle) for handle in handles if handle is not None}) <= 1
+
+    def _first_instance(self, handle: Any) -> Any:
+        """The first MIG instance on a card, which is the one that CUDA shows; None where MIG is off."""
+        if (self._attempt(lambda: self._call("nvmlDeviceGetMigMode", handle)) or (0,))[0] != 1:
+            return None
+        slots = range(self._call("nvmlDeviceGetMaxMigDeviceCount", handle))
+        found = (self._attempt(partial(self._call, "nvmlDeviceGetMigDeviceHandleByIndex", handle, slot)) for slot in slots)
+        return next((instance for instance in found if instance is not None), None)
+
+    # ---- failing ---------------------------------------------------------------------------------------------------
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """A call that older bindings, or drivers, do not have."""
+        function = getattr(self._library, name, None)
+        if function is None:
+            raise ProbeUnavailableError(f"this version of nvidia-ml-py has no {name}")
+        return function(*arguments)
+
+    def _guarded(self, gpu: Gpu, read: Callable[[], Any]) -> Any:
+        """The answer, or None while the GPU is not the run's, or lost.
+
+        Raises:
+            ProbeUnavailableError: the card cannot tell this.
+        """
+        if not gpu.is_asked:
+            return None
+        try:
+            return read()
+        except self._library.NVMLError as error:
+            code = getattr(error, "value", None)
+            if code in ABSENT_CODES:
+                raise ProbeUnavailableError(str(error)) from None
+            if code in NOTHING_NEW_CODES:
+                return None
+            if code in LOST_CODES:
+                self._lose(gpu)
+            raise
+
+    def _lose(self, gpu: Gpu) -> None:
+        gpu.lost_until = self._clock() + gpu.rest_s
+        gpu.rest_s = min(gpu.rest_s * 2, LONGEST_REST_S)
+        for gpm in self._gpm:
+            gpm.forget(gpu)
+
+    def _recover(self, gpu: Gpu) -> None:
+        """Takes the handle of a lost GPU anew, once its rest is over. NVML is begun anew only where no GPU is left."""
+        global _initialised
+        library = self._library
+        if gpu.lost_until is None or self._clock() < gpu.lost_until:
+            return
+        try:
+            if all(other.lost_until is not None for other in self._gpus if other.handle is not None):
+                self._attempt(library.nvmlShutdown)
+                _initialised = None
+                _initialise(library)
+            self._take(gpu, None)
+            library.nvmlDeviceGetName(gpu.handle)
+            gpu.lost_until = None
+        except (library.NVMLError, ProbeUnavailableError):
+            self._lose(gpu)
+
+    # ---- readings --------------------------------------------------------------------------------------------------
+
+    def _rows(self, gpu: Gpu) -> list[Reading]:
+        fields = Fields(self._library, gpu)
+        gpm = Gpm(self._library, gpu, self._clock)
+        self._gpm.append(gpm)
+
+        def row(specs: tuple[MetricSpec, ...], read: Callable[[], Iterable[Sample | Samples]], every: int = 1) -> Reading:
+            return Reading(specs, lambda: self._guarded(gpu, lambda: tuple(read())) or (), every)
+
+        return [
+            Reading((STATUS,), partial(self._status, gpu)),
+            row((UTILIZATION, CONTROLLER), partial(self._utilization, gpu)),
+            row((MEMORY_USAGE, MEMORY_LIMIT, MEMORY_RESERVED), partial(self._memory_in_use, gpu)),
+            row(tuple(field.spec for field in (*QUICK, *SLOW)), fields.read),
+            row((POWER,), partial(self._power, gpu)),
+            row((ENERGY,), partial(self._energy, gpu)),
+            row(GPM, gpm.read),
+            row((TEMPERATURE,), partial(self._temperature, gpu, gpu.sensor("die", "gpu_die")), SLOW_TICKS),
+            *(
+                row((CLOCK,), partial(self._clock_rate, gpu, kind, {**gpu.card, "epochmeter.gpu.clock": word}), SLOW_TICKS)
+                for kind, word in ((1, "sm"), (2, "memory"))
+            ),
+            row((POWER_SAMPLES,), Buffer(self._library, gpu, 0, POWER_SAMPLES, 1000).read),
+            row((UTILIZATION_SAMPLES,), Buffer(self._library, gpu, 1, UTILIZATION_SAMPLES, 100).read),
+        ]
+
+    def _status(self, gpu: Gpu) -> Iterable[Sample]:
+        """The one row that is answered for a lost GPU, too."""
+        if gpu.handle is None:
+            return ()
+        self._recover(gpu)
+        try:
+            reasons = self._guarded(gpu, partial(self._reasons, gpu))
+        except ProbeUnavailableError:
+            reasons = 0
+        states = gpu.states
+        is_lost, is_degraded = gpu.lost_until is not None, bool(reasons) and bool(reasons & DEGRADED)
+        found = [
+            Sample(STATUS, int(not is_lost and not is_degraded), states["ok"]),
+            Sample(STATUS, int(is_degraded), states["degraded"]),
+            Sample(STATUS, int(is_lost), states["failed"]),
+        ]
+        if gpu.remap_trouble is not None:
+            found.append(Sample(STATUS, int(gpu.remap_trouble), states["predicted_failure"]))
+        return found
+
+    def _reasons(self, gpu: Gpu) -> int:
+        """Renamed with driver 535; the older name leaves with CUDA 14."""
+        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
             try:
-                return read()
+                return int(self._call(name, gpu.handle))
             except self._library.NVMLError as error:
-                if getattr(error, "value", None) in ABSENT_CODES:
-                    raise ProbeUnavailableError(str(error)) from None
-                raise
+                if getattr(error, "value", None) != 13:
+                    raise
+        raise ProbeUnavailableError("the driver does not tell why clocks are held down")
 
-        return guarded
+    def _utilization(self, gpu: Gpu) -> Iterable[Sample]:
+        rates = self._library.nvmlDeviceGetUtilizationRates(gpu.handle)
+        return (Sample(UTILIZATION, rates.gpu / 100, gpu.general), Sample(CONTROLLER, rates.memory / 100, gpu.card))
 
-    def _memory(self, handle: Any) -> Any:
+    def _memory_in_use(self, gpu: Gpu) -> Iterable[Sample]:
+        info = self._memory(gpu)
+        if not info.total:  # the GPU shares the host's memory, and NVML cannot tell
+            raise ProbeUnavailableError("the GPU has no memory of its own")
+        yield Sample(MEMORY_USAGE, info.used, gpu.own)
+        yield Sample(MEMORY_LIMIT, info.total, gpu.own)
+        reserved = getattr(info, "reserved", None)
+        if reserved is not None:
+            yield Sample(MEMORY_RESERVED, reserved, gpu.own)
+
+    def _memory(self, gpu: Gpu) -> Any:
         """Version 2 tells the driver's reserved memory apart; drivers before 510 know only version 1."""
+        handle = gpu.handle if gpu.instance is None else gpu.instance
         if self._memory_version is not None:
             try:
                 return self._library.nvmlDeviceGetMemoryInfo(handle, version=self._memory_version)
@@ -147,24 +476,247 @@ class NvmlProbe:
                 self._memory_version = None
         return self._library.nvmlDeviceGetMemoryInfo(handle)
 
-    def _temperature(self, handle: Any) -> int:
-        """The newer call where there is one: the older leaves with CUDA 14."""
-        library = self._library
-        if hasattr(library, "nvmlDeviceGetTemperatureV"):
-            try:
-                return int(library.nvmlDeviceGetTemperatureV(handle, 0))
-            except library.NVMLError as error:
-                if getattr(error, "value", None) != 13:
-                    raise
-        return int(library.nvmlDeviceGetTemperature(handle, 0))
+    def _power(self, gpu: Gpu) -> Iterable[Sample]:
+        if POWER_AVERAGE in gpu.has_fields:
+            raise ProbeUnavailableError("a field value tells it")
+        return (Sample(POWER, self._library.nvmlDeviceGetPowerUsage(gpu.handle) / 1000, gpu.typed),)
 
-    def _name(self, handle: Any) -> str:
-        name = self._library.nvmlDeviceGetName(handle)
+    def _energy(self, gpu: Gpu) -> Iterable[Sample]:
+        if ENERGY_COUNTER in gpu.has_fields:
+            raise ProbeUnavailableError("a field value tells it")
+        return (Sample(ENERGY, self._library.nvmlDeviceGetTotalEnergyConsumption(gpu.handle) / 1000, gpu.typed),)
+
+    def _temperature(self, gpu: Gpu, attributes: Attributes) -> Iterable[Sample]:
+        """The newer call where there is one: the older leaves with CUDA 14."""
+        try:
+            return (Sample(TEMPERATURE, self._call("nvmlDeviceGetTemperatureV", gpu.handle, 0), attributes),)
+        except ProbeUnavailableError:
+            pass
+        except self._library.NVMLError as error:
+            if getattr(error, "value", None) != 13:
+                raise
+        return (Sample(TEMPERATURE, self._library.nvmlDeviceGetTemperature(gpu.handle, 0), attributes),)
+
+    def _clock_rate(self, gpu: Gpu, kind: int, attributes: Attributes) -> Iterable[Sample]:
+        return (Sample(CLOCK, self._library.nvmlDeviceGetClockInfo(gpu.handle, kind) * 10**6, attributes),)
+
+    def _name(self, gpu: Gpu) -> str:
+        name = self._library.nvmlDeviceGetName(gpu.handle)
         return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
-    def _memory_class(self, handle: Any) -> int | None:
-        total = self._memory(handle).total
+    def _memory_class(self, gpu: Gpu) -> int | None:
+        total = self._memory(gpu).total
         return memory_class_gb(total) if total else None
+
+
+class Field(NamedTuple):
+    """A field value of NVML: its number, what it tells, and how many of its unit are one of ours."""
+
+    id: int
+    spec: MetricSpec
+    attributes: Attributes = NO_ATTRIBUTES
+    per: float = 1
+    scope: int = 0
+    is_wide: bool = False  # only where it has 64 bits
+
+
+POWER_AVERAGE, POWER_NOW, ENERGY_COUNTER = 185, 186, 83
+REMAP_TROUBLE = (144, 145)  # pending, failed
+QUICK = (
+    Field(ENERGY_COUNTER, ENERGY, {"hw.type": "gpu"}, 1000),
+    Field(POWER_AVERAGE, POWER, {"hw.type": "gpu"}, 1000),
+    Field(POWER_NOW, POWER_INSTANT, {}, 1000),
+    Field(82, TEMPERATURE, {"hw.sensor_location": "hbm"}),
+    # Cumulative, in ns. Those of the HW reasons have changed their numbers between drivers (251 to 253, 269 to 271), and
+    # are other things elsewhere: the state "degraded" tells of them.
+    *(
+        Field(number, THROTTLED, {"epochmeter.gpu.throttle_reason": reason}, 10**9)
+        for number, reason in ((74, "power_cap"), (75, "thermal"), (76, "sync_boost"), (77, "board_limit"), (79, "reliability"))
+    ),
+    *(
+        Field(number, spec, {"network.io.direction": direction}, per, scope, is_wide)
+        for spec, transmit, receive, per, scope, is_wide in (
+            (IO, 197, 198, 1, 0, True),
+            (NVLINK_IO, 138, 139, 1 / 1024, ALL_LINKS, False),
+        )
+        for number, direction in ((transmit, "transmit"), (receive, "receive"))
+    ),
+)
+SLOW = (
+    *(
+        Field(number, spec, {**typed, "error.type": kind})
+        for spec, typed, corrected, uncorrected in ((ERRORS, {"hw.type": "gpu"}, 3, 4), (REMAPPED, {}, 142, 143))
+        for number, kind in ((corrected, "corrected"), (uncorrected, "uncorrected"))
+    ),
+    *(Field(number, STATUS) for number in REMAP_TROUBLE),
+)
+
+
+class Fields:
+    """The field values of a GPU: one call a tick, without those that it has refused; every tenth with the slow ones."""
+
+    def __init__(self, library: Any, gpu: Gpu) -> None:
+        self._library = library
+        self._gpu = gpu
+        self._tick = 0
+        self._quick = [*map(self._placed, QUICK)]
+        self._slow = [*map(self._placed, SLOW)]
+
+    def _placed(self, field: Field) -> Field:
+        """With the attributes of this GPU."""
+        own = self._gpu.sensor("hbm", "hbm") if field.spec is TEMPERATURE else {**self._gpu.card, **field.attributes}
+        return field._replace(attributes=own)
+
+    def read(self) -> Iterator[Sample]:
+        asked = self._quick if self._tick % SLOW_TICKS else [*self._quick, *self._slow]
+        self._tick += 1
+        if not asked:
+            if not self._slow:
+                raise ProbeUnavailableError("no field is supported")
+            return
+        answers = self._library.nvmlDeviceGetFieldValues(self._gpu.handle, [(field.id, field.scope) for field in asked])
+        refused = []
+        for field, answer in zip(asked, answers, strict=True):
+            code = answer.nvmlReturn
+            if code == 0 and not (field.is_wide and answer.valueType not in WIDE_TYPES):
+                yield from self._sample(field, getattr(answer.value, VALUE_TYPES[answer.valueType]))
+            elif code == 0 or code in UNASKED_CODES:
+                refused.append(field.id)
+            elif code in LOST_CODES[:-1]:
+                raise self._library.NVMLError(code)
+        if refused:
+            self._quick = [field for field in self._quick if field.id not in refused]
+            self._slow = [field for field in self._slow if field.id not in refused]
+
+    def _sample(self, field: Field, value: Number) -> Iterable[Sample]:
+        gpu = self._gpu
+        gpu.has_fields.add(field.id)
+        if field.id in REMAP_TROUBLE:
+            gpu.remap_trouble = bool(value) or (field.id == REMAP_TROUBLE[1] and bool(gpu.remap_trouble))
+            return ()
+        if field.id == POWER_NOW and POWER_AVERAGE not in gpu.has_fields:
+            return ()  # the one reading that there is, is of the moment
+        return (Sample(field.spec, value if field.per == 1 else value / field.per, field.attributes),)
+
+
+class Gpm:
+    """What a GPU's units did since the last tick, from two samples of its counters (Hopper and newer)."""
+
+    METRICS = (
+        *((2, SM_ACTIVITY, {}, 100), (3, SM_OCCUPANCY, {}, 100), (5, TENSOR, {}, 100), (10, DRAM, {}, 100)),
+        *((number, PIPE, {"epochmeter.gpu.pipe": pipe}, 100) for number, pipe in ((11, "fp64"), (12, "fp32"), (13, "fp16"))),
+        *(
+            (number, spec, {"network.io.direction": direction}, 1 / MIB)
+            for spec, transmit, receive in ((PCIE_RATE, 20, 21), (NVLINK_RATE, 61, 60))
+            for number, direction in ((transmit, "transmit"), (receive, "receive"))
+        ),
+    )
+
+    def __init__(self, library: Any, gpu: Gpu, clock: Callable[[], float]) -> None:
+        self._library = library
+        self._gpu = gpu
+        self._clock = clock
+        self._query: Any = None
+        self._samples: list[Any] = []  # the older one first
+        self._taken_at: float | None = None
+        self._rows: list[tuple[MetricSpec, Attributes, float]] = []
+
+    def read(self) -> Iterable[Sample | Samples]:
+        if self._query is None:
+            self._prepare()
+        at = self._clock()
+        if self._taken_at is not None and at - self._taken_at <= GPM_GAP_S:
+            return ()
+        before = self._taken_at
+        self._take(self._samples[1])
+        self._taken_at = at
+        self._samples.reverse()
+        if before is None:
+            return ()
+        query = self._query
+        query.sample1, query.sample2 = self._samples[1], self._samples[0]
+        self._library.nvmlGpmMetricsGet(query)
+        return self._answers()
+
+    def _answers(self) -> Iterable[Sample]:
+        found, kept = [], []
+        for position, row in enumerate(self._rows):
+            metric = self._query.metrics[position]
+            if metric.nvmlReturn == 0:
+                found.append(Sample(row[0], metric.value / row[2], row[1]))
+            if metric.nvmlReturn not in UNASKED_CODES:
+                kept.append((metric.metricId, row))
+        if len(kept) < len(self._rows):
+            self._ask_for(kept)
+        return found
+
+    def _prepare(self) -> None:
+        library = self._library
+        if not hasattr(library, "nvmlGpmQueryDeviceSupport"):
+            raise ProbeUnavailableError("this version of nvidia-ml-py has no GPM")
+        if not library.nvmlGpmQueryDeviceSupport(self._gpu.handle).isSupportedDevice:
+            raise ProbeUnavailableError("GPM is on Hopper and newer")
+        query = library.c_nvmlGpmMetricsGet_t()  # 19 kB: made once
+        query.version = library.NVML_GPM_METRICS_GET_VERSION
+        own = self._gpu.own
+        self._query = query
+        self._ask_for([(number, (spec, {**own, **added}, per)) for number, spec, added, per in self.METRICS])
+        self._samples = [library.nvmlGpmSampleAlloc(), library.nvmlGpmSampleAlloc()]
+
+    def _ask_for(self, rows: list[tuple[int, tuple[MetricSpec, Attributes, float]]]) -> None:
+        if not rows:
+            raise ProbeUnavailableError("no GPM metric is supported")
+        self._rows = [row for _, row in rows]
+        self._query.numMetrics = len(rows)
+        for position, (number, _) in enumerate(rows):
+            self._query.metrics[position].metricId = number
+
+    def _take(self, sample: Any) -> None:
+        gpu, library = self._gpu, self._library
+        if gpu.instance_id is None:
+            library.nvmlGpmSampleGet(gpu.handle, sample)
+        else:
+            library.nvmlGpmMigSampleGet(gpu.handle, gpu.instance_id, sample)
+
+    def forget(self, gpu: Gpu) -> None:
+        """After a loss, what was sampled before says nothing."""
+        if gpu is self._gpu:
+            self._taken_at = None
+
+    def free(self) -> None:
+        samples, self._samples, self._query = self._samples, [], None
+        for sample in samples:
+            self._library.nvmlGpmSampleFree(sample)
+
+
+class Buffer:
+    """What the driver has sampled by itself since the last tick: many values within a second, for one call."""
+
+    def __init__(self, library: Any, gpu: Gpu, kind: int, spec: MetricSpec, divisor: int) -> None:
+        self._library = library
+        self._gpu = gpu
+        self._kind = kind
+        self._spec = spec
+        self._divisor = divisor
+        self._last: int | None = None  # timestamp, in us
+
+    def read(self) -> Iterable[Samples]:
+        last = self._last
+        kind, found = self._library.nvmlDeviceGetSamples(self._gpu.handle, self._kind, last or 0)
+        if not found:
+            return ()
+        self._last = max(sample.timeStamp for sample in found)
+        if last is None:  # what was before the run
+            return ()
+        name, divisor = VALUE_TYPES[kind], self._divisor
+        values = [getattr(sample.sampleValue, name) / divisor for sample in found if sample.timeStamp > last]
+        return (Samples(self._spec, values, self._gpu.card),) if values else ()
+
+
+def _cuda_in_use() -> Any:
+    """``torch.cuda`` if this process uses it already, else None: nothing is asked that would initialise CUDA."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    return cuda if cuda is not None and hasattr(cuda, "is_initialized") and cuda.is_initialized() else None
 
 
 def memory_class_gb(size: int) -> int:

@@ -34,6 +34,9 @@ class ProcessProbe:
     def facts(self) -> Sequence[Fact]:
         return ()
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def readings(self) -> Sequence[Reading]:
         import psutil
 

@@ -48,6 +48,9 @@ class RuntimeProbe:
             *(Fact("runtime", place, partial(_any_set, names)) for place, names in PLACES.items()),
         )
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def readings(self) -> Sequence[Reading]:
         return ()
 

@@ -36,6 +36,9 @@ class TorchMemoryProbe:
     def facts(self) -> Sequence[Fact]:
         return ()
 
+    def close(self) -> None:
+        """Nothing is held."""
+
     def readings(self) -> Sequence[Reading]:
         return (Reading(SPECS, _memory),)
 

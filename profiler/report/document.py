@@ -5,12 +5,13 @@ The rule it keeps: what was not measured is not in it, neither as 0 nor as null.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from profiler.energy import STEP_NS
 from profiler.histogram import NS, Histogram
-from profiler.record import EpochRecord, Path, ReadingRecord, Run, StageRecord, Timing
+from profiler.record import Energies, Energy, EpochRecord, Path, ReadingRecord, Run, StageRecord, Timing
 from profiler.stragglers import rank_table
 from profiler.verdict import judge
 
@@ -20,18 +21,21 @@ SCHEMA = 1
 def document(run: Run) -> dict[str, Any]:
     """The whole run as plain dictionaries, lists, numbers and strings."""
     whole = run.whole()
+    energy = run.energy()
     verdict = judge(run)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "run": _run(run),
         "hardware": _hardware(run),
-        "epochs": [_epoch(epoch) for epoch in run.epochs],
-        "stages": {name: _stage(stage) for name, stage in whole.stages.items()},
+        "epochs": [_epoch(run, epoch) for epoch in run.epochs],
+        "stages": {name: _stage(run, stage, energy) for name, stage in whole.stages.items()},
         "readings": [_reading(reading) for reading in _in_order(whole.readings.values())],
         "verdict": {"kind": verdict.kind, "evidence": verdict.evidence},
     }
     if whole.phases:
         result["phases"] = _phases(whole.phases)
+    if energy:
+        result["energy"] = _energy(run, list(energy.values()), run.duration_ns)
     if run.overhead_ns is not None:
         result["overhead"] = _overhead(run, run.overhead_ns)
     gathered = rank_table(run)
@@ -69,12 +73,14 @@ def _hardware(run: Run) -> dict[str, Any]:
     }
 
 
-def _epoch(epoch: EpochRecord) -> dict[str, Any]:
+def _epoch(run: Run, epoch: EpochRecord) -> dict[str, Any]:
     result: dict[str, Any] = {
         "index": epoch.index,
         "duration_s": epoch.duration_ns / NS,
-        "stages": [_stage(stage) for stage in epoch.stages.values()],
+        "stages": [_stage(run, stage, epoch.energy) for stage in epoch.stages.values()],
     }
+    if epoch.energy:
+        result["energy"] = _energy(run, [*epoch.energy.values()], epoch.duration_ns)
     if epoch.inferred:
         result["inferred"] = True
     if epoch.phases:
@@ -84,7 +90,7 @@ def _epoch(epoch: EpochRecord) -> dict[str, Any]:
     return result
 
 
-def _stage(stage: StageRecord) -> dict[str, Any]:
+def _stage(run: Run, stage: StageRecord, energy: Energies) -> dict[str, Any]:
     result: dict[str, Any] = {"stage": stage.stage, "duration_s": stage.duration_ns / NS, "steps": stage.steps}
     if stage.samples is not None:
         result["samples"] = stage.samples
@@ -98,6 +104,11 @@ def _stage(stage: StageRecord) -> dict[str, Any]:
         result["latency"] = _timing(stage.latency)
     if stage.batch.count:
         result["batch_size"] = _batch_size(stage.batch)
+    busy = _device_share(stage)
+    if busy is not None:
+        result["device_busy"] = busy
+    if stage.stage in energy:
+        result["energy"] = _energy(run, [energy[stage.stage]], stage.duration_ns, stage.samples)
     result["phases"] = {**_phases(stage.phases), "other": {"total_s": stage.other_ns / NS}}
     return result
 
@@ -134,6 +145,47 @@ def _timing(timing: Timing) -> dict[str, Any]:
     return result
 
 
+def _energy(run: Run, used: Sequence[Mapping[str, Energy]], duration_ns: int, samples: int | None = None) -> dict[str, Any]:
+    """Joules of all GPUs together; "below resolution" where most of it may belong to what was before or after.
+
+    Of an epoch or a run, whose parts' uncertainties are each other's, only its own ends are uncertain: one step.
+    """
+    gpus: dict[str, Energy] = {}
+    for part in used:
+        for gpu, energy in part.items():
+            gpus.setdefault(gpu, Energy()).add(energy)
+    total = sum(energy.joules for energy in gpus.values())
+    uncertain = sum(energy.uncertain for energy in gpus.values())
+    if len(used) > 1:
+        uncertain = total * STEP_NS / max(duration_ns, 1)
+    if not total or uncertain > total / 2:
+        return {"below_resolution": True}
+    result: dict[str, Any] = {"total_j": total, "uncertainty_j": uncertain}
+    if duration_ns:
+        result["mean_w"] = total / (duration_ns / NS)
+    if len(gpus) > 1:
+        result["gpus"] = {gpu: energy.joules for gpu, energy in gpus.items()}
+    if any("mig_instance" in facts for facts in run.hardware.gpus.values()):
+        result["shared"] = True  # the counter is the whole card's, whoever else has an instance on it
+    elif samples:
+        result["samples_per_j"] = samples / total
+    return result
+
+
+def _device_share(stage: StageRecord) -> float | None:
+    """Of a step, the share that its top-level phases took on the GPU's own clock, once the first step is over.
+
+    The two clocks are compared over the whole stage, never added: a phase may end on the GPU long after it did here.
+    """
+    steady = stage.step.steady
+    measured = [timing for path, timing in stage.phases.items() if len(path) == 1 and timing.device.count]
+    if not measured or not steady.sum_ns:
+        return None
+    # some marks may not have been reached yet: the mean stands for them
+    device = sum(timing.device.sum_ns / timing.device.count * timing.steady.count for timing in measured)
+    return min(device / steady.sum_ns, 1.0)
+
+
 def _batch_size(sizes: Histogram) -> dict[str, float]:
     """Samples in a step; the histogram holds them as it holds seconds."""
     result = {"count": sizes.count, "mean": sizes.sum_ns / NS / sizes.count}
@@ -161,6 +213,8 @@ def _reading(reading: ReadingRecord) -> dict[str, Any]:
     """A counter has only ``last``: what it grew by."""
     spec = reading.spec
     result: dict[str, Any] = {"metric": spec.name, "unit": spec.unit, "attributes": dict(reading.attributes)}
+    if spec.kind == "histogram":
+        return {**result, "count": reading.count, **_distribution(reading.histogram)}
     if spec.kind != "counter" and reading.count:
         result["count"] = reading.count
         result["min"] = reading.minimum
@@ -168,6 +222,15 @@ def _reading(reading: ReadingRecord) -> dict[str, Any]:
         result["max"] = reading.maximum
     result["last"] = reading.last
     return result
+
+
+def _distribution(values: Histogram) -> dict[str, float]:
+    """Of values that the histogram holds as it holds seconds."""
+    if values.min_ns is None or values.max_ns is None:
+        return {}
+    shares = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
+    found = {key: value for key, share in shares.items() if (value := values.percentile(share)) is not None}
+    return {"min": values.min_ns / NS, "mean": values.sum_ns / NS / values.count, "max": values.max_ns / NS, **found}
 
 
 def _overhead(run: Run, overhead_ns: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich import box
@@ -33,7 +33,7 @@ def renderable(run: Run) -> RenderableType:
     if data["epochs"]:
         parts.append(_epochs(data))
     parts += [_phases(name, stage) for name, stage in data["stages"].items()]
-    parts += [*_batch_sizes(data), *_ranks(data), *_lines(data)]
+    parts += [*_batch_sizes(data), *_device(data), *_ranks(data), *_gpus(data), *_lines(data)]
     return Group(*parts)
 
 
@@ -130,6 +130,85 @@ def _ranks(data: dict[str, Any]) -> Iterator[RenderableType]:
         yield Text(f"no word in the end from rank {', '.join(map(str, gathered['missing']))}")
 
 
+def _device(data: dict[str, Any]) -> Iterator[RenderableType]:
+    """For each stage what its phases took on the GPU's own clock, beside what they took here."""
+    for name, stage in data["stages"].items():
+        if "device_busy" not in stage:
+            continue
+        table = _table(f"{name} on the GPU", "mean", "here", "p50", "p99", "total")
+        for label, entry in _flat(stage["phases"]):
+            if "device" in entry:
+                device = entry["device"]
+                mean = device["total_s"] / device["count"]
+                values = [mean, entry["mean_s"], device.get("p50_s", mean), device.get("p99_s", mean), device["total_s"]]
+                table.add_row(label, *map(duration, values))
+        yield table
+        yield Text(f"the GPU was inside a phase for {stage['device_busy']:.0%} of a {name} step")
+
+
+def _energy(used: dict[str, Any]) -> str:
+    if "total_j" not in used:
+        return "energy below the counter's resolution"
+    words = [f"{used['total_j']:,.0f} J (± {used['uncertainty_j']:,.0f})"]
+    if "mean_w" in used:
+        words.append(f"{used['mean_w']:.0f} W")
+    if "samples_per_j" in used:
+        words.append(f"{used['samples_per_j']:.3g} samples/J")
+    if used.get("shared"):
+        words.append("of the whole card, MIG instances of others with it")
+    return ", ".join(words)
+
+
+GPU_COLUMNS = (  # heading, metric, the attribute's value that tells it apart, and which number of it
+    ("busy", "hw.gpu.utilization", "", "mean", "share"),
+    ("SM", "epochmeter.gpu.sm.utilization", "", "mean", "share"),
+    ("tensor", "epochmeter.gpu.tensor.utilization", "", "mean", "share"),
+    ("DRAM", "epochmeter.gpu.dram.utilization", "", "mean", "share"),
+    ("memory", "hw.gpu.memory.usage", "", "max", "bytes"),
+    ("power", "hw.power", "", "mean", "W"),
+    ("p99", "epochmeter.gpu.power.samples", "", "p99", "W"),
+    ("max", "hw.temperature", "gpu_die", "max", "°C"),
+    ("clock", "epochmeter.gpu.clock.frequency", "sm", "mean", "MHz"),
+    ("energy", "hw.energy", "", "last", "J"),
+)
+FORMS: dict[str, Callable[[float], str]] = {
+    "share": lambda value: f"{value:.0%}",
+    "bytes": lambda value: f"{value / 2**30:.1f} GiB",
+    "MHz": lambda value: f"{value / 1e6:.0f} MHz",
+    **{unit: (lambda value, unit=unit: f"{value:,.0f} {unit}") for unit in ("W", "°C", "J")},  # type: ignore[misc]
+}
+
+
+def _gpus(data: dict[str, Any]) -> Iterator[RenderableType]:
+    """One row for each GPU, a column for what at least one of them tells; and what held its clocks down."""
+    gpus: dict[str, list[dict[str, Any]]] = {}
+    for reading in data["readings"]:
+        at = reading["attributes"]
+        place = str(at.get("hw.parent", at.get("hw.id", ""))).split("/")[0]
+        if place.startswith("gpu-"):
+            gpus.setdefault(place, []).append(reading)
+    rows = {gpu: [_cell(readings, *column[1:]) for column in GPU_COLUMNS] for gpu, readings in gpus.items()}
+    shown = [index for index, _ in enumerate(GPU_COLUMNS) if any(cells[index] for cells in rows.values())]
+    if shown:
+        table = _table("GPU", *(GPU_COLUMNS[index][0] for index in shown))
+        for gpu, cells in rows.items():
+            table.add_row(gpu, *(cells[index] for index in shown))
+        yield table
+    for gpu, readings in gpus.items():
+        held = [reading for reading in readings if reading["metric"] == "epochmeter.gpu.throttled_time" and reading["last"] > 0]
+        reasons = {reading["attributes"]["epochmeter.gpu.throttle_reason"]: reading["last"] for reading in held}
+        if reasons:
+            words = ", ".join(f"{reason.replace('_', ' ')} {duration(spent)}" for reason, spent in reasons.items())
+            yield Text(f"clocks of {gpu} were held down: {words}")
+
+
+def _cell(readings: list[dict[str, Any]], metric: str, which: str, key: str, form: str) -> str:
+    for reading in readings:
+        if reading["metric"] == metric and key in reading and (not which or which in reading["attributes"].values()):
+            return FORMS[form](reading[key])
+    return ""
+
+
 def _batch_sizes(data: dict[str, Any]) -> Iterator[Text]:
     for name, stage in data["stages"].items():
         if "batch_size" in stage:
@@ -149,6 +228,11 @@ def _lines(data: dict[str, Any]) -> Iterator[Text]:
             f"{name.strip()} {duration(entry['total_s'])} ({entry['count']}x)" for name, entry in _flat(data["phases"])
         )
         yield Text(f"outside    {outside}")
+    for name, stage in data["stages"].items():
+        if "energy" in stage:
+            yield Text(f"energy     {name}: {_energy(stage['energy'])}")
+    if "energy" in data:
+        yield Text(f"energy     run: {_energy(data['energy'])}")
     readings = _readings(data)
     if readings:
         yield Text(f"meanwhile  {readings}")
@@ -169,11 +253,6 @@ def _lines(data: dict[str, Any]) -> Iterator[Text]:
 READING_WORDS = {
     "process.cpu.utilization": ("CPU", "share"),
     "process.memory.usage": ("process memory", "bytes"),
-    "hw.gpu.utilization": ("GPU", "share"),
-    "hw.gpu.memory.usage": ("GPU memory", "bytes"),
-    "hw.power": ("power", "W"),
-    "hw.temperature": ("temperature", "°C"),
-    "hw.energy": ("energy", "J"),
 }
 
 
@@ -181,18 +260,10 @@ def _readings(data: dict[str, Any]) -> str:
     words = []
     for reading in data["readings"]:
         label, form = READING_WORDS.get(reading["metric"], ("", ""))
-        if not label:
-            continue
-        where = reading["attributes"].get("hw.id", "").removesuffix("-die")
-        name = f"{label} {where}".strip()
         if form == "share" and "mean" in reading:
-            words.append(f"{name} {reading['mean']:.0%} (max {reading['max']:.0%})")
+            words.append(f"{label} {reading['mean']:.0%} (max {reading['max']:.0%})")
         elif form == "bytes" and "max" in reading:
-            words.append(f"{name} up to {reading['max'] / 2**30:.2f} GiB")
-        elif form == "J":
-            words.append(f"{name} {reading['last']:.0f} J")
-        elif "mean" in reading:
-            words.append(f"{name} {reading['mean']:.0f} {form}")
+            words.append(f"{label} up to {reading['max'] / 2**30:.2f} GiB")
     return ", ".join(words)
 
 

@@ -1,0 +1,191 @@
+"""What the GPUs used in each epoch and stage, from counters that are read beside the loop."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Machine
+
+from profiler import Profiler
+from profiler.energy import MAX_EDGES, STEP_NS, Edges, Meter
+from profiler.record import Energies, EpochRecord, Run, StageRecord
+from profiler.report.document import document
+from profiler.report.text import text
+from profiler.runlog import load, run_paths
+
+S = 1_000_000_000
+
+
+class Pass:
+    def __init__(self, stage: str) -> None:
+        self.stage_name = stage
+
+
+TRAIN, VAL = Pass("train"), Pass("val")
+
+
+class Bench:
+    """A meter, and what it has told."""
+
+    def __init__(self) -> None:
+        self.edges = Edges()
+        self.told: dict[int | None, Energies] = {}
+        self.meter = Meter(self.edges, self.told.__setitem__)
+
+    def edge(self, at_s: float, epoch: int | None, of: Pass | None) -> None:
+        self.edges.epoch = epoch
+        self.edges.note(round(at_s * S), of)
+
+    def read(self, at_s: float, **joules: float) -> None:
+        self.meter.add(round(at_s * S), joules)
+
+    def used(self, epoch: int | None, stage: str, gpu: str = "a") -> float:
+        return self.told[epoch][stage][gpu].joules
+
+
+def test_energy_goes_where_the_time_went() -> None:
+    bench = Bench()
+    bench.read(0, a=1000)
+    bench.edge(0, 0, TRAIN)
+    bench.read(1, a=1100)
+    bench.edge(1.5, 0, VAL)
+    bench.read(2, a=1200)
+    bench.edge(3, None, None)
+    bench.read(3, a=1300)
+    assert bench.used(0, "train") == 150
+    assert bench.used(0, "val") == 150
+    uncertain = bench.told[0]["train"]["a"].uncertain
+    assert uncertain == pytest.approx(50 + 100 * STEP_NS / S)  # half of the second that both share, and a step
+
+
+def test_an_epoch_is_told_when_the_counters_were_read_after_its_end() -> None:
+    bench = Bench()
+    bench.read(0, a=0)
+    bench.edge(0, 0, TRAIN)
+    bench.edge(1, None, None)
+    assert bench.told == {}
+    bench.read(2, a=200)
+    assert bench.used(0, "train") == 100
+    bench.meter.finish()
+    assert bench.used(None, "") == 100
+    bench.read(3, a=300)
+    assert sorted(bench.told, key=str) == [0, None]  # nothing after the end
+
+
+def test_what_a_pass_is_for_may_show_later() -> None:
+    bench, undecided = Bench(), Pass("")
+    bench.read(0, a=0)
+    bench.edge(0, 0, undecided)
+    undecided.stage_name = "train"
+    bench.read(1, a=100)
+    bench.edge(1, None, None)
+    bench.read(2, a=200)
+    assert bench.used(0, "train") == 100
+
+
+def test_an_epoch_that_shows_late_when_it_began() -> None:
+    bench = Bench()
+    bench.read(0, a=0)
+    bench.edge(1, None, TRAIN)
+    bench.edge(1, 0, TRAIN)  # noted later, of the same moment
+    bench.read(2, a=200)
+    bench.edge(2, None, None)
+    bench.read(3, a=300)
+    assert bench.used(0, "train") == 100
+
+
+def test_a_reset_counter_and_one_that_is_not_read_for_a_while() -> None:
+    bench = Bench()
+    bench.edge(0, 0, TRAIN)
+    bench.read(0, a=5000, b=10)
+    bench.read(1, a=5100)
+    bench.read(2, a=60, b=40)
+    bench.edge(2, None, None)
+    bench.read(3, a=60, b=40)
+    assert bench.used(0, "train", "a") == 160
+    assert bench.used(0, "train", "b") == 30
+
+
+def test_a_counter_that_did_not_move_is_zero_joules_below_resolution() -> None:
+    bench = Bench()
+    bench.read(0, a=500)
+    bench.edge(0, 0, VAL)
+    bench.edge(0.05, None, None)
+    bench.read(0.06, a=500)
+    assert bench.used(0, "val") == 0
+    assert shown(bench.told[0])["stages"]["val"]["energy"] == {"below_resolution": True}
+
+
+def test_edges_that_were_lost_leave_the_energy_out() -> None:
+    bench = Bench()
+    bench.read(0, a=0)
+    for at in range(MAX_EDGES + 10):
+        bench.edge(at / MAX_EDGES, 0, (TRAIN, VAL)[at % 2])
+    bench.read(2, a=1000)
+    bench.edge(2, None, None)
+    bench.read(3, a=1100)
+    bench.meter.finish()
+    assert {stage: gpus["a"].joules for stage, gpus in bench.told[0].items()} == {"val": 0}  # nobody can share out 1000 J
+    assert bench.used(None, "") == 100
+
+
+def test_the_loop_wakes_the_reader_at_most_every_step() -> None:
+    woken = []
+    edges = Edges()
+    edges.on_edge = lambda: woken.append(1)
+    for at in range(1000):
+        edges.note(at * 1_000_000, None)  # one a millisecond
+    assert len(woken) == 9
+
+
+def shown(energy: Energies, **gpu: Any) -> dict[str, Any]:
+    epoch = EpochRecord(0, duration_ns=2 * S, energy=energy)
+    for stage in energy:
+        if stage:
+            epoch.stages[stage] = StageRecord(stage, S, 10, 1000, 1)
+    run = Run("0a1b", "made", S, "finished", 2 * S, epochs=[epoch])
+    run.hardware.gpus[0] = gpu
+    assert text(run)
+    return document(run)
+
+
+def test_joules_watts_and_samples_per_joule() -> None:
+    bench = Bench()
+    bench.read(0, a=0, b=0)
+    bench.edge(0, 0, TRAIN)
+    bench.read(1, a=400, b=100)
+    bench.edge(1, None, None)
+    bench.read(1.01, a=404, b=101)
+    stage = shown(bench.told[0])["stages"]["train"]["energy"]
+    assert stage["total_j"] == pytest.approx(500)
+    assert stage["mean_w"] == pytest.approx(500)
+    assert stage["samples_per_j"] == pytest.approx(2)
+    assert stage["gpus"] == {"a": pytest.approx(400), "b": pytest.approx(100)}
+    assert 50 <= stage["uncertainty_j"] < 60
+    shared = shown(bench.told[0], mig_instance=1)["stages"]["train"]["energy"]
+    assert shared["shared"] is True and "samples_per_j" not in shared
+
+
+@pytest.mark.slow
+def test_a_runs_energy_is_its_counters_and_comes_back_from_the_log(machine: Machine, home: Path) -> None:
+    machine.plays("gpus=2", "power@0=500000", "power@1=100000")
+    with Profiler("energy", interval=0.2) as prof:
+        time.sleep(0.3)  # the counters are there
+        for _ in prof.epochs(2):
+            for _ in prof.train(range(10), samples=5):
+                time.sleep(0.08)
+            for _ in prof.validate(range(5)):
+                time.sleep(0.08)
+    found = prof.summary.to_dict()
+    for stage in (*(stage for epoch in found["epochs"] for stage in epoch["stages"]), *found["stages"].values()):
+        energy = stage["energy"]
+        assert energy["total_j"] == pytest.approx(600 * stage["duration_s"], abs=energy["uncertainty_j"])
+        assert energy["gpus"]["gpu-0"] == pytest.approx(5 * energy["gpus"]["gpu-1"], rel=0.2)
+    assert found["stages"]["train"]["energy"]["samples_per_j"] == pytest.approx(50 * 2 / (600 * 1.6), rel=0.25)
+    counted = sum(reading["last"] for reading in found["readings"] if reading["metric"] == "hw.energy")
+    assert found["energy"]["total_j"] == pytest.approx(counted, rel=0.15)
+    (path,) = run_paths(home / "runs")
+    assert document(load(path)) == found
