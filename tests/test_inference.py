@@ -209,8 +209,9 @@ class TestThreads:
         assert stage["steps"] == 31
         assert stage["samples"] == 1 + 10 * (2 + 4 + 8)
         assert stage["batch_size"] == {"count": 31, "mean": pytest.approx(141 / 31), "min": 1, "max": 8, "p50": 4}
-        assert stage["latency"]["cold"] == {"count": 1, "total_s": pytest.approx(0.05, abs=0.03)}
-        assert stage["latency"]["p99_s"] < 0.05
+        cold = stage["latency"]["cold"]
+        assert cold["count"] == 1 and cold["total_s"] >= 0.05
+        assert stage["latency"]["p50_s"] < 0.05
         assert "inference batches of 1 to 8 samples" in str(prof.summary)
         assert load(run_paths(runs_path())[0]).whole().stages["inference"].batch.count == 31
 
