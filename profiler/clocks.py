@@ -19,59 +19,90 @@ host_clock: Clock = time.perf_counter_ns
 class Event(Protocol):
     """The part of `torch.cuda.Event` that is used."""
 
-    def record(self) -> None: ...
+    def record(self, stream: Any, /) -> None: ...
     def query(self) -> bool: ...
     def elapsed_time(self, end_event: Any, /) -> float: ...
 
 
 class DeviceClock:
-    """Marks on the current CUDA stream, taken from a pool and read only once the device has passed them.
+    """Marks on the current CUDA stream of one device, taken from a pool and read only once the device has passed them.
+
+    Nothing here raises: an error of CUDA's that shows in one of our calls is the program's own, and shows there again. It
+    is kept in `fault`, and the clock stands still from then on.
 
     Args:
         new_event: makes an event with timing on.
-        is_capturing: whether the current stream is being captured into a graph.
+        current_stream: the stream that the calling thread's work goes to, on that device.
+        is_capturing: whether that stream is being captured into a graph.
     """
 
-    def __init__(self, new_event: Callable[[], Event], is_capturing: Callable[[], bool]) -> None:
+    def __init__(
+        self, new_event: Callable[[], Event], current_stream: Callable[[], Any], is_capturing: Callable[[], bool]
+    ) -> None:
         self._new_event = new_event
+        self._current_stream = current_stream
         self._is_capturing = is_capturing
         self._pool: deque[Event] = deque()
+        self.fault: str | None = None
 
     def mark(self) -> Event | None:
-        """An event recorded on the current stream, or None while a graph is being captured."""
-        if self._is_capturing():
+        """An event recorded on the current stream; None while a graph is being captured, or once the clock has failed."""
+        if self.fault is not None:
             return None
-        event = self._pool.pop() if self._pool else self._new_event()
-        event.record()
-        return event
+        try:
+            if self._is_capturing():
+                return None
+            event = self._pool.pop() if self._pool else self._new_event()
+            event.record(self._current_stream())
+            return event
+        except Exception as error:
+            self.fault = type(error).__name__
+            return None
 
     def elapsed_ns(self, begin: Event, end: Event) -> int | None:
         """Device time between two marks in ns, or None while the device has not reached the second one.
 
         A mark that was read goes back to the pool.
         """
-        if not end.query():
+        if self.fault is not None:
             return None
-        elapsed = round(begin.elapsed_time(end) * 1e6)  # torch answers in milliseconds
+        try:
+            # While a graph is being captured, even asking for an event would spoil it.
+            if self._is_capturing() or not end.query():
+                return None
+            elapsed = round(begin.elapsed_time(end) * 1e6)  # torch answers in milliseconds
+        except Exception as error:
+            self.fault = type(error).__name__
+            return None
         self._pool.append(begin)
         self._pool.append(end)
         return max(elapsed, 0)
 
 
 def find_device_clock(device: str | None) -> DeviceClock | None:
-    """The CUDA clock, if this process already uses CUDA and the user did not name another device.
+    """The clock of the CUDA device that this process works on; None while there is none.
 
-    torch is looked up among what is already imported, and asked for nothing that would initialise CUDA.
+    torch is looked up among what is already imported, and asked for nothing that would initialise CUDA, or make a context
+    on a device that is not in use: that takes some 500 MB of it.
+
+    Args:
+        device: "cuda", "cuda:<index>", another kind of device (then there is no clock), or None for what is in use.
     """
     if device is not None and not device.startswith("cuda"):
         return None
     torch = sys.modules.get("torch")
     cuda = getattr(torch, "cuda", None)
-    if cuda is None or not cuda.is_initialized():
+    if cuda is None or not hasattr(cuda, "is_initialized") or not cuda.is_initialized():
         return None
+    in_use = [index for index in range(cuda.device_count()) if cuda.memory_reserved(index)]
+    wanted = int(device[5:]) if device is not None and device.startswith("cuda:") else cuda.current_device()
+    if wanted not in in_use:
+        if not in_use or device is not None:
+            return None
+        wanted = in_use[0]  # a program that names its device everywhere, and leaves the current one as it is
 
     def new_event() -> Event:
         event: Event = cuda.Event(enable_timing=True)
         return event
 
-    return DeviceClock(new_event, cuda.is_current_stream_capturing)
+    return DeviceClock(new_event, lambda: cuda.current_stream(wanted), cuda.is_current_stream_capturing)

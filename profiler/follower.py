@@ -23,13 +23,14 @@ from typing import Any, Protocol
 
 from profiler import timing
 from profiler.record import Timing
-from profiler.timing import Segment, Span, Stage, ThreadState, Timer, batch_size
+from profiler.timing import DeviceSpan, Segment, Span, Stage, ThreadState, Timer, batch_size
 
 DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER = "data_wait", "forward", "backward", "optimizer"
 CHECKPOINT = "checkpoint"
 AFTER = {word: f"after {word}" for word in (DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER)}
 GAPS = frozenset(AFTER.values())
 MAX_FAULTS = 5
+MEASURED = frozenset((Span, DeviceSpan))
 
 
 class Host(Protocol):
@@ -134,17 +135,19 @@ class Place:
 class Lane:
     """The way that one kind of event went last, and will go again: from the span that is open then, to another one."""
 
-    __slots__ = ("expected", "known", "segment", "span")
+    __slots__ = ("expected", "is_on_device", "known", "segment", "span")
 
     def __init__(self) -> None:
         self.expected: Span | None = None
         self.span: Any = None
+        self.is_on_device = False  # phases have marks on the GPU, too
         self.segment: Segment | None = None  # the pass without a loader whose end moves on
         self.known: dict[Span, tuple[Span, Segment | None]] = {}  # all ways that it went
 
     def note(self, before: Span, after: Span, segment: Segment | None) -> None:
         self.known[before] = after, segment
         self.expected, self.span, self.segment = before, after, segment
+        self.is_on_device = before.tree.device is not None or after.tree.device is not None
 
     def turn(self, current: Span) -> bool:
         """Makes ready for another way that is known; False where there is none."""
@@ -172,8 +175,12 @@ def begin_event(follower: Follower, tell: Callable[[Lane], None]) -> Callable[..
         span = lane.span
         if current is not span.parent:  # a gap ends here
             _end(current, began)
+            if lane.is_on_device:
+                current.mark_end()  # type: ignore[attr-defined]  # of the same kind as the one that begins
         state.current = span
         span.t0 = began
+        if lane.is_on_device:
+            span.mark_begin()
 
     return begins
 
@@ -193,11 +200,15 @@ def end_event(follower: Follower, tell: Callable[[Lane], None], *, ends_step: bo
             current.n += 1
         except IndexError:
             current.record(end - current.t0)
+        if lane.is_on_device:
+            current.mark_end()  # type: ignore[attr-defined]
         segment = lane.segment
         if segment is not None:
             segment.handed_at = end
             if ends_step:
                 tree = segment.tree
+                if tree.pending:
+                    tree.read_device()
                 step = tree.step
                 try:
                     step.buffer[step.n] = end - segment.step_started
@@ -208,6 +219,8 @@ def end_event(follower: Follower, tell: Callable[[Lane], None], *, ends_step: bo
                 segment.step_started = end
         state.current = span = lane.span
         span.t0 = end
+        if lane.is_on_device and span is not current.parent:  # a gap begins
+            span.mark_begin()
 
     return ends
 
@@ -525,7 +538,7 @@ class Follower:
         return top.stage is stage and (top.feed is not None or not with_feed) and not self._is_in_a_told_pass(place)
 
     def _note_begin(self, lane: Lane, place: Place, before: Span, span: Span | None) -> None:
-        if span is None or type(span) is not Span or not place.state.is_owner:
+        if span is None or type(span) not in MEASURED or not place.state.is_owner:
             return
         if before is span.parent or (before.name in GAPS and before.parent is span.parent):
             lane.note(before, span, None)
@@ -543,7 +556,7 @@ class Follower:
             self._begin_gap(place, name)
         after = place.state.current
         is_plain = is_plain and (top is None or not top.is_exhausted)
-        is_plain = is_plain and was_begun and place.state.is_owner and type(ended) is Span and ended.name == name
+        is_plain = is_plain and was_begun and place.state.is_owner and type(ended) in MEASURED and ended.name == name
         if is_plain and ended.parent in (after, after.parent):
             lane.note(ended, after, segment if ended.depth == 1 else None)
 

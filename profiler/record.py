@@ -6,7 +6,7 @@ Times are whole nanoseconds of the monotonic clock; only `Run.started_unix_ns` i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -79,6 +79,26 @@ class StageRecord:
     def other_ns(self) -> int:
         """What no top-level phase covers."""
         return self.duration_ns - sum(timing.total_ns for path, timing in self.phases.items() if len(path) == 1)
+
+    @property
+    def device_share(self) -> float | None:
+        """Of a step, the share that its top-level phases took on the GPU's own clock, once the first step is over.
+
+        The two clocks are compared over the whole stage, never added: a phase may end on the GPU long after it did here.
+        """
+        return self._share_of_step(lambda timing: timing.device.sum_ns / timing.device.count)
+
+    @property
+    def host_share(self) -> float | None:
+        """The share that the same phases took here."""
+        return self._share_of_step(lambda timing: timing.steady.sum_ns / timing.steady.count)
+
+    def _share_of_step(self, mean: Callable[[Timing], float]) -> float | None:
+        phases = [t for path, t in self.phases.items() if len(path) == 1 and t.device.count and t.steady.count]
+        if not phases or not self.step.steady.sum_ns:
+            return None
+        # some marks may not have been reached yet: the mean stands for them
+        return min(sum(mean(t) * t.steady.count for t in phases) / self.step.steady.sum_ns, 1.0)
 
     def merge(self, other: StageRecord) -> None:
         self.duration_ns += other.duration_ns

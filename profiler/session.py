@@ -496,6 +496,8 @@ class Profiler:
         self._attempt("the ranks could not be heard", lambda: self._keep_ranks(last=True))
         self._recorder.stop()
         self._meter.finish()
+        if self._timer.device_fault is not None:
+            self._run.note(f"the GPU's clock failed: {self._timer.device_fault}")
         tail.readings = self._recorder.take()
         self._run.state = state
         self._run.overhead_ns = self._timer.overhead_ns + self._hot_path_ns(tail)

@@ -6,7 +6,7 @@ Each is checked against the real thing's interface by the type checker: a name t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,20 @@ class FakeClock:
 
 
 class FakeDevice:
-    """A CUDA stream that runs behind the host by ``lag_ns`` of a `FakeClock`."""
+    """A CUDA stream that runs behind the host by ``lag_ns`` of a clock.
 
-    def __init__(self, clock: FakeClock, lag_ns: int) -> None:
+    It has what `profiler.clocks` uses of one, and nothing with which a host could wait for it.
+    """
+
+    def __init__(self, clock: Callable[[], int], lag_ns: int) -> None:
         self.clock = clock
         self.lag_ns = lag_ns
         self.capturing = False
+        self.error: Exception | None = None  # what every call raises, as after an error in a kernel
         self.events = 0
+
+    def current_stream(self) -> FakeDevice:
+        return self
 
     def new_event(self) -> Event:
         self.events += 1
@@ -54,11 +61,17 @@ class FakeEvent:
         self._device = device
         self.reached_at = 0
 
-    def record(self) -> None:
-        self.reached_at = self._device.clock.now + self._device.lag_ns
+    def record(self, stream: Any, /) -> None:
+        if self._device.error is not None:
+            raise self._device.error
+        self.reached_at = self._device.clock() + self._device.lag_ns
 
     def query(self) -> bool:
-        return self._device.clock.now >= self.reached_at
+        if self._device.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        if self._device.error is not None:
+            raise self._device.error
+        return self._device.clock() >= self.reached_at
 
     def elapsed_time(self, end_event: Any, /) -> float:
         return float(end_event.reached_at - self.reached_at) / 1e6

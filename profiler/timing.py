@@ -218,19 +218,26 @@ class DeviceSpan(Span):
 
     def __enter__(self) -> Span:
         super().__enter__()
-        device = self.tree.device
-        entered_here = self.state.current is self and not self.shared
-        self.begin = device.mark() if device is not None and entered_here else None
+        self.begin = None
+        if self.state.current is self and not self.shared:
+            self.mark_begin()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        device, begin = self.tree.device, self.begin
-        self.begin = None
-        if device is not None and begin is not None and not self.shared and len(self.tree.pending) < MAX_PENDING:
+        self.mark_end()
+        super().__exit__(*exc)
+
+    def mark_begin(self) -> None:
+        device = self.tree.device
+        self.begin = None if device is None else device.mark()
+
+    def mark_end(self) -> None:
+        tree, begin = self.tree, self.begin
+        device, self.begin = tree.device, None
+        if device is not None and begin is not None and not self.shared and len(tree.pending) < MAX_PENDING:
             end = device.mark()
             if end is not None:
-                self.tree.pending.append((None if self.tree.cold else self, begin, end))
-        super().__exit__(*exc)
+                tree.pending.append((None if tree.cold else self, begin, end))
 
 
 class TooDeep(Span):
@@ -621,6 +628,11 @@ class Timer:
         if self._device_clock is None:
             self._device_clock = find_device_clock(self.device)
         return self._device_clock
+
+    @property
+    def device_fault(self) -> str | None:
+        """What went wrong with the GPU's clock, if anything did."""
+        return None if self._device_clock is None else self._device_clock.fault
 
     def phase(self, name: str | Phase) -> Span:
         """The span for a phase at the place where the owning thread stands now, or the calling task."""

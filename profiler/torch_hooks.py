@@ -332,8 +332,12 @@ def _before(call: Call) -> Callable[..., None]:
                 current.n += 1
             except IndexError:
                 current.record(began - current.t0)
+            if lane.is_on_device:
+                current.mark_end()  # type: ignore[attr-defined]  # of the same kind as the one that begins
         state.current = span
         span.t0 = began
+        if lane.is_on_device:
+            span.mark_begin()
 
     return before
 
@@ -359,10 +363,14 @@ def _after(call: Call) -> Callable[..., None]:
             current.n += 1
         except IndexError:
             current.record(end - current.t0)
+        if lane.is_on_device:
+            current.mark_end()  # type: ignore[attr-defined]
         if lane.segment is not None:
             lane.segment.handed_at = end
         state.current = span = lane.span
         span.t0 = end
+        if lane.is_on_device and span is not current.parent:  # a gap begins
+            span.mark_begin()
 
     return after
 

@@ -17,6 +17,8 @@ MEMORY_SHARE = 0.95  # of a memory limit
 WAIT_SHARE = 0.30  # of training time, spent waiting for the loader
 COMPUTE_SHARE = 0.60  # of training time, in forward, loss, backward and optimizer
 OTHER_SHARE = 0.50  # of training time, in no phase, when compute is timed
+HELD_DOWN_SHARE = 0.10  # of the readings, in which heat or a brake slowed a GPU's clocks
+AHEAD = 1.2  # phases take so much longer on the GPU than here: the host runs ahead, and the GPU always has work
 GPU_BUSY = 0.80
 GPU_IDLE = 0.40
 COMPUTE_PHASES = ("forward", "loss", "backward", "optimizer")
@@ -60,6 +62,12 @@ def _throttled(run: Run, readings: list[ReadingRecord]) -> Verdict | None:
     share = stopped / (run.duration_ns / 1e9) if run.duration_ns else 0.0
     if share >= THROTTLED_SHARE:
         return Verdict("throttled", [f"the container's CPU quota stopped it for {stopped:.1f} s, {share:.0%} of the run"])
+    for reading in readings:
+        if reading.spec.name == "hw.status" and reading.attributes.get("hw.state") == "degraded" and reading.count:
+            held = reading.total / reading.count
+            if held >= HELD_DOWN_SHARE:
+                gpu = reading.attributes.get("hw.id", "a GPU")
+                return Verdict("throttled", [f"heat or a power brake slowed {gpu} in {held:.0%} of the readings"])
     return None
 
 
@@ -81,6 +89,9 @@ def _time(stage: StageRecord, readings: list[ReadingRecord]) -> Verdict:
     waited = [f"{wait:.0%} of {stage.stage} time was spent waiting for data"] if "data_wait" in shares else []
     if wait >= WAIT_SHARE:
         return Verdict("input-bound", waited)
+    device = _device(stage)
+    if device is not None:
+        return Verdict(device.kind, [*device.evidence, *waited])
     busy = [r.total / r.count for r in readings if r.spec.name == "hw.gpu.utilization" and r.count]
     if busy and max(busy) >= GPU_BUSY:
         return Verdict("compute-bound", [f"the busiest GPU ran kernels {max(busy):.0%} of the time", *waited])
@@ -93,6 +104,19 @@ def _time(stage: StageRecord, readings: list[ReadingRecord]) -> Verdict:
     if len(shares) < 2:
         return Verdict("unknown", [*waited, "nothing else was timed: name the phases of a step with prof.phase(...)"])
     return Verdict("balanced", [*waited, f"compute took {compute:.0%}, everything else {1 - compute - wait:.0%}"])
+
+
+def _device(stage: StageRecord) -> Verdict | None:
+    """By the GPU's own clock: what is in no phase there is idle; what is, may be, unless the host runs ahead."""
+    on_device, here = stage.device_share, stage.host_share
+    if on_device is None or not here:
+        return None
+    if on_device < GPU_IDLE:
+        return Verdict("host-bound", [f"the GPU was in no phase for {1 - on_device:.0%} of a {stage.stage} step"])
+    if on_device >= GPU_BUSY and on_device >= here * AHEAD:
+        longer = f"phases take {on_device / here:.1f} times as long there as here: the host runs ahead"
+        return Verdict("compute-bound", [f"the GPU was in a phase for {on_device:.0%} of a {stage.stage} step", longer])
+    return None
 
 
 def _named(shares: dict[str, float]) -> str:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 import types
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from profiler import Profiler
 from profiler.clocks import DeviceClock, find_device_clock
 from profiler.record import EpochRecord
 from profiler.testing import FakeClock, FakeDevice
@@ -21,7 +25,7 @@ MS = 1_000_000
 def device(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
     """A CUDA device that runs 4 ms behind the host."""
     fake = FakeDevice(clock, 4 * MS)
-    device_clock = DeviceClock(fake.new_event, fake.is_capturing)
+    device_clock = DeviceClock(fake.new_event, fake.current_stream, fake.is_capturing)
     monkeypatch.setattr(Timer, "device_clock", lambda self: device_clock)
     return fake
 
@@ -86,26 +90,154 @@ def test_nothing_is_recorded_into_a_graph_that_is_captured(clock: FakeClock, dev
     assert device.events == 0
 
 
-def torch_with(initialized: bool) -> Any:
-    class Cuda:
-        @staticmethod
-        def is_initialized() -> bool:
-            return initialized
+def test_a_graph_that_is_captured_in_mid_run_is_left_alone(clock: FakeClock, device: FakeDevice) -> None:
+    timer = Timer()
+    for step in timer.iterate(Stage.TRAIN, range(12), batch_size):
+        device.capturing = 4 <= step < 8  # marks of before are waiting meanwhile: not even asked for
+        with timer.phase("forward"):
+            clock.pass_ms(3)
+    clock.pass_ms(10)
+    record = EpochRecord(0)
+    timer.take(record)
+    forward = record.stages["train"].phases[("forward",)]
+    assert (forward.count, forward.device.count) == (12, 7)
+    assert forward.device.sum_ns == 7 * 3 * MS
+    assert timer.device_fault is None
 
-        @staticmethod
-        def is_current_stream_capturing() -> bool:
-            return False
 
-    fake = types.ModuleType("torch")
-    fake.cuda = Cuda()  # type: ignore[attr-defined]  # asking it for an Event would fail: it has none
-    return fake
+def test_an_error_of_cudas_is_the_programs_own(clock: FakeClock, device: FakeDevice) -> None:
+    timer = Timer()
+    for step in timer.iterate(Stage.TRAIN, range(12), batch_size):
+        if step == 6:
+            device.error = RuntimeError("CUDA error: device-side assert triggered")
+        with timer.phase("forward"):
+            clock.pass_ms(3)
+    record = EpochRecord(0)
+    timer.take(record)
+    assert record.stages["train"].phases[("forward",)].count == 12
+
+
+# ---- hooks ---------------------------------------------------------------------------------------------------------
+
+
+def trained(steps: int, attach: Callable[[Any, Any], Any], loader: Callable[[range], Any] = iter) -> list[float]:
+    import torch
+
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    attach(model, optimizer)
+    losses = []
+    for _ in loader(range(steps)):
+        optimizer.zero_grad()
+        loss = model(torch.randn(4, 8)).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("way", ["passes", "none", "run"])
+def test_hooked_phases_have_device_time_and_the_losses_stay(home: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    plain = trained(40, lambda *_: None)
+    fake = FakeDevice(time.perf_counter_ns, 50_000)
+    device_clock = DeviceClock(fake.new_event, fake.current_stream, fake.is_capturing)
+    monkeypatch.setattr(Timer, "device_clock", lambda self: device_clock)
+    with Profiler("hooks") as prof:
+        if way == "run":
+            prof._follow_everything()
+            losses = trained(40, lambda *_: None)
+        else:
+            losses = trained(40, prof.attach, prof.train if way == "passes" else iter)
+    assert losses == plain
+    stage = prof.summary.stages["train"]
+    assert stage["steps"] == 40
+    for phase in ("forward", "backward", "optimizer"):
+        timed = stage["phases"][phase]
+        assert timed["count"] == 40 or way == "run"  # which does not see the very first forward
+        assert 33 <= timed["device"]["count"] <= 39, phase
+        cold = timed.get("cold", {"total_s": 0, "count": 0})
+        here = (timed["total_s"] - cold["total_s"]) / (timed["count"] - cold["count"])
+        assert timed["device"]["total_s"] / timed["device"]["count"] == pytest.approx(here, rel=0.5)
+    assert 0.1 < stage["device_busy"] <= 1
+    assert ("device" in stage["phases"].get("after forward", {})) is (way == "run")
+    assert fake.events <= 30  # marks are used again
+    assert "train on the GPU" in str(prof.summary)
+    assert "notes" not in prof.summary.to_dict()
+
+
+def test_a_failing_clock_is_counted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeDevice(time.perf_counter_ns, 0)
+    fake.error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    device_clock = DeviceClock(fake.new_event, fake.current_stream, fake.is_capturing)
+    monkeypatch.setattr("profiler.timing.find_device_clock", lambda device: device_clock)
+    with Profiler("failing") as prof:
+        trained(5, prof.attach)
+    assert prof.summary.to_dict()["notes"] == {"the GPU's clock failed: RuntimeError": 1}
+    assert prof.summary.stages["train"]["phases"]["forward"]["count"] == 5
+
+
+# ---- which device --------------------------------------------------------------------------------------------------
+
+
+class Cuda:
+    """torch.cuda; without `Event`, so that asking for one would fail."""
+
+    def __init__(self, initialized: bool, *reserved: int, current: int = 0) -> None:
+        self.initialized = initialized
+        self.reserved = reserved
+        self.current = current
+        self.streams: list[int] = []
+
+    def is_initialized(self) -> bool:
+        return self.initialized
+
+    def is_current_stream_capturing(self) -> bool:
+        return False
+
+    def device_count(self) -> int:
+        assert self.initialized, "this call initialises CUDA"
+        return len(self.reserved)
+
+    def memory_reserved(self, index: int) -> int:
+        return self.reserved[index]
+
+    def current_device(self) -> int:
+        assert self.initialized, "this call initialises CUDA"
+        return self.current
+
+    def current_stream(self, index: int) -> Any:
+        self.streams.append(index)
+        return None
+
+    def Event(self, enable_timing: bool) -> Any:
+        assert enable_timing
+        return types.SimpleNamespace(record=lambda stream: None)
 
 
 @pytest.mark.parametrize(
-    ("initialized", "device_name", "found"), [(False, None, False), (True, None, True), (True, "cpu", False)]
+    ("cuda", "device", "found"),
+    [
+        (Cuda(False, 0), None, None),
+        (Cuda(True, 5), None, 0),
+        (Cuda(True, 5), "cpu", None),
+        (Cuda(True, 5), "cuda", 0),
+        (Cuda(True, 0), None, None),  # initialised, and not in use yet: a mark would make a context
+        (Cuda(True, 0, 5), None, 1),  # a program that names cuda:1 everywhere
+        (Cuda(True, 0, 5, current=1), None, 1),
+        (Cuda(True, 5, 5), "cuda:1", 1),
+        (Cuda(True, 5, 0), "cuda:1", None),
+        (Cuda(True, 0, 5), "cuda", None),
+    ],
 )
-def test_cuda_is_used_only_where_the_program_uses_it(
-    monkeypatch: pytest.MonkeyPatch, initialized: bool, device_name: str | None, found: bool
+def test_the_clock_is_of_a_device_that_the_program_uses(
+    monkeypatch: pytest.MonkeyPatch, cuda: Cuda, device: str | None, found: int | None
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch", torch_with(initialized))
-    assert (find_device_clock(device_name) is not None) is found
+    fake = types.ModuleType("torch")
+    fake.cuda = cuda  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    device_clock = find_device_clock(device)
+    assert (device_clock is None) is (found is None)
+    if device_clock is not None:
+        assert device_clock.mark() is not None
+        assert cuda.streams == [found]

@@ -21,12 +21,24 @@ def timing(seconds: float, count: int = 10) -> Timing:
 
 
 def run(
-    phases: dict[str, float], *, total: float = 10.0, steps: int = 10, readings: dict[str, list[float]] | None = None
+    phases: dict[str, float],
+    *,
+    total: float = 10.0,
+    steps: int = 10,
+    readings: dict[str, list[float]] | None = None,
+    device: dict[str, tuple[float, float]] | None = None,
+    states: list[int] | None = None,
 ) -> Run:
     epoch = EpochRecord(0, duration_ns=round(total * SECOND))
     stage = StageRecord("train", round(total * SECOND), steps, passes=1, step=timing(total, steps))
     stage.phases = {(name,): timing(seconds) for name, seconds in phases.items()}
     epoch.stages["train"] = stage
+    for name, (here, there) in (device or {}).items():
+        stage.phases[name,] = timing(here)
+        stage.phases[name,].device = timing(there).steady
+    for state in states or ():
+        sample = Sample(MetricSpec("hw.status", "1", "updowncounter", ""), state, {"hw.id": "gpu-0", "hw.state": "degraded"})
+        reading_of(epoch.readings, sample).add(state)
     for name, values in (readings or {}).items():
         kind = "counter" if "time" in name else "gauge"
         for value in values:
@@ -46,6 +58,14 @@ def run(
         (run({"data_wait": 1.0}, readings={"hw.gpu.utilization": [0.9, 1.0]}), "compute-bound", "95% of the time"),
         (run({"data_wait": 1.0}, readings={"hw.gpu.utilization": [0.1, 0.2]}), "host-bound", "only 15%"),
         (run({"data_wait": 9.0}, readings={"epochmeter.container.cpu.throttled_time": [2.0]}), "throttled", "20% of the run"),
+        (run({"data_wait": 1.0}, device={"forward": (1.0, 2.0)}), "host-bound", "in no phase for 80%"),
+        (
+            run({"data_wait": 1.0}, device={"forward": (1.0, 4.0), "backward": (2.0, 5.0)}),
+            "compute-bound",
+            "the host runs ahead",
+        ),
+        (run({"data_wait": 1.0}, device={"forward": (9.0, 9.0)}), "compute-bound", "90% of train time"),  # by this clock
+        (run({"data_wait": 1.0}, states=[0, 0, 1, 1]), "throttled", "slowed gpu-0 in 50%"),
         (
             run({"data_wait": 9.0}, readings={"container.memory.working_set": [97.0], "container.memory.available": [3.0]}),
             *("memory-bound", "97% of the container's limit"),

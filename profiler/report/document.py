@@ -104,9 +104,8 @@ def _stage(run: Run, stage: StageRecord, energy: Energies) -> dict[str, Any]:
         result["latency"] = _timing(stage.latency)
     if stage.batch.count:
         result["batch_size"] = _batch_size(stage.batch)
-    busy = _device_share(stage)
-    if busy is not None:
-        result["device_busy"] = busy
+    if stage.device_share is not None:
+        result["device_busy"] = stage.device_share
     if stage.stage in energy:
         result["energy"] = _energy(run, [energy[stage.stage]], stage.duration_ns, stage.samples)
     result["phases"] = {**_phases(stage.phases), "other": {"total_s": stage.other_ns / NS}}
@@ -170,20 +169,6 @@ def _energy(run: Run, used: Sequence[Mapping[str, Energy]], duration_ns: int, sa
     elif samples:
         result["samples_per_j"] = samples / total
     return result
-
-
-def _device_share(stage: StageRecord) -> float | None:
-    """Of a step, the share that its top-level phases took on the GPU's own clock, once the first step is over.
-
-    The two clocks are compared over the whole stage, never added: a phase may end on the GPU long after it did here.
-    """
-    steady = stage.step.steady
-    measured = [timing for path, timing in stage.phases.items() if len(path) == 1 and timing.device.count]
-    if not measured or not steady.sum_ns:
-        return None
-    # some marks may not have been reached yet: the mean stands for them
-    device = sum(timing.device.sum_ns / timing.device.count * timing.steady.count for timing in measured)
-    return min(device / steady.sum_ns, 1.0)
 
 
 def _batch_size(sizes: Histogram) -> dict[str, float]:
