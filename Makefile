@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: help
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -60,6 +60,10 @@ bench: $(VENV)/.dev  ## what the profiler costs, measured here
 .PHONY: gpu
 gpu:  ## the tests that need an NVIDIA GPU, with the python that is on the path
 	$(PYTHON) -m pytest -m gpu
+
+.PHONY: record-nvml
+record-nvml:  ## what this machine's NVIDIA GPUs answer, for tests to replay
+	$(PYTHON) tests/record_nvml.py
 
 .PHONY: clean
 clean:  ## remove what the other targets made

@@ -30,9 +30,10 @@ PHASES = (
     "custom",
 )
 GPU_IDS = tuple(f"gpu-{index}" for index in range(16))
+GPU_OR_MIG_IDS = (*GPU_IDS, *(f"{gpu}/mig-{instance}" for gpu in GPU_IDS for instance in range(15)))
 CORES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 GIB_CLASSES = tuple(2**power for power in range(13))
-GPU_MEMORY_CLASSES = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192, 288)
+GPU_MEMORY_CLASSES = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192, 256, 288)
 GPU_MODELS = (  # a card's name holds one of these; the longest is what may be told of it
     *("B300", "B200", "GB200", "H200", "H100", "H20", "GH200", "A100", "A800", "A40", "A30", "A10G", "A10", "A16"),
     *("L40S", "L40", "L4", "V100", "P100", "P40", "T4", "RTX 6000", "RTX A6000", "RTX A5000", "RTX A4000"),
@@ -88,6 +89,7 @@ PHASE: Mapping[str, Rule] = {
     "epochmeter.phase.level": Words(("top", "nested")),
 }
 GPU: Mapping[str, Rule] = {"hw.id": Words(GPU_IDS)}
+GPU_OR_MIG: Mapping[str, Rule] = {"hw.id": Words(GPU_OR_MIG_IDS)}
 GPU_TYPED: Mapping[str, Rule] = {**GPU, "hw.type": Words(("gpu",))}
 MEMORY_STATE: Mapping[str, Rule] = {"system.memory.state": Words(("used",))}
 
@@ -139,10 +141,10 @@ METRICS = (
         attributes={**GPU, "hw.gpu.task": Words(("general",))},
         digits=3,
     ),
-    Entry("hw.gpu.memory.usage", "updowncounter", "By", "Whether GPU memory is the limit.", attributes=GPU, digits=3),
+    Entry("hw.gpu.memory.usage", "updowncounter", "By", "Whether GPU memory is the limit.", attributes=GPU_OR_MIG, digits=3),
     Entry(
         *("hw.gpu.memory.limit", "updowncounter", "By", "Whether GPU memory is the limit."),
-        attributes=GPU,
+        attributes=GPU_OR_MIG,
         sizes=GPU_MEMORY_CLASSES,
     ),
     Entry("hw.power", "gauge", "W", "What a run draws.", attributes=GPU_TYPED, digits=3),
@@ -150,11 +152,45 @@ METRICS = (
     Entry(
         *("hw.temperature", "gauge", "Cel", "Whether heat is the limit."),
         attributes={
-            "hw.id": Words(tuple(f"{gpu}-die" for gpu in GPU_IDS)),
+            "hw.id": Words(tuple(f"{gpu}-{part}" for part in ("die", "hbm") for gpu in GPU_IDS)),
             "hw.parent": Words(GPU_IDS),
-            "hw.sensor_location": Words(("gpu_die",)),
+            "hw.sensor_location": Words(("gpu_die", "hbm")),
         },
         digits=3,
+    ),
+    Entry(
+        *("hw.status", "updowncounter", "1", "Whether heat slows a GPU, or it fails."),
+        attributes={**GPU_TYPED, "hw.state": Words(("ok", "degraded", "failed", "predicted_failure"))},
+    ),
+    Entry(
+        *("hw.errors", "sum", "{error}", "Whether a GPU's memory fails."),
+        attributes={**GPU_TYPED, "error.type": Words(("corrected", "uncorrected"))},
+    ),
+    *(
+        Entry(f"epochmeter.gpu.{name}", "gauge", "1", purpose, attributes=GPU_OR_MIG, digits=3)
+        for name, purpose in (
+            ("sm.utilization", "How much of a GPU is busy."),
+            ("sm.occupancy", "How full a GPU is."),
+            ("tensor.utilization", "Whether tensor cores are used."),
+            ("dram.utilization", "Whether GPU memory bandwidth is the limit."),
+        )
+    ),
+    Entry(
+        *("epochmeter.gpu.clock.frequency", "gauge", "Hz", "Whether clocks are held down."),
+        attributes={**GPU, "epochmeter.gpu.clock": Words(("sm", "memory"))},
+        digits=3,
+    ),
+    Entry(
+        *("epochmeter.gpu.throttled_time", "sum", "s", "What holds clocks down."),
+        attributes={
+            **GPU,
+            "epochmeter.gpu.throttle_reason": Words(("power_cap", "thermal", "sync_boost", "board_limit", "reliability")),
+        },
+        digits=3,
+    ),
+    *(
+        Entry(f"epochmeter.gpu.energy.{what}", "sum", "J", purpose, attributes={**GPU, **STAGE}, digits=3)
+        for what, purpose in (("used", "What training and inference use."), ("uncertain", "How sure that is."))
     ),
     *(
         Entry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -116,13 +117,15 @@ def rule_in_words(described: Mapping[str, Any]) -> str:
 
 
 def _shortened(values: list[str]) -> Iterable[str]:
-    """Long series as their ends: gpu-0 to gpu-15."""
-    series = [value for value in values if value[-1:].isdigit() or value.endswith("-die")]
-    if len(values) <= 8 or len(series) < len(values) - 2 or any(" " in value for value in values):
+    """Long series as their ends, each kind apart: gpu-0 to gpu-15, gpu-0-die to gpu-15-die."""
+    if len(values) <= 8 or any(" " in value for value in values) or all(value.isdigit() for value in values):
         return values
-    if all(value.isdigit() for value in values):
+    kinds: dict[str, list[str]] = {}
+    for value in values:
+        kinds.setdefault(re.sub(r"\d+", "#", value), []).append(value)
+    if len(kinds) > 4:  # names that happen to have numbers in them
         return values
-    return [f"{series[0]} to {series[-1]}", *(value for value in values if value not in series)]
+    return [f"{kind[0]} to {kind[-1]}" if len(kind) > 2 else ", ".join(kind) for kind in kinds.values()]
 
 
 def _last_columns(entry: Mapping[str, Any]) -> str:

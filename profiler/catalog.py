@@ -10,8 +10,9 @@ from profiler.probes import PROBES
 
 
 def probe_specs() -> list[MetricSpec]:
-    """The metrics of all probes, in the order of `PROBES`."""
-    return [spec for name in PROBES for spec in getattr(importlib.import_module(f"profiler.probes.{name}"), "SPECS", ())]
+    """The metrics of all probes, in the order of `PROBES`; what several vendors' GPUs tell is one."""
+    specs = [spec for name in PROBES for spec in getattr(importlib.import_module(f"profiler.probes.{name}"), "SPECS", ())]
+    return list({id(spec): spec for spec in specs}.values())
 
 
 def units() -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from profiler.errors import ProbeUnavailableError
 from profiler.metrics import EnergySource, Fact, Number, Probe, Reading, Sample, Samples
-from profiler.probes import PROBES, SLOW, load_probe
+from profiler.probes import DRIVERS, PROBES, load_probe
 from profiler.record import Hardware, ReadingKey, Readings, reading_key, reading_of
 
 PATIENCE = 5  # failures in a row after which a reading is asked only now and then
@@ -79,8 +79,8 @@ class Recorder:
         self.notes: dict[str, int] = {}
         self.missing: dict[str, str] = {}  # probe: why it is not there, and the cure
         names = tuple(probes)
-        self._quick = _Lane(name for name in names if name not in SLOW)
-        self._drivers = _Lane(name for name in names if name in SLOW)
+        self._quick = _Lane(name for name in names if name not in DRIVERS)
+        self._drivers = _Lane(name for name in names if name in DRIVERS)
         self._load = load
         self._prepare = prepare
         self.every = every
@@ -209,7 +209,7 @@ class Recorder:
     def _main_of_drivers(self, lane: _Lane) -> None:
         lane.asked_at = time.monotonic()
         for name in lane.names:
-            if not self._stop.is_set():
+            if not lane.probes and not self._stop.is_set():
                 self.open(name)
         due = time.monotonic()
         while lane.probes and not self._stop.is_set():  # without a GPU, the thread ends here

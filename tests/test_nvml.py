@@ -16,8 +16,9 @@ from conftest import Machine, Sink, build_fake_nvml, python
 
 from profiler import Profiler
 from profiler.errors import ProbeUnavailableError
+from profiler.gpu import memory_class_gb
 from profiler.metrics import Sample, Samples
-from profiler.probes.nvml import FIRST_REST_S, SLOW_TICKS, SPECS, NvmlProbe, memory_class_gb
+from profiler.probes.nvml import FIRST_REST_S, SLOW_TICKS, SPECS, NvmlProbe
 from profiler.record import ReadingRecord
 from profiler.recorder import Recorder
 from profiler.testing import FakeGpu, FakeNvml
@@ -616,6 +617,29 @@ def test_a_recording_keeps_the_contract(path: Path) -> None:
     assert {"hw.gpu.utilization", "hw.gpu.memory.usage", "hw.power", "hw.temperature"} <= seen
 
 
+@pytest.mark.slow
+def test_what_make_record_nvml_writes_can_be_replayed(fake_nvml_folder: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parent / "record_nvml.py"
+    path = tmp_path / "recorded.json"
+    code = (
+        f"import sys, runpy; sys.argv[1:] = [{str(path)!r}]; import time; time.sleep = lambda s, sleep=time.sleep: sleep(0.15)"
+    )
+    told = python(
+        "-c",
+        f"{code}; runpy.run_path({str(script)!r}, run_name='__main__')",
+        LD_LIBRARY_PATH=str(fake_nvml_folder),
+        FAKE_NVML="gpus=2;name@1=Tesla T4;field:82@1!3;nvmlDeviceGetSamples@1!3;uuid=GPU-canary-7f3a",
+    )
+    assert told.code == 0, told.err
+    assert "2 GPU(s)" in told.out
+    written = path.read_text()
+    assert "canary" not in written and "GPU-" not in written and "driver 590" in written
+    seen = keeps_the_contract(NvmlProbe(lambda: FakeNvml.recorded(path)))
+    assert seen == {spec.name for spec in SPECS}
+    none = python(str(script), LD_LIBRARY_PATH=str(fake_nvml_folder), FAKE_NVML="gpus=0")
+    assert none.code == 1 and "nothing to record" in none.err
+
+
 @pytest.mark.gpu
 def test_a_real_gpu_keeps_the_contract() -> None:
     seen = keeps_the_contract(NvmlProbe())
@@ -726,5 +750,6 @@ with Profiler("run", exporter="otlp", settings={{"otlp_endpoint": {sink.url!r}}}
     assert told.code == 0, told.err
     sent = b"".join(received.content for received in sink.received)
     kept = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
-    assert b"hw.power" in sent and b"hw.power" in kept
+    for name in (b"hw.power", b"hw.status", b"epochmeter.gpu.energy.used", b"epochmeter.gpu.sm.utilization"):
+        assert name in sent and name in kept, name
     assert b"canary" not in sent + kept and b"GPU-" not in sent + kept and b"MIG-" not in sent + kept

@@ -1,6 +1,7 @@
 """The sources of readings, one file each. A new one is a file and a row in `PROBES`.
 
-A driver call that takes seconds, or hangs, must not keep the others from their first reading: `SLOW` ones come last.
+A driver call may take seconds, or hang: `DRIVERS` are asked in a thread of their own. The first of them that is there is
+the one: a machine's GPUs are of one vendor, as far as its torch is concerned.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ PROBES = {
     "runtime": "RuntimeProbe",
     "torch_memory": "TorchMemoryProbe",
     "nvml": "NvmlProbe",
+    "amd": "AmdProbe",
+    "apple": "AppleProbe",
 }
-SLOW = ("nvml",)
+DRIVERS = ("nvml", "amd", "apple")
 
 
 def load_probe(name: str, device: str | None = None) -> Probe:
@@ -26,5 +29,5 @@ def load_probe(name: str, device: str | None = None) -> Probe:
         device: the run's, such as "cuda:1", for the probes that ask devices.
     """
     kind = getattr(importlib.import_module(f"profiler.probes.{name}"), PROBES[name])
-    probe: Probe = kind(device=device) if name in SLOW else kind()
+    probe: Probe = kind(device=device) if name in DRIVERS else kind()
     return probe

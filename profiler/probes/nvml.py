@@ -22,18 +22,15 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from profiler.errors import ProbeUnavailableError
+from profiler.gpu import ENERGY, MEMORY_LIMIT, MEMORY_USAGE, POWER, TEMPERATURE, UTILIZATION, memory_class_gb
 from profiler.metrics import NO_ATTRIBUTES, Attributes, Fact, MetricSpec, Number, Reading, Sample, Samples
 from profiler.preferences import variable
 from profiler.visible import ordinals, parse
 
-UTILIZATION = MetricSpec("hw.gpu.utilization", "1", "gauge", "Share of time in which at least one kernel ran.")
 CONTROLLER = MetricSpec(
     "epochmeter.gpu.memory.controller.utilization", "1", "gauge", "Share of time in which GPU memory was read or written."
 )
-MEMORY_USAGE = MetricSpec("hw.gpu.memory.usage", "By", "updowncounter", "GPU memory in use, the driver's own not counted.")
-MEMORY_LIMIT = MetricSpec("hw.gpu.memory.limit", "By", "updowncounter", "GPU memory there is.")
 MEMORY_RESERVED = MetricSpec("epochmeter.gpu.memory.reserved", "By", "updowncounter", "GPU memory that the driver keeps.")
-POWER = MetricSpec("hw.power", "W", "gauge", "Power draw; on Ampere (not GA100) and newer a 1 s average.")
 POWER_INSTANT = MetricSpec(
     "epochmeter.gpu.power.instant", "W", "gauge", "Power draw at the moment, where it can be told apart."
 )
@@ -43,8 +40,6 @@ POWER_SAMPLES = MetricSpec(
 UTILIZATION_SAMPLES = MetricSpec(
     "epochmeter.gpu.utilization.samples", "1", "histogram", "Utilization as the driver samples it, within seconds."
 )
-TEMPERATURE = MetricSpec("hw.temperature", "Cel", "gauge", "Temperature of the GPU die, and of its memory.")
-ENERGY = MetricSpec("hw.energy", "J", "counter", "Energy used.")
 CLOCK = MetricSpec("epochmeter.gpu.clock.frequency", "Hz", "gauge", "Clock of the multiprocessors, and of the memory.")
 THROTTLED = MetricSpec("epochmeter.gpu.throttled_time", "s", "counter", "Time in which the clocks were held down, by reason.")
 STATUS = MetricSpec(
@@ -76,7 +71,6 @@ SLOW_TICKS = 10
 FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
 GPM_GAP_S = 0.1  # two GPM samples lie further apart than this (nvml.h)
 ALL_LINKS = 0xFFFFFFFF  # scope of NVLink fields: "aggregate value summed up across all links" (nvml.h)
-MEMORY_CLASSES_GB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192, 288)
 DEGRADED = 0x8 | 0x20 | 0x40 | 0x80  # HW slowdown, SW and HW thermal slowdown, power brake; a power cap is normal
 VALUE_TYPES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t
 WIDE_TYPES = (2, 3, 4)  # 64 bits: a counter of bytes in 32 wraps within a tick
@@ -717,8 +711,3 @@ def _cuda_in_use() -> Any:
     """``torch.cuda`` if this process uses it already, else None: nothing is asked that would initialise CUDA."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     return cuda if cuda is not None and hasattr(cuda, "is_initialized") and cuda.is_initialized() else None
-
-
-def memory_class_gb(size: int) -> int:
-    """The size class of a card's memory: the nearest of the sizes that cards are sold with, in GB."""
-    return min(MEMORY_CLASSES_GB, key=lambda known: abs(known * 2**30 - size))

@@ -1,0 +1,21 @@
+"""What the probes of every vendor's GPUs tell, under one name each; a vendor's own readings are in its probe.
+
+Names: OpenTelemetry semantic conventions 1.44, https://opentelemetry.io/docs/specs/semconv/hardware/gpu/
+"""
+
+from __future__ import annotations
+
+from profiler.metrics import MetricSpec
+
+UTILIZATION = MetricSpec("hw.gpu.utilization", "1", "gauge", "Share of time in which at least one kernel ran.")
+MEMORY_USAGE = MetricSpec("hw.gpu.memory.usage", "By", "updowncounter", "GPU memory in use, the driver's own not counted.")
+MEMORY_LIMIT = MetricSpec("hw.gpu.memory.limit", "By", "updowncounter", "GPU memory there is.")
+POWER = MetricSpec("hw.power", "W", "gauge", "Power draw; on NVIDIA's Ampere (not GA100) and newer a 1 s average.")
+TEMPERATURE = MetricSpec("hw.temperature", "Cel", "gauge", "Temperature of the GPU die, and of its memory.")
+ENERGY = MetricSpec("hw.energy", "J", "counter", "Energy used.")
+MEMORY_CLASSES_GB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192, 256, 288)
+
+
+def memory_class_gb(size: int) -> int:
+    """The size class of a card's memory: the nearest of the sizes that cards are sold with, in GB."""
+    return min(MEMORY_CLASSES_GB, key=lambda known: abs(known * 2**30 - size))
