@@ -56,10 +56,12 @@ bench: $(VENV)/.dev  ## what the profiler costs, measured here
 	$(BIN)/python benchmarks/bench_overhead.py
 	$(BIN)/python benchmarks/bench_delivery.py
 	$(BIN)/python benchmarks/bench_attach.py
+	$(BIN)/python benchmarks/bench_nvml.py
 
 .PHONY: gpu
-gpu:  ## the tests that need an NVIDIA GPU, with the python that is on the path
+gpu:  ## the tests and the benchmark that need an NVIDIA GPU, with the python that is on the path
 	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) benchmarks/bench_cuda.py
 
 .PHONY: record-nvml
 record-nvml:  ## what this machine's NVIDIA GPUs answer, for tests to replay

@@ -38,10 +38,14 @@ class Sample(NamedTuple):  # a third of the cost of a frozen dataclass: eight GP
 
 
 class Samples(NamedTuple):
-    """The values of one metric since the last time, of a source that buffers them: for a histogram (``>= 0``)."""
+    """The values of one metric since the last time, of a source that buffers them: for a histogram.
+
+    Whole numbers ``>= 0``, ``per`` of which are one of the metric's unit; a divisor of 1e9.
+    """
 
     spec: MetricSpec
-    values: Sequence[Number]
+    values: Sequence[int]
+    per: int
     attributes: Attributes = NO_ATTRIBUTES
 
 
@@ -56,9 +60,10 @@ class Reading:
     read: Callable[[], Iterable[Sample | Samples]]
     every: int = 1
 
-    def all(self) -> list[Sample | Samples]:
+    def all(self) -> Sequence[Sample | Samples]:
         """The samples, with whatever goes wrong on the way to the last of them raised here."""
-        return list(self.read())
+        answer = self.read()
+        return answer if isinstance(answer, tuple) else list(answer)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Times are whole nanoseconds of the monotonic clock; only `Run.started_unix_ns` i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +16,7 @@ Path = tuple[str, ...]  # a phase and what it is nested in, outermost first: ("f
 State = Literal["running", "finished", "interrupted", "crashed"]
 FactValue = str | int | float | bool
 NOTE_LIMIT = 20
+MAX_WAITING = 1000
 READING_PREFIX = "epochmeter.reading."  # the statistics of a reading, in the run log
 FACT_NAMES = {  # facts that OpenTelemetry has a name for; all others are epochmeter.<section>.<key>
     ("runtime", "os"): "os.type",
@@ -128,20 +128,40 @@ class ReadingRecord:
     maximum: Number = 0
     total: Number = 0
     last: Number = 0
-    histogram: Histogram = field(default_factory=Histogram)  # for the kind "histogram" alone: values, times 1e9
+    _histogram: Histogram = field(default_factory=Histogram)
+    _waiting: list[int] = field(default_factory=list)
+    _per: int = 1
 
-    def add_all(self, values: Sequence[Number]) -> None:
-        """The values of a source that buffers them."""
-        known = [round(value * NS) for value in values if math.isfinite(value) and value >= 0]
-        self.histogram.add(known)
-        self.count += len(known)
+    @property
+    def histogram(self) -> Histogram:
+        """For the kind "histogram" alone: the values, times 1e9."""
+        if self._waiting:
+            factor = NS // self._per
+            self._histogram.add([value * factor for value in self._waiting])
+            self._waiting.clear()
+        return self._histogram
+
+    def add_all(self, values: Sequence[int], per: int) -> None:
+        """The values of a source that buffers them, whole numbers of which ``per`` are one of the metric's unit.
+
+        Many at once are counted for a third of what a few at a time cost.
+        """
+        self._waiting += values
+        self._per = per
+        self.count += len(values)
+        if len(self._waiting) > MAX_WAITING:
+            _ = self.histogram
 
     def add(self, value: Number) -> None:
         if self.spec.kind == "counter":
             self.last += value
         else:
-            self.minimum = value if not self.count else min(self.minimum, value)
-            self.maximum = value if not self.count else max(self.maximum, value)
+            if not self.count:
+                self.minimum = self.maximum = value
+            elif value < self.minimum:
+                self.minimum = value
+            elif value > self.maximum:
+                self.maximum = value
             self.total += value
             self.last = value
         self.count += 1

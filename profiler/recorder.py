@@ -13,18 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from profiler.errors import ProbeUnavailableError
-from profiler.metrics import EnergySource, Fact, Number, Probe, Reading, Sample, Samples
+from profiler.metrics import Attributes, EnergySource, Fact, MetricSpec, Number, Probe, Reading, Sample, Samples
 from profiler.probes import DRIVERS, PROBES, load_probe
-from profiler.record import Hardware, ReadingKey, Readings, reading_key, reading_of
+from profiler.record import Hardware, ReadingKey, ReadingRecord, Readings, reading_key, reading_of
 
 PATIENCE = 5  # failures in a row after which a reading is asked only now and then
 REST_TICKS = 60
 STOP_TIMEOUT_S = 0.04  # with all else that is to be done at the end, less than 50 ms
 DEADLINE_S = 10.0  # without persistence mode, the first call to a driver takes seconds for each GPU
-MAX_KEYS = 4096
+MAX_SLOTS = 4096
 EnergyListener = Callable[[int, Mapping[str, float]], None]
 
 
@@ -36,12 +36,22 @@ class _Row:
     rest: int = 0
 
 
+class _Slot(NamedTuple):
+    """Where the values of one metric of one source go; it holds what it is known by, so that no other can take its place."""
+
+    spec: MetricSpec
+    attributes: Attributes
+    key: ReadingKey
+    record: ReadingRecord
+
+
 class _Lane:
     """The probes that one thread asks, and how far it is."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
         self.probes: list[Probe] = []
+        self.sources: list[Any] = []  # those of them that count energy
         self.rows: list[_Row] = []
         self.facts: list[tuple[str, Fact]] = []
         self.ticks = 0
@@ -88,7 +98,7 @@ class Recorder:
         self._energy = energy
         self._hardware = Hardware()
         self._readings: Readings = {}
-        self._keys: dict[tuple[int, int], tuple[Any, Any, ReadingKey]] = {}
+        self._slots: dict[tuple[int, int], _Slot] = {}  # by the identity of spec and attributes, which a probe gives again
         self._counters: dict[ReadingKey, Number] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -137,6 +147,7 @@ class Recorder:
         """The readings since the last time they were taken."""
         with self._lock:
             taken, self._readings = self._readings, {}
+            self._slots.clear()
         return taken
 
     def hardware(self) -> Hardware:
@@ -168,6 +179,7 @@ class Recorder:
                 self.missing[name] = str(error)
                 return (), ()
             lane.probes.append(probe)
+            lane.sources += [probe] if isinstance(probe, EnergySource) else []
             return probe.facts(), probe.readings()
 
         facts, readings = self._attempt(name, opened) or ((), ())
@@ -244,12 +256,11 @@ class Recorder:
         listener = self._energy
         if listener is None:
             return
-        for probe in lane.probes:
-            if isinstance(probe, EnergySource):
-                counters = self._attempt(probe.name, probe.energy)
-                if counters:
-                    at = time.perf_counter_ns()
-                    self._attempt("energy", lambda: listener(at, counters))  # noqa: B023  # called at once
+        for source in lane.sources:
+            counters = self._attempt(source.name, source.energy)
+            if counters:
+                at = time.perf_counter_ns()
+                self._attempt("energy", lambda: listener(at, counters))  # noqa: B023  # called at once
 
     def _tick(self, lane: _Lane) -> None:
         is_last = self._stop.is_set()
@@ -258,8 +269,7 @@ class Recorder:
                 row.rest -= 1
                 continue
             if is_last or lane.ticks % row.reading.every == 0:
-                for sample in self._attempt(row.probe, row.reading.all, row) or ():
-                    self._keep(sample)
+                self._keep(self._attempt(row.probe, row.reading.all, row) or ())
         lane.ticks += 1
         self._ask_facts(lane)
 
@@ -301,32 +311,31 @@ class Recorder:
 
     # ---- what was read ---------------------------------------------------------------------------------------------
 
-    def _keep(self, sample: Sample | Samples) -> None:
-        if isinstance(sample, Samples):
-            with self._lock:
-                reading_of(self._readings, sample, self._key_of(sample)).add_all(sample.values)
-            return
-        value = sample.value
-        if isinstance(value, float) and not math.isfinite(value):
-            return
+    def _keep(self, samples: Iterable[Sample | Samples]) -> None:
+        slots = self._slots
         with self._lock:
-            key = self._key_of(sample)
-            record = reading_of(self._readings, sample, key)
-            if sample.spec.kind == "counter":
-                before = self._counters.get(key, value)
-                self._counters[key] = value
-                value = value - before if value >= before else value
-            record.add(value)
+            for sample in samples:
+                value = sample[1]
+                if isinstance(value, float) and not math.isfinite(value):
+                    continue
+                slot = slots.get((id(sample.spec), id(sample.attributes))) or self._slot_for(sample)
+                if isinstance(sample, Samples):
+                    slot.record.add_all(sample.values, sample.per)
+                    continue
+                value = sample.value
+                if sample.spec.kind == "counter":
+                    before = self._counters.get(slot.key, value)
+                    self._counters[slot.key] = value
+                    value = value - before if value >= before else value
+                slot.record.add(value)
 
-    def _key_of(self, sample: Sample | Samples) -> ReadingKey:
-        """The key of a reading, made once for a spec and a mapping of attributes that are seen again and again."""
-        spec, attributes = sample.spec, sample.attributes
-        known = self._keys.get((id(spec), id(attributes)))
-        if known is None:
-            if len(self._keys) >= MAX_KEYS:  # a probe that makes its attributes anew each time
-                self._keys.clear()
-            known = self._keys[id(spec), id(attributes)] = (spec, attributes, reading_key(sample))
-        return known[2]
+    def _slot_for(self, sample: Sample | Samples) -> _Slot:
+        if len(self._slots) >= MAX_SLOTS:  # a probe that makes its attributes anew each time
+            self._slots.clear()
+        key = reading_key(sample)
+        slot = _Slot(sample.spec, sample.attributes, key, reading_of(self._readings, sample, key))
+        self._slots[id(sample.spec), id(sample.attributes)] = slot
+        return slot
 
     def _learn(self, fact: Fact, value: str | Number | bool) -> None:
         with self._lock:

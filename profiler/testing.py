@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pynvml
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 
 from profiler.clocks import Event
@@ -141,24 +142,34 @@ class FakeGpu:
 class Answer:
     """A struct of NVML's, by its members."""
 
-    nvmlReturn: int
-    value: Any
-
     def __init__(self, **members: Any) -> None:
         self.__dict__.update(members)
 
-    def __getattr__(self, name: str) -> Any:  # the members of a union are all there
-        return self.__dict__["value_of_union"]
 
+class Driver:
+    """The driver's library itself, for the calls that go past ``pynvml``: they fill the arrays that they are given."""
 
-class GpmQuery:
-    """As ``c_nvmlGpmMetricsGet_t``."""
+    def nvmlDeviceGetFieldValues(self, handle: FakeGpu, count: int, array: Any, /) -> int:
+        for value in array:
+            try:
+                value.value.ullVal, value.valueType, value.nvmlReturn = handle.answer(f"field:{value.fieldId}"), 3, 0
+            except NvmlError as error:
+                value.nvmlReturn = error.value
+        return 0
 
-    def __init__(self) -> None:
-        self.version = self.numMetrics = 0
-        self.sample1: Any = None
-        self.sample2: Any = None
-        self.metrics = [Answer(metricId=0, nvmlReturn=0, value=0.0) for _ in range(32)]
+    def nvmlDeviceGetSamples(self, handle: FakeGpu, kind: int, since: Any, value_type: Any, count: Any, array: Any, /) -> int:
+        if array is None:
+            count._obj.value = 120
+            return 0
+        try:
+            values = handle.answer(f"samples:{kind}")
+        except NvmlError as error:
+            return error.value
+        last = since.value or 1
+        value_type._obj.value, count._obj.value = 1, len(values)
+        for position, value in enumerate(values):
+            array[position].timeStamp, array[position].sampleValue.ullVal = last + position + 1, value
+        return 0
 
 
 class FakeNvml:
@@ -167,7 +178,9 @@ class FakeNvml:
     NVMLError: type[Exception] = NvmlError
     nvmlMemory_v2 = 0x02000028
     NVML_GPM_METRICS_GET_VERSION = 1
-    c_nvmlGpmMetricsGet_t = GpmQuery
+    c_nvmlGpmMetricsGet_t = pynvml.c_nvmlGpmMetricsGet_t
+    c_nvmlFieldValue_t = pynvml.c_nvmlFieldValue_t
+    c_nvmlSample_t = pynvml.c_nvmlSample_t
 
     def __init__(self, *gpus: FakeGpu, init_error: int | None = None, knows_memory_v2: bool = True) -> None:
         self.gpus = list(gpus)
@@ -175,6 +188,8 @@ class FakeNvml:
         self.knows_memory_v2 = knows_memory_v2
         self.inits = 0
         self.samples = 0  # of GPM, that are held
+        self.nvmlLib: Any = Driver()
+        self._sampled = FakeGpu()
 
     @classmethod
     def recorded(cls, path: Path) -> FakeNvml:
@@ -227,7 +242,7 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, handle: FakeGpu, version: Any = None) -> Answer:
         if version is not None and not self.knows_memory_v2:
             raise NvmlError(13)
-        return Answer(**{"value_of_union": None, **handle.answer("nvmlDeviceGetMemoryInfo")})
+        return Answer(**handle.answer("nvmlDeviceGetMemoryInfo"))
 
     def nvmlDeviceGetUtilizationRates(self, handle: FakeGpu, /) -> Answer:
         return Answer(**handle.answer("nvmlDeviceGetUtilizationRates"))
@@ -247,39 +262,25 @@ class FakeNvml:
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: FakeGpu, /) -> int:
         return int(handle.answer("nvmlDeviceGetTotalEnergyConsumption"))
 
-    def nvmlDeviceGetFieldValues(self, handle: FakeGpu, fields: Any, /) -> list[Answer]:
-        found = []
-        for number, _ in fields:
-            try:
-                value = handle.answer(f"field:{number}")
-                found.append(Answer(nvmlReturn=0, valueType=3, value=Answer(value_of_union=value)))
-            except NvmlError as error:
-                found.append(Answer(nvmlReturn=error.value, valueType=0, value=None))
-        return found
-
-    def nvmlDeviceGetSamples(self, handle: FakeGpu, kind: int, since: int, /) -> tuple[int, list[Answer]]:
-        values = handle.answer(f"samples:{kind}")
-        last = since or 1
-        return 1, [Answer(timeStamp=last + at, sampleValue=Answer(value_of_union=v)) for at, v in enumerate(values, 1)]
-
     def nvmlGpmQueryDeviceSupport(self, handle: FakeGpu, /) -> Answer:
         known = {**IDLE_H100, **handle.answers}
         return Answer(isSupportedDevice=int(any(known[key] is not None for key in known if key.startswith("gpm:"))))
 
-    def nvmlGpmSampleAlloc(self) -> list[FakeGpu]:
+    def nvmlGpmSampleAlloc(self) -> Any:
         self.samples += 1
-        return []
+        return pynvml.c_nvmlGpmSample_t()
 
-    def nvmlGpmSampleFree(self, sample: list[FakeGpu], /) -> None:
+    def nvmlGpmSampleFree(self, sample: Any, /) -> None:
         self.samples -= 1
 
-    def nvmlGpmSampleGet(self, handle: FakeGpu, sample: list[FakeGpu], /) -> None:
-        sample[:] = [handle]
+    def nvmlGpmSampleGet(self, handle: FakeGpu, sample: Any, /) -> None:
+        self._sampled = handle
 
-    def nvmlGpmMetricsGet(self, query: GpmQuery, /) -> None:
+    def nvmlGpmMetricsGet(self, query: Any, /) -> None:
+        """Of the GPU that was sampled last."""
         for metric in query.metrics[: query.numMetrics]:
             try:
-                metric.value, metric.nvmlReturn = query.sample1[0].answer(f"gpm:{metric.metricId}"), 0
+                metric.value, metric.nvmlReturn = self._sampled.answer(f"gpm:{metric.metricId}"), 0
             except NvmlError as error:
                 metric.nvmlReturn = error.value
 

@@ -127,7 +127,9 @@ def build_fake_nvml(into: Path, *defines: str) -> Path:
     into.mkdir(parents=True, exist_ok=True)
     library = into / "libnvidia-ml.so.1"
     flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]
-    name = "-Wl,-soname,libnvidia-ml.so.1"
+    # The file has the library's name, for LD_LIBRARY_PATH, and the object has not: once it is loaded into this process,
+    # no other test is to take it for the real one.
+    name = "-Wl,-soname,fake-nvml.so"
     subprocess.run([compiler, *flags, *defines, name, "-o", str(library), str(FAKE_NVML), "-lm", "-lpthread"], check=True)
     return library
 

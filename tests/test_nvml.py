@@ -21,7 +21,7 @@ from profiler.metrics import Sample, Samples
 from profiler.probes.nvml import FIRST_REST_S, SLOW_TICKS, SPECS, NvmlProbe
 from profiler.record import ReadingRecord
 from profiler.recorder import Recorder
-from profiler.testing import FakeGpu, FakeNvml
+from profiler.testing import Driver, FakeGpu, FakeNvml
 from profiler.visible import ordinals, parse
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("nvidia-*.json"))
@@ -81,7 +81,7 @@ def test_everything_that_a_hopper_tells(machine: Machine) -> None:
     it = Watched()
     it.ticks()
     machine.plays("energy=1600000", "field:74=2500000000", "field:138=3072", "field:197=1099511628000")
-    found = it.ticks()
+    found = it.ticks(SLOW_TICKS)
     assert it.recorder.notes == {}
     assert last(found, "hw.gpu.utilization") == 1.0
     assert last(found, "epochmeter.gpu.memory.controller.utilization") == 0.11
@@ -100,17 +100,15 @@ def test_everything_that_a_hopper_tells(machine: Machine) -> None:
     assert last(found, "epochmeter.gpu.sm.occupancy") == 0.45
     assert last(found, "epochmeter.gpu.tensor.utilization") == 0.6
     assert last(found, "epochmeter.gpu.dram.utilization") == 0.35
-    assert last(found, "epochmeter.gpu.pipe.utilization", "fp32") == 0.12
     assert last(found, "epochmeter.gpu.pcie.throughput", "receive") == 3400 * 2**20
     assert last(found, "epochmeter.gpu.nvlink.throughput", "receive") == 0
     assert (last(found, "hw.status", "ok"), last(found, "hw.status", "failed")) == (1, 0)
-    slow = it.ticks(SLOW_TICKS)
-    assert last(slow, "hw.temperature", "gpu_die") == 59
-    assert last(slow, "epochmeter.gpu.clock.frequency", "sm") == 1_980_000_000
-    assert last(slow, "epochmeter.gpu.clock.frequency", "memory") == 2_619_000_000
-    assert last(slow, "hw.errors", "uncorrected") == 0
-    assert last(slow, "epochmeter.gpu.memory.remapped_rows", "corrected") == 0
-    assert last(slow, "hw.status", "predicted_failure") == 0
+    assert last(found, "hw.temperature", "gpu_die") == 59
+    assert last(found, "epochmeter.gpu.clock.frequency", "sm") == 1_980_000_000
+    assert last(found, "epochmeter.gpu.clock.frequency", "memory") == 2_619_000_000
+    assert last(found, "hw.errors", "uncorrected") == 0
+    assert last(found, "epochmeter.gpu.memory.remapped_rows", "corrected") == 0
+    assert last(found, "hw.status", "predicted_failure") == 0
     assert it.recorder.hardware().gpus == {0: {"name": H100, "memory_class_gb": 80, "power_limit_w": 700.0, "cuda_index": 0}}
 
 
@@ -134,7 +132,7 @@ def test_one_batch_and_one_gpm_sample_a_tick_and_one_initialisation(machine: Mac
 def test_the_drivers_own_samples_show_what_happens_within_a_second(machine: Machine) -> None:
     it = Watched()
     assert ("epochmeter.gpu.power.samples", "gpu-0") not in it.ticks()  # what was before the run
-    found = it.ticks(apart=0.5)
+    found = it.ticks(SLOW_TICKS, apart=0.05)
     power = found["epochmeter.gpu.power.samples", "gpu-0"]
     assert 20 <= power.count <= 30
     median, high = power.histogram.percentile(0.5), power.histogram.percentile(0.99)
@@ -157,7 +155,8 @@ def test_heat_degrades_and_a_power_cap_does_not(machine: Machine) -> None:
     it = Watched()
     for reasons, degraded in ((0x1, 0), (0x4, 0), (0x20, 1), (0x44, 1), (0x8, 1), (0x80, 1)):
         machine.plays(f"reasons={reasons}")
-        found = it.ticks()
+        assert last(it.ticks(), "hw.status", "degraded") == degraded
+        found = it.ticks(SLOW_TICKS)
         assert (last(found, "hw.status", "degraded"), last(found, "hw.status", "ok")) == (degraded, 1 - degraded)
 
 
@@ -181,17 +180,18 @@ def test_gpm_samples_lie_apart(machine: Machine) -> None:
 
 
 def test_a_counter_of_32_bits_that_wraps_within_a_tick_is_not_told() -> None:
-    class Narrow(FakeNvml):
-        def nvmlDeviceGetFieldValues(self, handle: Any, fields: Any, /) -> Any:
-            found = super().nvmlDeviceGetFieldValues(handle, fields)
-            for answer in found:
-                answer.valueType = 1
-            return found
+    class Narrow(Driver):
+        def nvmlDeviceGetFieldValues(self, handle: Any, count: int, array: Any, /) -> int:
+            code = super().nvmlDeviceGetFieldValues(handle, count, array)
+            for value in array:
+                value.valueType = 1
+            return code
 
-    names = {name for name, _ in Watched(lambda: Narrow(FakeGpu({"field:197": 5, "field:198": 5}))).ticks(2)}
-    assert "hw.gpu.io" not in names
-    names = {name for name, _ in Watched(lambda: FakeNvml(FakeGpu({"field:197": 5, "field:198": 5}))).ticks(2)}
-    assert "hw.gpu.io" in names
+    card = FakeGpu({"field:197": 5, "field:198": 5})
+    wide, narrow = FakeNvml(card), FakeNvml(card)
+    narrow.nvmlLib = Narrow()
+    assert "hw.gpu.io" not in {name for name, _ in Watched(lambda: narrow).ticks(2)}
+    assert "hw.gpu.io" in {name for name, _ in Watched(lambda: wide).ticks(2)}
 
 
 # ---- what is absent ------------------------------------------------------------------------------------------------
@@ -351,9 +351,9 @@ def test_a_lost_gpu_stops_alone_and_comes_back(machine: Machine, code: int) -> N
     it.ticks()
     machine.plays("gpus=2", *lost(1, code))
     it.ticks()
-    asked = machine.calls("nvmlDeviceGetMemoryInfo_v2")
+    asked = machine.calls("nvmlDeviceGetUtilizationRates")
     found = it.ticks(12)
-    assert machine.calls("nvmlDeviceGetMemoryInfo_v2") == asked + 12  # those of GPU 0
+    assert machine.calls("nvmlDeviceGetUtilizationRates") == asked + 12  # those of GPU 0
     assert last(found, "hw.gpu.utilization", "gpu-0") == 1.0
     assert ("hw.gpu.utilization", "gpu-1") not in found
     failed = [r for r in it.recorder.take().values() if r.spec.name == "hw.status"]
@@ -369,10 +369,10 @@ def test_a_lost_gpu_stops_alone_and_comes_back(machine: Machine, code: int) -> N
 def test_the_status_of_a_lost_gpu_is_failed(machine: Machine) -> None:
     it = Watched()
     machine.plays(*lost(0))
-    found = it.ticks(3)
+    found = it.ticks(SLOW_TICKS + 1)
     assert (last(found, "hw.status", "failed"), last(found, "hw.status", "ok")) == (1, 0)
     machine.plays("")
-    found = it.ticks(5)
+    found = it.ticks(2 * SLOW_TICKS)
     assert (last(found, "hw.status", "failed"), last(found, "hw.status", "ok")) == (0, 1)
     assert machine.calls("nvmlInitWithFlags") == machine.calls("nvmlShutdown") + 1 > 1  # no other card was in use
 
@@ -542,7 +542,7 @@ def test_a_mig_instance_has_its_own_memory_and_the_cards_power(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     it = Watched()
     it.ticks()
-    found = it.ticks()
+    found = it.ticks(SLOW_TICKS)
     instance = f"gpu-0/mig-{5 if named and named.startswith('MIG') else 3}"
     assert last(found, "hw.gpu.memory.limit", instance) == 81_559 * 2**20 // 4
     assert last(found, "epochmeter.gpu.sm.utilization", instance) == 0.9
@@ -570,7 +570,6 @@ ATTRIBUTES = {
     "error.type": "corrected|uncorrected",
     "network.io.direction": "transmit|receive",
     "epochmeter.gpu.clock": "sm|memory",
-    "epochmeter.gpu.pipe": "fp64|fp32|fp16",
     "epochmeter.gpu.throttle_reason": "power_cap|thermal|sync_boost|board_limit|reliability",
 }
 
@@ -588,7 +587,7 @@ def keeps_the_contract(probe: NvmlProbe) -> set[str]:
                 continue
             for answer in answers:
                 assert answer.spec in row.specs
-                values = answer.values if isinstance(answer, Samples) else [answer.value]
+                values = [v / answer.per for v in answer.values] if isinstance(answer, Samples) else [answer.value]
                 assert isinstance(answer, (Sample, Samples)) and (answer.spec.kind == "histogram") is isinstance(
                     answer, Samples
                 )
@@ -688,6 +687,24 @@ def test_a_process_ends_though_a_call_hangs(fake_nvml_folder: Path, call: str) -
     assert told.code == 0 and told.err == "", told.err
     assert float(told.out.split()[-1]) < 0.05 + SLOW_MACHINE_S
     assert time.monotonic() - began < 30
+
+
+DOCTOR = """
+import sys
+import profiler.recorder as recorder
+from profiler.cli import main
+recorder.DEADLINE_S = 0.5
+sys.argv[1:] = ["doctor"]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_doctor_says_that_a_driver_hangs(fake_nvml_folder: Path) -> None:
+    hung = python("-c", DOCTOR, LD_LIBRARY_PATH=str(fake_nvml_folder), FAKE_NVML="nvmlInitWithFlags~60000", COLUMNS="200")
+    assert "the driver does not answer within 0.5 s" in hung.out, hung.err
+    well = python("-c", DOCTOR, LD_LIBRARY_PATH=str(fake_nvml_folder), FAKE_NVML="gpus=2", COLUMNS="200")
+    assert re.search(r"probe nvml.* 8 facts, \d+ readings", well.out), well.out
 
 
 FORKS = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -166,11 +167,21 @@ def _outbox() -> Iterator[Check]:
 
 def _probes() -> Iterator[Check]:
     from profiler.probes import PROBES
-    from profiler.recorder import Recorder
+    from profiler.recorder import DEADLINE_S, Recorder
 
     for name in PROBES:
         recorder = Recorder(1.0, probes=(name,))
-        facts, readings = recorder.open(name)
+        told: list[tuple[int, int]] = []
+        thread = threading.Thread(
+            target=lambda recorder=recorder, name=name, told=told: told.append(recorder.open(name)), daemon=True
+        )
+        thread.start()
+        thread.join(DEADLINE_S)
+        if not told:
+            cure = "runs go on without its readings; if nvidia-smi hangs, too, the driver or the card needs a reset"
+            yield Check(f"probe {name}", "problem", f"the driver does not answer within {DEADLINE_S:g} s", cure)
+            continue
+        facts, readings = told[0]
         if name in recorder.missing:
             yield Check(f"probe {name}", "missing", recorder.missing[name])
         elif recorder.notes:

@@ -40,7 +40,7 @@ typedef struct { unsigned version, count; GpmSample *first, *second; GpmMetric m
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char scenario[8192];
 static Rule rules[MAX_RULES];
-static int rule_count, inits;
+static int rule_count, has_details, inits; /* details: of fields, GPM metrics and MIG */
 static struct { char name[56]; int times; } calls[64];
 static int call_count;
 static Device gpus[MAX_GPUS], instances[MAX_GPUS][MAX_SLOTS];
@@ -57,7 +57,7 @@ static void parse(const char *text) {
     char copy[sizeof scenario], *rest = copy, *entry;
     strncpy(scenario, text, sizeof scenario - 1);
     strcpy(copy, scenario);
-    rule_count = 0;
+    rule_count = has_details = 0;
     while ((entry = strsep(&rest, ";")) && rule_count < MAX_RULES) {
         size_t end = strcspn(entry, "=!~");
         if (!entry[end]) continue;
@@ -70,8 +70,11 @@ static void parse(const char *text) {
         if (at) *at = 0;
         while (*entry == ' ' || *entry == '\n') entry++;
         snprintf(rule->name, sizeof rule->name, "%s", entry);
+        has_details |= strchr(entry, ':') != NULL;
     }
 }
+
+/* Values are looked up in the scenario that the call found when it began: `called` looks. */
 
 /* The text of a rule, the one for that GPU first, or NULL. The caller holds the lock. */
 static const char *find(const char *name, char kind, int gpu) {
@@ -91,7 +94,6 @@ static void look(void) {
 
 static u64 value(const char *name, int gpu, u64 otherwise) {
     pthread_mutex_lock(&lock);
-    look();
     const char *text = find(name, '=', gpu);
     u64 found = text ? strtoull(text, NULL, 10) : otherwise;
     pthread_mutex_unlock(&lock);
@@ -100,7 +102,6 @@ static u64 value(const char *name, int gpu, u64 otherwise) {
 
 static void text(const char *name, int gpu, const char *otherwise, char *into, unsigned length) {
     pthread_mutex_lock(&lock);
-    look();
     const char *found = find(name, '=', gpu);
     snprintf(into, length, "%s", found ? found : otherwise);
     pthread_mutex_unlock(&lock);
@@ -151,6 +152,9 @@ EXPORT int nvmlSystemGetDriverVersion(char *into, unsigned length) {
 }
 EXPORT int nvmlDeviceGetCount_v2(unsigned *count) { CALLED(NULL); *count = (unsigned)value("gpus", -1, 1); return OK; }
 EXPORT int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **device) {
+    pthread_mutex_lock(&lock);
+    look();
+    pthread_mutex_unlock(&lock);
     if (index >= value("gpus", -1, 1) || index >= MAX_GPUS) return INVALID;
     gpus[index] = (Device){(int)index, -1};
     CALLED(&gpus[index]);
@@ -270,14 +274,17 @@ EXPORT int nvmlDeviceGetClockInfo(Device *device, unsigned kind, unsigned *into)
     return OK;
 }
 static int field(const Device *device, Field *asked) {
-    char name[24];
-    snprintf(name, sizeof name, "field:%u", asked->id);
-    pthread_mutex_lock(&lock);
-    const char *code = find(name, '!', device->gpu), *told = find(name, '=', device->gpu);
-    int ret = code ? atoi(code) : OK, is_told = told != NULL;
-    u64 number = told ? strtoull(told, NULL, 10) : 0;
-    pthread_mutex_unlock(&lock);
-    asked->stamp = (long long)now_us();
+    int ret = OK, is_told = 0;
+    u64 number = 0;
+    if (has_details) {
+        char name[24];
+        snprintf(name, sizeof name, "field:%u", asked->id);
+        pthread_mutex_lock(&lock);
+        const char *code = find(name, '!', device->gpu), *told = find(name, '=', device->gpu);
+        ret = code ? atoi(code) : OK, is_told = told != NULL;
+        number = told ? strtoull(told, NULL, 10) : 0;
+        pthread_mutex_unlock(&lock);
+    }
     asked->latency = 5;
     asked->value.ull = 0;
     if (ret) return ret;
@@ -299,7 +306,8 @@ static int field(const Device *device, Field *asked) {
 EXPORT int nvmlDeviceGetFieldValues(Device *device, int count, Field *fields) {
     WHOLE(device);
     int worked = 0;
-    for (int i = 0; i < count; i++) worked += !(fields[i].ret = field(device, &fields[i]));
+    long long stamp = (long long)now_us();
+    for (int i = 0; i < count; i++) fields[i].stamp = stamp, worked += !(fields[i].ret = field(device, &fields[i]));
     return worked ? OK : NOT_SUPPORTED;
 }
 /* The driver's ring: one value every sample_ms, as many as it holds, newer than `last`. A sawtooth around the mean. */
@@ -339,11 +347,12 @@ EXPORT int nvmlGpmMetricsGet(GpmQuery *query) {
         return INVALID; /* they must lie 100 ms apart */
     for (unsigned i = 0; i < query->count; i++) {
         GpmMetric *metric = &query->metrics[i];
-        char name[24];
-        snprintf(name, sizeof name, "gpm:%u", metric->id);
         metric->ret = NOT_SUPPORTED;
         for (unsigned k = 0; k < sizeof known / sizeof *known; k++)
             if (known[k].id == metric->id) metric->ret = OK, metric->value = known[k].value;
+        if (!has_details) continue;
+        char name[24];
+        snprintf(name, sizeof name, "gpm:%u", metric->id);
         pthread_mutex_lock(&lock);
         const char *code = find(name, '!', query->first->gpu), *told = find(name, '=', query->first->gpu);
         if (told) metric->value = atof(told);
@@ -352,6 +361,14 @@ EXPORT int nvmlGpmMetricsGet(GpmQuery *query) {
     }
     return OK;
 }
+
+/* What other tools ask for: no process runs here, and nothing turns */
+
+EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(Device *device, unsigned *count, void *into) { (void)into; CALLED(device); *count = 0; return OK; }
+EXPORT int nvmlDeviceGetGraphicsRunningProcesses_v3(Device *device, unsigned *count, void *into) { (void)into; CALLED(device); *count = 0; return OK; }
+EXPORT int nvmlDeviceGetEncoderUtilization(Device *device, unsigned *share, unsigned *period) { CALLED(device); *share = *period = 0; return OK; }
+EXPORT int nvmlDeviceGetDecoderUtilization(Device *device, unsigned *share, unsigned *period) { CALLED(device); *share = *period = 0; return OK; }
+EXPORT int nvmlDeviceGetFanSpeed(Device *device, unsigned *speed) { (void)speed; CALLED(device); return NOT_SUPPORTED; }
 
 /* What drivers of older days do not have */
 #ifndef OLD_DRIVER

@@ -1,0 +1,309 @@
+"""What watching GPUs costs, on a machine without one: NVML's stand-in of the tests plays 1 and 8 H100s. All in one run.
+
+    python benchmarks/bench_nvml.py [--json benchmarks/results/nvml.json] [--peers PYTHON]
+
+- **A tick** of the NVML probe, its values kept, against the same calls made raw through ctypes, with arrays that are kept
+  and the same values taken out of them. The stand-in answers within about a microsecond; the calls of a real driver take
+  longer, so there the ratio is nearer to 1. Rounds take turns.
+- **The CPU share** of a process that does nothing but watch GPUs once a second: ours with and without the other probes,
+  and its peers, nvitop's collector, gpustat's query and OpenLIT's instrumentation, each in a process of its own, less what
+  a process takes that only sleeps. Peers that the given Python does not have are left out.
+- **The end of a run** while a call to the driver hangs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from ctypes import byref
+from pathlib import Path
+from typing import Any
+
+SOURCE = Path(__file__).parent.parent / "tests" / "fake_nvml" / "nvml.c"
+ROUNDS, TICKS = 15, 40
+SECONDS = 20
+STOPS = 5
+GOALS = {"tick_ratio": 1.5, "cpu_share": 0.001, "stop_s": 0.05}
+HANGS = """
+import time
+from profiler import Profiler
+with Profiler("hung", interval=0.05):
+    time.sleep(0.5)
+    began = time.perf_counter()
+print(time.perf_counter() - began)
+"""
+WATCH = """
+import sys, time
+{setup}
+for _ in range(2):
+    {once}
+    time.sleep(1)
+began, cpu = time.perf_counter(), time.process_time()
+for _ in range({seconds}):
+    {once}
+    time.sleep(1)
+print((time.process_time() - cpu) / (time.perf_counter() - began))
+"""
+WATCHERS = {  # name: (set-up, what is done each second, by us)
+    "sleep": ("", "pass", True),
+    "epochmeter, NVML alone": (
+        "from profiler.recorder import Recorder\nr = Recorder(1.0, probes=('nvml',))\nr.start()",
+        "pass",
+        True,
+    ),
+    "epochmeter, all probes": (
+        "from profiler.recorder import Recorder\nr = Recorder(1.0)\nr.start()",
+        "pass",
+        True,
+    ),
+    "nvitop's collector": (
+        "from nvitop import ResourceMetricCollector\n"
+        "ResourceMetricCollector(root_pids=[]).daemonize(on_collect=lambda metrics: True, interval=1.0)",
+        "pass",
+        False,
+    ),
+    "gpustat's query": ("from gpustat import GPUStatCollection", "GPUStatCollection.new_query()", False),
+    "OpenLIT's instrumentation": (
+        "import types, importlib.util, pathlib\n"
+        "place = pathlib.Path(importlib.util.find_spec('openlit').submodule_search_locations[0])\n"
+        "package = types.ModuleType('openlit'); package.__path__ = [str(place)]; sys.modules['openlit'] = package\n"
+        "package = types.ModuleType('openlit.instrumentation'); package.__path__ = [str(place / 'instrumentation')]\n"
+        "sys.modules['openlit.instrumentation'] = package  # its own __init__ imports every framework there is\n"
+        "from openlit.instrumentation.gpu import GPUInstrumentor\n"
+        "from opentelemetry import metrics\n"
+        "from opentelemetry.sdk.metrics import MeterProvider\n"
+        "from opentelemetry.sdk.metrics.export import InMemoryMetricReader\n"
+        "reader = InMemoryMetricReader()\n"
+        "metrics.set_meter_provider(MeterProvider([reader]))\n"
+        "GPUInstrumentor().instrument()",
+        "reader.get_metrics_data()",
+        False,
+    ),
+}
+
+
+def build(into: Path) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise SystemExit("the stand-in for NVML is built with a C compiler; none was found")
+    library = into / "libnvidia-ml.so.1"
+    flags = ["-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-soname,fake-nvml.so"]
+    subprocess.run([compiler, *flags, "-o", str(library), str(SOURCE), "-lm", "-lpthread"], check=True)
+    return library
+
+
+class Raw:
+    """The same calls as the probe's, and the same values, as one would write them with ctypes alone."""
+
+    def __init__(self, library: Any, pynvml: Any, gpus: int) -> None:
+        from profiler.probes.nvml import QUICK, SLOW, Gpm
+
+        self.library = library
+        self.handles = []
+        self.tick = 0
+        self.utilization = (ctypes.c_uint * 2)()
+        self.memory = pynvml.c_nvmlMemory_v2_t(version=pynvml.nvmlMemory_v2)
+        self.temperature = (ctypes.c_uint * 3)(0x100000C, 0, 0)
+        self.fields = [self._fields(pynvml, QUICK), self._fields(pynvml, (*QUICK, *SLOW))]
+        self.gpm = []
+        self.samples = (pynvml.c_nvmlSample_t * 120)()
+        self.since = {}
+        for index in range(gpus):
+            handle = ctypes.c_void_p()
+            library.nvmlDeviceGetHandleByIndex_v2(index, byref(handle))
+            self.handles.append(handle)
+            query = pynvml.c_nvmlGpmMetricsGet_t(version=1, numMetrics=len(Gpm.METRICS))
+            for position, metric in enumerate(Gpm.METRICS):
+                query.metrics[position].metricId = metric[0]
+            samples = [pynvml.c_nvmlGpmSample_t(), pynvml.c_nvmlGpmSample_t()]
+            for sample in samples:
+                library.nvmlGpmSampleAlloc(byref(sample))
+            library.nvmlGpmSampleGet(handle, samples[0])
+            self.gpm.append((query, samples, len(Gpm.METRICS)))
+
+    @staticmethod
+    def _fields(pynvml: Any, fields: Any) -> Any:
+        array = (pynvml.c_nvmlFieldValue_t * len(fields))()
+        for value, field in zip(array, fields, strict=True):
+            value.fieldId, value.scopeId = field.id, field.scope
+        return array
+
+    def read(self) -> list[Any]:
+        found: list[Any] = []
+        slow = self.tick % 10 == 0
+        self.tick += 1
+        for index, handle in enumerate(self.handles):
+            self._read(index, handle, slow, found)
+        return found
+
+    def _read(self, index: int, handle: Any, slow: bool, found: list[Any]) -> None:
+        library, wide = self.library, ctypes.c_ulonglong()
+        if not library.nvmlDeviceGetCurrentClocksEventReasons(handle, byref(wide)):
+            found.append(wide.value)
+        if not library.nvmlDeviceGetUtilizationRates(handle, self.utilization):
+            found += (self.utilization[0] / 100, self.utilization[1] / 100)
+        if not library.nvmlDeviceGetMemoryInfo_v2(handle, byref(self.memory)):
+            found += (self.memory.used, self.memory.total, self.memory.reserved)
+        fields = self.fields[slow]
+        if not library.nvmlDeviceGetFieldValues(handle, len(fields), fields):
+            for value in fields:
+                if value.nvmlReturn == 0:
+                    found.append(value.value.uiVal / 1000 if value.valueType == 1 else value.value.ullVal / 1000)
+        self._read_gpm(handle, *self.gpm[index], found)
+        if slow:
+            self._read_slow(handle, found)
+        for kind in (0, 1) if slow else (0,):
+            self._read_samples(handle, (index, kind), found)
+
+    def _read_gpm(self, handle: Any, query: Any, samples: list[Any], metrics: int, found: list[Any]) -> None:
+        if self.library.nvmlGpmSampleGet(handle, samples[1]):
+            return
+        query.sample1, query.sample2 = samples
+        samples.reverse()
+        if not self.library.nvmlGpmMetricsGet(byref(query)):
+            for position in range(metrics):
+                metric = query.metrics[position]
+                if metric.nvmlReturn == 0:
+                    found.append(metric.value / 100)
+
+    def _read_slow(self, handle: Any, found: list[Any]) -> None:
+        number = ctypes.c_uint()
+        if not self.library.nvmlDeviceGetTemperatureV(handle, self.temperature):
+            found.append(self.temperature[2])
+        for kind in (1, 2):
+            if not self.library.nvmlDeviceGetClockInfo(handle, kind, byref(number)):
+                found.append(number.value)
+
+    def _read_samples(self, handle: Any, which: tuple[int, int], found: list[Any]) -> None:
+        since, value_type, count = ctypes.c_ulonglong(self.since.get(which, 0)), ctypes.c_uint(), ctypes.c_uint(120)
+        arguments = (handle, which[1], since, byref(value_type), byref(count), self.samples)
+        if not self.library.nvmlDeviceGetSamples(*arguments) and count.value:
+            given = self.samples[: count.value]
+            found.append([sample.sampleValue.uiVal / 1000 for sample in given])
+            self.since[which] = given[-1].timeStamp
+
+
+def median_us(once: Callable[[], Any], pass_a_second: Callable[[], None]) -> float:
+    times = []
+    for _ in range(TICKS):
+        pass_a_second()
+        began = time.perf_counter_ns()
+        once()
+        times.append(time.perf_counter_ns() - began)
+    return statistics.mean(times) / 1000
+
+
+def ticks(library: Any, pynvml: Any, gpus: int) -> dict[str, float]:
+    """Microseconds of a tick: the mean of each round, as every tenth tick is dearer; the median of the rounds."""
+    from profiler.probes.nvml import NvmlProbe
+    from profiler.recorder import Recorder
+
+    os.environ["FAKE_NVML"] = f"gpus={gpus}"
+    now = [0.0]
+
+    def pass_a_second() -> None:
+        now[0] += 1.0
+        library.fake_nvml_pass(1000)
+
+    probe = NvmlProbe(clock=lambda: now[0])
+    recorder = Recorder(1.0, probes=("nvml",), load=lambda name: probe)
+    recorder.open("nvml")
+    raw = Raw(library, pynvml, gpus)
+    ways: dict[str, Callable[[], Any]] = {"raw": raw.read, "probe": lambda: read_all(recorder), "kept": recorder.tick}
+    for once in (recorder.tick, raw.read):
+        for _ in range(TICKS):  # the readings that are told elsewhere have gone by then
+            pass_a_second()
+            once()
+    rounds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(ROUNDS):
+        for way, once in ways.items():
+            rounds[way].append(median_us(once, pass_a_second))
+    told = {way: statistics.median(times) for way, times in rounds.items()}
+    return {
+        "raw_us": told["raw"],
+        "probe_us": told["probe"],
+        "probe_and_kept_us": told["kept"],
+        "ratio": statistics.median(ours / theirs for ours, theirs in zip(rounds["probe"], rounds["raw"], strict=True)),
+    }
+
+
+def read_all(recorder: Any) -> list[Any]:
+    """What the probe gives in a tick, before it is added up."""
+    lane = recorder._drivers
+    lane.ticks += 1
+    return [row.reading.all() for row in lane.rows if lane.ticks % row.reading.every == 0]
+
+
+def shares(folder: Path, gpus: int, peers: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, (setup, once, is_ours) in WATCHERS.items():
+        code = WATCH.format(setup=setup, once=once, seconds=SECONDS)
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "FAKE_NVML": f"gpus={gpus}"}
+        python = sys.executable if is_ours else peers
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, env=environment)
+        if done.returncode == 0:
+            found[name] = float(done.stdout.split()[-1])
+        else:
+            print(f"  {name}: left out ({done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no answer'})")
+    nothing = found.pop("sleep")
+    return {name: share - nothing for name, share in found.items()}
+
+
+def stops(folder: Path) -> float:
+    """The longest of some ends of runs, in seconds, while a call hangs for a minute."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(folder),
+            "EPOCHMETER_HOME": home,
+            "FAKE_NVML": "nvmlDeviceGetMemoryInfo_v2~60000",
+            "EPOCHMETER_SYNC": "0",
+        }
+        took = []
+        for _ in range(STOPS):
+            done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, env=environment, check=True)
+            took.append(float(done.stdout.split()[-1]))
+    return max(took)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--peers", default=sys.executable, help="a Python that has nvitop, gpustat and openlit")
+    arguments = parser.parse_args()
+    import pynvml
+
+    result: dict[str, Any] = {
+        "where": f"Python {platform.python_version()}, {platform.machine()} {sys.platform}, {os.cpu_count()} cores",
+        "goals": GOALS,
+    }
+    with tempfile.TemporaryDirectory() as place:
+        folder = build(Path(place)).parent
+        pynvml.nvmlLib = library = ctypes.CDLL(str(folder / "libnvidia-ml.so.1"))
+        pynvml.nvmlInit()
+        result["tick"] = {str(gpus): ticks(library, pynvml, gpus) for gpus in (1, 8)}
+        for gpus, told in result["tick"].items():
+            print(f"a tick, {gpus} GPU(s): " + ", ".join(f"{name} {value:.2f}" for name, value in told.items()))
+        result["stop_s"] = stops(folder)
+        print(f"end of a run while a call hangs: {result['stop_s'] * 1000:.1f} ms at most")
+        result["cpu_share"] = {}
+        for gpus in (1, 8):
+            told = result["cpu_share"][str(gpus)] = shares(folder, gpus, arguments.peers)
+            for name, share in told.items():
+                print(f"CPU share, {gpus} GPU(s): {name} {share:.4%} of a core")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
