@@ -36,16 +36,24 @@ class Edge(NamedTuple):
 
 
 class Edges:
-    """The edges since the last reading. Written by the loop's thread, without a lock; read by another one."""
+    """The edges since the last reading. Written by the loop's thread, without a lock; read by another one.
+
+    Where no GPU counts its energy, only the last one is kept.
+    """
 
     def __init__(self) -> None:
         self.noted: deque[Edge] = deque(maxlen=MAX_EDGES)
+        self.last = Edge(0, None, None)
+        self.is_read = False
         self.epoch: int | None = None
         self.on_edge: Callable[[], None] = lambda: None
         self._told_at = 0
 
     def note(self, at: int, of: Staged | None) -> None:
-        self.noted.append(Edge(at, self.epoch, of))
+        self.last = edge = Edge(at, self.epoch, of)
+        if not self.is_read:
+            return
+        self.noted.append(edge)
         if at - self._told_at >= STEP_NS:
             self._told_at = at
             self.on_edge()
@@ -110,8 +118,12 @@ class Meter:
             edges.append(noted.popleft())
         spent = Spent()
         began, self._at = self._at, at
-        if began is None or len(edges) == MAX_EDGES:  # edges have been lost: nobody knows
-            self._now = edges[-1] if edges else self._now
+        if began is None:
+            self._edges.is_read = True
+            self._now = self._edges.last
+            return spent
+        if len(edges) == MAX_EDGES:  # some have been lost: nobody knows
+            self._now = edges[-1]
             return spent
         for edge in sorted(edges, key=lambda edge: edge.at):  # an epoch can show late when it began
             moment = max(edge.at, began)

@@ -215,6 +215,13 @@ class Energy:
 Energies = dict[str, dict[str, Energy]]  # by stage ("" is what was in none), and by the GPU's hw.id
 
 
+def is_resolved(used: Iterable[Energy]) -> bool:
+    """Whether the counters moved, and most of it is sure to belong here."""
+    known = [(energy.joules, energy.uncertain) for energy in used]
+    total = sum(joules for joules, _ in known)
+    return total > 0 and sum(uncertain for _, uncertain in known) <= total / 2
+
+
 def merge_energy(into: Energies, other: Energies) -> None:
     for stage, gpus in other.items():
         for gpu, energy in gpus.items():

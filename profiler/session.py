@@ -29,7 +29,7 @@ from profiler.metrics import Probe
 from profiler.preferences import check_key, check_value, resolve, runs_path, variables
 from profiler.probes import PROBES, load_probe
 from profiler.ranks import Ranks
-from profiler.record import Energies, EpochRecord, Run, State, Sums, merge_energy
+from profiler.record import Energies, EpochRecord, Run, State, Sums, is_resolved, merge_energy
 from profiler.recorder import Recorder
 from profiler.runlog import RunLog, prune
 from profiler.sending import Sending
@@ -131,6 +131,7 @@ class Profiler:
         self._timer = Timer(_checked_device(device))
         self._owner = self._timer.owner
         self._run = Run(secrets.token_hex(6), _checked_name(name), 0, planned_epochs=_checked_count("epochs", epochs))
+        self._late = EpochRecord(None)  # the energy that was used outside of epochs
         self._meter = Meter(self._timer.edges, self._add_energy)
         self._recorder = Recorder(
             _checked_interval(interval), prepare=self._prepare, load=self._load_probe, energy=self._meter.add
@@ -466,9 +467,14 @@ class Profiler:
     def _add_energy(self, index: int | None, energy: Energies) -> None:
         """What an epoch used, as soon as the counters have been read after its end; called beside the loop."""
         with self._run_lock:
-            epoch = next((epoch for epoch in self._run.epochs if epoch.index == index), self._run.outside)
+            epoch = next((epoch for epoch in reversed(self._run.epochs) if epoch.index == index), self._run.outside)
+            if not is_resolved(used for gpus in energy.values() for used in gpus.values()):
+                epoch = self._run.outside  # so short that it is only told in the sums, and no line of the log is spent on it
             merge_energy(epoch.energy, energy)
-        self._save(EpochRecord(epoch.index, started_ns=epoch.started_ns, energy=energy))
+            if epoch is self._run.outside:
+                merge_energy(self._late.energy, energy)
+        if epoch is not self._run.outside:
+            self._save(EpochRecord(epoch.index, started_ns=epoch.started_ns, energy=energy))
 
     def _now(self) -> int:
         return host_clock() - self._began
@@ -496,6 +502,8 @@ class Profiler:
         self._attempt("the ranks could not be heard", lambda: self._keep_ranks(last=True))
         self._recorder.stop()
         self._meter.finish()
+        if self._late.energy:
+            self._save(self._late)
         if self._timer.device_fault is not None:
             self._run.note(f"the GPU's clock failed: {self._timer.device_fault}")
         tail.readings = self._recorder.take()

@@ -65,7 +65,8 @@ def test_off_and_on_again_between_two_looks_ends_the_sending_of_this_run(sink: S
     for chosen in (None, exporter):
         with Profiler("x", exporter=chosen, interval=60) as prof:
             epoch(prof)
-            wait_for(lambda prof=prof: prof._recorder.cpu_ns is not None)  # the first look is past, the next one far away
+            looked = prof._recorder._quick
+            wait_for(lambda looked=looked: looked.cpu_ns is not None)  # the first look is past, the next one far away
             settings.update(sync=False)
             epoch(prof)
             settings.update(sync=True)
@@ -113,7 +114,7 @@ def test_off_that_is_seen_at_the_end_alone_keeps_the_run_here_for_good(
     on(sink)
     with Profiler("x", interval=60) as prof:
         epoch(prof)
-        wait_for(lambda: prof._recorder.cpu_ns is not None)
+        wait_for(lambda: prof._recorder._quick.cpu_ns is not None)
         monkeypatch.setenv("DO_NOT_TRACK", "1")
     monkeypatch.delenv("DO_NOT_TRACK")
     monkeypatch.setattr(outbox, "OPEN_GRACE_S", 0.0)

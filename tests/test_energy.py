@@ -132,9 +132,28 @@ def test_edges_that_were_lost_leave_the_energy_out() -> None:
     assert bench.used(None, "") == 100
 
 
+def test_where_nothing_is_read_nothing_is_kept() -> None:
+    edges = Edges()
+    edges.on_edge = lambda: pytest.fail("nobody reads")
+    for at in range(10):
+        edges.note(at * S, TRAIN)
+    assert not edges.noted
+
+
+def test_a_loop_that_goes_on_already() -> None:
+    bench = Bench()
+    bench.edge(0, 0, TRAIN)
+    bench.read(1, a=0)
+    bench.read(2, a=100)
+    bench.edge(2, None, None)
+    bench.read(3, a=100)
+    assert bench.used(0, "train") == 100
+
+
 def test_the_loop_wakes_the_reader_at_most_every_step() -> None:
     woken = []
     edges = Edges()
+    edges.is_read = True
     edges.on_edge = lambda: woken.append(1)
     for at in range(1000):
         edges.note(at * 1_000_000, None)  # one a millisecond

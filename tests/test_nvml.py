@@ -528,7 +528,14 @@ def test_a_rank_sees_all_and_uses_its_own(machine: Machine, monkeypatch: pytest.
     it.recorder.tick()
     assert len(it.gpus()) == 4
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    cuda.in_use, cuda.reserved = False, (0, 0, 0, 0)
     it = Watched()
+    it.recorder.tick()
+    assert it.gpus() == set() and it.recorder.missing == {}
+    cuda.in_use = True
+    it.recorder.tick()
+    assert it.gpus() == set()  # it has not shown yet which one is its own
+    cuda.reserved = (0, 0, 2**30, 0)
     it.recorder.tick()
     assert it.gpus() == {"gpu-2"}
 

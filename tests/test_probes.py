@@ -181,6 +181,9 @@ class Scripted:
     def facts(self) -> Sequence[Fact]:
         return ()
 
+    def close(self) -> None:
+        pass
+
     def readings(self) -> Sequence[Reading]:
         return (Reading((self.spec,), self._next), Reading((GAUGE,), lambda: [Sample(GAUGE, 1, {"beside": "it"})]))
 

@@ -93,6 +93,7 @@ class Fixed:
     name, specs = "fixed", (SPEC,)
     def start(self): pass
     def facts(self): return (Fact("cpu", "family", lambda: "AMD EPYC"), Fact("cpu", "logical_cores", lambda: 8))
+    def close(self): pass
     def readings(self): return (Reading((SPEC,), lambda: [Sample(SPEC, 123_456_789)]),)
 clock = FakeClock(1_000_000)
 timing.now = session.host_clock = clock

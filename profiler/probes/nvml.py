@@ -67,7 +67,7 @@ ABSENT_CODES = (3, 4, 13)  # NotSupported, NoPermission, FunctionNotFound: this 
 UNASKED_CODES = (2, *ABSENT_CODES, 26)  # InvalidArgument, Deprecated: of one field among many, the same
 NOTHING_NEW_CODES = (6, 10, 21, 27)  # NotFound, Timeout, NoData, NotReady
 LOST_CODES = (1, 15, 16, 28, 999)  # Uninitialized, GpuIsLost, ResetRequired, GpuNotFound, Unknown
-NO_LIBRARY = 12
+TOO_SMALL, NO_LIBRARY = 7, 12
 SLOW_TICKS = 10
 FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
 GPM_GAP_S = 0.1  # two GPM samples lie further apart than this (nvml.h)
@@ -240,8 +240,10 @@ class NvmlProbe:
     # ---- which GPUs ------------------------------------------------------------------------------------------------
 
     def _look(self) -> Iterable[Sample]:
-        """Once the program uses CUDA, the UUIDs of its devices say which GPUs are the run's."""
-        if not self._is_confirmed and _cuda_in_use() is not None:
+        """Once the program uses CUDA, the UUIDs of its devices say which GPUs are the run's; a rank's own, once it has
+        tensors there."""
+        cuda = None if self._is_confirmed else _cuda_in_use()
+        if cuda is not None and (not _is_rank() or any(map(cuda.memory_reserved, range(cuda.device_count())))):
             self._is_confirmed = True
             self._select()
         return ()
@@ -253,6 +255,8 @@ class NvmlProbe:
             chosen = self._by_environment()
         if chosen is None:
             return False
+        if _is_rank() and not self._is_confirmed and self._device is None and len(chosen) > 1:
+            return False  # it sees the GPUs of all ranks
         if self._device is not None:
             chosen = dict([*chosen.items()][self._device : self._device + 1])
         for gpu in self._gpus:
@@ -291,7 +295,7 @@ class NvmlProbe:
                 return None
             found[handle[0]] = handle[1]
         in_use = [index for order, index in enumerate(found) if cuda.memory_reserved(order)]
-        if in_use and (variable("LOCAL_WORLD_SIZE") or "1") != "1":  # each rank sees all GPUs, and uses its own
+        if in_use and _is_rank():
             return {index: found[index] for index in in_use}
         return found
 
@@ -453,6 +457,7 @@ class NvmlProbe:
         if gpu.handle is None:
             return
         is_lost = gpu.lost_until is not None
+        gpu.rest_s = gpu.rest_s if is_lost else FIRST_REST_S
         yield Sample(STATUS, int(not is_lost and not gpu.is_degraded), gpu.states["ok"])
         yield Sample(STATUS, int(is_lost), gpu.states["failed"])
         if gpu.remap_trouble is not None:
@@ -758,7 +763,13 @@ class Buffer:
             self._array = (library.c_nvmlSample_t * count.value)()
         count.value = len(self._array)
         last, array = self._last, self._array
-        _call_past(library, SAMPLES, handle, kind, c_ulonglong(last or 0), byref(value_type), byref(count), array)
+        try:
+            _call_past(library, SAMPLES, handle, kind, c_ulonglong(last or 0), byref(value_type), byref(count), array)
+        except library.NVMLError as error:
+            if getattr(error, "value", None) != TOO_SMALL:
+                raise
+            self._array = None  # the driver keeps more by now: asked again in the next tick
+            return ()
         if value_type.value not in WHOLE_TYPES:
             raise ProbeUnavailableError("the samples are no whole numbers")
         given = memoryview(array).cast("B")[: 16 * count.value]  # timestamp and value, in turn, of 64 bits each
@@ -795,6 +806,11 @@ def _number(kind: int, raw: int) -> Number:
         return raw
     found: Number = struct.unpack({0: "d", 4: "q", 5: "i4x"}[kind], struct.pack("Q", raw))[0]
     return found
+
+
+def _is_rank() -> bool:
+    """Whether this process is one of several on this machine that share its GPUs."""
+    return (variable("LOCAL_WORLD_SIZE") or "1") != "1"
 
 
 def _cuda_in_use() -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from profiler.energy import STEP_NS
 from profiler.histogram import NS, Histogram
-from profiler.record import Energies, Energy, EpochRecord, Path, ReadingRecord, Run, StageRecord, Timing
+from profiler.record import Energies, Energy, EpochRecord, Path, ReadingRecord, Run, StageRecord, Timing, is_resolved
 from profiler.stragglers import rank_table
 from profiler.verdict import judge
 
@@ -157,7 +157,7 @@ def _energy(run: Run, used: Sequence[Mapping[str, Energy]], duration_ns: int, sa
     uncertain = sum(energy.uncertain for energy in gpus.values())
     if len(used) > 1:
         uncertain = total * STEP_NS / max(duration_ns, 1)
-    if not total or uncertain > total / 2:
+    if not is_resolved([Energy(total, uncertain)]):
         return {"below_resolution": True}
     result: dict[str, Any] = {"total_j": total, "uncertainty_j": uncertain}
     if duration_ns:
