@@ -189,8 +189,12 @@ METRICS = (
         digits=3,
     ),
     *(
-        Entry(f"epochmeter.gpu.energy.{what}", "sum", "J", purpose, attributes={**GPU, **STAGE}, digits=3)
-        for what, purpose in (("used", "What training and inference use."), ("uncertain", "How sure that is."))
+        Entry(f"epochmeter.gpu.energy.{what}", kind, unit, purpose, attributes={**GPU, **STAGE}, digits=3)
+        for what, kind, unit, purpose in (
+            ("used", "sum", "J", "What training and inference use."),
+            ("metered", "sum", "s", "What training and inference use."),
+            ("uncertain", "gauge", "J", "How sure that is."),
+        )
     ),
     *(
         Entry(

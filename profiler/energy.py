@@ -149,8 +149,9 @@ class Meter:
         whole = sum(spent.times.values())
         for epoch, stage in {**spent.times, **spent.ends}:
             share = spent.times.get((epoch, stage), 0) / whole
-            steps = used / whole * STEP_NS * spent.ends.get((epoch, stage), 0)
-            energy = Energy(used * share, used * min(share, 1 - share) + steps)
+            step = used / whole * STEP_NS
+            ends = spent.ends.get((epoch, stage), 0)
+            energy = Energy(used * share, whole * share / 1e9, used * min(share, 1 - share), ends * step * step)
             merge_energy(self._used.setdefault(epoch, {}), {stage: {gpu: energy}})
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from profiler.record import (
     FACT_NAMES,
     READING_PREFIX,
     Energies,
+    Energy,
     EpochRecord,
     Path,
     ReadingRecord,
@@ -51,6 +53,9 @@ SPECS = {  # name: (unit, help)
     "epochmeter.phase.device_duration": ("s", "Duration of one phase of a step, on the GPU's clock."),
     "epochmeter.gpu.energy.used": ("J", "Energy that a GPU used in a stage, or in none."),
     "epochmeter.gpu.energy.uncertain": ("J", "How much of it may belong to what was before or after."),
+    "epochmeter.gpu.energy.metered": ("s", "For how long its counter was read."),
+    "epochmeter.gpu.energy.mixed": ("J", "Energy from times in which something else went on as well."),
+    "epochmeter.gpu.energy.deviation": ("J", "What the steps of the counter leave open."),
 }
 Attributes = Mapping[str, Any]
 
@@ -78,7 +83,7 @@ def epoch_points(run: Run, part: EpochRecord) -> list[Point]:
     points += _stage_points(part, _local_phases)
     points += _batch_points(part)
     points += _rank_points(part)
-    points += _energy_points(part.energy)
+    points += _energy_points(part.energy, _local_energy)
     points += _reading_points(part.readings.values())
     points += [
         Point(
@@ -112,7 +117,7 @@ def summed_points(run: Run, sums: Sums, whole: EpochRecord, rest: Callable[[], N
         points.append(_point("epochmeter.stage.duration", "histogram", durations, {"epochmeter.stage": stage}))
     rest()
     points += _stage_points(whole, _exported_phases)
-    points += _energy_points(run.energy())
+    points += _energy_points(run.energy(), _exported_energy)
     points += _reading_points(whole.readings.values())
     rest()
     return points
@@ -210,12 +215,26 @@ def _rank_points(part: EpochRecord) -> Iterable[Point]:
                 yield _point("epochmeter.rank.phase.time", "sum", total_ns / NS, {**at, "epochmeter.phase": phase})
 
 
-def _energy_points(energies: Energies) -> Iterable[Point]:
+def _energy_points(energies: Energies, parts: Callable[[Energy], Mapping[str, float]]) -> Iterable[Point]:
     for stage, gpus in energies.items():
         for gpu, energy in gpus.items():
             at = {"hw.id": gpu, **({"epochmeter.stage": stage} if stage else {})}
-            yield _point("epochmeter.gpu.energy.used", "sum", energy.joules, at)
-            yield _point("epochmeter.gpu.energy.uncertain", "sum", energy.uncertain, at)
+            for name, value in parts(energy).items():
+                kind = "gauge" if name == "uncertain" else "sum"
+                yield _point(f"epochmeter.gpu.energy.{name}", kind, value, at)
+
+
+def _local_energy(energy: Energy) -> Mapping[str, float]:
+    return {
+        "used": energy.joules,
+        "metered": energy.seconds,
+        "mixed": energy.mixed,
+        "deviation": math.sqrt(energy.variance),
+    }
+
+
+def _exported_energy(energy: Energy) -> Mapping[str, float]:
+    return {"used": energy.joules, "metered": energy.seconds, "uncertain": energy.uncertain}
 
 
 def _totals(stage: StageRecord, at: Attributes) -> Iterable[Point]:

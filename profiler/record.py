@@ -5,6 +5,7 @@ Times are whole nanoseconds of the monotonic clock; only `Run.started_unix_ns` i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -202,14 +203,29 @@ def reading_key(sample: Sample | Samples) -> ReadingKey:
 
 @dataclass
 class Energy:
-    """What one GPU used (J), and how much of it may belong elsewhere: its counter moves in steps, and is read now and then."""
+    """What one GPU used, in joules, and how sure that is.
+
+    Attributes:
+        seconds: for how long it was metered.
+        mixed: of the joules, those from times in which something else went on as well, as far as they may be its own:
+            always in the same direction, so they add up.
+        variance: of the steps in which a counter moves, in J²: independent of each other, so their squares add up.
+    """
 
     joules: float = 0.0
-    uncertain: float = 0.0
+    seconds: float = 0.0
+    mixed: float = 0.0
+    variance: float = 0.0
+
+    @property
+    def uncertain(self) -> float:
+        return self.mixed + math.sqrt(self.variance)
 
     def add(self, other: Energy) -> None:
         self.joules += other.joules
-        self.uncertain += other.uncertain
+        self.seconds += other.seconds
+        self.mixed += other.mixed
+        self.variance += other.variance
 
 
 Energies = dict[str, dict[str, Energy]]  # by stage ("" is what was in none), and by the GPU's hw.id
@@ -217,9 +233,10 @@ Energies = dict[str, dict[str, Energy]]  # by stage ("" is what was in none), an
 
 def is_resolved(used: Iterable[Energy]) -> bool:
     """Whether the counters moved, and most of it is sure to belong here."""
-    known = [(energy.joules, energy.uncertain) for energy in used]
-    total = sum(joules for joules, _ in known)
-    return total > 0 and sum(uncertain for _, uncertain in known) <= total / 2
+    total = Energy()
+    for energy in used:
+        total.add(energy)
+    return 0 < total.joules >= 2 * total.uncertain
 
 
 def merge_energy(into: Energies, other: Energies) -> None:

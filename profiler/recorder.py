@@ -24,6 +24,7 @@ PATIENCE = 5  # failures in a row after which a reading is asked only now and th
 REST_TICKS = 60
 STOP_TIMEOUT_S = 0.04  # with all else that is to be done at the end, less than 50 ms
 DEADLINE_S = 10.0  # without persistence mode, the first call to a driver takes seconds for each GPU
+SLOW_CALL_S = 0.2  # a round of calls takes a millisecond or two
 MAX_SLOTS = 4096
 EnergyListener = Callable[[int, Mapping[str, float]], None]
 
@@ -133,6 +134,9 @@ class Recorder:
         for lane in self._lanes():
             if lane.thread is not None and not lane.is_overdue:
                 lane.sampled.wait(max(deadline - time.monotonic(), 0))
+        asked_at = self._drivers.asked_at
+        if asked_at is not None and not self._drivers.is_overdue and time.monotonic() - asked_at > SLOW_CALL_S:
+            self.note("no answer from the GPU's driver at the end of the run")
 
     def finish(self, timeout: float = STOP_TIMEOUT_S) -> None:
         """Waits for the end of the first thread, the one that exports, but not longer than ``timeout`` seconds."""

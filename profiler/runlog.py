@@ -323,10 +323,15 @@ def _take_rank(part: EpochRecord, name: str, at: Mapping[str, Any], value: float
 
 def _take_energy(part: EpochRecord, name: str, at: Mapping[str, Any], value: float) -> None:
     energy = part.energy.setdefault(at.get("epochmeter.stage", ""), {}).setdefault(at["hw.id"], Energy())
-    if name == "epochmeter.gpu.energy.used":
+    told = name.rpartition(".")[2]
+    if told == "used":
         energy.joules += value
+    elif told == "metered":
+        energy.seconds += value
+    elif told == "mixed":
+        energy.mixed += value
     else:
-        energy.uncertain += value
+        energy.variance += value * value
 
 
 def _take_histogram(part: EpochRecord, name: str, at: Mapping[str, Any], point: Mapping[str, Any]) -> None:

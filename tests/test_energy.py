@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from conftest import Machine
 
 from profiler import Profiler
 from profiler.energy import MAX_EDGES, STEP_NS, Edges, Meter
-from profiler.record import Energies, EpochRecord, Run, StageRecord
+from profiler.record import Energies, EpochRecord, Run, StageRecord, merge_energy
 from profiler.report.document import document
 from profiler.report.text import text
 from profiler.runlog import load, run_paths
@@ -150,6 +151,43 @@ def test_a_loop_that_goes_on_already() -> None:
     assert bench.used(0, "train") == 100
 
 
+def test_many_passes_are_surer_together_than_each() -> None:
+    bench = Bench()
+    bench.read(0, a=0)
+    for epoch in range(100):
+        bench.edge(epoch / 10, epoch, TRAIN)
+        bench.edge(epoch / 10 + 0.09, None, None)
+        bench.read(epoch / 10 + 0.1, a=10 * (epoch + 1))
+    bench.read(11, a=1000)
+    bench.meter.finish()
+    run = Run("0a1b", "made", S, "finished", 11 * S)
+    run.outside.stages["train"] = StageRecord("train", 9 * S, 100, 100, 100)
+    for energy in bench.told.values():
+        merge_energy(run.outside.energy, energy)
+    found = document(run)["stages"]["train"]["energy"]
+    assert found["total_j"] == pytest.approx(900, rel=0.01)
+    assert found["uncertainty_j"] == pytest.approx(100 + 10 * math.sqrt(100), rel=0.1)  # 1 J of each mixed, and 10 J steps
+
+
+def test_what_was_not_metered_is_not_told_as_if_it_were() -> None:
+    bench = Bench()
+    bench.edge(0, 0, TRAIN)
+    bench.read(0, a=0)
+    bench.read(0.4, a=40)  # from here on, the driver hangs
+    bench.meter.finish()
+    epoch = EpochRecord(0, duration_ns=S, energy=bench.told[0])
+    epoch.stages["train"] = StageRecord("train", S, 10, 1000, 1)
+    run = Run("0a1b", "made", S, "finished", S, epochs=[epoch])
+    found = document(run)["stages"]["train"]["energy"]
+    assert (found["total_j"], found["mean_w"], found["metered_s"]) == (
+        pytest.approx(40),
+        pytest.approx(100),
+        pytest.approx(0.4),
+    )
+    assert "samples_per_j" not in found
+    assert "metered for 400ms of it" in text(run)
+
+
 def test_the_loop_wakes_the_reader_at_most_every_step() -> None:
     woken = []
     edges = Edges()
@@ -183,7 +221,7 @@ def test_joules_watts_and_samples_per_joule() -> None:
     assert stage["mean_w"] == pytest.approx(500)
     assert stage["samples_per_j"] == pytest.approx(2)
     assert stage["gpus"] == {"a": pytest.approx(400), "b": pytest.approx(100)}
-    assert 50 <= stage["uncertainty_j"] < 60
+    assert stage["uncertainty_j"] == pytest.approx(math.hypot(40, 10), rel=0.1)  # a step of each counter
     shared = shown(bench.told[0], mig_instance=1)["stages"]["train"]["energy"]
     assert shared["shared"] is True and "samples_per_j" not in shared
 

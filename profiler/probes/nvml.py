@@ -18,7 +18,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ctypes import byref, c_uint, c_ulonglong, sizeof
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -244,34 +244,45 @@ class NvmlProbe:
         tensors there."""
         cuda = None if self._is_confirmed else _cuda_in_use()
         if cuda is not None and (not _is_rank() or any(map(cuda.memory_reserved, range(cuda.device_count())))):
+            self._select(is_confirmed=True)
             self._is_confirmed = True
-            self._select()
         return ()
 
-    def _select(self) -> bool:
+    def _select(self, *, is_confirmed: bool = False) -> bool:
         """Takes the handles of the run's GPUs; False where it is not known yet which they are."""
         chosen = self._by_torch()
         if chosen is None:
             chosen = self._by_environment()
         if chosen is None:
             return False
-        if _is_rank() and not self._is_confirmed and self._device is None and len(chosen) > 1:
-            return False  # it sees the GPUs of all ranks
         if self._device is not None:
-            chosen = dict([*chosen.items()][self._device : self._device + 1])
+            chosen = {order: place for order, place in chosen.items() if order == self._device}
+        elif _is_rank() and not is_confirmed and len(chosen) > 1:
+            return False  # it sees the GPUs of all ranks
         for gpu in self._gpus:
             gpu.handle = None
-        for order, (index, instance) in enumerate(chosen.items()):
-            gpu = self._gpus[index]
-            gpu.cuda_index = order if self._device is None else self._device
-            self._attempt(partial(self._take, gpu, instance))
+        for order, (index, instance) in chosen.items():
+            self._gpus[index].cuda_index = order
+            self._attempt(partial(self._take, self._gpus[index], instance))
         return True
 
     def _take(self, gpu: Gpu, instance: Any) -> None:
         handle = self._library.nvmlDeviceGetHandleByIndex(gpu.index)
-        if instance is None:
-            instance = self._first_instance(handle)
+        if instance is None:  # the first one on the card is the one that CUDA shows
+            instance = next(self._instances(handle), None)
         gpu.take(handle, instance, None if instance is None else self._call("nvmlDeviceGetGpuInstanceId", instance))
+
+    def _take_again(self, gpu: Gpu) -> None:
+        """The same card, and the same instance on it."""
+        handle, number = self._library.nvmlDeviceGetHandleByIndex(gpu.index), gpu.instance_id
+        if number is None:
+            gpu.take(handle, None, None)
+            return
+        for instance in self._instances(handle):
+            if self._call("nvmlDeviceGetGpuInstanceId", instance) == number:
+                gpu.take(handle, instance, number)
+                return
+        raise ProbeUnavailableError("the MIG instance is gone")
 
     def _attempt(self, read: Callable[[], Any]) -> Any:
         """The answer, or None: a device that is counted may yet be kept from this container."""
@@ -280,12 +291,12 @@ class NvmlProbe:
         except (self._library.NVMLError, ProbeUnavailableError):
             return None
 
-    def _by_torch(self) -> dict[int, Any] | None:
-        """The GPUs of torch's devices, in their order, each with its MIG instance or None; None where torch cannot tell."""
+    def _by_torch(self) -> dict[int, tuple[int, Any]] | None:
+        """For each of torch's devices the GPU, and its MIG instance or None; None where torch cannot tell."""
         cuda = _cuda_in_use()
         if cuda is None:
             return None
-        found: dict[int, Any] = {}
+        found: dict[int, tuple[int, Any]] = {}
         for order in range(cuda.device_count()):
             uuid = getattr(cuda.get_device_properties(order), "uuid", None)
             handle = next(
@@ -293,11 +304,9 @@ class NvmlProbe:
             )
             if uuid is None or handle is None:
                 return None
-            found[handle[0]] = handle[1]
-        in_use = [index for order, index in enumerate(found) if cuda.memory_reserved(order)]
-        if in_use and _is_rank():
-            return {index: found[index] for index in in_use}
-        return found
+            found[order] = handle
+        in_use = [order for order in found if cuda.memory_reserved(order)]
+        return {order: found[order] for order in in_use} if in_use and _is_rank() and self._device is None else found
 
     def _of_uuid(self, uuid: str) -> tuple[int, Any]:
         """The GPU's number and, where it is the UUID of a MIG instance, the instance's handle."""
@@ -307,42 +316,43 @@ class NvmlProbe:
             return library.nvmlDeviceGetIndex(handle), None
         return library.nvmlDeviceGetIndex(self._call("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", handle)), handle
 
-    def _by_environment(self) -> dict[int, Any] | None:
+    def _by_environment(self) -> dict[int, tuple[int, Any]] | None:
         """The same by CUDA_VISIBLE_DEVICES; None where its numbers may be in another order than NVML's."""
         named = parse(variable("CUDA_VISIBLE_DEVICES"))
         count = len(self._gpus)
         if named is None:
-            return dict.fromkeys(range(count))
+            return _in_order(range(count))
         if named and isinstance(named[0], str):
             return self._by_uuid([str(name) for name in named])
         numbers = [number if isinstance(number, int) and number < count else None for number in named]
         if None in numbers:  # CUDA stops at the first that is not there
             del numbers[numbers.index(None) :]
         is_ordered = variable("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len(numbers) in (0, count) or self._are_alike()
-        return {number: None for number in numbers if number is not None} if is_ordered else None
+        return _in_order(number for number in numbers if number is not None) if is_ordered else None
 
-    def _by_uuid(self, named: list[str]) -> dict[int, Any]:
+    def _by_uuid(self, named: list[str]) -> dict[int, tuple[int, Any]]:
         if named[0].startswith("MIG-"):  # CUDA shows one MIG instance to a process
             found = self._attempt(partial(self._of_uuid, named[0]))
-            return {} if found is None else {found[0]: found[1]}
+            return {} if found is None else {0: found}
         uuids = []
         for gpu in self._gpus:
             handle = self._attempt(partial(self._library.nvmlDeviceGetHandleByIndex, gpu.index))
             uuids.append("" if handle is None else self._attempt(partial(self._library.nvmlDeviceGetUUID, handle)) or "")
-        return dict.fromkeys(ordinals(named, uuids))
+        return _in_order(ordinals(named, uuids))
 
     def _are_alike(self) -> bool:
         """Whether all GPUs are of one kind: then CUDA's order, the fastest first, is NVML's."""
         handles = [self._attempt(partial(self._library.nvmlDeviceGetHandleByIndex, gpu.index)) for gpu in self._gpus]
         return len({self._library.nvmlDeviceGetName(handle) for handle in handles if handle is not None}) <= 1
 
-    def _first_instance(self, handle: Any) -> Any:
-        """The first MIG instance on a card, which is the one that CUDA shows; None where MIG is off."""
+    def _instances(self, handle: Any) -> Iterator[Any]:
+        """The MIG instances on a card; none where MIG is off."""
         if (self._attempt(lambda: self._call("nvmlDeviceGetMigMode", handle)) or (0,))[0] != 1:
-            return None
-        slots = range(self._call("nvmlDeviceGetMaxMigDeviceCount", handle))
-        found = (self._attempt(partial(self._call, "nvmlDeviceGetMigDeviceHandleByIndex", handle, slot)) for slot in slots)
-        return next((instance for instance in found if instance is not None), None)
+            return
+        for slot in range(self._call("nvmlDeviceGetMaxMigDeviceCount", handle)):  # with gaps
+            instance = self._attempt(partial(self._call, "nvmlDeviceGetMigDeviceHandleByIndex", handle, slot))
+            if instance is not None:
+                yield instance
 
     # ---- failing ---------------------------------------------------------------------------------------------------
 
@@ -405,7 +415,7 @@ class NvmlProbe:
                 self._attempt(library.nvmlShutdown)
                 _initialised = None
                 _initialise(library)
-            self._take(gpu, None)
+            self._take_again(gpu)
             library.nvmlDeviceGetName(gpu.handle)
             gpu.lost_until = None
         except (library.NVMLError, ProbeUnavailableError):
@@ -445,13 +455,15 @@ class NvmlProbe:
         """Whether heat or a brake slows it now. Answered for a lost GPU, too, whose way back begins here."""
         if gpu.handle is None:
             return ()
+        was_lost = gpu.lost_until is not None
         self._recover(gpu)
         try:
             reasons = self._guarded(gpu, partial(self._reasons, gpu))
         except ProbeUnavailableError:
             reasons = 0
         gpu.is_degraded = bool(reasons) and bool(reasons & DEGRADED)
-        return (Sample(STATUS, int(gpu.is_degraded), gpu.states["degraded"]),)
+        told = Sample(STATUS, int(gpu.is_degraded), gpu.states["degraded"])
+        return (told, *self._status(gpu)) if was_lost or gpu.lost_until is not None else (told,)
 
     def _status(self, gpu: Gpu) -> Iterable[Sample]:
         if gpu.handle is None:
@@ -806,6 +818,10 @@ def _number(kind: int, raw: int) -> Number:
         return raw
     found: Number = struct.unpack({0: "d", 4: "q", 5: "i4x"}[kind], struct.pack("Q", raw))[0]
     return found
+
+
+def _in_order(indices: Iterable[int]) -> dict[int, tuple[int, Any]]:
+    return {order: (index, None) for order, index in enumerate(indices)}
 
 
 def _is_rank() -> bool:

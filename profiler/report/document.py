@@ -16,6 +16,7 @@ from profiler.stragglers import rank_table
 from profiler.verdict import judge
 
 SCHEMA = 1
+METERED_SHARE = 0.9  # of the time: less is said
 
 
 def document(run: Run) -> dict[str, Any]:
@@ -147,27 +148,32 @@ def _timing(timing: Timing) -> dict[str, Any]:
 def _energy(run: Run, used: Sequence[Mapping[str, Energy]], duration_ns: int, samples: int | None = None) -> dict[str, Any]:
     """Joules of all GPUs together; "below resolution" where most of it may belong to what was before or after.
 
-    Of an epoch or a run, whose parts' uncertainties are each other's, only its own ends are uncertain: one step.
+    Of an epoch or a run, whose parts' uncertainties are each other's, only its own ends are uncertain: one step. The mean
+    power is that of the time in which the counters were read.
     """
     gpus: dict[str, Energy] = {}
     for part in used:
         for gpu, energy in part.items():
             gpus.setdefault(gpu, Energy()).add(energy)
-    total = sum(energy.joules for energy in gpus.values())
-    uncertain = sum(energy.uncertain for energy in gpus.values())
+    watts = sum(energy.joules / energy.seconds for energy in gpus.values() if energy.seconds)
+    total = Energy()
+    for energy in gpus.values():
+        total.add(energy)
     if len(used) > 1:
-        uncertain = total * STEP_NS / max(duration_ns, 1)
-    if not is_resolved([Energy(total, uncertain)]):
+        total.mixed, total.variance = 0.0, (watts * STEP_NS / NS) ** 2
+    if not is_resolved([total]):
         return {"below_resolution": True}
-    result: dict[str, Any] = {"total_j": total, "uncertainty_j": uncertain}
-    if duration_ns:
-        result["mean_w"] = total / (duration_ns / NS)
+    result: dict[str, Any] = {"total_j": total.joules, "uncertainty_j": total.uncertain, "mean_w": watts}
+    metered = min(energy.seconds for energy in gpus.values())
+    is_whole = metered >= METERED_SHARE * duration_ns / NS
+    if not is_whole:
+        result["metered_s"] = metered
     if len(gpus) > 1:
         result["gpus"] = {gpu: energy.joules for gpu, energy in gpus.items()}
     if any("mig_instance" in facts for facts in run.hardware.gpus.values()):
         result["shared"] = True  # the counter is the whole card's, whoever else has an instance on it
-    elif samples:
-        result["samples_per_j"] = samples / total
+    elif samples and is_whole:
+        result["samples_per_j"] = samples / total.joules
     return result
 
 

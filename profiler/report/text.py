@@ -154,6 +154,8 @@ def _energy(used: dict[str, Any]) -> str:
         words.append(f"{used['mean_w']:.0f} W")
     if "samples_per_j" in used:
         words.append(f"{used['samples_per_j']:.3g} samples/J")
+    if "metered_s" in used:
+        words.append(f"metered for {duration(used['metered_s'])} of it")
     if used.get("shared"):
         words.append("of the whole card, MIG instances of others with it")
     return ", ".join(words)
@@ -169,13 +171,12 @@ GPU_COLUMNS = (  # heading, metric, the attribute's value that tells it apart, a
     ("p99", "epochmeter.gpu.power.samples", "", "p99", "W"),
     ("max", "hw.temperature", "gpu_die", "max", "°C"),
     ("clock", "epochmeter.gpu.clock.frequency", "sm", "mean", "MHz"),
-    ("energy", "hw.energy", "", "last", "J"),
 )
 FORMS: dict[str, Callable[[float], str]] = {
     "share": lambda value: f"{value:.0%}",
     "bytes": lambda value: f"{value / 2**30:.1f} GiB",
     "MHz": lambda value: f"{value / 1e6:.0f} MHz",
-    **{unit: (lambda value, unit=unit: f"{value:,.0f} {unit}") for unit in ("W", "°C", "J")},  # type: ignore[misc]
+    **{unit: (lambda value, unit=unit: f"{value:,.0f} {unit}") for unit in ("W", "°C")},  # type: ignore[misc]
 }
 
 
@@ -196,6 +197,9 @@ def _gpus(data: dict[str, Any]) -> Iterator[RenderableType]:
         yield table
     for gpu, readings in gpus.items():
         held = [reading for reading in readings if reading["metric"] == "epochmeter.gpu.throttled_time" and reading["last"] > 0]
+        lost = _cell(readings, "hw.status", "failed", "max", "share")
+        if lost and lost != "0%":
+            yield Text(f"{gpu} was lost for a while, or still is: its readings have a gap")
         reasons = {reading["attributes"]["epochmeter.gpu.throttle_reason"]: reading["last"] for reading in held}
         if reasons:
             words = ", ".join(f"{reason.replace('_', ' ')} {duration(spent)}" for reason, spent in reasons.items())
