@@ -224,8 +224,10 @@ class DeviceSpan(Span):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.mark_end()
-        super().__exit__(*exc)
+        is_innermost = self.state.current is self
+        super().__exit__(*exc)  # first: what the mark costs is not the phase's
+        if is_innermost:
+            self.mark_end()
 
     def mark_begin(self) -> None:
         device = self.tree.device
