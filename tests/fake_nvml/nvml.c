@@ -45,11 +45,11 @@ static struct { char name[56]; int times; } calls[64];
 static int call_count;
 static Device gpus[MAX_GPUS], instances[MAX_GPUS][MAX_SLOTS];
 
-static u64 ahead_us; /* of the real clock: what tests have let pass */
+static u64 ahead_us; /* of the machine's clock: what tests have let pass */
 
 static u64 now_us(void) {
     struct timespec at;
-    clock_gettime(CLOCK_REALTIME, &at);
+    clock_gettime(CLOCK_MONOTONIC, &at); /* a real driver counts since 1970; here, nobody is to set the clock back */
     return (u64)at.tv_sec * 1000000 + (u64)at.tv_nsec / 1000 + ahead_us;
 }
 
@@ -257,7 +257,7 @@ EXPORT int nvmlDeviceGetMemoryInfo(Device *device, u64 *into) {
 }
 EXPORT int nvmlDeviceGetPowerUsage(Device *device, unsigned *into) { WHOLE(device); *into = (unsigned)value("power", device->gpu, 631950); return OK; }
 EXPORT int nvmlDeviceGetEnforcedPowerLimit(Device *device, unsigned *into) { WHOLE(device); *into = (unsigned)value("limit", device->gpu, 700000); return OK; }
-/* As told, or what the power makes of the time since 1970, in steps of 20 ms. */
+/* As told, or what the power makes of the time since the machine was started, in steps of 20 ms. */
 static u64 energy_of(const Device *device) {
     return value("energy", device->gpu, now_us() / 20000 * 20 * (value("power", device->gpu, 631950) / 1000));
 }
