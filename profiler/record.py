@@ -17,7 +17,7 @@ Path = tuple[str, ...]  # a phase and what it is nested in, outermost first: ("f
 State = Literal["running", "finished", "interrupted", "crashed"]
 FactValue = str | int | float | bool
 NOTE_LIMIT = 20
-MAX_WAITING = 1000
+MAX_WAITING = 250  # values of a buffer; what waits at an epoch's end is counted by the loop's thread
 READING_PREFIX = "epochmeter.reading."  # the statistics of a reading, in the run log
 FACT_NAMES = {  # facts that OpenTelemetry has a name for; all others are epochmeter.<section>.<key>
     ("runtime", "os"): "os.type",
@@ -136,11 +136,15 @@ class ReadingRecord:
     @property
     def histogram(self) -> Histogram:
         """For the kind "histogram" alone: the values, times 1e9."""
+        self.settle()
+        return self._histogram
+
+    def settle(self) -> None:
+        """Counts what waits: before the record is handed to where more than one thread reads it."""
         if self._waiting:
             factor = NS // self._per
             self._histogram.add([value * factor for value in self._waiting])
             self._waiting.clear()
-        return self._histogram
 
     def add_all(self, values: Sequence[int], per: int) -> None:
         """The values of a source that buffers them, whole numbers of which ``per`` are one of the metric's unit.
@@ -151,7 +155,7 @@ class ReadingRecord:
         self._per = per
         self.count += len(values)
         if len(self._waiting) > MAX_WAITING:
-            _ = self.histogram
+            self.settle()
 
     def add(self, value: Number) -> None:
         if self.spec.kind == "counter":

@@ -152,6 +152,8 @@ class Recorder:
         with self._lock:
             taken, self._readings = self._readings, {}
             self._slots.clear()
+        for record in taken.values():
+            record.settle()
         return taken
 
     def hardware(self) -> Hardware:

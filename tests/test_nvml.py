@@ -134,7 +134,7 @@ def test_the_drivers_own_samples_show_what_happens_within_a_second(machine: Mach
     assert ("epochmeter.gpu.power.samples", "gpu-0") not in it.ticks()  # what was before the run
     found = it.ticks(SLOW_TICKS, apart=0.05)
     power = found["epochmeter.gpu.power.samples", "gpu-0"]
-    assert 20 <= power.count <= 30
+    assert 20 <= power.count <= 100  # one in 20 ms, of the half second that passed here, and of what passed meanwhile
     median, high = power.histogram.percentile(0.5), power.histogram.percentile(0.99)
     assert median is not None and high is not None
     assert 609 <= power.histogram.min_ns / 1e9 < median < high <= 655  # type: ignore[operator]
