@@ -83,7 +83,7 @@ def find_device_clock(device: str | None) -> DeviceClock | None:
     """The clock of the CUDA device that this process works on; None while there is none.
 
     torch is looked up among what is already imported, and asked for nothing that would initialise CUDA, or make a context
-    on a device that is not in use: that takes some 500 MB of it.
+    on a device that is not in use: that takes of its memory.
 
     Args:
         device: "cuda", "cuda:<index>", another kind of device (then there is no clock), or None for what is in use.

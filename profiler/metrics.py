@@ -26,7 +26,7 @@ class MetricSpec:
     help: str
 
 
-class Sample(NamedTuple):  # a third of the cost of a frozen dataclass: eight GPUs make some 200 a second
+class Sample(NamedTuple):  # cheaper to make than a frozen dataclass
     """One value of one metric. A counter's value is the source's own running total.
 
     ``attributes`` is not changed once it has been handed on; a probe makes it once and gives the same object each time.

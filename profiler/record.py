@@ -149,7 +149,7 @@ class ReadingRecord:
     def add_all(self, values: Sequence[int], per: int) -> None:
         """The values of a source that buffers them, whole numbers of which ``per`` are one of the metric's unit.
 
-        Many at once are counted for a third of what a few at a time cost.
+        They wait until there are many, which costs less than counting a few at a time.
         """
         self._waiting += values
         self._per = per

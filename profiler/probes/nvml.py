@@ -363,6 +363,18 @@ class NvmlProbe:
             raise ProbeUnavailableError(f"this version of nvidia-ml-py has no {name}")
         return function(*arguments)
 
+    def _first_known(self, names: Sequence[str], *arguments: Any) -> Any:
+        """The answer of the first of these calls that the binding and the driver both have."""
+        for name in names:
+            try:
+                return self._call(name, *arguments)
+            except ProbeUnavailableError:
+                continue
+            except self._library.NVMLError as error:
+                if getattr(error, "value", None) != 13:
+                    raise
+        raise ProbeUnavailableError(f"neither is known: {', '.join(names)}")
+
     def _guarded(self, gpu: Gpu, read: Callable[[], Any]) -> Any:
         """The answer, or None while the GPU is not the run's, or lost.
 
@@ -378,14 +390,9 @@ class NvmlProbe:
             return None
 
     def _answered(self, gpu: Gpu, read: Callable[[], Iterable[Sample | Samples]]) -> Sequence[Sample | Samples]:
-        """The samples of a row, as `_guarded`; written out once more, as this is what is called most."""
-        if gpu.handle is None or gpu.lost_until is not None:
-            return ()
-        try:
-            return tuple(read())
-        except self._library.NVMLError as error:
-            self._judge(gpu, error)
-            return ()
+        """The samples of a row, none while there are none."""
+        samples: Sequence[Sample | Samples] = self._guarded(gpu, lambda: tuple(read())) or ()
+        return samples
 
     def _judge(self, gpu: Gpu, error: Any) -> None:
         """What an error means: nothing for now, or that it is raised, as it came or as `ProbeUnavailableError`."""
@@ -477,13 +484,8 @@ class NvmlProbe:
 
     def _reasons(self, gpu: Gpu) -> int:
         """Renamed with driver 535; the older name leaves with CUDA 14."""
-        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
-            try:
-                return int(self._call(name, gpu.handle))
-            except self._library.NVMLError as error:
-                if getattr(error, "value", None) != 13:
-                    raise
-        raise ProbeUnavailableError("the driver does not tell why clocks are held down")
+        names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+        return int(self._first_known(names, gpu.handle))
 
     def _utilization(self, gpu: Gpu) -> Iterable[Sample]:
         rates = self._library.nvmlDeviceGetUtilizationRates(gpu.handle)
@@ -528,15 +530,9 @@ class NvmlProbe:
         return (Sample(ENERGY, self._library.nvmlDeviceGetTotalEnergyConsumption(gpu.handle) / 1000, gpu.typed),)
 
     def _temperature(self, gpu: Gpu, attributes: Attributes) -> Iterable[Sample]:
-        """The newer call where there is one: the older leaves with CUDA 14."""
-        try:
-            return (Sample(TEMPERATURE, self._call("nvmlDeviceGetTemperatureV", gpu.handle, 0), attributes),)
-        except ProbeUnavailableError:
-            pass
-        except self._library.NVMLError as error:
-            if getattr(error, "value", None) != 13:
-                raise
-        return (Sample(TEMPERATURE, self._library.nvmlDeviceGetTemperature(gpu.handle, 0), attributes),)
+        """The older call leaves with CUDA 14."""
+        names = ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
+        return (Sample(TEMPERATURE, self._first_known(names, gpu.handle, 0), attributes),)
 
     def _clock_rate(self, gpu: Gpu, kind: int, attributes: Attributes) -> Iterable[Sample]:
         return (Sample(CLOCK, self._library.nvmlDeviceGetClockInfo(gpu.handle, kind) * 10**6, attributes),)
@@ -596,7 +592,7 @@ SLOW = (  # counters among them lose nothing by being read less often
 class Fields:
     """The field values of a GPU: one call a tick, without those that it has refused; every tenth with the slow ones.
 
-    The call goes past pynvml's wrapper, which makes an array at each: two thirds of its cost.
+    The call goes past pynvml's wrapper, which makes an array at each.
     """
 
     def __init__(self, library: Any, gpu: Gpu) -> None:
@@ -732,7 +728,7 @@ class Gpm:
         self._query.numMetrics = len(rows)
         for position, (number, _) in enumerate(rows):
             self._query.metrics[position].metricId = number
-        # Read as bytes, as each member of each ctypes struct costs a third of a microsecond: id, code, value, three texts.
+        # Read as bytes, not member by member of each ctypes struct: id, code, value, three texts.
         size, offset = sizeof(self._query.metrics[0]), type(self._query).metrics.offset
         self._metric = struct.Struct(f"Iid{size - 16}x")
         self._view = memoryview(self._query).cast("B")[offset : offset + size * len(rows)]
