@@ -93,6 +93,22 @@ GPU_OR_MIG: Mapping[str, Rule] = {"hw.id": Words(GPU_OR_MIG_IDS)}
 GPU_TYPED: Mapping[str, Rule] = {**GPU, "hw.type": Words(("gpu",))}
 MEMORY_STATE: Mapping[str, Rule] = {"system.memory.state": Words(("used",))}
 
+BENCH: Mapping[str, Rule] = {
+    **STAGE,
+    "epochmeter.bench.suite": Words(("limits", "models", "loader", "yours")),
+    "epochmeter.bench.name": Words(
+        (
+            *("matmul", "memory", "h2d_pinned", "h2d_pageable", "d2h_pinned", "launch", "all_reduce"),
+            *("convnet", "resnet50", "vit", "gpt", "loader", "custom"),
+        )
+    ),
+    "epochmeter.bench.device": Words(("cpu", "cuda", "mps", OTHER)),
+    "epochmeter.bench.dtype": Words(("float64", "float32", "tf32", "bfloat16", "float16")),
+    "epochmeter.bench.batch": Words(tuple(2**power for power in range(21)), upward=True),
+    "epochmeter.bench.workers": Words((0, 1, 2, 4, 8, 16)),
+    "epochmeter.bench.compiled": Words((False, True)),
+}
+
 METRICS = (
     Entry("epochmeter.run.duration", "gauge", "s", "How long runs take."),
     Entry(
@@ -203,6 +219,28 @@ METRICS = (
             digits=3,
         )
         for what in ("allocated", "reserved", "peak")
+    ),
+    Entry(
+        *("epochmeter.bench.cases", "gauge", "{case}", "What benchmarks measure, and what fails."),
+        attributes={**BENCH, "epochmeter.bench.status": Words(("ok", "failed", "timed out"))},
+    ),
+    Entry(
+        *("epochmeter.bench.limit_share", "gauge", "1", "How near models come to what a machine can do."),
+        attributes={**BENCH, "epochmeter.bench.limit": Words(("operations", "memory"))},
+        digits=3,
+    ),
+    *(
+        Entry(f"epochmeter.bench.{name}", "gauge", unit, purpose, attributes=BENCH, digits=3)
+        for name, unit, purpose in (
+            ("sample_rate", "{sample}/s", "Speed of training and inference by machine."),
+            ("operation_rate", "{operation}/s", "Speed of training and inference by machine."),
+            ("byte_rate", "By/s", "Speed of memory by machine."),
+            ("time", "s", "Speed of training and inference by machine."),
+            ("p50", "s", "Latency by machine."),
+            ("p99", "s", "Latency by machine."),
+            ("memory", "By", "What a model needs of memory."),
+            ("joules", "J", "What a sample costs in energy."),
+        )
     ),
 )
 

@@ -15,7 +15,9 @@ import profiler
 from profiler.histogram import NS
 from profiler.record import (
     FACT_NAMES,
+    NUMBERS,
     READING_PREFIX,
+    CaseRecord,
     Energies,
     Energy,
     EpochRecord,
@@ -25,6 +27,8 @@ from profiler.record import (
     StageRecord,
     Sums,
     Timing,
+    rates,
+    shares,
 )
 from profiler.timing import Phase
 
@@ -56,6 +60,12 @@ SPECS = {  # name: (unit, help)
     "epochmeter.gpu.energy.metered": ("s", "For how long its counter was read."),
     "epochmeter.gpu.energy.mixed": ("J", "Energy from times in which something else went on as well."),
     "epochmeter.gpu.energy.deviation": ("J", "What the steps of the counter leave open."),
+    "epochmeter.bench.cases": ("{case}", "Cases of a benchmark, by how they ended."),
+    "epochmeter.bench.sample_rate": ("{sample}/s", "Samples that a benchmark's case gets through."),
+    "epochmeter.bench.operation_rate": ("{operation}/s", "Floating-point operations that it makes."),
+    "epochmeter.bench.byte_rate": ("By/s", "Bytes that it moves."),
+    "epochmeter.bench.limit_share": ("1", "What share that is of what the machine itself can do."),
+    **{f"epochmeter.bench.{name}": told for name, told in NUMBERS.items()},
 }
 Attributes = Mapping[str, Any]
 
@@ -84,6 +94,7 @@ def epoch_points(run: Run, part: EpochRecord) -> list[Point]:
     points += _batch_points(part)
     points += _rank_points(part)
     points += _energy_points(part.energy, _local_energy)
+    points += _case_points(part.cases)
     points += _reading_points(part.readings.values())
     points += [
         Point(
@@ -118,6 +129,7 @@ def summed_points(run: Run, sums: Sums, whole: EpochRecord, rest: Callable[[], N
     rest()
     points += _stage_points(whole, _exported_phases)
     points += _energy_points(run.energy(), _exported_energy)
+    points += _exported_cases(whole.cases)
     points += _reading_points(whole.readings.values())
     rest()
     return points
@@ -235,6 +247,50 @@ def _local_energy(energy: Energy) -> Mapping[str, float]:
 
 def _exported_energy(energy: Energy) -> Mapping[str, float]:
     return {"used": energy.joules, "metered": energy.seconds, "uncertain": energy.uncertain}
+
+
+def _case_points(cases: Iterable[CaseRecord]) -> Iterable[Point]:
+    """Each case whole: a point that says what it is and how it ended, and one for each number."""
+    for case in cases:
+        at = _case_attributes(case)
+        ended = {"epochmeter.bench.status": case.status, "epochmeter.bench.remarks": list(case.remarks)}
+        if case.error is not None:
+            ended["epochmeter.bench.error"] = case.error
+        yield _point("epochmeter.bench.cases", "gauge", 1, {**at, **ended})
+        for name, value in case.numbers.items():
+            yield _point(f"epochmeter.bench.{name}", "gauge", value, at)
+
+
+def _case_attributes(case: CaseRecord) -> dict[str, Any]:
+    at = {
+        "epochmeter.bench.suite": case.suite,
+        "epochmeter.bench.name": case.name,
+        "epochmeter.bench.device": case.device,
+        "epochmeter.stage": case.stage,
+        "epochmeter.bench.dtype": case.dtype,
+        "epochmeter.bench.batch": case.batch,
+        "epochmeter.bench.workers": case.workers,
+        "epochmeter.bench.shape": case.shape or None,
+        "epochmeter.bench.compiled": case.compiled,
+    }
+    return {name: value for name, value in at.items() if value is not None}
+
+
+def _exported_cases(cases: Iterable[CaseRecord]) -> Iterable[Point]:
+    """Rates and shares; of a user's own model neither name nor shape."""
+    for case in cases:
+        at = _case_attributes(case)
+        at.pop("epochmeter.bench.shape", None)
+        if case.suite == "yours":
+            at["epochmeter.bench.name"] = CUSTOM_PHASE
+        yield _point("epochmeter.bench.cases", "gauge", 1, {**at, "epochmeter.bench.status": case.status})
+        for name, value in rates(case).items():
+            yield _point(f"epochmeter.bench.{name}", "gauge", value, at)
+        for limit, share in shares(case).items():
+            yield _point("epochmeter.bench.limit_share", "gauge", share, {**at, "epochmeter.bench.limit": limit})
+        for name in ("time", "memory", "joules", "p50", "p99"):
+            if name in case.numbers:
+                yield _point(f"epochmeter.bench.{name}", "gauge", case.numbers[name], at)
 
 
 def _totals(stage: StageRecord, at: Attributes) -> Iterable[Point]:

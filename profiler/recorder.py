@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from profiler.errors import ProbeUnavailableError
 from profiler.metrics import Attributes, EnergySource, Fact, MetricSpec, Number, Probe, Reading, Sample, Samples
@@ -160,6 +160,11 @@ class Recorder:
         """The facts known by now; those not yet known are asked again, as torch may have been imported meanwhile."""
         with self._lock:
             return self._hardware
+
+    def learn(self, section: Literal["cpu", "memory", "runtime"], facts: Mapping[str, str | Number | bool]) -> None:
+        """Facts that no probe of this process can know."""
+        with self._lock:
+            getattr(self._hardware, section).update(facts)
 
     def note(self, what: str) -> None:
         with self._lock:

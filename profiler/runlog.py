@@ -24,7 +24,20 @@ from profiler.histogram import NS, Histogram
 from profiler.locks import lock
 from profiler.metrics import Kind, MetricSpec
 from profiler.points import SPECS, epoch_attributes, epoch_points, local_resource
-from profiler.record import FACT_NAMES, READING_PREFIX, Energy, EpochRecord, Hardware, RankStage, ReadingRecord, Run, Timing
+from profiler.record import (
+    FACT_NAMES,
+    READING_PREFIX,
+    CaseRecord,
+    Energy,
+    EpochRecord,
+    Hardware,
+    RankStage,
+    ReadingRecord,
+    Run,
+    Timing,
+    add_cases,
+    case_identity,
+)
 
 SUFFIX = ".otlp.jsonl"
 LOCK_SUFFIX = ".lock"
@@ -269,6 +282,8 @@ def _take_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[s
         _take_total(part, name, at, _number(point))
     elif name.startswith("epochmeter.gpu.energy."):
         _take_energy(part, name, at, _number(point))
+    elif name.startswith("epochmeter.bench."):
+        _take_case(part, name.removeprefix("epochmeter.bench."), at, _number(point))
     elif kind == "exponentialHistogram" and name in SPECS:
         _take_histogram(part, name, at, point)
     else:
@@ -332,6 +347,20 @@ def _take_energy(part: EpochRecord, name: str, at: Mapping[str, Any], value: flo
         energy.mixed += value
     else:
         energy.variance += value * value
+
+
+def _take_case(part: EpochRecord, name: str, at: dict[str, Any], value: float) -> None:
+    told = {key: at.pop(f"epochmeter.bench.{key}", None) for key in ("status", "remarks", "error")}
+    found = CaseRecord(**{key.rpartition(".")[2]: entry for key, entry in at.items()})
+    if name == "cases":
+        found.status, found.remarks, found.error = told["status"], told["remarks"] or [], told["error"]
+        add_cases(part.cases, [found])
+        return
+    identity = case_identity(found)
+    for case in reversed(part.cases):
+        if case_identity(case) == identity:
+            case.numbers[name] = value
+            return
 
 
 def _take_histogram(part: EpochRecord, name: str, at: Mapping[str, Any], point: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ from profiler.metrics import Probe
 from profiler.preferences import check_key, check_value, resolve, runs_path, variables
 from profiler.probes import PROBES, load_probe
 from profiler.ranks import Ranks
-from profiler.record import Energies, EpochRecord, Run, State, Sums, is_resolved, merge_energy
+from profiler.record import CaseRecord, Energies, EpochRecord, Run, State, Sums, is_resolved, merge_energy
 from profiler.recorder import Recorder
 from profiler.runlog import RunLog, prune
 from profiler.sending import Sending
@@ -463,6 +463,14 @@ class Profiler:
             self._run.outside.merge(part)
         self._refresh()
         self._save(part)
+
+    def _add_cases(self, cases: list[CaseRecord]) -> None:
+        """What a benchmark has measured, as soon as it is known."""
+        self._add_outside(EpochRecord(None, started_ns=self._now(), cases=cases))
+
+    def _learn(self, facts: Mapping[str, str]) -> None:
+        """Versions that other processes told: a benchmark's torch is not in this one."""
+        self._recorder.learn("runtime", facts)
 
     def _add_energy(self, index: int | None, energy: Energies) -> None:
         """What an epoch used, as soon as the counters have been read after its end; called beside the loop."""

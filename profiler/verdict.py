@@ -35,6 +35,8 @@ class Verdict:
 def judge(run: Run) -> Verdict:
     """The verdict on a run, from its training stage (or its only stage) and its readings."""
     whole = run.whole()
+    if whole.cases and not whole.stages:
+        return Verdict("unknown", ["a benchmark: each case is held against this machine's limits, not judged"])
     stage = whole.stages.get("train") or next(iter(whole.stages.values()), None)
     if stage is None or stage.steps < MIN_STEPS or not stage.duration_ns:
         steps = stage.steps if stage else 0

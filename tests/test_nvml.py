@@ -651,9 +651,9 @@ def test_a_recording_keeps_the_contract(path: Path) -> None:
 def test_what_make_record_nvml_writes_can_be_replayed(fake_nvml_folder: Path, tmp_path: Path) -> None:
     script = Path(__file__).parent / "record_nvml.py"
     path = tmp_path / "recorded.json"
-    code = (
-        f"import sys, runpy; sys.argv[1:] = [{str(path)!r}]; import time; time.sleep = lambda s, sleep=time.sleep: sleep(0.2)"
-    )  # longer than the stand-in takes for a sample of its own: each tick has one
+    # A pause is longer than the stand-in takes for a sample of its own, so that each tick has one.
+    pause = "time.sleep = lambda s, sleep=time.sleep: sleep(0.2)"
+    code = f"import sys, runpy; sys.argv[1:] = [{str(path)!r}]; import time; {pause}"
     told = python(
         "-c",
         f"{code}; runpy.run_path({str(script)!r}, run_name='__main__')",

@@ -14,7 +14,8 @@ import typer
 import profiler
 from profiler.errors import ProfilerError
 
-COMMANDS = ("demo", "run", "runs", "report", "settings", "telemetry", "doctor")  # each a module here with that name in it
+# Each is a module here, with that name in it.
+COMMANDS = ("demo", "run", "runs", "report", "bench", "settings", "telemetry", "doctor")
 
 app = typer.Typer(
     name="epochmeter",

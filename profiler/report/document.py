@@ -11,7 +11,20 @@ from typing import Any
 
 from profiler.energy import STEP_NS
 from profiler.histogram import NS, Histogram
-from profiler.record import Energies, Energy, EpochRecord, Path, ReadingRecord, Run, StageRecord, Timing, is_resolved
+from profiler.record import (
+    CaseRecord,
+    Energies,
+    Energy,
+    EpochRecord,
+    Path,
+    ReadingRecord,
+    Run,
+    StageRecord,
+    Timing,
+    is_resolved,
+    rates,
+    shares,
+)
 from profiler.stragglers import rank_table
 from profiler.verdict import judge
 
@@ -37,6 +50,8 @@ def document(run: Run) -> dict[str, Any]:
         result["phases"] = _phases(whole.phases)
     if energy:
         result["energy"] = _energy(run, list(energy.values()), run.duration_ns)
+    if whole.cases:
+        result["bench"] = {"cases": [bench_case(case) for case in sorted(whole.cases, key=_suite_order)]}
     if run.overhead_ns is not None:
         result["overhead"] = _overhead(run, run.overhead_ns)
     gathered = rank_table(run)
@@ -175,6 +190,47 @@ def _energy(run: Run, used: Sequence[Mapping[str, Energy]], duration_ns: int, sa
     elif samples and is_whole:
         result["samples_per_j"] = samples / total.joules
     return result
+
+
+SUITE_ORDER = ("limits", "models", "yours", "loader")
+CASE_TIMES = {  # in the document: the numbers of a case that are in it
+    "time_s": {"median": "time", "low": "time_low", "high": "time_high", "blocks": "blocks", "launches": "launches"},
+    "latency_s": {"p50": "p50", "p90": "p90", "p99": "p99", "max": "max", "calls": "calls"},
+    "limits": {"operations_per_s": "flops_limit", "bytes_per_s": "moved_limit"},
+}
+CASE_NUMBERS = {
+    "device_time_s": "device_time",
+    "operations": "flops",
+    "bytes": "moved",
+    "cold_s": "cold",
+    "compile_s": "compile",
+    "memory_peak_bytes": "memory",
+    "joules_per_sample": "joules",
+}
+
+
+def bench_case(case: CaseRecord) -> dict[str, Any]:
+    """One case of a benchmark; ``share_of_limit`` is what it reaches of what the machine itself can do."""
+    told = ("suite", "name", "device", "stage", "dtype", "batch", "workers", "shape", "status", "error")
+    result = {key: value for key in told if (value := getattr(case, key)) not in (None, "")}
+    if case.compiled:
+        result["compiled"] = True
+    if case.remarks:
+        result["remarks"] = list(case.remarks)
+    for key, parts in CASE_TIMES.items():
+        found = {part: case.numbers[name] for part, name in parts.items() if name in case.numbers}
+        if found:
+            result[key] = found
+    result.update({key: case.numbers[name] for key, name in CASE_NUMBERS.items() if name in case.numbers})
+    words = {"sample_rate": "samples_per_s", "operation_rate": "operations_per_s", "byte_rate": "bytes_per_s"}
+    result.update({words[rate]: value for rate, value in rates(case).items()})
+    if shares(case):
+        result["share_of_limit"] = shares(case)
+    return result
+
+
+def _suite_order(case: CaseRecord) -> int:
+    return SUITE_ORDER.index(case.suite) if case.suite in SUITE_ORDER else len(SUITE_ORDER)
 
 
 def _batch_size(sizes: Histogram) -> dict[str, float]:

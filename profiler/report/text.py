@@ -12,7 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from profiler.record import Run
+from profiler.report.bench import tables
 from profiler.report.document import document
+from profiler.report.units import duration
 
 MAX_EPOCH_ROWS = 24
 WIDTH = 100
@@ -33,18 +35,9 @@ def renderable(run: Run) -> RenderableType:
     if data["epochs"]:
         parts.append(_epochs(data))
     parts += [_phases(name, stage) for name, stage in data["stages"].items()]
+    parts += tables(data.get("bench", {}).get("cases", ()))
     parts += [*_batch_sizes(data), *_device(data), *_ranks(data), *_gpus(data), *_lines(data)]
     return Group(*parts)
-
-
-def duration(seconds: float) -> str:
-    """A duration with three significant digits and the unit that fits."""
-    for limit, factor, unit in ((1e-6, 1e9, "ns"), (1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (100.0, 1.0, "s")):
-        if seconds < limit:
-            value = seconds * factor
-            return f"{value:.{0 if value >= 100 or unit == 'ns' else 1 if value >= 10 else 2}f}{unit}"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
 
 
 def _title(data: dict[str, Any]) -> Text:

@@ -1,0 +1,110 @@
+"""What the measured times come to: one `CaseRecord` a case, held against this machine's own limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from profiler.bench.estimate import estimate, percentile
+from profiler.bench.runner import Raw
+from profiler.bench.watch import remarks
+from profiler.record import CaseRecord
+
+PERCENTILES = (("p50", 0.5, 2), ("p90", 0.9, 10), ("p99", 0.99, 100))  # and how many calls it takes to speak of one
+
+
+class Ledger:
+    """Groups come in as they are measured; `records` is what is known by now.
+
+    A limit that stands beside several nets is measured with each of them: those nets are held against what it was then,
+    and it is told itself as all of that together.
+    """
+
+    def __init__(self) -> None:
+        self._limits: dict[tuple[str, str, str | None, str], Raw] = {}
+        self._records: list[CaseRecord] = []
+
+    def add(self, group: Sequence[Raw]) -> list[CaseRecord]:
+        """What this group adds: its cases without the limits, which are known only in the end."""
+        for raw in group:
+            if raw.case.suite == "limits":
+                self._add_limit(raw)
+        flops = {raw.case.dtype: _rate(raw, "flops") for raw in group if raw.case.name == "matmul"}
+        moved = {raw.case.device: _rate(raw, "moved") for raw in group if raw.case.name == "memory"}
+        found = []
+        for raw in group:
+            if raw.case.suite != "limits":
+                record = self._record(raw)
+                for name, limit in (("flops_limit", flops.get(raw.case.dtype)), ("moved_limit", moved.get(raw.case.device))):
+                    if limit is not None and record.status == "ok" and raw.case.suite != "loader":
+                        record.numbers[name] = limit
+                found.append(record)
+        self._records += found
+        return found
+
+    def limits(self) -> list[CaseRecord]:
+        return [self._record(raw) for raw in self._limits.values()]
+
+    def speeds(self) -> dict[str, float]:
+        """What the matrix product reached so far, in FLOP/s, by dtype."""
+        found = {raw.case.dtype: _rate(raw, "flops") for raw in self._limits.values() if raw.case.name == "matmul"}
+        return {dtype: speed for dtype, speed in found.items() if dtype is not None and speed is not None}
+
+    def _add_limit(self, raw: Raw) -> None:
+        case = raw.case
+        known = self._limits.setdefault((case.name, case.device, case.dtype, case.shape), raw)
+        if known is raw:
+            return
+        known.seconds += raw.seconds
+        known.told += raw.told
+        known.blocks += raw.blocks
+        known.failure = raw.failure if not any(known.seconds) else None
+
+    def _record(self, raw: Raw) -> CaseRecord:
+        case = raw.case
+        record = CaseRecord(
+            *(case.suite, case.name, case.device.split(":")[0], case.stage, case.dtype, case.batch, case.workers, case.shape),
+            compiled=case.compiled,
+            remarks=[*raw.remarks, *remarks(raw.blocks)],
+        )
+        if raw.failure is not None:
+            record.status = "timed out" if raw.failure.timed_out else "failed"
+            record.error = str(raw.failure)
+            return record
+        record.numbers = _numbers(raw)
+        if not all(told.get("stable", True) for told in raw.told):
+            record.remarks.insert(0, "times were still changing after the warm-up")
+        return record
+
+
+def _numbers(raw: Raw) -> dict[str, float]:
+    middle, low, high = estimate(raw.seconds)
+    found: dict[str, float] = {"time": middle, "time_low": low, "time_high": high}
+    found["blocks"], found["launches"] = sum(map(len, raw.seconds)), len(raw.seconds)
+    if any(raw.device):
+        found["device_time"] = estimate(raw.device).middle
+    told = _last(raw.told)
+    for name in ("samples", "flops", "moved", "memory"):
+        if name in told:
+            found[name] = told[name]
+    for name in ("cold", "compile"):
+        times = [launch[name] for launch in raw.told if name in launch]
+        if times:
+            found[name] = median(times)
+    if raw.joules is not None and found.get("samples"):
+        found["joules"] = raw.joules / found["samples"]
+    ordered = sorted(raw.each)
+    if ordered:
+        found.update({name: percentile(ordered, share) for name, share, least in PERCENTILES if len(ordered) >= least})
+        found["calls"], found["max"] = len(ordered), ordered[-1]
+    return found
+
+
+def _last(told: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What the launches said, later ones over earlier ones."""
+    return {name: value for launch in told for name, value in launch.items()}
+
+
+def _rate(raw: Raw, what: str) -> float | None:
+    amount = _last(raw.told).get(what)
+    return amount / estimate(raw.seconds).middle if amount and any(raw.seconds) and raw.failure is None else None

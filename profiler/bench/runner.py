@@ -1,0 +1,253 @@
+"""Has the cases measured: each in a process of its own, the cases of a group in turns, round by round.
+
+The rule it keeps: a case that fails, hangs or takes its process with it is told, and the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+from profiler.bench.plan import MIN_ROUNDS, Case, Machine, Method, groups, halved
+from profiler.errors import ProfilerError
+
+# torch is imported once, in a process that does nothing else, and the cases' processes are its copies; elsewhere than on
+# Linux, where copies are not safe or not there, each imports it.
+CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+START_S = 120.0  # importing torch from a cold disk
+END_S = 5.0
+
+
+class WorkerFailed(ProfilerError):
+    """What a case's process said was wrong, or how it ended."""
+
+    def __init__(self, text: str, *, was_killed: bool = False, timed_out: bool = False) -> None:
+        super().__init__(text)
+        self.was_killed = was_killed  # by the system: most likely for its memory
+        self.timed_out = timed_out
+
+
+@dataclass
+class Raw:
+    """All that was measured of a case, launch by launch.
+
+    Attributes:
+        seconds: seconds a call, of each block of each launch.
+        device: the same on the GPU's clock, of calls that are not waited for (inference).
+        each: of inference, each call's.
+        told: of each launch, what preparing it said (cold, compile, batch, ...), and of the last one what was counted.
+        blocks: what was read around each block.
+        failure: what went wrong, once nothing more could be measured.
+    """
+
+    case: Case
+    seconds: list[list[float]] = field(default_factory=list)
+    device: list[list[float]] = field(default_factory=list)
+    each: list[float] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+    blocks: list[dict[str, float]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    joules: float | None = None
+    failure: WorkerFailed | None = None
+
+
+class Worker:
+    """A case's process, and the wire to it."""
+
+    def __init__(self, target: str, *arguments: Any, limit_s: float) -> None:
+        self._wire, theirs = CONTEXT.Pipe()
+        self._left_s = limit_s
+        self._limit_s = limit_s
+        usual = multiprocessing.get_start_method()  # for what the case itself starts, a DataLoader's workers
+        self._process = CONTEXT.Process(target=_begin, args=(target, usual, theirs, *arguments))
+        self._process.start()
+        theirs.close()
+
+    def ask(self, what: str) -> Any:
+        """
+        Raises:
+            WorkerFailed: it went wrong, the process ended, or it took longer than the case may.
+        """
+        with contextlib.suppress(OSError):  # it has ended: the answer says how
+            self._wire.send(what)
+        return self.answer()
+
+    def answer(self) -> Any:
+        began = time.monotonic()
+        try:
+            there = self._wire.poll(max(self._left_s, 0.0))
+            known, answer = self._wire.recv() if there else (False, "")
+        except (EOFError, OSError):
+            raise self._ended() from None
+        self._left_s -= time.monotonic() - began
+        if not there:
+            self.kill()
+            raise WorkerFailed(f"not done within {self._limit_s:g} s; --time-limit allows more", timed_out=True)
+        if not known:
+            raise WorkerFailed(answer)
+        return answer
+
+    def end(self) -> None:
+        """Lets it end by itself, for a moment."""
+        with contextlib.suppress(OSError):
+            self._wire.send("end")
+        self._process.join(END_S)
+        self.kill()
+
+    def kill(self) -> None:
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join(END_S)
+        self._wire.close()
+
+    def _ended(self) -> WorkerFailed:
+        self._process.join(END_S)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            killed = -code == getattr(signal, "SIGKILL", None)
+            why = ", as the system does when memory runs out" if killed else ""
+            return WorkerFailed(f"its process was ended by {name}{why}", was_killed=killed)
+        return WorkerFailed(f"its process ended by itself, with exit code {code}")
+
+
+def _begin(target: str, start_method: str, wire: Connection, *arguments: Any) -> None:
+    """In the new process; the name is looked up there, so that this module does not import torch."""
+    multiprocessing.set_start_method(start_method, force=True)
+    from profiler.bench import worker
+
+    getattr(worker, target)(wire, *arguments)
+
+
+def describe() -> Machine:
+    """Asks a process with torch what there is.
+
+    Raises:
+        ProfilerError: torch cannot be imported, or fails.
+    """
+    if CONTEXT.get_start_method() == "forkserver":
+        CONTEXT.set_forkserver_preload(["__main__", "profiler.bench.worker"])
+    worker = Worker("describe", limit_s=START_S)
+    try:
+        machine: Machine = worker.answer()
+    except WorkerFailed as error:
+        raise ProfilerError(f"torch does not start here: {error}") from None
+    finally:
+        worker.kill()
+    return machine
+
+
+def run(cases: Sequence[Case], method: Method, on_step: Callable[[Case], None], on_group: Callable[[list[Raw]], None]) -> None:
+    """Measures all cases.
+
+    Args:
+        on_step: told each time that a step of a case (see `steps`) is done or cannot be.
+        on_group: told what was measured, whenever a group is finished.
+    """
+    every = list(groups(cases))
+    began = time.monotonic()
+    for done, group in enumerate(every, 1):
+        found = [Raw(case) for case in group]
+        launches = 1 if any(case.name == "all_reduce" for case in group) else method.launches
+        until = None if method.budget_s is None else began + method.budget_s * done / len(every)
+        for launch in range(launches):
+            _launch(found, method, on_step, until, is_last=launch == launches - 1)
+        on_group(found)
+
+
+def steps(cases: Iterable[Case], method: Method) -> int:
+    """How many times `run` tells of a step."""
+    return sum((1 if case.name == "all_reduce" else method.launches) * (method.rounds + 1) for case in cases)
+
+
+def follow(case: Case, limit_s: float = 3600.0) -> None:
+    """This rank's share of the all-reduce that the first rank measures, whenever that comes to it.
+
+    Raises:
+        WorkerFailed: it went wrong.
+    """
+    worker = Worker("follow", case, limit_s=limit_s)
+    try:
+        worker.answer()
+    finally:
+        worker.end()
+
+
+# ---- one launch ----------------------------------------------------------------------------------------------------
+
+
+def _launch(
+    found: Sequence[Raw], method: Method, on_step: Callable[[Case], None], until: float | None, *, is_last: bool
+) -> None:
+    """Each case in a fresh process: prepared one after another, then measured in turns, ``until`` there is no more time."""
+    alive = [raw for raw in found if raw.failure is None]
+    workers = {id(raw): Worker("measure", raw.case, method, limit_s=method.limit_s) for raw in alive}
+    try:
+        for raw in found:
+            if raw.failure is None:
+                _attempt(raw, lambda raw=raw: _prepare(raw, workers, method))  # type: ignore[misc]
+            on_step(raw.case)
+        for turn in range(method.rounds):
+            is_late = turn >= MIN_ROUNDS and until is not None and time.monotonic() > until
+            for raw in found if turn % 2 == 0 else reversed(found):  # who comes after whom changes
+                if raw.failure is None and not is_late:
+                    _attempt(raw, lambda raw=raw: _block(raw, workers[id(raw)]))  # type: ignore[misc]
+                on_step(raw.case)
+        for raw in found if is_last else ():
+            if raw.failure is None:
+                _attempt(raw, lambda raw=raw: _count(raw, workers[id(raw)]))  # type: ignore[misc]
+    finally:
+        for raw in alive:
+            if sys.exc_info()[0] is None and raw.failure is None:
+                workers[id(raw)].end()
+            else:
+                workers[id(raw)].kill()
+
+
+def _attempt(raw: Raw, step: Callable[[], None]) -> None:
+    try:
+        step()
+    except WorkerFailed as error:
+        raw.failure = error
+
+
+def _prepare(raw: Raw, workers: dict[int, Worker], method: Method) -> None:
+    """Where the system ended the process, once more with half the batch, and so on."""
+    while True:
+        try:
+            told = workers[id(raw)].ask("prepare")
+            break
+        except WorkerFailed as error:
+            smaller = halved(raw.case) if error.was_killed else None
+            if smaller is None:
+                raise
+            raw.remarks.append(f"{error}; batch {raw.case.batch} halved to {smaller.batch}")
+            raw.case = smaller
+            workers[id(raw)].kill()
+            workers[id(raw)] = Worker("measure", smaller, method, limit_s=method.limit_s)
+    if "halved_from" in told:
+        raw.remarks.append(f"out of memory: batch {told['halved_from']} halved to {told['batch']}")
+        raw.case = replace(raw.case, batch=told["batch"])
+    raw.told.append(told)
+    raw.seconds.append([])
+    raw.device.append([])
+
+
+def _block(raw: Raw, worker: Worker) -> None:
+    told = worker.ask("block")
+    raw.seconds[-1].append(told["seconds"])
+    raw.each += told.get("each", ())
+    raw.device[-1] += [told["device"]] if "device" in told else []
+    raw.blocks.append(told["watch"])
+
+
+def _count(raw: Raw, worker: Worker) -> None:
+    raw.joules = worker.ask("energy")
+    raw.told[-1].update(worker.ask("count"))

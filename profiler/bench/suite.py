@@ -1,0 +1,86 @@
+"""A whole benchmark as a run: plans it, has it measured, and adds what is found to the run as soon as it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from profiler.bench import plan, runner
+from profiler.bench.plan import Case, Machine, Method
+from profiler.bench.results import Ledger
+from profiler.session import Profiler
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for.
+
+    Attributes:
+        words: suites, cases, and factories of the user's own; none of them: all suites.
+        device: None takes the best there is.
+        dtypes: none takes what the device has, and for the models what is worth it.
+        ranks: how many processes a launcher such as torchrun has started.
+    """
+
+    words: Sequence[str] = ()
+    device: str | None = None
+    dtypes: Sequence[str] = ()
+    batch: int | None = None
+    compiled: bool = False
+    method: Method = plan.FULL
+    ranks: int = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told while it goes on."""
+
+    expect: Callable[[int], None]  # so many steps more
+    step: Callable[[str], None]  # one more is done, of this case
+
+
+def check(machine: Machine, request: Request) -> None:
+    """
+    Raises:
+        ArgumentValueError: there is no such device here, or it has no such dtype.
+    """
+    plan.check_dtypes(machine, plan.device_of(machine, request.device), request.dtypes)
+
+
+def measure(prof: Profiler, machine: Machine, request: Request, progress: Progress) -> None:
+    """Measures what was asked for, which `check` has found to be there."""
+    names, factories = plan.chosen(request.words)
+    device = plan.device_of(machine, request.device)
+    prof._learn(machine.facts)
+    ledger = Ledger()
+
+    def run(cases: list[Case]) -> None:
+        method = request.method
+        progress.expect(runner.steps(cases, method))
+        runner.run(cases, method, lambda case: progress.step(str(case)), lambda group: prof._add_cases(ledger.add(group)))
+        prof._add_cases(ledger.limits())
+
+    first = _limits(machine, device, request, names)
+    if first:
+        run(first)
+    dtypes = list(request.dtypes) or plan.model_dtypes(ledger.speeds())
+    nets = [name for name in plan.NETS if "models" in names or name in names]
+    cases = plan.models(machine, device, nets, dtypes, request.method.quick, request.batch)
+    for factory in factories:
+        cases += plan.yours(device, factory, request.dtypes, request.batch)
+    cases = plan.with_references(machine, [replace(case, compiled=request.compiled) for case in cases])
+    if "loader" in names:
+        cases += plan.loader(machine, request.method.quick, request.batch)
+    if cases:
+        run(cases)
+
+
+def _limits(machine: Machine, device: str, request: Request, names: Sequence[str]) -> list[Case]:
+    """Those that were asked for; and where models need to know in which types they are worth it, the matrix products."""
+    every = plan.limits(machine, device, request.dtypes, request.method.quick, request.ranks)
+    found = every if "limits" in names else [case for case in every if case.name in names]
+    needs_speeds = not request.dtypes and bool({"models", *plan.NETS} & set(names)) and "limits" not in names
+    if needs_speeds:
+        products = [case for case in every if case.name == "matmul"]
+        found = [*found, *(case for case in products if case not in found and len(products) > 1)]
+    return found

@@ -1,0 +1,123 @@
+"""What a case does again and again (`Work`), and the clocks it is timed by. Needs torch; runs in a case's own process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+Call = Callable[[], object]
+
+
+class Clock(Protocol):
+    def block(self, call: Call, times: int) -> float:
+        """Calls so often and says how many seconds that took, the device's work included."""
+
+    def each(self, call: Call, times: int) -> list[float]:
+        """The same, for each call apart: from asking to having the answer."""
+
+
+@dataclass
+class Work:
+    """One call of a case, and what it amounts to.
+
+    Attributes:
+        clock: how it is timed.
+        samples, flops, moved: in one call: samples, floating-point operations, bytes. None: there are none, or they are
+            counted by torch (`counted`).
+        counted: whether torch's counters can be run over a call.
+        each: whether calls are timed one by one, for their percentiles.
+        children: whether other processes do the work.
+        first: how long the first call took, where that is known here alone.
+        remarks: what a reader has to know.
+    """
+
+    call: Call
+    clock: Clock
+    samples: int | None = None
+    flops: float | None = None
+    moved: float | None = None
+    counted: bool = False
+    each: bool = False
+    children: bool = False
+    compile: Callable[[], Call] | None = None
+    remarks: list[str] = field(default_factory=list)
+    close: Callable[[], None] = lambda: None
+
+
+class HostClock:
+    """The host's monotonic clock, with the device idle at both ends."""
+
+    def __init__(self, device: str) -> None:
+        self.synchronize = synchronizer(device)
+
+    def block(self, call: Call, times: int) -> float:
+        self.synchronize()
+        began = time.perf_counter_ns()
+        for _ in range(times):
+            call()
+        self.synchronize()
+        return (time.perf_counter_ns() - began) / 1e9
+
+    def each(self, call: Call, times: int) -> list[float]:
+        found = []
+        self.synchronize()
+        for _ in range(times):
+            began = time.perf_counter_ns()
+            call()
+            self.synchronize()
+            found.append((time.perf_counter_ns() - began) / 1e9)
+        return found
+
+
+class EventClock(HostClock):
+    """CUDA's own clock for blocks: two events on the current stream, with the calls between them."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(device)
+        self._began, self._ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def block(self, call: Call, times: int) -> float:
+        self.synchronize()
+        self._began.record()
+        for _ in range(times):
+            call()
+        self._ended.record()
+        self._ended.synchronize()
+        milliseconds: float = self._began.elapsed_time(self._ended)
+        return milliseconds / 1e3
+
+
+def clock_for(device: str) -> Clock:
+    return EventClock(device) if device.startswith("cuda") else HostClock(device)
+
+
+def synchronizer(device: str) -> Callable[[], None]:
+    """Waits for the device; on a CPU there is nothing to wait for."""
+    if device == "cpu":
+        return lambda: None
+    found: Any = getattr(torch, device.split(":")[0]).synchronize
+    return found  # type: ignore[no-any-return]
+
+
+def dtype_of(name: str | None) -> Any:
+    """torch's type; tf32 is float32 that tensor cores may round."""
+    return torch.float32 if name in (None, "tf32") else getattr(torch, str(name))
+
+
+def set_precision(name: str | None) -> None:
+    """float32 is float32: TF32 is used where it is asked for, and nowhere else."""
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )

@@ -1,0 +1,216 @@
+"""``epochmeter bench``: what this machine can do in training and inference, and how near models come to it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from profiler.errors import ArgumentValueError, ProfilerError
+
+PARTIAL, REGRESSION, INTERRUPTED = 3, 1, 130
+STDOUT = Path("-")
+WHAT = "limits, models, loader; one of their cases, such as matmul or resnet50; or package.module:factory of your own."
+
+
+def bench(
+    what: Annotated[list[str] | None, typer.Argument(metavar="[SUITE]...", help=WHAT)] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default the best there is.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float64, float32, tf32, bfloat16, float16; may be repeated.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, max=2**20, help="Samples in a step, of every stage.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller nets, fewer repeats: half a minute.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Measure the models through torch.compile.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="All of it, as JSON; - is stdout.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="A row for each case; - is stdout.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="The tables; - is stdout.")] = None,
+    compare: Annotated[Path | None, typer.Option(metavar="FILE", help="A result written by --json, to compare with.")] = None,
+    fail_on: Annotated[str | None, typer.Option(metavar="PERCENT", help="With --compare: slower by this exits with 1.")] = None,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="Seconds that a case may take in each launch.")] = None,
+) -> None:
+    """Measure what this machine can do in training and inference. Nothing is installed, and nothing sent."""
+    outputs = {"json": json_file, "csv": csv_file, "markdown": markdown_file}
+    before = _before(compare)
+    limit = _limit(fail_on, compare)
+    _check_outputs(outputs)
+    if importlib.util.find_spec("torch") is None:
+        raise ProfilerError("bench needs torch, which is not installed: pip install 'epochmeter[torch]'")
+    from profiler.bench import plan
+    from profiler.bench.suite import Request
+    from profiler.preferences import variables
+
+    method = plan.QUICK if quick else plan.FULL
+    if time_limit is not None:
+        method = replace(method, limit_s=time_limit)
+    place = variables(("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    request = Request(what or (), device, dtype or (), batch, compiled, method, int(place.get("WORLD_SIZE", "1")))
+    plan.chosen(request.words)  # these say what is wrong with the words before anything is started
+    plan.check_names(request.dtypes)
+    if int(place.get("RANK", "0")) > 0:
+        _follow(request, int(place.get("LOCAL_RANK", "0")))
+        return
+    document, interrupted = _measured(request)
+    _show(document, outputs)
+    regressed = before is not None and _compared(before, document, limit, STDOUT in outputs.values())
+    cases = document.get("bench", {}).get("cases", [])
+    partial = not cases or any(case["status"] != "ok" for case in cases)
+    code = INTERRUPTED if interrupted else PARTIAL if partial else REGRESSION if regressed else 0
+    raise typer.Exit(code)
+
+
+def _measured(request: Any) -> tuple[dict[str, Any], bool]:
+    """The run's document, and whether Ctrl-C ended it."""
+    from profiler.bench import runner, suite
+    from profiler.report.document import document
+    from profiler.session import Profiler
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    interrupted = False
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting torch", total=None)
+        machine = runner.describe()
+        suite.check(machine, request)
+        prof = Profiler("bench", distributed=False)
+        try:
+            with prof:
+                suite.measure(prof, machine, request, _told(progress, task))
+        except KeyboardInterrupt:
+            interrupted = True
+    return document(prof.summary.run), interrupted
+
+
+def _told(progress: Progress, task: TaskID) -> Any:
+    from profiler.bench.suite import Progress as Told
+
+    expected = 0
+
+    def expect(steps: int) -> None:
+        nonlocal expected
+        expected += steps
+        progress.update(task, total=expected)
+
+    return Told(expect, lambda case: progress.update(task, advance=1, description=case))
+
+
+def _follow(request: Any, local_rank: int) -> None:
+    """What the ranks behind the first one do: their share of the all-reduce, and nothing else."""
+    from profiler.bench import plan, runner
+
+    names, _ = plan.chosen(request.words)
+    if {"limits", "all_reduce"} & set(names):
+        machine = runner.describe()
+        device = "cpu" if "cpu" in (request.device, machine.best) else f"cuda:{local_rank}"
+        runner.follow(plan.all_reduce(device, request.method.quick, request.ranks))
+
+
+# ---- output --------------------------------------------------------------------------------------------------------
+
+
+def _show(document: dict[str, Any], outputs: dict[str, Path | None]) -> None:
+    from profiler.report.bench import as_csv, markdown, tables
+
+    cases = document.get("bench", {}).get("cases", [])
+    made = {
+        "json": lambda: json.dumps(document, indent=2) + "\n",
+        "csv": lambda: as_csv(cases),
+        "markdown": lambda: markdown(cases),
+    }
+    for form, path in outputs.items():
+        if path == STDOUT:
+            typer.echo(made[form](), nl=False)
+        elif path is not None:
+            _write(path, made[form]())
+    console = Console(stderr=STDOUT in outputs.values(), width=None if sys.stdout.isatty() else 160, highlight=False)
+    for part in tables(cases):
+        console.print(part)
+    run = document["run"]["id"]
+    console.print(f"\n{_machine(document)}; kept on this machine; show it again with: epochmeter report {run}", soft_wrap=True)
+
+
+def _machine(document: dict[str, Any]) -> str:
+    hardware = document["hardware"]
+    names = [gpu["name"] for gpu in hardware["gpus"] if "name" in gpu]
+    words = [*names, hardware["cpu"].get("family"), f"torch {hardware['runtime'].get('torch', '')}".strip()]
+    return ", ".join(word for word in words if word)
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise ProfilerError(f"the result cannot be written to {path}: {error.strerror}") from None
+
+
+def _check_outputs(outputs: dict[str, Path | None]) -> None:
+    """Before minutes of measuring, not after them."""
+    paths = [path for path in outputs.values() if path is not None]
+    if paths.count(STDOUT) > 1:
+        raise ArgumentValueError("only one of --json, --csv and --markdown can go to stdout (-)")
+    for path in paths:
+        if path != STDOUT and (path.is_dir() or not path.resolve().parent.is_dir()):
+            raise ArgumentValueError(f"{path} cannot be written: it is a folder, or the folder it is to be in is not there")
+
+
+# ---- comparing -----------------------------------------------------------------------------------------------------
+
+
+def _before(path: Path | None) -> Sequence[dict[str, Any]] | None:
+    if path is None:
+        return None
+    what = "a result of 'epochmeter bench --json FILE'"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cases: list[dict[str, Any]] = content["bench"]["cases"]
+        if not all(isinstance(case, dict) and {"suite", "name", "status"} <= set(case) for case in cases):
+            raise TypeError
+    except OSError as error:
+        raise ArgumentValueError(f"{path} cannot be read: {error.strerror}; --compare takes {what}") from None
+    except (ValueError, TypeError, LookupError):
+        raise ArgumentValueError(f"{path} is not {what}") from None
+    return cases
+
+
+def _limit(text: str | None, compare: Path | None) -> float | None:
+    if text is None:
+        return None
+    if compare is None:
+        raise ArgumentValueError("--fail-on needs --compare FILE: slower than what?")
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%?", text)
+    if not found:
+        raise ArgumentValueError(f"--fail-on takes a percentage such as 5%, not {text!r}")
+    return float(found[1]) / 100
+
+
+def _compared(before: Sequence[dict[str, Any]], document: dict[str, Any], limit: float | None, to_stderr: bool) -> bool:
+    """Shows both side by side; whether something became slower by more than the limit, and not by chance."""
+    from profiler.bench.estimate import Estimate, difference
+    from profiler.report.bench import compared, comparison, title
+
+    def between(then: dict[str, Any], now: dict[str, Any]) -> Any:
+        return difference(*(Estimate(*(case["time_s"][key] for key in ("median", "low", "high"))) for case in (then, now)))
+
+    rows = compared(before, document.get("bench", {}).get("cases", []), between)  # type: ignore[arg-type]
+    console = Console(stderr=to_stderr, width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print()
+    console.print(comparison(rows))
+    if any(row.change is not None and row.case["time_s"].get("launches") == 1 for row in rows):
+        console.print("measured in one launch each: what differs from launch to launch is not in these intervals")
+    found = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("slower", "faster", "noise")}
+    others = len(rows) - sum(found.values())
+    console.print(
+        f"{found['slower']} slower, {found['faster']} faster, {found['noise']} within noise"
+        + (f", {others} without a counterpart" if others else "")
+    )
+    regressed = [row for row in rows if limit is not None and row.verdict == "slower" and row.change.change > limit]
+    for row in regressed:
+        console.print(f"slower by more than {limit:.1%}: {title(row.case)} ({row.change.change:+.1%})")
+    return bool(regressed)

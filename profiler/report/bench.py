@@ -1,0 +1,267 @@
+"""A benchmark's cases as tables, CSV and Markdown, and beside those of another one.
+
+Everything here reads the ``bench`` of a run's document, so a file written today is shown and compared next year.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from profiler.report.units import duration
+
+Case = Mapping[str, Any]
+RATES = {"operations_per_s": "FLOP/s", "bytes_per_s": "B/s"}
+KEY = ("suite", "name", "device", "stage", "dtype", "batch", "workers", "shape", "compiled")
+FLAT = (  # the columns of a CSV file, and where each is found
+    *((key, (key,)) for key in (*KEY[:-1], "status")),
+    *(
+        (f"time_{part}_s" if part in ("median", "low", "high") else part, ("time_s", part))
+        for part in ("median", "low", "high")
+    ),
+    *((part, ("time_s", part)) for part in ("blocks", "launches")),
+    *((key, (key,)) for key in ("samples_per_s", "operations_per_s", "bytes_per_s")),
+    *((f"share_of_{limit}_limit", ("share_of_limit", limit)) for limit in ("operations", "memory")),
+    *((f"latency_{part}_s", ("latency_s", part)) for part in ("p50", "p90", "p99", "max")),
+    *((key, (key,)) for key in ("device_time_s", "cold_s", "compile_s", "memory_peak_bytes", "joules_per_sample")),
+    *((key, (key,)) for key in ("compiled", "error", "remarks")),
+)
+
+
+def tables(cases: Sequence[Case]) -> Iterator[RenderableType]:
+    """A table for each suite; below them what has to be known, and what went wrong."""
+    for heading, rows, columns in _sheets(cases):
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+        for position, column in enumerate((heading, *columns)):
+            table.add_column(column, justify="right" if position else "left", no_wrap=True)
+        for row in rows:
+            table.add_row(*map(escape, row))
+        yield table
+    for line in sentences(cases):
+        yield Text(line)
+
+
+def markdown(cases: Sequence[Case]) -> str:
+    """The same as Markdown."""
+    parts = []
+    for heading, rows, columns in _sheets(cases):
+        lines = [(heading, *columns), ("---", *("---:" for _ in columns)), *rows]
+        parts.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
+    parts += ["\n".join(f"- {line}" for line in sentences(cases))] if any(sentences(cases)) else []
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv(cases: Sequence[Case]) -> str:
+    """One row a case, every number as it is, in the units of the document; what is not known is empty."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([column for column, _ in FLAT])
+    for case in cases:
+        rows.writerow(
+            ["; ".join(value) if isinstance(value, list) else value for _, path in FLAT for value in (_at(case, path),)]
+        )
+    return text.getvalue()
+
+
+def title(case: Case) -> str:
+    """A case in words."""
+    words = [case["name"], case.get("stage"), case.get("dtype"), _workers(case), "compiled" if case.get("compiled") else None]
+    if case["suite"] == "limits" and case["name"] == "memory":
+        words.append(f"on {case['device']}")
+    return " ".join(str(word) for word in words if word)
+
+
+def sentences(cases: Sequence[Case]) -> Iterator[str]:
+    """What training reaches of what the machine can do; remarks; failures."""
+    for case in cases:
+        share = case.get("share_of_limit", {}).get("operations")
+        if share is not None and case.get("stage") == "train":
+            rate, limit = case["operations_per_s"], case["limits"]["operations_per_s"]
+            yield (
+                f"{title(case)}: {share:.0%} of what this machine can do"
+                f" ({_si(rate, 'FLOP/s')} of {_si(limit, 'FLOP/s')} in {case['dtype']})"
+            )
+    for case in cases:
+        for remark in case.get("remarks", ()):
+            yield f"{title(case)}: {remark}"
+    for case in cases:
+        if case["status"] != "ok":
+            yield f"{title(case)} {case['status']}: {case.get('error', '')}"
+
+
+# ---- sheets --------------------------------------------------------------------------------------------------------
+
+Column = tuple[str, Callable[[Case], str]]
+
+
+def _sheets(cases: Sequence[Case]) -> Iterator[tuple[str, list[tuple[str, ...]], tuple[str, ...]]]:
+    """For each suite its heading, its rows, and the columns that at least one of its cases fills."""
+    for suite, columns in SHEETS.items():
+        rows = [case for case in cases if case["suite"] == suite and case["status"] == "ok"]
+        shown = [(name, cell) for name, cell in columns if any(cell(case) for case in rows)]
+        if rows:
+            cells = [(_first(case), *(cell(case) for _, cell in shown)) for case in rows]
+            yield suite, cells, tuple(name for name, _ in shown)
+
+
+def _first(case: Case) -> str:
+    words = [case["name"], case.get("stage"), _workers(case)] if case["suite"] != "loader" else [_workers(case)]
+    return " ".join(str(word) for word in words if word)
+
+
+def _workers(case: Case) -> str | None:
+    if "workers" not in case:
+        return None
+    return f"{case['workers']} worker{'' if case['workers'] == 1 else 's'}"
+
+
+def _result(case: Case) -> str:
+    for key, unit in RATES.items():
+        if key in case:
+            return _si(case[key], unit)
+    return duration(case["time_s"]["median"])
+
+
+def _spread(case: Case) -> str:
+    time = case["time_s"]
+    return f"±{(time['high'] - time['low']) / 2 / time['median']:.1%}"
+
+
+def _seconds(*path: str) -> Callable[[Case], str]:
+    return lambda case: "" if (value := _at(case, path)) is None else duration(value)
+
+
+def _plain(key: str) -> Callable[[Case], str]:
+    return lambda case: str(case.get(key, ""))
+
+
+def _percent(limit: str) -> Callable[[Case], str]:
+    return lambda case: "" if (value := _at(case, ("share_of_limit", limit))) is None else f"{value:.0%}"
+
+
+def _rate(case: Case) -> str:
+    value = case.get("samples_per_s")
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+MODEL: tuple[Column, ...] = (
+    ("dtype", _plain("dtype")),
+    ("batch", _plain("batch")),
+    ("samples/s", _rate),
+    ("", _spread),
+    ("call", _seconds("time_s", "median")),
+    ("p50", _seconds("latency_s", "p50")),
+    ("p90", _seconds("latency_s", "p90")),
+    ("p99", _seconds("latency_s", "p99")),
+    ("FLOP/s", lambda case: "" if "operations_per_s" not in case else _si(case["operations_per_s"], "")),
+    ("of limit", _percent("operations")),
+    ("B/s", lambda case: "" if "bytes_per_s" not in case else _si(case["bytes_per_s"], "")),
+    ("of limit ", _percent("memory")),
+    ("memory", lambda case: "" if "memory_peak_bytes" not in case else f"{case['memory_peak_bytes'] / 2**20:,.0f} MiB"),
+    ("J/sample", lambda case: "" if "joules_per_sample" not in case else f"{case['joules_per_sample']:.3g}"),
+    ("first", _seconds("cold_s")),
+    ("compile", _seconds("compile_s")),
+)
+SHEETS: dict[str, tuple[Column, ...]] = {
+    "limits": (
+        ("on", _plain("device")),
+        ("dtype", _plain("dtype")),
+        ("of", _plain("shape")),
+        ("reached", _result),
+        ("", _spread),
+        ("first", _seconds("cold_s")),
+    ),
+    "models": MODEL,
+    "yours": MODEL,
+    "loader": (
+        ("batch", _plain("batch")),
+        ("samples/s", _rate),
+        ("", _spread),
+        ("batch every", _seconds("time_s", "median")),
+        ("first batch", _seconds("cold_s")),
+    ),
+}
+
+
+def _si(value: float, unit: str) -> str:
+    """Three digits and a decimal prefix."""
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}{unit}".rstrip()
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def _at(case: Case, path: Sequence[str]) -> Any:
+    found: Any = case
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+# ---- beside another one --------------------------------------------------------------------------------------------
+
+
+class Compared(NamedTuple):
+    """A case then and now. ``change`` is that of its time: 0.05 is 5 % slower; None where there is nothing to compare."""
+
+    case: Case
+    change: Any
+    verdict: str  # slower, faster, noise; or why they cannot be compared
+
+
+def compared(before: Sequence[Case], after: Sequence[Case], difference: Callable[[Case, Case], Any]) -> list[Compared]:
+    """Every case of both.
+
+    Args:
+        difference: of two cases' times, with its interval (`profiler.bench.estimate.difference`).
+    """
+    then: dict[Any, Case] = {_key(case): case for case in before}
+    found = []
+    for case in after:
+        other = then.pop(_key(case), None)
+        if other is None:
+            unlike = next((known for known in then.values() if _name(known) == _name(case)), None)
+            found.append(Compared(case, None, "not measured before" if unlike is None else _unlike(case, unlike)))
+            then.pop(None if unlike is None else _key(unlike), None)
+        elif "time_s" not in case or "time_s" not in other:
+            found.append(Compared(case, None, f"{case['status']} now, {other['status']} before"))
+        else:
+            change = difference(other, case)
+            verdict = "noise" if change.is_noise else "slower" if change.change > 0 else "faster"
+            found.append(Compared(case, change, verdict))
+    return [*found, *(Compared(case, None, "not measured now") for case in then.values())]
+
+
+def comparison(rows: Sequence[Compared]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for position, column in enumerate(("compared", "batch", "time", "95 % interval", "")):
+        table.add_column(column, justify="right" if position in (1, 2, 3) else "left", no_wrap=True)
+    for row in rows:
+        change = row.change
+        figures = ("", "") if change is None else (f"{change.change:+.1%}", f"{change.low:+.1%} to {change.high:+.1%}")
+        table.add_row(escape(title(row.case)), str(row.case.get("batch", "")), *figures, escape(row.verdict))
+    return table
+
+
+def _key(case: Case) -> tuple[Any, ...]:
+    return tuple(case.get(key) for key in KEY)
+
+
+def _name(case: Case) -> tuple[Any, ...]:
+    return tuple(case.get(key) for key in KEY if key not in ("batch", "shape"))
+
+
+def _unlike(case: Case, other: Case) -> str:
+    """What keeps two cases of one name from being the same."""
+    parts = [
+        f"{key} {case.get(key)} now, {other.get(key)} before" for key in ("batch", "shape") if case.get(key) != other.get(key)
+    ]
+    return "; ".join(parts) + ": not comparable"
