@@ -57,11 +57,14 @@ bench: $(VENV)/.dev  ## what the profiler costs, measured here
 	$(BIN)/python benchmarks/bench_delivery.py
 	$(BIN)/python benchmarks/bench_attach.py
 	$(BIN)/python benchmarks/bench_nvml.py
+	$(BIN)/python benchmarks/bench_agreement.py
 
 .PHONY: gpu
-gpu:  ## the tests and the benchmark that need an NVIDIA GPU, with the python that is on the path
+gpu:  ## the tests and the benchmarks that need an NVIDIA GPU, with the python that is on the path
 	$(PYTHON) -m pytest -m gpu
 	$(PYTHON) benchmarks/bench_cuda.py
+	$(PYTHON) benchmarks/bench_agreement.py
+	$(PYTHON) -m profiler.cli bench
 
 .PHONY: record-nvml
 record-nvml:  ## what this machine's NVIDIA GPUs answer, for tests to replay

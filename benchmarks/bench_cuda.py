@@ -2,7 +2,7 @@
 
     python benchmarks/bench_cuda.py [--json benchmarks/results/cuda.json]
 
-- **A step** with and without the profiler, three nets: a small launch-bound one, a ResNet-class one, a transformer block.
+- **A step** with and without the profiler, three nets: a small launch-bound one, ResNet-50, a transformer block.
   Rounds take turns; the difference is told beside the spread of the rounds without. Losses are compared to the last bit.
 - **Synchronisations**, counted by torch's own profiler, with and without: the difference is to be 0.
 - **Device time** of a phase against the sum of its kernels' times, by torch's own profiler.
@@ -31,31 +31,9 @@ def small(torch: Any) -> tuple[Any, Any]:
 
 
 def resnet(torch: Any) -> tuple[Any, Any]:
-    """Bottleneck blocks with the widths of ResNet-50's (He et al. 2015), three in each of four stages."""
-    nn = torch.nn
+    from profiler.bench.nets import resnet50
 
-    class Block(nn.Module):
-        def __init__(self, before: int, width: int, stride: int) -> None:
-            super().__init__()
-            self.body = nn.Sequential(
-                *(nn.Conv2d(before, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
-                *(nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
-                *(nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)),
-            )
-            is_same = before == 4 * width and stride == 1
-            self.skip = nn.Identity() if is_same else nn.Conv2d(before, 4 * width, 1, stride, bias=False)
-
-        def forward(self, x: Any) -> Any:
-            return torch.relu(self.body(x) + self.skip(x))
-
-    blocks, before = [], 64
-    for width, first in ((64, 1), (128, 2), (256, 2), (512, 2)):
-        for position in range(3):
-            blocks.append(Block(before, width, first if position == 0 else 1))
-            before = 4 * width
-    stem = (nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 10))
-    return nn.Sequential(*stem, *blocks, *head), torch.randn(64, 3, 224, 224)
+    return resnet50(10), torch.randn(64, 3, 224, 224)
 
 
 def transformer(torch: Any) -> tuple[Any, Any]:

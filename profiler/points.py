@@ -277,12 +277,16 @@ def _case_attributes(case: CaseRecord) -> dict[str, Any]:
 
 
 def _exported_cases(cases: Iterable[CaseRecord]) -> Iterable[Point]:
-    """Rates and shares; of a user's own model neither name nor shape."""
+    """Rates and shares; of a user's own model neither name nor shape, and of several of them only the first."""
+    seen = []
     for case in cases:
         at = _case_attributes(case)
         at.pop("epochmeter.bench.shape", None)
         if case.suite == "yours":
             at["epochmeter.bench.name"] = CUSTOM_PHASE
+        if at in seen:
+            continue
+        seen.append(at)
         yield _point("epochmeter.bench.cases", "gauge", 1, {**at, "epochmeter.bench.status": case.status})
         for name, value in rates(case).items():
             yield _point(f"epochmeter.bench.{name}", "gauge", value, at)

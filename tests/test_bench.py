@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from conftest import Answer, epochmeter, python, wait_for
 
+from profiler.points import summed_points
 from profiler.preferences import runs_path
-from profiler.record import CaseRecord, EpochRecord, Run
+from profiler.record import CaseRecord, EpochRecord, Run, Sums
 from profiler.report.bench import as_csv, compared, markdown, sentences
 from profiler.report.document import document
 from profiler.report.text import text
@@ -96,6 +97,18 @@ class TestTheRecord:
         log.append(run, EpochRecord(None, cases=[record()]))  # the same case, better known
         log.close()
         assert load(log.path).whole().cases == [record(), failed]
+
+    def test_leaves_without_names_and_once(self) -> None:
+        run = Run("a1", "bench", 0, state="finished")
+        run.outside.cases = [record(), record("shop.nets:make"), record("shop.nets:other", seconds=3.0)]
+        for case in run.outside.cases[1:]:
+            case.suite = "yours"
+        points = [point for point in summed_points(run, Sums(), run.whole()) if point.name == "epochmeter.bench.sample_rate"]
+        assert [(point.attributes["epochmeter.bench.name"], point.value) for point in points] == [
+            ("resnet50", 16),
+            ("custom", 16),
+        ]
+        assert not any("shape" in key or "shop" in str(value) for point in points for key, value in point.attributes.items())
 
     def test_is_a_table_and_a_sentence_in_the_report(self) -> None:
         run = Run("a1", "bench", 0, state="finished")
@@ -294,6 +307,20 @@ class TestMeasuring:
         run = load(path)
         assert run.state == "interrupted" and [case.name for case in run.whole().cases] == ["launch"]
         wait_for(lambda: not _alive(process.pid), 15)
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured_by_its_own_clock(folder: Path) -> None:
+    answer = bench("limits", "convnet", "resnet50", "--json", "told.json")
+    assert answer.code == 0, answer.out + answer.err
+    cases = {(case["name"], case["device"], case.get("stage"), case.get("dtype")): case for case in written()}
+    for name in ("memory", "h2d_pinned", "h2d_pageable", "d2h_pinned", "launch"):
+        assert cases[name, "cuda", None, None]["status"] == "ok"
+    assert cases["memory", "cpu", None, None]["bytes_per_s"] < cases["memory", "cuda", None, None]["bytes_per_s"]
+    train, inference = cases["resnet50", "cuda", "train", "float32"], cases["resnet50", "cuda", "inference", "float32"]
+    assert 0.05 < train["share_of_limit"]["operations"] < 1.2 and train["memory_peak_bytes"] > 2**30
+    assert inference["device_time_s"] <= inference["time_s"]["median"]
+    assert train["joules_per_sample"] > 0
 
 
 def _alive(group: int) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from conftest import python
 
 torch = pytest.importorskip("torch")
 
@@ -21,6 +22,23 @@ MACHINE = Machine({"cpu": ("float32",)}, {"cpu": 2 * plan.GIB}, threads=2)
 def case_of(name: str, stage: str = "train", dtype: str = "float32", batch: int = 2) -> Case:
     (case,) = (c for c in plan.models(MACHINE, "cpu", [name], [dtype], True, batch) if c.stage == stage)
     return case
+
+
+def test_a_copy_of_the_process_that_imports_torch_can_use_cuda() -> None:
+    """It could not if importing had asked CUDA for anything (torch: "Poison fork in multiprocessing")."""
+    code = """
+import sys
+import torch
+asked = []
+def watch(frame, event, argument):
+    if event == "call" and frame.f_code.co_name in ("is_available", "device_count", "_lazy_init"):
+        asked.append((frame.f_code.co_filename, frame.f_code.co_name))
+sys.setprofile(watch)
+import profiler.bench.worker
+sys.setprofile(None)
+print([entry for entry in asked if "cuda" in entry[0]], "torch._dynamo" in sys.modules)
+"""
+    assert python("-c", code).out == "[] True\n"
 
 
 @pytest.mark.parametrize(

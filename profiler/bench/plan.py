@@ -92,6 +92,7 @@ class Method:
 
 QUICK = Method(0.05, rounds=6, launches=1, warm_up_s=0.3, stable=0.1, energy_s=0.5, limit_s=60.0, quick=True, budget_s=22.0)
 FULL = Method(0.2, rounds=5, launches=3, warm_up_s=5.0, stable=0.05, energy_s=2.0, limit_s=300.0)
+COMPILED_LIMIT_S = 900.0
 
 
 def chosen(wanted: Sequence[str]) -> tuple[list[str], list[str]]:

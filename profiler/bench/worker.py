@@ -27,7 +27,9 @@ from profiler.bench.work import Work, clock_for, dtype_of, is_out_of_memory, set
 from profiler.errors import ProfilerError
 from profiler.probes.runtime import short_version
 
-torch.compiler.reset()  # torch imports its compiler with the first optimizer; here no case's first call has that in it
+# torch imports its compiler with the first optimizer; here, so that no case's first call has that in it. Nothing may ask for
+# CUDA devices: on Linux this module is imported in the process whose copies measure, and CUDA does not survive the copying.
+torch.compiler.disable(print)
 BUILDERS = {"limits": limits.build, "models": models.build, "yours": models.build, "loader": loader.build}
 MAX_TIMES = 10_000  # calls in a block that are timed one by one
 MAX_GROWTH = 10
@@ -145,7 +147,8 @@ class Station:
         told: dict[str, Any] = {"memory": self._memory_peak()}
         work = self._ready()
         if work.counted:
-            for name, counter in (("flops", counting.flops), ("moved", counting.moved)):
+            counters = (("flops", counting.flops), ("moved", counting.moved))
+            for name, counter in counters[: 1 if self._case.compiled else 2]:  # compiled operators are fused, and move less
                 with contextlib.suppress(Exception):  # a model that cannot be called so is measured all the same
                     told[name] = counter(work.call)
         return {name: value for name, value in told.items() if value is not None}

@@ -48,8 +48,8 @@ def bench(
     from profiler.preferences import variables
 
     method = plan.QUICK if quick else plan.FULL
-    if time_limit is not None:
-        method = replace(method, limit_s=time_limit)
+    if compiled or time_limit is not None:
+        method = replace(method, limit_s=time_limit or plan.COMPILED_LIMIT_S)
     place = variables(("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     request = Request(what or (), device, dtype or (), batch, compiled, method, int(place.get("WORLD_SIZE", "1")))
     plan.chosen(request.words)  # these say what is wrong with the words before anything is started
