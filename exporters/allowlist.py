@@ -222,7 +222,7 @@ METRICS = (
     ),
     Entry(
         *("epochmeter.bench.cases", "gauge", "{case}", "What benchmarks measure, and what fails."),
-        attributes={**BENCH, "epochmeter.bench.status": Words(("ok", "failed", "timed out"))},
+        attributes={**BENCH, "epochmeter.bench.status": Words(("ok", "failed", "timed out", "skipped"))},
     ),
     Entry(
         *("epochmeter.bench.limit_share", "gauge", "1", "How near models come to what a machine can do."),

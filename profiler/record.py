@@ -259,7 +259,7 @@ class CaseRecord:
         device: cpu, cuda or mps.
         stage: train, val or inference; None where there are none.
         shape: what it is made of, in words; results are compared where it is the same.
-        status: ok, failed or timed out.
+        status: ok, failed, timed out, or skipped where there was nothing to measure.
         error: what went wrong, in a line.
         remarks: what a reader has to know before believing the numbers.
         numbers: by the names of `NUMBERS`, those that are known.

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from conftest import Answer, epochmeter, python, wait_for
 
+from profiler.bench import plan, runner
+from profiler.bench.plan import Method
 from profiler.points import summed_points
 from profiler.preferences import runs_path
 from profiler.record import CaseRecord, EpochRecord, Run, Sums
@@ -65,6 +67,22 @@ def killed():
             os.kill(os.getpid(), signal.SIGKILL)
         return inputs(batch)
     return nn.Linear(4, 4), made
+
+def untrained():
+    return nn.ReLU(), inputs
+
+def shrinks():
+    def made(batch):
+        with open("launches", "a") as seen:
+            seen.write("x")
+        if batch > 4 and os.path.getsize("launches") > 2:
+            raise torch.cuda.OutOfMemoryError("no more")
+        return inputs(batch)
+    class Slow(Nap):
+        def forward(self, x):
+            time.sleep(0.004 * len(x))
+            return self.layer(x)
+    return Slow(), made
 
 def waits():
     open("began", "w").close()
@@ -158,6 +176,10 @@ class _Same:
         (("--compare", "nowhere.json"), "cannot be read"),
         (("--compare", "wrong.json"), "is not a result of 'epochmeter bench --json FILE'"),
         (("--compare", "right.json", "--fail-on", "lots"), "a percentage such as 5%, not 'lots'"),
+        (("--compare", "zero.json"), "is not a result of 'epochmeter bench --json FILE'"),
+        (("--json", "x", "--csv", "x"), "only one of --json, --csv and --markdown can go into x"),
+        (("mine.py:make",), "Perhaps mine:make?"),
+        ((":make",), "is named as package.module:factory"),
         (("--json", "nowhere/x.json"), "the folder it is to be in is not there"),
         (("--json", "-", "--csv", "-"), "only one of"),
     ],
@@ -167,6 +189,8 @@ def test_bad_input_is_said_before_anything_is_started(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("wrong.json").write_text('{"bench": [1]}')
+    case = {"suite": "limits", "name": "launch", "status": "ok", "time_s": {"low": 0, "median": 1, "high": 1}}
+    Path("zero.json").write_text(json.dumps({"bench": {"cases": [case]}}))
     Path("right.json").write_text('{"bench": {"cases": []}}')
     answer = epochmeter("bench", *arguments)
     assert (answer.code, answer.out) == (2, "")
@@ -237,7 +261,7 @@ class TestMeasuring:
         assert "mine" not in sent and "nap" not in sent
 
     def test_a_case_that_fails_leaves_the_others(self, folder: Path) -> None:
-        names = ("raises", "leaves", "crashes", "hangs")
+        names = ("raises", "leaves", "crashes", "hangs", "untrained")
         answer = bench("launch", *(f"mine:{name}" for name in names), "--time-limit", "4", "--json", "told.json")
         assert answer.code == 3
         told = {(case["name"], case.get("stage")): (case["status"], case.get("error")) for case in written()}
@@ -246,7 +270,9 @@ class TestMeasuring:
         assert told["mine:leaves", "val"] == ("failed", "its process ended by itself, with exit code 5")
         assert told["mine:crashes", "inference"] == ("failed", "its process was ended by SIGSEGV")
         assert told["mine:hangs", "train"] == ("timed out", "not done within 4 s; --time-limit allows more")
+        assert told["mine:untrained", "train"] == ("skipped", "the model has no parameters to train")
         assert "mine:hangs train float32 timed out" in answer.out and "Traceback" not in answer.out + answer.err
+        assert "mine:raises train, val, inference float32 failed: ValueError: no weights file here" in answer.out
 
     def test_out_of_memory_halves_the_batch_and_says_so(self, folder: Path) -> None:
         answer = bench("mine:large", "mine:killed", "--json", "told.json")
@@ -260,10 +286,21 @@ class TestMeasuring:
         )
         assert cases["mine:large", "inference"]["batch"] == 1
 
+    def test_a_batch_that_is_halved_later_is_measured_anew(self, folder: Path) -> None:
+        method = Method(0.02, rounds=3, launches=3, warm_up_s=0.05, stable=0.1, energy_s=0.1, limit_s=60)
+        (case,) = (case for case in plan.yours("cpu", "mine:shrinks", [], 8) if case.stage == "val")
+        found: list[Any] = []
+        runner.describe()
+        runner.run([case], method, lambda case: None, found.extend)
+        (raw,) = found
+        assert raw.case.batch == 4 and raw.remarks == ["out of memory: batch 8 halved to 4"]
+        assert len(raw.seconds) == 1 and all(0.016 <= seconds < 0.032 for seconds in raw.seconds[0])
+
     def test_unknown_devices_and_types(self, folder: Path) -> None:
         for option, value, says in (
             ("--device", "cuda:7", "torch has no device 'cuda:7' here. There is cpu"),
             ("--dtype", "tf32", "cpu has no tf32. It has "),
+            ("mine:gone", "mine:nap", "the module 'mine' has no function 'gone'"),
         ):
             answer = bench("launch", option, value)
             assert (answer.code, answer.out) == (2, "")
@@ -282,6 +319,14 @@ class TestMeasuring:
         assert "slower by more than 5.0%: launch (+" in slower.out and "1 slower, 0 faster" in slower.out
         faster = bench("launch", "--compare", "slower.json", "--fail-on", "5%")
         assert faster.code == 0 and "0 slower, 1 faster" in faster.out
+
+    def test_a_folder_with_modules_of_our_names_does_no_harm(self, folder: Path) -> None:
+        for name in ("profiler.py", "torch.py", "random.py"):
+            Path(name).write_text("raise SystemExit('not this one')")
+        arguments = "import sys; sys.path.pop(0); sys.argv = ['epochmeter', 'bench', 'launch', '--quick']"
+        script = f"{arguments}; from profiler.cli import main; main()"
+        answer = python("-c", script, PYTHONPATH=str(Path(__file__).parents[1]), timeout=60)
+        assert answer.code == 0 and "launch" in answer.out, answer.err
 
     def test_ranks_reduce_together(self, folder: Path) -> None:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]

@@ -170,6 +170,14 @@ class TestPlan:
             assert group[0].dtype == group[2].dtype == group[-1].dtype
             assert [case.stage for case in group[2:]] == ["train", "val", "inference"]
 
+    def test_what_is_not_here_is_said(self) -> None:
+        plan.check_there("cuda:0", ["h2d_pinned", "all_reduce"], 2)
+        with pytest.raises(ArgumentValueError, match="h2d_pinned copies between a GPU and its host"):
+            plan.check_there("cpu", ["memory", "h2d_pinned"], 1)
+        with pytest.raises(ArgumentValueError, match="all_reduce needs ranks: torchrun"):
+            plan.check_there("cpu", ["all_reduce"], 1)
+        assert [plan.rank_device(H100, wanted, 1) for wanted in (None, "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+
     def test_half_a_batch(self) -> None:
         case = plan.yours("cpu", "a:b", [], None)[0]
         sizes = []

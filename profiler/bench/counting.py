@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from profiler.bench.work import Call
 
-WRITES_NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+MOVES_NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+READS_NOTHING = ("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full")
+GATHERS = ("embedding", "index", "index_select", "gather", "take")  # of a table, as much as is taken is read
 
 
 def flops(call: Call) -> int | None:
@@ -44,10 +47,23 @@ class Moved(TorchDispatchMode):
         given = list(_tensors((*args, *(kwargs or {}).values())))
         made = list(_tensors((result,)))
         places = {_place(tensor) for tensor in given}
+        name = func.overloadpacket.__name__
         is_view = bool(made) and not func._schema.is_mutable and all(_place(tensor) in places for tensor in made)
-        if not is_view and func.overloadpacket.__name__ not in WRITES_NOTHING:
-            self.total += sum(map(_size, {id(tensor): tensor for tensor in given}.values())) + sum(map(_size, made))
+        if is_view or name in MOVES_NOTHING:
+            return result
+        written = sum(map(_size, made)) if made else sum(map(_size, _written(func, args)))
+        if name in GATHERS:
+            read = written + sum(_size(tensor) for tensor in given[1:])
+        else:
+            read = 0 if name in READS_NOTHING else sum(map(_size, {id(tensor): tensor for tensor in given}.values()))
+        self.total += read + written
         return result
+
+
+def _written(func: Any, args: Any) -> Iterable[torch.Tensor]:
+    """Of an operator that works in place and gives nothing back: what it changes."""
+    changed = (argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments)
+    return _tensors(value for value, is_changed in zip(args, changed, strict=False) if is_changed)
 
 
 def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
@@ -65,5 +81,9 @@ def _place(tensor: torch.Tensor) -> int:
 
 
 def _size(tensor: torch.Tensor) -> int:
-    """Of an expanded tensor, what is there of it."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())  # type: ignore[no-any-return]
+    """Bytes of its elements; those that an expanded tensor repeats are there once."""
+    try:
+        there = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    except RuntimeError:  # a sparse one has no strides
+        there = list(tensor.shape)
+    return math.prod(there) * tensor.element_size()  # type: ignore[no-any-return]

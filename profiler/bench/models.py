@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from profiler.bench import nets
 from profiler.bench.plan import Case
-from profiler.bench.work import Work, clock_for, dtype_of
+from profiler.bench.work import NothingToDoError, Work, clock_for, dtype_of
 from profiler.errors import ArgumentValueError
 
 RATE = 1e-6  # learning so slowly that the numbers stay ordinary ones, however often the same batch is learnt
@@ -51,7 +51,7 @@ def _train(case: Case, task: Task, model: Any, inputs: Any, batch: int) -> Work:
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        raise ArgumentValueError("the model has no parameters to train")
+        raise NothingToDoError("the model has no parameters to train")
     optimizer = task.optimizer(parameters)
     scaler = torch.amp.GradScaler(case.device.split(":")[0]) if case.dtype == "float16" else None
 
@@ -166,7 +166,7 @@ NETS: dict[str, Callable[[Case], Task]] = {
 
 
 def _of_yours(case: Case) -> Task:
-    made = _factory(case.name)()
+    made = factory(case.name)()
     parts = made if isinstance(made, tuple) else ()
     if len(parts) not in (2, 3) or not isinstance(parts[0], torch.nn.Module) or not all(map(callable, parts[1:])):
         given = ", ".join(type(part).__name__ for part in parts) if parts else type(made).__name__
@@ -174,7 +174,12 @@ def _of_yours(case: Case) -> Task:
     return Task(parts[0], parts[1], parts[2] if len(parts) == 3 else _any_loss, _adamw)
 
 
-def _factory(name: str) -> Any:
+def factory(name: str) -> Any:
+    """The function that a name like ``package.module:function`` stands for, with this folder on the path.
+
+    Raises:
+        ArgumentValueError: it is not there.
+    """
     module_name, _, function = name.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -188,10 +193,10 @@ def _factory(name: str) -> Any:
             f"there is no module {error.name!r} in this folder or among the installed ones; {name!r} is read as"
             " package.module:factory"
         ) from None
-    factory = getattr(module, function, None)
-    if not callable(factory):
+    found = getattr(module, function, None)
+    if not callable(found):
         raise ArgumentValueError(f"the module {module_name!r} has no function {function!r}")
-    return factory
+    return found
 
 
 def _inputs(task: Task, case: Case, batch: int) -> Any:

@@ -103,6 +103,11 @@ def chosen(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     known = (*SUITES, *LIMITS, *NETS)
     yours = [word for word in wanted if ":" in word]
+    for word in yours:
+        module, _, function = word.partition(":")
+        if module.endswith(".py") or not all(part.isidentifier() for part in (*module.split("."), function)):
+            hint = f" Perhaps {module.removesuffix('.py')}:{function}?" if module.endswith(".py") else ""
+            raise ArgumentValueError(f"a model of yours is named as package.module:factory, not {word!r}.{hint}")
     for word in wanted:
         if word not in known and ":" not in word:
             hint = did_you_mean(word, known)
@@ -148,6 +153,23 @@ def check_dtypes(machine: Machine, device: str, wanted: Iterable[str]) -> None:
             raise ArgumentValueError(f"{device} has no {dtype}. It has {', '.join(machine.dtypes[device])}.")
 
 
+def check_there(device: str, names: Iterable[str], ranks: int) -> None:
+    """
+    Raises:
+        ArgumentValueError: a limit was named that this machine, or this process, has not.
+    """
+    for name in names:
+        if name.startswith(("h2d", "d2h")) and device == "cpu":
+            raise ArgumentValueError(f"{name} copies between a GPU and its host, and there is no GPU")
+        if name == "all_reduce" and ranks < 2:
+            raise ArgumentValueError("all_reduce needs ranks: torchrun --nproc-per-node 2 -m profiler.cli bench all_reduce")
+
+
+def rank_device(machine: Machine, wanted: str | None, local_rank: int) -> str:
+    """Where a rank reduces: its own GPU where CUDA is used, else the host."""
+    return f"cuda:{local_rank}" if device_of(machine, wanted).startswith("cuda") else "cpu"
+
+
 # ---- the suites ----------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +186,7 @@ def limits(machine: Machine, device: str, dtypes: Sequence[str], quick: bool, ra
         ]
     found.append(Case("limits", "launch", device, "limits", shape="1 element", size=(1,)))
     if ranks > 1:
-        found.append(all_reduce(device, quick, ranks))
+        found.append(all_reduce(rank_device(machine, device, 0), quick, ranks))
     return found
 
 

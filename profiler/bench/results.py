@@ -10,7 +10,7 @@ from profiler.bench.runner import Raw
 from profiler.bench.watch import remarks
 from profiler.record import CaseRecord
 
-PERCENTILES = (("p50", 0.5, 2), ("p90", 0.9, 10), ("p99", 0.99, 100))  # and how many calls it takes to speak of one
+PERCENTILES = (("p50", 0.5, 10), ("p90", 0.9, 20), ("p99", 0.99, 100))  # and how many calls it takes to speak of one
 
 
 class Ledger:
@@ -52,12 +52,15 @@ class Ledger:
 
     def _add_limit(self, raw: Raw) -> None:
         case = raw.case
+        if not any(raw.seconds) and raw.failure is None:
+            return  # nothing was there to be held against it
         known = self._limits.setdefault((case.name, case.device, case.dtype, case.shape), raw)
         if known is raw:
             return
         known.seconds += raw.seconds
         known.told += raw.told
         known.blocks += raw.blocks
+        known.remarks += raw.remarks
         known.failure = raw.failure if not any(known.seconds) else None
 
     def _record(self, raw: Raw) -> CaseRecord:
@@ -68,7 +71,8 @@ class Ledger:
             remarks=[*raw.remarks, *remarks(raw.blocks)],
         )
         if raw.failure is not None:
-            record.status = "timed out" if raw.failure.timed_out else "failed"
+            failure = raw.failure
+            record.status = "timed out" if failure.timed_out else "skipped" if failure.was_skipped else "failed"
             record.error = str(raw.failure)
             return record
         record.numbers = _numbers(raw)

@@ -7,29 +7,33 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from profiler.bench.plan import MIN_ROUNDS, Case, Machine, Method, groups, halved
-from profiler.errors import ProfilerError
+from profiler.errors import ArgumentValueError, ProfilerError
 
 # torch is imported once, in a process that does nothing else, and the cases' processes are its copies; elsewhere than on
 # Linux, where copies are not safe or not there, each imports it.
 CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 START_S = 120.0  # importing torch from a cold disk
-END_S = 5.0
+END_S = 2.0
+FIRST = ("describe",)  # with it, what the others are copied from is started
 
 
 class WorkerFailed(ProfilerError):
     """What a case's process said was wrong, or how it ended."""
 
-    def __init__(self, text: str, *, was_killed: bool = False, timed_out: bool = False) -> None:
+    def __init__(self, text: str, *, was_killed: bool = False, timed_out: bool = False, was_skipped: bool = False) -> None:
         super().__init__(text)
+        self.was_skipped = was_skipped
         self.was_killed = was_killed  # by the system: most likely for its memory
         self.timed_out = timed_out
 
@@ -57,6 +61,13 @@ class Raw:
     joules: float | None = None
     failure: WorkerFailed | None = None
 
+    def become(self, case: Case, why: str) -> None:
+        """Another case from here on: what was measured of the one before is no part of it."""
+        self.case = case
+        self.remarks.append(why)
+        for measured in (self.seconds, self.device, self.each, self.told, self.blocks):
+            measured.clear()
+
 
 class Worker:
     """A case's process, and the wire to it."""
@@ -67,7 +78,8 @@ class Worker:
         self._limit_s = limit_s
         usual = multiprocessing.get_start_method()  # for what the case itself starts, a DataLoader's workers
         self._process = CONTEXT.Process(target=_begin, args=(target, usual, theirs, *arguments))
-        self._process.start()
+        with _clean() if target in FIRST or CONTEXT.get_start_method() == "spawn" else contextlib.nullcontext():
+            self._process.start()
         theirs.close()
 
     def ask(self, what: str) -> Any:
@@ -91,17 +103,26 @@ class Worker:
             self.kill()
             raise WorkerFailed(f"not done within {self._limit_s:g} s; --time-limit allows more", timed_out=True)
         if not known:
-            raise WorkerFailed(answer)
+            raise WorkerFailed(answer, was_skipped=known is None)
         return answer
 
+    def ready(self) -> None:
+        """Waits until it has started: importing torch is not to be beside what is measured, nor a part of its time.
+
+        Raises:
+            WorkerFailed: it has ended instead.
+        """
+        limit, self._left_s = self._left_s, START_S
+        self.answer()
+        self._left_s = limit
+
     def end(self) -> None:
-        """Lets it end by itself, for a moment."""
+        """Lets it end by itself; `kill` waits for that a moment."""
         with contextlib.suppress(OSError):
             self._wire.send("end")
-        self._process.join(END_S)
-        self.kill()
 
-    def kill(self) -> None:
+    def kill(self, patience_s: float = 0.0) -> None:
+        self._process.join(patience_s)
         if self._process.is_alive():
             self._process.kill()
         self._process.join(END_S)
@@ -116,6 +137,21 @@ class Worker:
             why = ", as the system does when memory runs out" if killed else ""
             return WorkerFailed(f"its process was ended by {name}{why}", was_killed=killed)
         return WorkerFailed(f"its process ended by itself, with exit code {code}")
+
+
+@contextlib.contextmanager
+def _clean() -> Iterator[None]:
+    """What starts Python now does not find the user's modules before ours and torch's, and is not stopped by Ctrl-C.
+
+    A new interpreter looks into the current folder first, and many a folder has a ``profiler.py``. Cases come back to it.
+    """
+    here, heard = Path.cwd(), signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.chdir(Path(__file__).parents[2])
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        signal.signal(signal.SIGINT, heard)
 
 
 def _begin(target: str, start_method: str, wire: Connection, *arguments: Any) -> None:
@@ -144,6 +180,20 @@ def describe() -> Machine:
     return machine
 
 
+def look(factories: list[str]) -> None:
+    """
+    Raises:
+        ArgumentValueError: a factory of the user's is not there, or its module cannot be imported.
+    """
+    worker = Worker("look", factories, limit_s=START_S)
+    try:
+        worker.answer()
+    except WorkerFailed as error:
+        raise ArgumentValueError(str(error)) from None
+    finally:
+        worker.kill()
+
+
 def run(cases: Sequence[Case], method: Method, on_step: Callable[[Case], None], on_group: Callable[[list[Raw]], None]) -> None:
     """Measures all cases.
 
@@ -158,7 +208,7 @@ def run(cases: Sequence[Case], method: Method, on_step: Callable[[Case], None], 
         launches = 1 if any(case.name == "all_reduce" for case in group) else method.launches
         until = None if method.budget_s is None else began + method.budget_s * done / len(every)
         for launch in range(launches):
-            _launch(found, method, on_step, until, is_last=launch == launches - 1)
+            _launch(found, method, on_step, until, launch == launches - 1)
         on_group(found)
 
 
@@ -177,43 +227,69 @@ def follow(case: Case, limit_s: float = 3600.0) -> None:
     try:
         worker.answer()
     finally:
-        worker.end()
+        worker.kill(END_S)
 
 
 # ---- one launch ----------------------------------------------------------------------------------------------------
 
 
-def _launch(
-    found: Sequence[Raw], method: Method, on_step: Callable[[Case], None], until: float | None, *, is_last: bool
-) -> None:
+def _launch(found: Sequence[Raw], method: Method, on_step: Callable[[Case], None], until: float | None, is_last: bool) -> None:
     """Each case in a fresh process: prepared one after another, then measured in turns, ``until`` there is no more time."""
     alive = [raw for raw in found if raw.failure is None]
     workers = {id(raw): Worker("measure", raw.case, method, limit_s=method.limit_s) for raw in alive}
     try:
-        for raw in found:
-            if raw.failure is None:
-                _attempt(raw, lambda raw=raw: _prepare(raw, workers, method))  # type: ignore[misc]
-            on_step(raw.case)
-        for turn in range(method.rounds):
-            is_late = turn >= MIN_ROUNDS and until is not None and time.monotonic() > until
-            for raw in found if turn % 2 == 0 else reversed(found):  # who comes after whom changes
-                if raw.failure is None and not is_late:
-                    _attempt(raw, lambda raw=raw: _block(raw, workers[id(raw)]))  # type: ignore[misc]
-                on_step(raw.case)
-        for raw in found if is_last else ():
-            if raw.failure is None:
-                _attempt(raw, lambda raw=raw: _count(raw, workers[id(raw)]))  # type: ignore[misc]
-    finally:
         for raw in alive:
-            if sys.exc_info()[0] is None and raw.failure is None:
-                workers[id(raw)].end()
-            else:
-                workers[id(raw)].kill()
+            _attempt(raw, workers[id(raw)].ready)
+        for raw in _references_last(found):
+            _attempt(raw, lambda raw=raw: _prepare(raw, workers, method))  # type: ignore[misc]
+            on_step(raw.case)
+        _rounds(found, workers, method.rounds, on_step, until)
+        for raw in _measured(found) if is_last else ():
+            _count(raw, workers[id(raw)])
+        for raw in alive:
+            workers[id(raw)].end()
+        for raw in alive:
+            workers[id(raw)].kill(END_S if raw.failure is None else 0.0)
+    except BaseException:
+        for raw in alive:
+            workers[id(raw)].kill()
+        raise
+
+
+def _rounds(
+    found: Sequence[Raw], workers: dict[int, Worker], rounds: int, on_step: Callable[[Case], None], until: float | None
+) -> None:
+    """A block of each case a round; who comes after whom changes from one round to the next."""
+    for turn in range(rounds):
+        is_late = turn >= MIN_ROUNDS and until is not None and time.monotonic() > until
+        measured = [] if is_late else _measured(found)
+        for raw in measured if turn % 2 == 0 else reversed(measured):
+            _attempt(raw, lambda raw=raw: _block(raw, workers[id(raw)]))  # type: ignore[misc]
+        for raw in found:
+            on_step(raw.case)
+
+
+def _measured(found: Sequence[Raw]) -> list[Raw]:
+    """Those that go on; limits that stand beside models only where a model does."""
+    goes_on = [raw for raw in found if raw.failure is None]
+    are_wanted = _is_of_limits(found) or not _is_of_limits(goes_on)
+    return goes_on if are_wanted else []
+
+
+def _is_of_limits(found: Sequence[Raw]) -> bool:
+    return all(raw.case.suite == "limits" for raw in found)
+
+
+def _references_last(found: Sequence[Raw]) -> list[Raw]:
+    """A limit beside a model is of no use where the model cannot be prepared."""
+    return sorted(found, key=lambda raw: raw.case.suite == "limits")
 
 
 def _attempt(raw: Raw, step: Callable[[], None]) -> None:
+    """A step of a case that is still there; what goes wrong ends this case and no other."""
     try:
-        step()
+        if raw.failure is None:
+            step()
     except WorkerFailed as error:
         raw.failure = error
 
@@ -228,13 +304,13 @@ def _prepare(raw: Raw, workers: dict[int, Worker], method: Method) -> None:
             smaller = halved(raw.case) if error.was_killed else None
             if smaller is None:
                 raise
-            raw.remarks.append(f"{error}; batch {raw.case.batch} halved to {smaller.batch}")
-            raw.case = smaller
+            raw.become(smaller, f"{error}; batch {raw.case.batch} halved to {smaller.batch}")
             workers[id(raw)].kill()
             workers[id(raw)] = Worker("measure", smaller, method, limit_s=method.limit_s)
+            workers[id(raw)].ready()
     if "halved_from" in told:
-        raw.remarks.append(f"out of memory: batch {told['halved_from']} halved to {told['batch']}")
-        raw.case = replace(raw.case, batch=told["batch"])
+        smaller = replace(raw.case, batch=told["batch"])
+        raw.become(smaller, f"out of memory: batch {told['halved_from']} halved to {told['batch']}")
     raw.told.append(told)
     raw.seconds.append([])
     raw.device.append([])
@@ -249,5 +325,9 @@ def _block(raw: Raw, worker: Worker) -> None:
 
 
 def _count(raw: Raw, worker: Worker) -> None:
-    raw.joules = worker.ask("energy")
-    raw.told[-1].update(worker.ask("count"))
+    """What is known beside the times; where it cannot be known, the times stand."""
+    try:
+        raw.joules = worker.ask("energy")
+        raw.told[-1].update(worker.ask("count"))
+    except WorkerFailed as error:
+        raw.remarks.append(f"neither energy nor operations could be counted: {error}")

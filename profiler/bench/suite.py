@@ -42,9 +42,14 @@ class Progress:
 def check(machine: Machine, request: Request) -> None:
     """
     Raises:
-        ArgumentValueError: there is no such device here, or it has no such dtype.
+        ArgumentValueError: there is no such device here, it has no such dtype, or a factory is not there.
     """
-    plan.check_dtypes(machine, plan.device_of(machine, request.device), request.dtypes)
+    names, factories = plan.chosen(request.words)
+    device = plan.device_of(machine, request.device)
+    plan.check_dtypes(machine, device, request.dtypes)
+    plan.check_there(device, names, request.ranks)
+    if factories:
+        runner.look(factories)
 
 
 def measure(prof: Profiler, machine: Machine, request: Request, progress: Progress) -> None:

@@ -17,6 +17,7 @@ from profiler.probes import DRIVERS, load_probe
 
 HELD, CLOCK = "epochmeter.gpu.throttled_time", "epochmeter.gpu.clock.frequency"
 OTHERS_SHARE = 0.10  # of the machine's CPU time, used by other programs
+OTHERS_S = 0.15  # and at least so much: a block's ends are read in steps of 0.01 s for each core
 STOLEN_SHARE = 0.05
 STOPPED_SHARE = 0.01  # of the time measured
 CLOCK_SPREAD = 0.05
@@ -133,8 +134,9 @@ def remarks(blocks: Sequence[Mapping[str, float]]) -> list[str]:
 
 def _of_the_cpu(total: Mapping[str, float], wall: float) -> Iterable[str]:
     capacity = total["busy"] + total["idle"] + total["stolen"]
-    others = (total["busy"] - total["own"]) / capacity if capacity > 0 else 0.0
-    if others > OTHERS_SHARE:
+    spent = total["busy"] - total["own"]
+    others = spent / capacity if capacity > 0 else 0.0
+    if others > OTHERS_SHARE and spent > OTHERS_S:
         yield f"other programs used {others * (os.cpu_count() or 1):.1f} cores meanwhile"
     if capacity > 0 and total["stolen"] / capacity > STOLEN_SHARE:
         yield f"the hypervisor took {total['stolen'] / capacity:.0%} of the CPU time"

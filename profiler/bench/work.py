@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from profiler.errors import ProfilerError
+
 Call = Callable[[], object]
 
 
@@ -46,6 +48,10 @@ class Work:
     compile: Callable[[], Call] | None = None
     remarks: list[str] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
+
+
+class NothingToDoError(ProfilerError):
+    """There is nothing to measure: not a failure."""
 
 
 class HostClock:

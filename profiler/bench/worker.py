@@ -23,7 +23,7 @@ from profiler.bench import counting, limits, loader, models
 from profiler.bench.estimate import is_stable
 from profiler.bench.plan import DTYPES, Case, Machine, Method, halved
 from profiler.bench.watch import Watch, joules_per_call
-from profiler.bench.work import Work, clock_for, dtype_of, is_out_of_memory, set_precision, synchronizer
+from profiler.bench.work import NothingToDoError, Work, dtype_of, is_out_of_memory, set_precision, synchronizer
 from profiler.errors import ProfilerError
 from profiler.probes.runtime import short_version
 
@@ -43,11 +43,14 @@ def describe(wire: Connection) -> None:
 
 
 def measure(wire: Connection, case: Case, method: Method) -> None:
-    """Answers ``prepare``, then any number of ``block``, ``energy`` and ``count``; ends with ``end`` or with the wire.
+    """Says that it is there; answers ``prepare``, then any number of ``block``, ``energy`` and ``count``, until ``end``.
 
-    Every answer is ``(True, what was asked for)`` or ``(False, what went wrong, in a line)``.
+    Every answer is ``(True, what was asked for)``, ``(False, what went wrong, in a line)`` or ``(None, why there is nothing
+    to do)``.
     """
     _quieten()
+    wire.send((True, None))
+    _use(case.device)
     station = Station(case, method)
     with contextlib.suppress(EOFError, OSError):
         while (asked := wire.recv()) != "end":
@@ -58,6 +61,7 @@ def measure(wire: Connection, case: Case, method: Method) -> None:
 def follow(wire: Connection, case: Case) -> None:
     """Another rank's share of the all-reduce."""
     _quieten()
+    _use(case.device)
 
     def share() -> bool:
         work = limits.build(case)
@@ -68,9 +72,23 @@ def follow(wire: Connection, case: Case) -> None:
     wire.send(_answer(share))
 
 
-def _answer(ask: Callable[[], Any]) -> tuple[bool, Any]:
+def look(wire: Connection, factories: list[str]) -> None:
+    """Whether the user's factories are there; they are not called."""
+    _quieten()
+    wire.send(_answer(lambda: [models.factory(name) is not None for name in factories]))
+
+
+def _use(device: str) -> None:
+    """Makes a GPU the current one: what names no device of its own, such as an event or a synchronisation, is then right."""
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+
+
+def _answer(ask: Callable[[], Any]) -> tuple[bool | None, Any]:
     try:
         return True, ask()
+    except NothingToDoError as error:
+        return None, str(error)
     except ProfilerError as error:
         return False, str(error)
     except BaseException as error:  # a model of the user's own may raise anything, SystemExit included
@@ -110,8 +128,10 @@ class Station:
         case = self._case
         set_precision(case.dtype)
         self._work = work = BUILDERS[case.suite](case)
+        set_precision(case.dtype)  # whatever a module of the user's has set meanwhile
         self._call = work.call
         told: dict[str, Any] = {"cold": self._first(case.device)}
+        _hush()
         if work.compile is not None:
             self._call = work.compile()
             told["compile"] = self._first(case.device)
@@ -174,18 +194,18 @@ class Station:
         return time.perf_counter() - began
 
     def _warm_up(self, work: Work) -> bool:
-        """Finds how many calls make a block, and goes on until three blocks in a row took as long."""
-        wanted = self._method.block_s
+        """Finds how many calls make a block, and goes on until three blocks in a row took as long; whether they did."""
         deadline = time.perf_counter() + self._method.warm_up_s
-        times = self._times = 1
-        took = work.clock.block(self._call, times)
-        while took < wanted / 2 and times < 2**40:
-            times = min(math.ceil(times * wanted / max(took, 1e-9)), times * MAX_GROWTH)
-            took = work.clock.block(self._call, times)
+        times, found, best = 1, list[float](), math.inf
+        while True:
+            found.append(work.clock.block(self._call, times) / times)
+            best = max(min(best, found[-1]), 1e-9)  # one slow call does not make blocks of one call
+            longer = min(math.ceil(self._method.block_s / best), times * MAX_GROWTH)
+            if longer > 2 * times:
+                times, found = longer, []
+            elif is_stable(found, self._method.stable) or time.perf_counter() > deadline:
+                break
         self._times = min(times, MAX_TIMES) if work.each else times
-        found = [took / times]
-        while not is_stable(found, self._method.stable) and time.perf_counter() < deadline:
-            found.append(work.clock.block(self._call, self._times) / self._times)
         return is_stable(found, self._method.stable)
 
     def _memory_peak(self) -> int | None:
@@ -224,6 +244,13 @@ def _quieten() -> None:
         os.dup2(2, 1)
 
 
+def _hush() -> None:
+    """What a model prints in each call is seen once, with the first one."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 # ---- what there is -------------------------------------------------------------------------------------------------
 
 
@@ -249,8 +276,7 @@ def _has(device: str, dtype: str) -> bool:
         return False
     try:
         matrix = torch.ones(16, 16, device=device).to(dtype_of(dtype))
-        torch.mm(matrix, matrix)
-        clock_for(device).block(lambda: None, 1)
+        torch.mm(matrix, matrix).sum().item()  # waits for it
     except (RuntimeError, TypeError):
         return False
     return True

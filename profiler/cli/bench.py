@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -46,22 +48,26 @@ def bench(
     from profiler.bench import plan
     from profiler.bench.suite import Request
     from profiler.preferences import variables
+    from profiler.ranks import told_by
 
     method = plan.QUICK if quick else plan.FULL
     if compiled or time_limit is not None:
         method = replace(method, limit_s=time_limit or plan.COMPILED_LIMIT_S)
-    place = variables(("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    request = Request(what or (), device, dtype or (), batch, compiled, method, int(place.get("WORLD_SIZE", "1")))
+    rank, ranks = told_by(variables(("RANK", "WORLD_SIZE"))) or (0, 1)
+    request = Request(what or (), device, dtype or (), batch, compiled, method, ranks)
     plan.chosen(request.words)  # these say what is wrong with the words before anything is started
     plan.check_names(request.dtypes)
-    if int(place.get("RANK", "0")) > 0:
-        _follow(request, int(place.get("LOCAL_RANK", "0")))
+    if rank > 0:
+        _follow(request)
         return
-    document, interrupted = _measured(request)
+    try:
+        document, interrupted = _measured(request)
+    except KeyboardInterrupt:  # before there was anything to keep
+        raise typer.Exit(INTERRUPTED) from None
     _show(document, outputs)
     regressed = before is not None and _compared(before, document, limit, STDOUT in outputs.values())
     cases = document.get("bench", {}).get("cases", [])
-    partial = not cases or any(case["status"] != "ok" for case in cases)
+    partial = not cases or any(case["status"] not in ("ok", "skipped") for case in cases)
     code = INTERRUPTED if interrupted else PARTIAL if partial else REGRESSION if regressed else 0
     raise typer.Exit(code)
 
@@ -101,14 +107,16 @@ def _told(progress: Progress, task: TaskID) -> Any:
     return Told(expect, lambda case: progress.update(task, advance=1, description=case))
 
 
-def _follow(request: Any, local_rank: int) -> None:
+def _follow(request: Any) -> None:
     """What the ranks behind the first one do: their share of the all-reduce, and nothing else."""
     from profiler.bench import plan, runner
+    from profiler.preferences import variables
 
     names, _ = plan.chosen(request.words)
     if {"limits", "all_reduce"} & set(names):
         machine = runner.describe()
-        device = "cpu" if "cpu" in (request.device, machine.best) else f"cuda:{local_rank}"
+        local_rank = variables(("LOCAL_RANK",)).get("LOCAL_RANK", "")
+        device = plan.rank_device(machine, request.device, int(local_rank) if local_rank.isdigit() else 0)
         runner.follow(plan.all_reduce(device, request.method.quick, request.ranks))
 
 
@@ -116,6 +124,7 @@ def _follow(request: Any, local_rank: int) -> None:
 
 
 def _show(document: dict[str, Any], outputs: dict[str, Path | None]) -> None:
+    from profiler.preferences import resolve
     from profiler.report.bench import as_csv, markdown, tables
 
     cases = document.get("bench", {}).get("cases", [])
@@ -124,16 +133,19 @@ def _show(document: dict[str, Any], outputs: dict[str, Path | None]) -> None:
         "csv": lambda: as_csv(cases),
         "markdown": lambda: markdown(cases),
     }
-    for form, path in outputs.items():
-        if path == STDOUT:
-            typer.echo(made[form](), nl=False)
-        elif path is not None:
-            _write(path, made[form]())
     console = Console(stderr=STDOUT in outputs.values(), width=None if sys.stdout.isatty() else 160, highlight=False)
     for part in tables(cases):
         console.print(part)
-    run = document["run"]["id"]
-    console.print(f"\n{_machine(document)}; kept on this machine; show it again with: epochmeter report {run}", soft_wrap=True)
+    kept = f"kept on this machine; show it again with: epochmeter report {document['run']['id']}"
+    console.print(f"\n{_machine(document)}; {kept if resolve().settings.local else 'not kept (local is off)'}", soft_wrap=True)
+    for form, path in outputs.items():
+        if path == STDOUT:
+            typer.echo(made[form](), nl=False)
+    problems = [
+        problem for form, path in outputs.items() if path not in (None, STDOUT) and (problem := _write(path, made[form]()))
+    ]
+    if problems:
+        raise ProfilerError("; ".join(problems))
 
 
 def _machine(document: dict[str, Any]) -> str:
@@ -143,21 +155,27 @@ def _machine(document: dict[str, Any]) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _write(path: Path, content: str) -> None:
+def _write(path: Path, content: str) -> str:
+    """What went wrong, if anything did."""
     try:
         path.write_text(content, encoding="utf-8")
     except OSError as error:
-        raise ProfilerError(f"the result cannot be written to {path}: {error.strerror}") from None
+        return f"the result cannot be written to {path}: {error.strerror}"
+    return ""
 
 
 def _check_outputs(outputs: dict[str, Path | None]) -> None:
     """Before minutes of measuring, not after them."""
     paths = [path for path in outputs.values() if path is not None]
-    if paths.count(STDOUT) > 1:
-        raise ArgumentValueError("only one of --json, --csv and --markdown can go to stdout (-)")
     for path in paths:
-        if path != STDOUT and (path.is_dir() or not path.resolve().parent.is_dir()):
+        if paths.count(path) > 1:
+            where = "to stdout (-)" if path == STDOUT else f"into {path}"
+            raise ArgumentValueError(f"only one of --json, --csv and --markdown can go {where}")
+        folder = path.resolve().parent
+        if path != STDOUT and (path.is_dir() or not folder.is_dir()):
             raise ArgumentValueError(f"{path} cannot be written: it is a folder, or the folder it is to be in is not there")
+        if path != STDOUT and not os.access(path if path.exists() else folder, os.W_OK):
+            raise ArgumentValueError(f"{path} cannot be written: it, or the folder it is to be in, is read-only")
 
 
 # ---- comparing -----------------------------------------------------------------------------------------------------
@@ -170,13 +188,28 @@ def _before(path: Path | None) -> Sequence[dict[str, Any]] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         cases: list[dict[str, Any]] = content["bench"]["cases"]
-        if not all(isinstance(case, dict) and {"suite", "name", "status"} <= set(case) for case in cases):
-            raise TypeError
+        for case in cases:
+            _check_case(case)
     except OSError as error:
         raise ArgumentValueError(f"{path} cannot be read: {error.strerror}; --compare takes {what}") from None
     except (ValueError, TypeError, LookupError):
         raise ArgumentValueError(f"{path} is not {what}") from None
     return cases
+
+
+def _check_case(case: Any) -> None:
+    """
+    Raises:
+        ValueError, TypeError, LookupError: it is not one of ours.
+    """
+    from profiler.report.bench import KEY
+
+    if not all(isinstance(case[key], str) for key in ("suite", "name", "status")):
+        raise TypeError
+    if not all(isinstance(case.get(key), (str, int, type(None))) for key in KEY):
+        raise TypeError
+    if "time_s" in case and not all(0 < float(case["time_s"][key]) < math.inf for key in ("low", "median", "high")):
+        raise ValueError
 
 
 def _limit(text: str | None, compare: Path | None) -> float | None:
@@ -210,7 +243,7 @@ def _compared(before: Sequence[dict[str, Any]], document: dict[str, Any], limit:
         f"{found['slower']} slower, {found['faster']} faster, {found['noise']} within noise"
         + (f", {others} without a counterpart" if others else "")
     )
-    regressed = [row for row in rows if limit is not None and row.verdict == "slower" and row.change.change > limit]
+    regressed = [row for row in rows if limit is not None and row.verdict == "slower" and row.change.low > limit]
     for row in regressed:
-        console.print(f"slower by more than {limit:.1%}: {title(row.case)} ({row.change.change:+.1%})")
+        console.print(f"slower by more than {limit:.1%}: {title(row.case)} ({row.change.low:+.1%} at least)")
     return bool(regressed)

@@ -79,6 +79,10 @@ def title(case: Case) -> str:
     return " ".join(str(word) for word in words if word)
 
 
+def _of_limit(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
+
+
 def sentences(cases: Sequence[Case]) -> Iterator[str]:
     """What training reaches of what the machine can do; remarks; failures."""
     for case in cases:
@@ -86,15 +90,20 @@ def sentences(cases: Sequence[Case]) -> Iterator[str]:
         if share is not None and case.get("stage") == "train":
             rate, limit = case["operations_per_s"], case["limits"]["operations_per_s"]
             yield (
-                f"{title(case)}: {share:.0%} of what this machine can do"
+                f"{title(case)}: {_of_limit(share)} of what this machine can do"
                 f" ({_si(rate, 'FLOP/s')} of {_si(limit, 'FLOP/s')} in {case['dtype']})"
             )
     for case in cases:
         for remark in case.get("remarks", ()):
             yield f"{title(case)}: {remark}"
+    failures: dict[tuple[str, ...], list[str]] = {}
     for case in cases:
         if case["status"] != "ok":
-            yield f"{title(case)} {case['status']}: {case.get('error', '')}"
+            what = (case["name"], case.get("dtype", ""), case["status"], case.get("error", ""))
+            failures.setdefault(what, []).append(case.get("stage") or "")
+    for (name, dtype, status, error), stages in failures.items():
+        words = [name, ", ".join(filter(None, stages)), dtype, f"{status}: {error}"]
+        yield " ".join(word for word in words if word)
 
 
 # ---- sheets --------------------------------------------------------------------------------------------------------
@@ -104,12 +113,12 @@ Column = tuple[str, Callable[[Case], str]]
 
 def _sheets(cases: Sequence[Case]) -> Iterator[tuple[str, list[tuple[str, ...]], tuple[str, ...]]]:
     """For each suite its heading, its rows, and the columns that at least one of its cases fills."""
-    for suite, columns in SHEETS.items():
+    for suite, heading, columns in SHEETS:
         rows = [case for case in cases if case["suite"] == suite and case["status"] == "ok"]
         shown = [(name, cell) for name, cell in columns if any(cell(case) for case in rows)]
         if rows:
             cells = [(_first(case), *(cell(case) for _, cell in shown)) for case in rows]
-            yield suite, cells, tuple(name for name, _ in shown)
+            yield heading, cells, tuple(name for name, _ in shown)
 
 
 def _first(case: Case) -> str:
@@ -144,7 +153,7 @@ def _plain(key: str) -> Callable[[Case], str]:
 
 
 def _percent(limit: str) -> Callable[[Case], str]:
-    return lambda case: "" if (value := _at(case, ("share_of_limit", limit))) is None else f"{value:.0%}"
+    return lambda case: _of_limit(_at(case, ("share_of_limit", limit)))
 
 
 def _rate(case: Case) -> str:
@@ -152,43 +161,49 @@ def _rate(case: Case) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-MODEL: tuple[Column, ...] = (
+SPEED: tuple[Column, ...] = (
     ("dtype", _plain("dtype")),
     ("batch", _plain("batch")),
     ("samples/s", _rate),
     ("", _spread),
     ("call", _seconds("time_s", "median")),
     ("p50", _seconds("latency_s", "p50")),
-    ("p90", _seconds("latency_s", "p90")),
     ("p99", _seconds("latency_s", "p99")),
+    ("first", _seconds("cold_s")),
+    ("compile", _seconds("compile_s")),
+)
+USE: tuple[Column, ...] = (
+    ("dtype", _plain("dtype")),
     ("FLOP/s", lambda case: "" if "operations_per_s" not in case else _si(case["operations_per_s"], "")),
     ("of limit", _percent("operations")),
     ("B/s", lambda case: "" if "bytes_per_s" not in case else _si(case["bytes_per_s"], "")),
     ("of limit ", _percent("memory")),
     ("memory", lambda case: "" if "memory_peak_bytes" not in case else f"{case['memory_peak_bytes'] / 2**20:,.0f} MiB"),
     ("J/sample", lambda case: "" if "joules_per_sample" not in case else f"{case['joules_per_sample']:.3g}"),
-    ("first", _seconds("cold_s")),
-    ("compile", _seconds("compile_s")),
 )
-SHEETS: dict[str, tuple[Column, ...]] = {
-    "limits": (
-        ("on", _plain("device")),
-        ("dtype", _plain("dtype")),
-        ("of", _plain("shape")),
-        ("reached", _result),
-        ("", _spread),
-        ("first", _seconds("cold_s")),
-    ),
-    "models": MODEL,
-    "yours": MODEL,
-    "loader": (
-        ("batch", _plain("batch")),
-        ("samples/s", _rate),
-        ("", _spread),
-        ("batch every", _seconds("time_s", "median")),
-        ("first batch", _seconds("cold_s")),
-    ),
-}
+LIMIT: tuple[Column, ...] = (
+    ("on", _plain("device")),
+    ("dtype", _plain("dtype")),
+    ("of", _plain("shape")),
+    ("reached", _result),
+    ("", _spread),
+    ("first", _seconds("cold_s")),
+)
+LOADER: tuple[Column, ...] = (
+    ("batch", _plain("batch")),
+    ("samples/s", _rate),
+    ("", _spread),
+    ("batch every", _seconds("time_s", "median")),
+    ("first batch", _seconds("cold_s")),
+)
+SHEETS: tuple[tuple[str, str, tuple[Column, ...]], ...] = (  # a suite, the table's heading, its columns
+    ("limits", "limits", LIMIT),
+    ("models", "models", SPEED),
+    ("models", "what they reach", USE),
+    ("yours", "yours", SPEED),
+    ("yours", "what they reach", USE),
+    ("loader", "loader", LOADER),
+)
 
 
 def _si(value: float, unit: str) -> str:
@@ -242,7 +257,7 @@ def compared(before: Sequence[Case], after: Sequence[Case], difference: Callable
 
 def comparison(rows: Sequence[Compared]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for position, column in enumerate(("compared", "batch", "time", "95 % interval", "")):
+    for position, column in enumerate(("compared", "batch", "time", "interval", "")):
         table.add_column(column, justify="right" if position in (1, 2, 3) else "left", no_wrap=True)
     for row in rows:
         change = row.change
@@ -252,7 +267,7 @@ def comparison(rows: Sequence[Compared]) -> Table:
 
 
 def _key(case: Case) -> tuple[Any, ...]:
-    return tuple(case.get(key) for key in KEY)
+    return tuple(None if case.get(key) is False else case.get(key) for key in KEY)
 
 
 def _name(case: Case) -> tuple[Any, ...]:
