@@ -38,7 +38,7 @@ class WorkerFailed(ProfilerError):
         self.timed_out = timed_out
 
 
-@dataclass
+@dataclass(eq=False)
 class Raw:
     """All that was measured of a case, launch by launch.
 
@@ -241,7 +241,8 @@ def _launch(found: Sequence[Raw], method: Method, on_step: Callable[[Case], None
         for raw in alive:
             _attempt(raw, workers[id(raw)].ready)
         for raw in _references_last(found):
-            _attempt(raw, lambda raw=raw: _prepare(raw, workers, method))  # type: ignore[misc]
+            if raw in _measured(found):
+                _attempt(raw, lambda raw=raw: _prepare(raw, workers, method))  # type: ignore[misc]
             on_step(raw.case)
         _rounds(found, workers, method.rounds, on_step, until)
         for raw in _measured(found) if is_last else ():

@@ -89,8 +89,9 @@ def sentences(cases: Sequence[Case]) -> Iterator[str]:
         share = case.get("share_of_limit", {}).get("operations")
         if share is not None and case.get("stage") == "train":
             rate, limit = case["operations_per_s"], case["limits"]["operations_per_s"]
+            made = f" ({case['shape']})" if "shape" in case else ""
             yield (
-                f"{title(case)}: {_of_limit(share)} of what this machine can do"
+                f"{title(case)}{made}: {_of_limit(share)} of what this machine can do"
                 f" ({_si(rate, 'FLOP/s')} of {_si(limit, 'FLOP/s')} in {case['dtype']})"
             )
     for case in cases:
