@@ -41,14 +41,18 @@ def draw() -> int:
 
 
 def bodies(data: MetricsData, usage: bool = True, number: Callable[[], int] = draw) -> list[bytes]:
-    """The bodies of the requests that tell this data, as JSON.
+    """The bodies of the requests that tell this data, as JSON; none where nothing was measured that there are events for.
 
     Args:
         data: what the list allows for "ga", rebuilt from it.
         usage: whether to tell which stages and phases were used.
         number: draws a random number; ids are made of it, anew for each request.
     """
-    return [body for group in _groups(list(_cells(data, usage))) for body in _split(group, _hour(data), number)]
+    times = [point.time_unix_nano for metric in _metrics(data) for point in metric.data.data_points]
+    if not times:  # the machine alone is no measurement, and its facts would have no time
+        return []
+    hour = max(times) // 1000 // HOUR_US * HOUR_US  # when it was measured, in microseconds since 1970
+    return [body for group in _groups(list(_cells(data, usage))) for body in _split(group, hour, number)]
 
 
 def _groups(cells: list[Cell]) -> Iterator[list[Cell]]:
@@ -71,12 +75,6 @@ def _split(cells: list[Cell], when: int, number: Callable[[], int]) -> Iterator[
     half = len(cells) // 2
     yield from _split(cells[:half], when, number)
     yield from _split(cells[half:], when, number)
-
-
-def _hour(data: MetricsData) -> int:
-    """When it was measured, to the hour, in microseconds since 1970."""
-    times = [point.time_unix_nano for metric in _metrics(data) for point in metric.data.data_points]
-    return max(times, default=0) // 1000 // HOUR_US * HOUR_US
 
 
 def _metrics(data: MetricsData) -> Iterator[Metric]:

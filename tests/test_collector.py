@@ -90,6 +90,22 @@ def test_what_the_collector_hands_on_is_what_the_summary_says(collector: dict[st
     assert b"/" not in resource["service.name"].encode() and "demo" not in str(request)
 
 
+def test_a_benchmark_arrives_as_its_report_says(collector: dict[str, str], sink: Sink) -> None:
+    pytest.importorskip("torch")
+    where = {"EPOCHMETER_EXPORTER": "otlp", "EPOCHMETER_OTLP_ENDPOINT": collector["http/protobuf"]}
+    answer = python("-m", "profiler.cli", "bench", "launch", "memory", "--quick", "--json", "-", **where, timeout=120)
+    assert answer.code == 0, answer.err
+    told = {case["name"]: case for case in json.loads(answer.out)["bench"]["cases"]}
+    wait_for(lambda: sink.received)
+    request = ExportMetricsServiceRequest.FromString(sink.received[-1].content)
+    metrics = {m.name: m for scope in request.resource_metrics[0].scope_metrics for m in scope.metrics}
+    times = {attributes(p)["epochmeter.bench.name"]: p.as_double for p in metrics["epochmeter.bench.time"].gauge.data_points}
+    assert times == {name: pytest.approx(case["time_s"]["median"], rel=0.005) for name, case in told.items()}
+    (rate,) = metrics["epochmeter.bench.byte_rate"].gauge.data_points
+    assert rate.as_double == pytest.approx(told["memory"]["bytes_per_s"], rel=0.005)
+    assert "MiB" not in str(request)  # nor any other shape
+
+
 def compare_totals(metrics: dict[str, Any], summary: dict[str, Any]) -> None:
     for name, key in (("time", "duration_s"), ("steps", "steps"), ("samples", "samples")):
         points = {attributes(p)["epochmeter.stage"]: p for p in metrics[f"epochmeter.stage.{name}"].sum.data_points}

@@ -21,6 +21,7 @@ from exporters.gate import rebuild
 from exporters.outbox import Outbox
 from profiler import Phase, Profiler, settings
 from profiler.histogram import Histogram
+from profiler.otel import run_data
 from profiler.record import EpochRecord, Run, Timing
 from profiler.sending import flush
 
@@ -98,6 +99,23 @@ def test_the_reviewed_bodies_are_valid_and_hold_nothing_of_the_users_own() -> No
             assert messages(raw, now=STARTED / 1e9) == []
             assert ga_payload.first_fault(raw) is None
             assert b"secret" not in raw and b"0123456789ab" not in raw
+
+
+def test_a_run_that_measured_nothing_there_are_events_for_is_not_told() -> None:
+    """Such as one that was killed in its first epoch, or a benchmark: its machine alone would have no time."""
+    run = Run("a1b2c3d4e5f6", "short", time.time_ns(), duration_ns=10**9)
+    run.hardware.runtime["python"] = "3.11"
+    found = rebuild(run_data(run, run.started_unix_ns + run.duration_ns), "ga")
+    assert found.resource_metrics[0].resource.attributes and not ga_payload.bodies(found)
+
+
+def test_the_preview_of_such_a_run_says_so() -> None:
+    with Profiler("nothing yet"):
+        pass
+    chosen = {"EPOCHMETER_EXPORTER": "ga", "EPOCHMETER_GA_MEASUREMENT_ID": "G-TEST", "EPOCHMETER_GA_API_SECRET": "x"}
+    said = epochmeter("telemetry", "preview", **chosen)
+    assert (said.code, said.out) == (0, "") and "measured nothing that ga is told of: it sends nothing" in said.err
+    assert "body" not in epochmeter("telemetry", "preview", "--json", **chosen).json
 
 
 def test_epochs_are_counted_by_cell_and_of_steps_the_median_is_told() -> None:

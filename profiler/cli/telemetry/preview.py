@@ -38,6 +38,8 @@ def preview(
     if as_json:
         typer.echo(json.dumps(_as_data(recorded.id, target, bodies, where, why_off), indent=2))
         return
+    if not bodies:
+        typer.echo(f"run {recorded.id} measured nothing that {target} is told of: it sends nothing", err=True)
     for body in bodies:
         typer.echo(f"run {recorded.id}: {len(body):,} bytes, SHA-256 {hashlib.sha256(body).hexdigest()}")
         typer.echo(f"nothing leaves this machine: {why_off}; this is what would" if why_off else f"to {where}")
@@ -99,7 +101,7 @@ def _as_data(run: str, target: str, bodies: list[bytes], where: str, why_off: st
         **({"why_not": why_off} if why_off else {}),
         "destination": where,
         "headers": request_headers(target),
-        **told[0],
+        **(told[0] if told else {}),
         **({"more": told[1:]} if told[1:] else {}),
     }
 
