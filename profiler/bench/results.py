@@ -14,7 +14,7 @@ PERCENTILES = (("p50", 0.5, 10), ("p90", 0.9, 20), ("p99", 0.99, 100))  # and ho
 
 
 class Ledger:
-    """Groups come in as they are measured; `records` is what is known by now.
+    """Groups come in as they are measured, and go out as records.
 
     A limit that stands beside several nets is measured with each of them: those nets are held against what it was then,
     and it is told itself as all of that together.
@@ -22,7 +22,6 @@ class Ledger:
 
     def __init__(self) -> None:
         self._limits: dict[tuple[str, str, str | None, str], Raw] = {}
-        self._records: list[CaseRecord] = []
 
     def add(self, group: Sequence[Raw]) -> list[CaseRecord]:
         """What this group adds: its cases without the limits, which are known only in the end."""
@@ -39,7 +38,6 @@ class Ledger:
                     if limit is not None and record.status == "ok" and raw.case.suite != "loader":
                         record.numbers[name] = limit
                 found.append(record)
-        self._records += found
         return found
 
     def limits(self) -> list[CaseRecord]:
