@@ -8,8 +8,8 @@ from profiler.histogram import NS, Histogram
 from profiler.metrics import MetricSpec, Sample
 from profiler.record import EpochRecord, Run, StageRecord, Timing, reading_of
 from profiler.report.document import document
+from profiler.report.layout import duration
 from profiler.report.text import MAX_EPOCH_ROWS, text
-from profiler.report.units import duration
 from profiler.verdict import judge
 
 SECOND = NS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from profiler.bench.work import Call
+from profiler.bench.work import Call, tensors
 
 MOVES_NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 READS_NOTHING = ("zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full")
@@ -44,8 +44,8 @@ class Moved(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = list(_tensors((*args, *(kwargs or {}).values())))
-        made = list(_tensors((result,)))
+        given = list(tensors((args, kwargs)))
+        made = list(tensors(result))
         places = {_place(tensor) for tensor in given}
         name = func.overloadpacket.__name__
         is_view = bool(made) and not func._schema.is_mutable and all(_place(tensor) in places for tensor in made)
@@ -63,17 +63,7 @@ class Moved(TorchDispatchMode):
 def _written(func: Any, args: Any) -> Iterable[torch.Tensor]:
     """Of an operator that works in place and gives nothing back: what it changes."""
     changed = (argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments)
-    return _tensors(value for value, is_changed in zip(args, changed, strict=False) if is_changed)
-
-
-def _tensors(values: Iterable[Any]) -> Iterable[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors(value)
-        elif isinstance(value, Mapping):
-            yield from _tensors(value.values())
+    return tensors([value for value, is_changed in zip(args, changed, strict=False) if is_changed])
 
 
 def _place(tensor: torch.Tensor) -> int:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from profiler.bench import nets
 from profiler.bench.plan import Case
-from profiler.bench.work import NothingToDoError, Work, clock_for, dtype_of
+from profiler.bench.work import NothingToDoError, Work, clock_for, dtype_of, tensors
 from profiler.errors import ArgumentValueError
 
 RATE = 1e-6  # learning so slowly that the numbers stay ordinary ones, however often the same batch is learnt
@@ -210,17 +210,10 @@ def _any_loss(output: Any) -> Any:
     """Of any output: its own ``loss`` where it has one, else the mean square of its numbers."""
     if isinstance(getattr(output, "loss", None), torch.Tensor):
         return output.loss
-    tensors = [tensor for tensor in _tensors(output) if tensor.is_floating_point()]
-    if not tensors:
+    numbers = [tensor for tensor in tensors(output) if tensor.is_floating_point()]
+    if not numbers:
         raise ArgumentValueError("the model's output holds no numbers to train by; give a loss as the third part")
-    return sum(_mean_square(tensor) for tensor in tensors)
-
-
-def _tensors(value: Any) -> list[Any]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
-    return [tensor for part in inner for tensor in _tensors(part)]
+    return sum(_mean_square(tensor) for tensor in numbers)
 
 
 def _moved(value: Any, device: str) -> Any:

@@ -86,7 +86,6 @@ class Method:
     energy_s: float  # for so long a case runs on, where the device counts its energy
     limit_s: float  # a case may take so long in a launch
     quick: bool = False
-
     budget_s: float | None = None  # rounds beyond `MIN_ROUNDS` are left out where they would take longer than this in all
 
 

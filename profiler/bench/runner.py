@@ -205,7 +205,7 @@ def run(cases: Sequence[Case], method: Method, on_step: Callable[[Case], None], 
     began = time.monotonic()
     for done, group in enumerate(every, 1):
         found = [Raw(case) for case in group]
-        launches = 1 if any(case.name == "all_reduce" for case in group) else method.launches
+        launches = _launches(group[0], method)
         until = None if method.budget_s is None else began + method.budget_s * done / len(every)
         for launch in range(launches):
             _launch(found, method, on_step, until, launch == launches - 1)
@@ -214,7 +214,12 @@ def run(cases: Sequence[Case], method: Method, on_step: Callable[[Case], None], 
 
 def steps(cases: Iterable[Case], method: Method) -> int:
     """How many times `run` tells of a step."""
-    return sum((1 if case.name == "all_reduce" else method.launches) * (method.rounds + 1) for case in cases)
+    return sum(_launches(case, method) * (method.rounds + 1) for case in cases)
+
+
+def _launches(case: Case, method: Method) -> int:
+    """Ranks that reduce together meet once; the others do not come again."""
+    return 1 if case.name == "all_reduce" else method.launches
 
 
 def follow(case: Case, limit_s: float = 3600.0) -> None:

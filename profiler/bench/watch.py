@@ -28,12 +28,14 @@ class Watch:
 
     Args:
         device: the case's; a GPU's driver is asked as well.
-        children: whether this process has children whose work is its own.
+
+    Attributes:
+        has_children: whether this process has children whose work is its own.
     """
 
-    def __init__(self, device: str, children: bool = False) -> None:
+    def __init__(self, device: str) -> None:
+        self.has_children = False
         self._process = psutil.Process()
-        self._children = children
         self._cgroups = Cgroups()
         self._gpu = None if device == "cpu" else open_driver(device)
         rows = () if self._gpu is None else self._gpu.readings()
@@ -80,7 +82,7 @@ class Watch:
         return found
 
     def _of_children(self) -> float:
-        if not self._children:
+        if not self.has_children:
             return 0.0
         total = 0.0
         for child in self._process.children(recursive=True):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -33,8 +33,8 @@ class Work:
         counted: whether torch's counters can be run over a call.
         each: whether calls are timed one by one, for their percentiles.
         children: whether other processes do the work.
-        first: how long the first call took, where that is known here alone.
-        remarks: what a reader has to know.
+        compile: compiles it, and gives the call of that.
+        close: called once, in the end.
     """
 
     call: Call
@@ -46,7 +46,6 @@ class Work:
     each: bool = False
     children: bool = False
     compile: Callable[[], Call] | None = None
-    remarks: list[str] = field(default_factory=list)
     close: Callable[[], None] = lambda: None
 
 
@@ -118,6 +117,15 @@ def set_precision(name: str | None) -> None:
     """float32 is float32: TF32 is used where it is asked for, and nowhere else."""
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Those in a tensor, a list, a tuple or a dictionary, however deep."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()
+    for part in inner:
+        yield from tensors(part)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

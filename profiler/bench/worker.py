@@ -104,7 +104,7 @@ class Station:
         self._work: Work | None = None
         self._call: Callable[[], object] = lambda: None
         self._times = 1
-        self._watch = Watch(case.device, children=bool(case.workers))
+        self._watch = Watch(case.device)
         self._resident = psutil.Process().memory_info().rss
 
     def prepare(self) -> dict[str, Any]:
@@ -130,6 +130,7 @@ class Station:
         self._work = work = BUILDERS[case.suite](case)
         set_precision(case.dtype)  # whatever a module of the user's has set meanwhile
         self._call = work.call
+        self._watch.has_children = work.children
         told: dict[str, Any] = {"cold": self._first(case.device)}
         _hush()
         if work.compile is not None:

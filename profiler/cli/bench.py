@@ -133,7 +133,7 @@ def _show(document: dict[str, Any], outputs: dict[str, Path | None]) -> None:
         "csv": lambda: as_csv(cases),
         "markdown": lambda: markdown(cases),
     }
-    console = Console(stderr=STDOUT in outputs.values(), width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = _console(STDOUT in outputs.values())
     for part in tables(cases):
         console.print(part)
     kept = f"kept on this machine; show it again with: epochmeter report {document['run']['id']}"
@@ -146,6 +146,10 @@ def _show(document: dict[str, Any], outputs: dict[str, Path | None]) -> None:
     ]
     if problems:
         raise ProfilerError("; ".join(problems))
+
+
+def _console(to_stderr: bool) -> Console:
+    return Console(stderr=to_stderr, width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 def _machine(document: dict[str, Any]) -> str:
@@ -232,7 +236,7 @@ def _compared(before: Sequence[dict[str, Any]], document: dict[str, Any], limit:
         return difference(*(Estimate(*(case["time_s"][key] for key in ("median", "low", "high"))) for case in (then, now)))
 
     rows = compared(before, document.get("bench", {}).get("cases", []), between)  # type: ignore[arg-type]
-    console = Console(stderr=to_stderr, width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = _console(to_stderr)
     console.print()
     console.print(comparison(rows))
     if any(row.change is not None and row.case["time_s"].get("launches") == 1 for row in rows):

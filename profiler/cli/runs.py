@@ -25,7 +25,7 @@ def runs(as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdou
         typer.echo("no run has been recorded on this machine yet; 'epochmeter demo' records one", err=True)
         return
     table = Table("id", "name", "rank", "state", "started", "duration", box=box.SIMPLE_HEAD, show_edge=False)
-    from profiler.report.units import duration
+    from profiler.report.layout import duration
 
     for row in rows:
         rank = f"{row['rank']} of {row['world_size']}" if "rank" in row else ""

@@ -10,23 +10,19 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich import box
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from profiler.report.units import duration
+from profiler.report.layout import duration, new_table
 
 Case = Mapping[str, Any]
 RATES = {"operations_per_s": "FLOP/s", "bytes_per_s": "B/s"}
 KEY = ("suite", "name", "device", "stage", "dtype", "batch", "workers", "shape", "compiled")
 FLAT = (  # the columns of a CSV file, and where each is found
     *((key, (key,)) for key in (*KEY[:-1], "status")),
-    *(
-        (f"time_{part}_s" if part in ("median", "low", "high") else part, ("time_s", part))
-        for part in ("median", "low", "high")
-    ),
+    *((f"time_{part}_s", ("time_s", part)) for part in ("median", "low", "high")),
     *((part, ("time_s", part)) for part in ("blocks", "launches")),
     *((key, (key,)) for key in ("samples_per_s", "operations_per_s", "bytes_per_s")),
     *((f"share_of_{limit}_limit", ("share_of_limit", limit)) for limit in ("operations", "memory")),
@@ -39,9 +35,7 @@ FLAT = (  # the columns of a CSV file, and where each is found
 def tables(cases: Sequence[Case]) -> Iterator[RenderableType]:
     """A table for each suite; below them what has to be known, and what went wrong."""
     for heading, rows, columns in _sheets(cases):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-        for position, column in enumerate((heading, *columns)):
-            table.add_column(column, justify="right" if position else "left", no_wrap=True)
+        table = new_table(heading, *columns)
         for row in rows:
             table.add_row(*map(escape, row))
         yield table
@@ -55,8 +49,8 @@ def markdown(cases: Sequence[Case]) -> str:
     for heading, rows, columns in _sheets(cases):
         lines = [(heading, *columns), ("---", *("---:" for _ in columns)), *rows]
         parts.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
-    parts += ["\n".join(f"- {line}" for line in sentences(cases))] if any(sentences(cases)) else []
-    return "\n\n".join(parts) + "\n"
+    said = "\n".join(f"- {line}" for line in sentences(cases))
+    return "\n\n".join([*parts, said] if said else parts) + "\n"
 
 
 def as_csv(cases: Sequence[Case]) -> str:
@@ -65,9 +59,8 @@ def as_csv(cases: Sequence[Case]) -> str:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow([column for column, _ in FLAT])
     for case in cases:
-        rows.writerow(
-            ["; ".join(value) if isinstance(value, list) else value for _, path in FLAT for value in (_at(case, path),)]
-        )
+        values = [_at(case, path) for _, path in FLAT]
+        rows.writerow(["; ".join(value) if isinstance(value, list) else value for value in values])
     return text.getvalue()
 
 
@@ -257,9 +250,8 @@ def compared(before: Sequence[Case], after: Sequence[Case], difference: Callable
 
 
 def comparison(rows: Sequence[Compared]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for position, column in enumerate(("compared", "batch", "time", "interval", "")):
-        table.add_column(column, justify="right" if position in (1, 2, 3) else "left", no_wrap=True)
+    table = new_table("compared", "batch", "time", "interval", "")
+    table.columns[-1].justify = "left"
     for row in rows:
         change = row.change
         figures = ("", "") if change is None else (f"{change.change:+.1%}", f"{change.low:+.1%} to {change.high:+.1%}")

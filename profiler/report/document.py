@@ -224,8 +224,9 @@ def bench_case(case: CaseRecord) -> dict[str, Any]:
     result.update({key: case.numbers[name] for key, name in CASE_NUMBERS.items() if name in case.numbers})
     words = {"sample_rate": "samples_per_s", "operation_rate": "operations_per_s", "byte_rate": "bytes_per_s"}
     result.update({words[rate]: value for rate, value in rates(case).items()})
-    if shares(case):
-        result["share_of_limit"] = shares(case)
+    of_limits = shares(case)
+    if of_limits:
+        result["share_of_limit"] = of_limits
     return result
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -14,7 +13,7 @@ from rich.text import Text
 from profiler.record import Run
 from profiler.report.bench import tables
 from profiler.report.document import document
-from profiler.report.units import duration
+from profiler.report.layout import duration, new_table
 
 MAX_EPOCH_ROWS = 24
 WIDTH = 100
@@ -49,15 +48,8 @@ def _title(data: dict[str, Any]) -> Text:
     )
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position < 1 else "right", no_wrap=True)
-    return table
-
-
 def _epochs(data: dict[str, Any]) -> Table:
-    table = _table("epoch", "stage", "time", "steps", "samples/s", "step p50", "data wait", "other")
+    table = new_table("epoch", "stage", "time", "steps", "samples/s", "step p50", "data wait", "other")
     rows = [(epoch, stage) for epoch in data["epochs"] for stage in epoch["stages"]]
     shown = rows if len(rows) <= MAX_EPOCH_ROWS else [*rows[: MAX_EPOCH_ROWS // 2], None, *rows[-MAX_EPOCH_ROWS // 2 :]]
     for row in shown:
@@ -84,7 +76,7 @@ def _share(part: float | None, whole: float) -> str:
 
 
 def _phases(name: str, stage: dict[str, Any]) -> Table:
-    table = _table(f"{name}", "share", "total", "count", "mean", "p50", "p90", "p99", "max", "first")
+    table = new_table(f"{name}", "share", "total", "count", "mean", "p50", "p90", "p99", "max", "first")
     for label, entry in _flat(stage["phases"]):
         times = [duration(entry[key]) if key in entry else "" for key in ("mean_s", "p50_s", "p90_s", "p99_s", "max_s")]
         cold = duration(entry["cold"]["total_s"]) if "cold" in entry else ""
@@ -105,7 +97,7 @@ def _ranks(data: dict[str, Any]) -> Iterator[RenderableType]:
     if not gathered:
         return
     for name, stage in gathered["stages"].items():
-        table = _table(f"{name}, {gathered['world_size']} ranks", "slowest", "", "median", "fastest", "")
+        table = new_table(f"{name}, {gathered['world_size']} ranks", "slowest", "", "median", "fastest", "")
         for label, spread in [("whole", stage["duration"]), *stage["phases"].items()]:
             cells = [
                 cell
@@ -128,7 +120,7 @@ def _device(data: dict[str, Any]) -> Iterator[RenderableType]:
     for name, stage in data["stages"].items():
         if "device_busy" not in stage:
             continue
-        table = _table(f"{name} on the GPU", "mean", "here", "p50", "p99", "total")
+        table = new_table(f"{name} on the GPU", "mean", "here", "p50", "p99", "total")
         for label, entry in _flat(stage["phases"]):
             if "device" in entry:
                 device = entry["device"]
@@ -184,7 +176,7 @@ def _gpus(data: dict[str, Any]) -> Iterator[RenderableType]:
     rows = {gpu: [_cell(readings, *column[1:]) for column in GPU_COLUMNS] for gpu, readings in gpus.items()}
     shown = [index for index, _ in enumerate(GPU_COLUMNS) if any(cells[index] for cells in rows.values())]
     if shown:
-        table = _table("GPU", *(GPU_COLUMNS[index][0] for index in shown))
+        table = new_table("GPU", *(GPU_COLUMNS[index][0] for index in shown))
         for gpu, cells in rows.items():
             table.add_row(gpu, *(cells[index] for index in shown))
         yield table

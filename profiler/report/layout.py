@@ -1,6 +1,9 @@
-"""Numbers as people read them."""
+"""Numbers and tables as people read them."""
 
 from __future__ import annotations
+
+from rich import box
+from rich.table import Table
 
 
 def duration(seconds: float) -> str:
@@ -11,3 +14,11 @@ def duration(seconds: float) -> str:
             return f"{value:.{0 if value >= 100 or unit == 'ns' else 1 if value >= 10 else 2}f}{unit}"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
+
+
+def new_table(*columns: str) -> Table:
+    """Without rows yet; the first column is of words, the others are of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position < 1 else "right", no_wrap=True)
+    return table
