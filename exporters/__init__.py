@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from exporters.config import Config, ExporterError, Record, Transport
+from exporters.rules import Declared
 
 if TYPE_CHECKING:
     from exporters.gate import Gate, GatedExporter
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "TARGETS",
     "Config",
+    "Declared",
     "ExporterError",
     "Target",
     "behind_gate",
@@ -55,6 +57,12 @@ TARGETS = {
         {"prometheus": "exporters.prometheus"},  # a page, not a transport: it is fetched
         {"prometheus": ("opentelemetry.exporter.prometheus", "prometheus")},
     ),
+    "otlp-logs": Target(  # crash reports to a collector
+        "exporters.crash_log",
+        {"http/protobuf": "exporters.otlp", "grpc": "exporters.otlp_grpc"},
+        {"grpc": ("grpc", "grpc")},
+    ),
+    "sentry": Target("exporters.crash_payload", {"envelope": "exporters.sentry"}, {"envelope": ("sentry_sdk", "sentry")}),
 }
 
 
@@ -109,8 +117,8 @@ def transport_to(config: Config) -> Transport:
     return found
 
 
-def behind_gate(exporter: Any, consent: Callable[[], bool], record: Record) -> GatedExporter:
+def behind_gate(exporter: Any, consent: Callable[[], bool], record: Record, declared: Declared | None = None) -> GatedExporter:
     """A program's own ``MetricExporter`` behind the gate; it gets what a collector would get."""
     from exporters.gate import Gate, GatedExporter
 
-    return GatedExporter(exporter, Gate(consent, "otlp", form_of("otlp")), consent, record)
+    return GatedExporter(exporter, Gate(consent, "otlp", form_of("otlp")), consent, record, declared)

@@ -10,9 +10,10 @@ and ``docs/telemetry.md`` (`schema`), and OpenTelemetry views (`views`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
-from exporters.rules import OTHER, Random, Rule, Words
+from exporters.rules import DEV, OTHER, Declared, Frame, OfApp, Random, Rule, Version, Words, filled
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE_NAME = "epochmeter"
@@ -24,6 +25,11 @@ HEADERS = {  # what a request says of itself: the same from every machine
     "accept-encoding": "identity",
 }
 GA_HEADERS = {**{name: HEADERS[name] for name in HEADERS if name != "content-encoding"}, "content-type": "application/json"}
+SENTRY_HEADERS = {
+    **HEADERS,
+    "content-type": "application/x-sentry-envelope",
+    "x-sentry-auth": "Sentry sentry_version=7, sentry_client=epochmeter, sentry_key=<key>",
+}
 STAGES = ("train", "val", "inference")
 PHASES = (
     *("data_wait", "transfer", "forward", "loss", "backward", "optimizer", "metrics", "checkpoint", "logging"),
@@ -80,7 +86,19 @@ class ResourceEntry:
     destinations: tuple[str, ...] = ("otlp", "prometheus", "ga")
 
 
+@dataclass(frozen=True)
+class CrashEntry:
+    """One part of a crash report."""
+
+    name: str
+    rule: Rule
+    purpose: str
+    since: str = "0.1.0"
+
+
 EVERYWHERE = ("otlp", "prometheus", "ga")
+WITH_CRASHES = (*EVERYWHERE, "crash")
+USAGE_DESTINATIONS = ("otlp", "ga")  # counts of a program that has ended cannot be fetched from it
 STAGE: Mapping[str, Rule] = {"epochmeter.stage": Words(STAGES)}
 STAGE_COLD: Mapping[str, Rule] = {**STAGE, "epochmeter.cold": Words((False, True))}
 PHASE: Mapping[str, Rule] = {
@@ -108,6 +126,22 @@ BENCH: Mapping[str, Rule] = {
     "epochmeter.bench.workers": Words((0, 1, 2, 4, 8, 16)),
     "epochmeter.bench.compiled": Words((False, True)),
 }
+
+USAGE = (
+    *(
+        Entry(
+            *(f"epochmeter.usage.{what}s", "sum", "{call}", f"Which {what}s of a package are used, and how often."),
+            attributes={f"epochmeter.usage.{what}": OfApp(f"{what}s")},
+            destinations=USAGE_DESTINATIONS,
+        )
+        for what in ("feature", "command")
+    ),
+    Entry(
+        *("epochmeter.usage.options", "sum", "{call}", "Which options of its commands are given; never with what value."),
+        attributes={"epochmeter.usage.command": OfApp("commands"), "epochmeter.usage.option": OfApp("options")},
+        destinations=USAGE_DESTINATIONS,
+    ),
+)
 
 METRICS = (
     Entry("epochmeter.run.duration", "gauge", "s", "How long runs take."),
@@ -242,6 +276,7 @@ METRICS = (
             ("joules", "J", "What a sample costs in energy."),
         )
     ),
+    *USAGE,
 )
 
 RESOURCE = (
@@ -249,28 +284,52 @@ RESOURCE = (
         *("service.name", Words(("epochmeter",)), "Tells our metrics from others."),
         destinations=("otlp", "prometheus"),
     ),
-    ResourceEntry("service.version", Words(("0.1.0", "dev", OTHER)), "To know which version measured."),
+    ResourceEntry("service.version", Words(("0.1.0", DEV, OTHER)), "To know which version measured."),
     ResourceEntry(
         *("service.instance.id", Random(12), "Keeps the metrics of two runs apart; drawn anew for each run."),
         destinations=("otlp", "prometheus"),
     ),
-    ResourceEntry("os.type", Words(("linux", "darwin", "windows", OTHER)), "Differences between systems."),
-    ResourceEntry("host.arch", Words(("amd64", "arm64", OTHER)), "Differences between processors."),
-    ResourceEntry("process.runtime.name", Words(("cpython", "pypy", OTHER)), "Differences between Pythons."),
+    ResourceEntry("epochmeter.app.name", OfApp("app"), "Which package counted or measured.", destinations=WITH_CRASHES),
+    ResourceEntry("epochmeter.app.version", Version(), "Which versions of it are in use.", destinations=WITH_CRASHES),
     ResourceEntry(
-        "process.runtime.version", Words((*(f"3.{minor}" for minor in range(10, 20)), OTHER)), "Which Pythons are in use."
+        *("epochmeter.app.install", Words(("index", "direct", "source"))),
+        "Whether it came from a package index, from a folder, file or repository, or is not installed at all.",
+        destinations=WITH_CRASHES,
     ),
     ResourceEntry(
-        *("epochmeter.runtime.torch", Words((*(f"2.{minor}" for minor in range(40)), "dev", OTHER))),
+        *("epochmeter.app.installer", Words(("pip", "uv", "conda", "poetry", "pdm", OTHER)), "What it is installed with."),
+        destinations=WITH_CRASHES,
+    ),
+    ResourceEntry(
+        *("os.type", Words(("linux", "darwin", "windows", OTHER)), "Differences between systems."), destinations=WITH_CRASHES
+    ),
+    ResourceEntry(
+        *("host.arch", Words(("amd64", "arm64", OTHER)), "Differences between processors."), destinations=WITH_CRASHES
+    ),
+    ResourceEntry(
+        *("process.runtime.name", Words(("cpython", "pypy", OTHER)), "Differences between Pythons."),
+        destinations=WITH_CRASHES,
+    ),
+    ResourceEntry(
+        *("process.runtime.version", Words((*(f"3.{minor}" for minor in range(10, 20)), OTHER)), "Which Pythons are in use."),
+        destinations=WITH_CRASHES,
+    ),
+    ResourceEntry(
+        *("epochmeter.runtime.torch", Words((*(f"2.{minor}" for minor in range(40)), DEV, OTHER))),
         "Which versions of torch are in use.",
+        destinations=WITH_CRASHES,
     ),
     ResourceEntry(
         "epochmeter.runtime.cuda",
         Words((*(f"{major}.{minor}" for major in (11, 12, 13, 14) for minor in range(10)), OTHER)),
         "Which versions of CUDA are in use.",
+        destinations=WITH_CRASHES,
     ),
     *(
-        ResourceEntry(f"epochmeter.runtime.{place}", Words((True,)), "What kind of place runs take place in.")
+        ResourceEntry(
+            *(f"epochmeter.runtime.{place}", Words((True,)), "What kind of place runs take place in."),
+            destinations=WITH_CRASHES,
+        )
         for place in ("container", "notebook", "colab", "kaggle", "ci", "cloud_job")
     ),
     ResourceEntry(
@@ -292,3 +351,46 @@ RESOURCE = (
     ResourceEntry("epochmeter.gpu.model", Words((*GPU_MODELS, OTHER), contained=True), "Speed by kind of GPU."),
     ResourceEntry("epochmeter.gpu.memory_class", Words(GPU_MEMORY_CLASSES), "Speed by GPU memory."),
 )
+
+EXCEPTIONS = (  # of an error's class and its bases, the first that is one of these is told
+    *("ArithmeticError", "AssertionError", "AttributeError", "BlockingIOError", "BrokenPipeError", "BufferError"),
+    *("CalledProcessError", "ChildProcessError", "ConnectionAbortedError", "ConnectionError", "ConnectionRefusedError"),
+    *("ConnectionResetError", "DistBackendError", "DistNetworkError", "DistStoreError", "EOFError", "Exception"),
+    *("ExceptionGroup", "FileExistsError", "FileNotFoundError", "FloatingPointError", "ImportError", "IndexError"),
+    *("InterruptedError", "IsADirectoryError", "JSONDecodeError", "KeyError", "LinAlgError", "LookupError"),
+    *("MemoryError", "ModuleNotFoundError", "NameError", "NotADirectoryError", "NotImplementedError", "OSError"),
+    *("OutOfMemoryError", "OverflowError", "PermissionError", "PicklingError", "ProcessLookupError", "RecursionError"),
+    *("ReferenceError", "RuntimeError", "StopAsyncIteration", "StopIteration", "SyntaxError", "SystemError"),
+    *("TimeoutError", "TimeoutExpired", "TypeError", "UnboundLocalError", "UnicodeDecodeError", "UnicodeEncodeError"),
+    *("UnicodeError", "UnpicklingError", "ValueError", "ZeroDivisionError", "ZipImportError"),
+)
+MAX_FRAMES = 16
+CRASH = (
+    CrashEntry("exception.type", Words(EXCEPTIONS), "What kind of error it is; never its text."),
+    CrashEntry(
+        *("exception.stacktrace", Frame()),
+        f"Where in the package it came from: at most {MAX_FRAMES} frames, those of other code as one word.",
+    ),
+)
+
+
+@lru_cache(maxsize=32)
+def metrics(target: str, declared: Declared | None = None) -> tuple[Entry, ...]:
+    """The metrics that a destination gets, with their blanks filled."""
+    return tuple(
+        replace(entry, attributes={name: filled(rule, declared) for name, rule in entry.attributes.items()})
+        for entry in METRICS
+        if target in entry.destinations
+    )
+
+
+@lru_cache(maxsize=32)
+def facts(target: str, declared: Declared | None = None) -> dict[str, Rule]:
+    """The facts that a destination gets, with their blanks filled."""
+    return {entry.name: filled(entry.rule, declared) for entry in RESOURCE if target in entry.destinations}
+
+
+@lru_cache(maxsize=32)
+def crash(declared: Declared | None = None) -> dict[str, Rule]:
+    """The parts of a crash report, with their blanks filled."""
+    return {entry.name: filled(entry.rule, declared) for entry in CRASH}

@@ -18,18 +18,20 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from opentelemetry.sdk.metrics.export import ExponentialHistogramDataPoint, Metric, MetricsData
+from opentelemetry.sdk.metrics.export import ExponentialHistogramDataPoint, Metric, MetricsData, NumberDataPoint
 
-from exporters.allowlist import METRICS, PHASES, RESOURCE, STAGES
-from exporters.rules import Random
+from exporters.allowlist import METRICS, PHASES, RESOURCE, STAGES, USAGE
+from exporters.rules import Declared, Version, Words, coarse, filled
 
 MAX_EVENTS = 25
 MAX_BYTES = 129_999  # the body is to be below 130,000
 EVENT = "m"
-USAGE = "usage"
+USED = "usage"
+APP_VERSION = "app_version"
 HOUR_US = 3_600_000_000
 LOWEST, HIGHEST = -20, 20  # durations from 2**-20 s, a microsecond, to 2**20 s, twelve days
 COUNTED = ("epochmeter.epoch.duration", "epochmeter.stage.duration")  # an event a cell; of all others, the median's cell
+COUNTERS = {entry.name: tuple(entry.attributes) for entry in USAGE}  # what a package that embeds us counts
 CONSENT = {"ad_user_data": "DENIED", "ad_personalization": "DENIED"}
 IDS = re.compile(r"[1-9][0-9]{0,9}\.[1-9][0-9]{0,9}")
 Cell = tuple[str, str, int]  # metric, cell, how many
@@ -91,6 +93,9 @@ def _cells(data: MetricsData, usage: bool) -> Iterator[Cell]:
     for metric in _metrics(data):
         for point in metric.data.data_points:
             attributes = dict(point.attributes or {})
+            if metric.name in COUNTERS and usage and isinstance(point, NumberDataPoint):
+                cell = ".".join(str(attributes[name]) for name in COUNTERS[metric.name] if name in attributes)
+                yield _word(metric.name, {}), cell, int(point.value)
             if not isinstance(point, ExponentialHistogramDataPoint) or _is_detail(attributes):
                 continue
             used |= dict.fromkeys(str(value) for name, value in attributes.items() if name != "epochmeter.cold")
@@ -103,7 +108,7 @@ def _cells(data: MetricsData, usage: bool) -> Iterator[Cell]:
         for name, value in resource_metrics.resource.attributes.items():
             yield _word(name, {}), _text(value), 1
     if usage:
-        yield from ((USAGE, word, 1) for word in used if word in (*STAGES, *PHASES))
+        yield from ((USED, word, 1) for word in used if word in (*STAGES, *PHASES))
 
 
 def _is_detail(attributes: Mapping[str, Any]) -> bool:
@@ -161,20 +166,32 @@ def _power(exponent: int) -> str:
 DURATIONS = tuple(cell_of(exponent) for exponent in range(LOWEST - 1, HIGHEST + 1))
 
 
-def vocabulary() -> dict[str, tuple[str, ...]]:
-    """Every metric that Google can be told, and its cells: made from the list."""
+def vocabulary(declared: Declared | None = None) -> dict[str, tuple[str, ...]]:
+    """Every metric that Google can be told, and its cells: made from the list, and what a package has declared.
+
+    A version is one of too many to write down: its cells are ``()``, and `first_fault` holds it against its rule.
+    """
     words: dict[str, tuple[str, ...]] = {}
     for entry in METRICS:
-        if "ga" in entry.destinations:
+        if "ga" in entry.destinations and entry.name not in COUNTERS:
             kept = [name for name in ("epochmeter.stage", "epochmeter.phase") if name in entry.attributes]
             choices = [(None, *getattr(entry.attributes[name], "values", ())) for name in kept]
             for values in itertools.product(*choices):
                 attributes = {name: value for name, value in zip(kept, values, strict=True) if value is not None}
                 words[_word(entry.name, attributes)] = DURATIONS
     for fact in RESOURCE:
-        if "ga" in fact.destinations and not isinstance(fact.rule, Random):
-            words[_word(fact.name, {})] = tuple(_text(value) for value in fact.rule.values)
-    return {**words, USAGE: (*STAGES, *PHASES)}
+        rule = filled(fact.rule, declared)
+        if "ga" in fact.destinations and isinstance(rule, (Words, Version)):
+            words[_word(fact.name, {})] = tuple(_text(value) for value in getattr(rule, "values", ()))
+    return {**words, **_counted(declared), USED: (*STAGES, *PHASES)}
+
+
+def _counted(declared: Declared | None) -> dict[str, tuple[str, ...]]:
+    """What a package counts: features, commands, and options as ``command.option``."""
+    commands = () if declared is None else declared.commands
+    options = tuple(f"{command}.{option}" for command, given in commands for option in given)
+    known = {"features": () if declared is None else declared.features, "commands": tuple(name for name, _ in commands)}
+    return {_word(name, {}): known.get(name.rpartition(".")[2], options) for name in COUNTERS}
 
 
 # ---- the last check ------------------------------------------------------------------------------------------------
@@ -186,16 +203,18 @@ def readable(body: bytes) -> dict[str, Any]:
     return found
 
 
-def first_fault(body: bytes, target: str = "ga", rest: Callable[[], None] = lambda: None) -> str | None:
+def first_fault(
+    body: bytes, target: str = "ga", rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+) -> str | None:
     """What is in these bytes that is not in the vocabulary, or over a limit of the protocol; or None."""
     try:
         request = json.loads(body)
-        return next(_faults(request, len(body)), None)
+        return next(_faults(request, len(body), vocabulary(declared)), None)
     except (ValueError, KeyError, TypeError, AttributeError):
         return "it is not a body of events"
 
 
-def _faults(request: Mapping[str, Any], size: int) -> Iterator[str]:
+def _faults(request: Mapping[str, Any], size: int, words: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     if set(request) != {"client_id", "timestamp_micros", "consent", "events"}:
         yield f"it has the fields {', '.join(sorted(map(str, request)))}"
     if size > MAX_BYTES:
@@ -208,9 +227,12 @@ def _faults(request: Mapping[str, Any], size: int) -> Iterator[str]:
         yield "its time is more exact than an hour"
     if not 1 <= len(request["events"]) <= MAX_EVENTS:
         yield f"it has {len(request['events'])} events"
-    words = vocabulary()
     for event in request["events"]:
         yield from _event_faults(event, words)
+
+
+def _is_version(params: Mapping[str, Any]) -> bool:
+    return bool(params["metric"] == APP_VERSION and coarse(Version(), params["cell"]) == params["cell"])
 
 
 def _event_faults(event: Mapping[str, Any], words: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
@@ -221,7 +243,7 @@ def _event_faults(event: Mapping[str, Any], words: Mapping[str, tuple[str, ...]]
         yield f"an event has the parameters {', '.join(sorted(map(str, params)))}"
     if params["metric"] not in words:
         yield f"the metric {params['metric']!r} is not on the list"
-    elif params["cell"] not in words[params["metric"]]:
+    elif params["cell"] not in words[params["metric"]] and not _is_version(params):
         yield f"{params['cell']!r} is no cell of {params['metric']}"
     if any(type(params[name]) is not int or params[name] < 1 for name in ("n", "session_id", "engagement_time_msec")):
         yield "an event has a number that is not a whole one above 0"

@@ -27,10 +27,10 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from exporters.allowlist import METRICS, RESOURCE, SCHEMA_URL, SCOPE_NAME, Entry
+from exporters.allowlist import SCHEMA_URL, SCOPE_NAME, Entry, facts, metrics
 from exporters.config import Record
 from exporters.payload import encode, told
-from exporters.rules import Rule, coarse
+from exporters.rules import Declared, Rule, coarse
 
 SCOPE = InstrumentationScope(SCOPE_NAME, None, SCHEMA_URL)
 OWN = "an exporter of the program's own"
@@ -60,30 +60,35 @@ class Gate:
         self.dropped = 0
         self.reason = ""
 
-    def outgoing(self, data: MetricsData, rest: Callable[[], None] = lambda: None) -> MetricsData | None:
+    def outgoing(
+        self, data: MetricsData, rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+    ) -> MetricsData | None:
         """What may leave of this data, rebuilt from the list, or None without consent.
 
         Args:
             rest: called between two pieces of work, to let the loop's thread have its turn.
+            declared: what the package has declared that the data is of, where it is of one that embeds us.
         """
         self.reason = ""
         if not self._consent():
             self.refused += 1
             return None
         rest()
-        outgoing = rebuild(data, self._target)
+        outgoing = rebuild(data, self._target, declared)
         rest()
         return outgoing
 
-    def bodies(self, data: MetricsData, rest: Callable[[], None] = lambda: None) -> list[bytes]:
+    def bodies(
+        self, data: MetricsData, rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+    ) -> list[bytes]:
         """The bodies to send, checked; none without consent, and none where one of them has a fault."""
-        outgoing = self.outgoing(data, rest)
+        outgoing = self.outgoing(data, rest, declared)
         if outgoing is None:
             return []
         bodies: list[bytes] = self._form.bodies(outgoing, self._usage)
         rest()
         for body in bodies:
-            if not self.passes(body, rest):
+            if not self.passes(body, rest, declared):
                 return []
             rest()
         if not self._consent():
@@ -91,9 +96,13 @@ class Gate:
             return []
         return bodies
 
-    def passes(self, body: bytes, rest: Callable[[], None] = lambda: None) -> bool:
-        """Whether these bytes hold nothing but what the list names for this destination; asked again before they go."""
-        fault = self._form.first_fault(body, self._target, rest)
+    def passes(self, body: bytes, rest: Callable[[], None] = lambda: None, declared: Declared | None = None) -> bool:
+        """Whether these bytes hold nothing but what the list names for this destination; asked again before they go.
+
+        Args:
+            declared: what the package has declared that they are of, where they are of one.
+        """
+        fault = self._form.first_fault(body, self._target, rest, declared)
         if fault is None:
             return True
         self.dropped += 1
@@ -109,27 +118,36 @@ class GatedExporter(MetricExporter):
         gate: what lets the data through.
         consent: asked once more with the bytes in hand.
         record: notes them, before they go; what it raises as OSError stops them.
+        declared: what the package has declared that the data is of, where it is of one that embeds us.
 
     Attributes:
         reason: why the last export failed; empty where it did not, or where there was no consent.
     """
 
-    def __init__(self, exporter: MetricExporter, gate: Gate, consent: Callable[[], bool], record: Record) -> None:
+    def __init__(
+        self,
+        exporter: MetricExporter,
+        gate: Gate,
+        consent: Callable[[], bool],
+        record: Record,
+        declared: Declared | None = None,
+    ) -> None:
         super().__init__(getattr(exporter, "_preferred_temporality", None), getattr(exporter, "_preferred_aggregation", None))
         self._exporter = exporter
         self.gate = gate
         self._consent = consent
         self._record = record
+        self._declared = declared
         self.reason = ""
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
         """Hands on what may leave of this data; without consent nothing, which counts as a failure to export."""
-        outgoing = self.gate.outgoing(metrics_data)
+        outgoing = self.gate.outgoing(metrics_data, declared=self._declared)
         self.reason = self.gate.reason
         if outgoing is None:
             return MetricExportResult.FAILURE
         body = encode(outgoing)
-        passes = self.gate.passes(body)
+        passes = self.gate.passes(body, declared=self._declared)
         self.reason = self.gate.reason
         if not passes:
             return MetricExportResult.FAILURE
@@ -154,21 +172,21 @@ class GatedExporter(MetricExporter):
         self._exporter.shutdown(timeout_millis, **kwargs)
 
 
-def rebuild(data: MetricsData, target: str = "otlp") -> MetricsData:
+def rebuild(data: MetricsData, target: str = "otlp", declared: Declared | None = None) -> MetricsData:
     """New data with what the list names for this destination, made from nothing, always in the same order."""
-    return MetricsData([_resource_metrics(entry, target) for entry in data.resource_metrics])
+    return MetricsData([_resource_metrics(entry, target, declared) for entry in data.resource_metrics])
 
 
-def _resource_metrics(source: ResourceMetrics, target: str) -> ResourceMetrics:
-    metrics = [metric for scope in source.scope_metrics for metric in scope.metrics]
-    rebuilt = [_metric(entry, metrics) for entry in METRICS if target in entry.destinations]
-    known = source.resource.attributes
-    facts = {
-        entry.name: coarse(entry.rule, known[entry.name])
-        for entry in RESOURCE
-        if entry.name in known and target in entry.destinations
-    }
-    resource = Resource({name: value for name, value in facts.items() if value is not None}, SCHEMA_URL)
+def rebuilt_facts(known: Mapping[str, Any], target: str, declared: Declared | None = None) -> dict[str, Any]:
+    """The facts that the list names for this destination, as they may be told, in the list's order."""
+    told = {name: coarse(rule, known[name]) for name, rule in facts(target, declared).items() if name in known}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _resource_metrics(source: ResourceMetrics, target: str, declared: Declared | None) -> ResourceMetrics:
+    found = [metric for scope in source.scope_metrics for metric in scope.metrics]
+    rebuilt = [_metric(entry, found) for entry in metrics(target, declared)]
+    resource = Resource(rebuilt_facts(source.resource.attributes, target, declared), SCHEMA_URL)
     return ResourceMetrics(resource, [ScopeMetrics(SCOPE, [m for m in rebuilt if m is not None], SCHEMA_URL)], SCHEMA_URL)
 
 

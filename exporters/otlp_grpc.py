@@ -37,7 +37,10 @@ def _load_silently() -> Any:
 
 
 grpc = _load_silently()
-METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
+METHODS = {  # by what is sent; their answers have the same form
+    "otlp": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+    "otlp-logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+}
 LATER = {  # the protocol's list (opentelemetry.io/docs/specs/otlp, "OTLP/gRPC response"), and what a broken server says
     *(grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE),
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL),
@@ -61,7 +64,7 @@ class OtlpGrpc:
     def send(self, body: bytes) -> Answer:
         """One attempt."""
         try:
-            call = self._open().unary_unary(METHOD, _as_it_is, ExportMetricsServiceResponse.FromString)
+            call = self._open().unary_unary(METHODS[self._config.target], _as_it_is, ExportMetricsServiceResponse.FromString)
             response = call(body, timeout=self._config.timeout, metadata=tuple(self._config.headers.items()))
         except grpc.RpcError as error:
             self.close()  # the next attempt connects anew

@@ -29,9 +29,11 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from exporters.rules import Declared, declared_from
 
 VERSION = 1
 SUFFIX = ".entry"
@@ -98,6 +100,7 @@ class Head:
         created: when it was put here, in seconds since 1970.
         until: when it is too old to be sent, or None.
         chosen_there: whether its destination was chosen outside the settings file: in code, or in the environment.
+        declared: what the package has declared that it is of, where it is of one that embeds us.
     """
 
     key: Key
@@ -105,6 +108,7 @@ class Head:
     created: float
     until: float | None = None
     chosen_there: bool = False
+    declared: Declared | None = None
     sha256: str = ""
 
 
@@ -164,6 +168,7 @@ class Outbox:
             **vars(head.key),
             **({"until": head.until} if head.until is not None else {}),
             **({"chosen_there": True} if head.chosen_there else {}),
+            **({"declared": asdict(head.declared)} if head.declared is not None else {}),
         }
         packed = gzip.compress(body, compresslevel=6, mtime=0)
         self._make_room(len(packed) + 512)
@@ -468,6 +473,8 @@ def _head(line: bytes) -> Head:
         if found["version"] > VERSION:
             raise NewerError(22, f"it was written by a newer epochmeter (version {found['version']}, known is {VERSION})")
         key = Key(found["target"], found["protocol"], found["address"], found["decided"])
-        return Head(key, found["run"], found["created"], found.get("until"), found.get("chosen_there", False), found["sha256"])
+        declared = declared_from(found["declared"]) if "declared" in found else None
+        chosen_there = found.get("chosen_there", False)
+        return Head(key, found["run"], found["created"], found.get("until"), chosen_there, declared, found["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableError("its first line is damaged") from error

@@ -13,12 +13,15 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsPartialSuccess,
+    ExportMetricsServiceRequest,
+)
 from opentelemetry.sdk.metrics.export import MetricsData
 
-from exporters.allowlist import METRICS, RESOURCE, SCHEMA_URL, SCOPE_NAME, Entry
+from exporters.allowlist import SCHEMA_URL, SCOPE_NAME, Entry, facts, metrics
 from exporters.config import Answer
-from exporters.rules import Rule, coarse, significant, size_class
+from exporters.rules import Declared, Rule, coarse, significant, size_class
 
 SAID = 160  # characters that are kept of what a collector says
 CUMULATIVE = 2  # AGGREGATION_TEMPORALITY_CUMULATIVE
@@ -58,11 +61,14 @@ def readable(body: bytes) -> dict[str, Any]:
     return found
 
 
-def first_fault(body: bytes, target: str = "otlp", rest: Callable[[], None] = lambda: None) -> str | None:
+def first_fault(
+    body: bytes, target: str = "otlp", rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+) -> str | None:
     """What is in these bytes that the list does not name for this destination, or None.
 
     Args:
         rest: called between two pieces of work, to let other threads have their turn.
+        declared: what the package has declared that they are of, where they are of one that embeds us.
     """
     try:
         request = ExportMetricsServiceRequest.FromString(body)
@@ -72,33 +78,34 @@ def first_fault(body: bytes, target: str = "otlp", rest: Callable[[], None] = la
     known.DiscardUnknownFields()
     if known.SerializeToString() != body:
         return "it has fields that OTLP does not know"
-    return next(_faults(request, target, rest), None)
+    return next(_faults(request, target, rest, declared), None)
 
 
-def _faults(request: ExportMetricsServiceRequest, target: str, rest: Callable[[], None]) -> Iterator[str]:
-    yield from _field_faults(request)
+def _faults(
+    request: ExportMetricsServiceRequest, target: str, rest: Callable[[], None], declared: Declared | None
+) -> Iterator[str]:
+    yield from field_faults(request, FIELDS)
     rest()
-    facts = {entry.name: entry.rule for entry in RESOURCE if target in entry.destinations}
-    metrics = {entry.name: entry for entry in METRICS if target in entry.destinations}
+    known = {entry.name: entry for entry in metrics(target, declared)}
     for resource_metrics in request.resource_metrics:
-        yield from _attribute_faults("the resource", resource_metrics.resource.attributes, facts)
+        yield from attribute_faults("the resource", resource_metrics.resource.attributes, facts(target, declared))
         yield from _text_faults(resource_metrics.schema_url, SCHEMA_URL)
         for scope_metrics in resource_metrics.scope_metrics:
             yield from _text_faults(scope_metrics.schema_url, SCHEMA_URL)
             yield from _text_faults(scope_metrics.scope.name, SCOPE_NAME)
             for metric in scope_metrics.metrics:
-                yield from _metric_faults(metric, metrics.get(metric.name))
+                yield from _metric_faults(metric, known.get(metric.name))
 
 
-def _field_faults(message: Message) -> Iterator[str]:
-    """Every filled field of every message within."""
-    allowed = FIELDS.get(message.DESCRIPTOR.name, set())
+def field_faults(message: Message, fields: Mapping[str, set[str]]) -> Iterator[str]:
+    """Every filled field of every message within that is not one of these."""
+    allowed = fields.get(message.DESCRIPTOR.name, set())
     for field, value in message.ListFields():
         if field.name not in allowed:
             yield f"the field {message.DESCRIPTOR.name}.{field.name} is not on the list"
         elif field.message_type is not None:
             for inner in [value] if isinstance(value, Message) else value:
-                yield from _field_faults(inner)
+                yield from field_faults(inner, fields)
 
 
 def _text_faults(text: str, expected: str) -> Iterator[str]:
@@ -117,7 +124,7 @@ def _metric_faults(metric: Any, entry: Entry | None) -> Iterator[str]:
     if getattr(data, "aggregation_temporality", CUMULATIVE) != CUMULATIVE:
         yield f"{entry.name} is not cumulative"
     for point in data.data_points:
-        yield from _attribute_faults(entry.name, point.attributes, entry.attributes)
+        yield from attribute_faults(entry.name, point.attributes, entry.attributes)
         if entry.kind != "histogram" and told(entry, value := _number(point)) != value:
             yield f"{entry.name} is {value!r}, which is more exact than the list allows"
 
@@ -134,7 +141,8 @@ def _number(point: Any) -> int | float:
     return found
 
 
-def _attribute_faults(where: str, attributes: Iterable[Any], rules: Mapping[str, Rule]) -> Iterator[str]:
+def attribute_faults(where: str, attributes: Iterable[Any], rules: Mapping[str, Rule]) -> Iterator[str]:
+    """Every attribute (``KeyValue``) that is not on the list, or whose value is not."""
     seen = set()
     for attribute in attributes:
         kind = attribute.value.WhichOneof("value")
@@ -146,13 +154,12 @@ def _attribute_faults(where: str, attributes: Iterable[Any], rules: Mapping[str,
         seen.add(attribute.key)
 
 
-def told_partly(answer: Answer, partial: Any) -> Answer:
-    """With what a collector says that it did not take: an ``ExportMetricsPartialSuccess``."""
-    said = partial.error_message[:SAID]
-    if not partial.rejected_data_points:
+def told_partly(answer: Answer, partial: ExportMetricsPartialSuccess) -> Answer:
+    """With what a collector says that it did not take. Of log records, OTLP says it in the same form."""
+    said, rejected = partial.error_message[:SAID], partial.rejected_data_points
+    if not rejected:
         return replace(answer, text=f"{answer.text}: {said}") if said else answer
-    text = f"{answer.text}, but {partial.rejected_data_points} data points were not taken: {said}"
-    return replace(answer, text=text, partly=partial.rejected_data_points)
+    return replace(answer, text=f"{answer.text}, but {rejected} data points were not taken: {said}", partly=rejected)
 
 
 def told(entry: Entry, value: int | float) -> int | float:

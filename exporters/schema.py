@@ -6,10 +6,24 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from exporters.allowlist import GA_HEADERS, HEADERS, METRICS, RESOURCE, SCHEMA_URL, SCOPE_NAME, Entry
+from exporters.allowlist import (
+    CRASH,
+    GA_HEADERS,
+    HEADERS,
+    MAX_FRAMES,
+    METRICS,
+    RESOURCE,
+    SCHEMA_URL,
+    SCOPE_NAME,
+    SENTRY_HEADERS,
+    USAGE,
+    CrashEntry,
+    Entry,
+    ResourceEntry,
+)
 from exporters.ga_payload import CONSENT, COUNTED, DURATIONS, EVENT
 from exporters.ga_payload import vocabulary as ga_words
-from exporters.rules import Random, Rule
+from exporters.rules import DEV, Declared, Frame, OfApp, Random, Rule, Version, Words, filled
 
 BUCKETS = "base-2 exponential histogram of at most 160 buckets, with count, sum, min and max"
 PAGE_HEAD = """# What can leave your machine
@@ -24,63 +38,76 @@ Every data point also has two times in nanoseconds: when the run began, and when
 """
 
 
-def schema() -> dict[str, Any]:
-    """Everything that can leave: metrics, facts about the run's machine, and what the request itself says.
+LIST = "https://github.com/epochmeter/epochmeter/blob/main/docs/telemetry.md"
+DECLARED = {
+    "app": "the package's name",
+    "features": "the features that the package has declared",
+    "commands": "the commands that the package has declared",
+    "options": "the options that the package has declared",
+}
+
+
+def schema(declared: Declared | None = None) -> dict[str, Any]:
+    """Everything that can leave: metrics, facts about the run's machine, crash reports, and what the request itself says.
+
+    Args:
+        declared: what a package that embeds us has declared: it takes the place of the list's blanks.
 
     Returns:
         ``metrics`` and ``resource`` (one object an entry), ``request`` (its headers), ``ga`` (the same as events for
-        Google Analytics), and ``vocabulary``: every text that can be in a payload, but those drawn at random, whose form
-        is in ``random``.
+        Google Analytics), ``crash`` (crash reports), and ``vocabulary``: every text that can be in a payload, but those
+        drawn at random, whose form is in ``random``.
     """
     return {
         "schema": 1,
-        "metrics": [_metric(entry) for entry in METRICS],
-        "resource": [
-            {
-                "name": entry.name,
-                "purpose": entry.purpose,
-                "since": entry.since,
-                "destinations": list(entry.destinations),
-                **_rule(entry.rule),
-            }
-            for entry in RESOURCE
-        ],
+        "metrics": [_metric(entry, declared) for entry in METRICS],
+        "resource": [_fact(entry, declared) for entry in RESOURCE],
+        "crash": {"parts": [_part(entry, declared) for entry in CRASH], "headers": dict(SENTRY_HEADERS)},
         "request": {"path": "/v1/metrics", "headers": dict(HEADERS)},
         "ga": {
             "event": EVENT,
-            "metrics": {word: list(cells) for word, cells in ga_words().items()},
+            "metrics": {word: list(cells) for word, cells in ga_words(declared).items()},
             "headers": dict(GA_HEADERS),
         },
-        "vocabulary": vocabulary(),
+        "vocabulary": vocabulary(declared),
         "random": {entry.name: f"[0-9a-f]{{{entry.rule.digits}}}" for entry in RESOURCE if isinstance(entry.rule, Random)},
     }
 
 
-def vocabulary() -> list[str]:
-    """Every text that can be in a payload, except what is drawn at random."""
+def vocabulary(declared: Declared | None = None) -> list[str]:
+    """Every text that can be in a payload, except what is drawn at random, versions of packages, and places in their code."""
     found = {SCHEMA_URL, SCOPE_NAME}
     for entry in METRICS:
         found |= {entry.name, entry.unit, entry.purpose, *entry.attributes}
-    for rule in (rule for entry in METRICS for rule in entry.attributes.values()):
-        found |= set(_texts(rule))
-    for fact in RESOURCE:
-        found |= {fact.name, *_texts(fact.rule)}
-    for word, cells in ga_words().items():
+    rules = [rule for entry in METRICS for rule in entry.attributes.values()]
+    found |= {entry.name for entry in RESOURCE} | {entry.name for entry in CRASH}
+    rules += [*(entry.rule for entry in RESOURCE), *(entry.rule for entry in CRASH)]
+    found |= {text for rule in rules for text in _texts(filled(rule, declared))}
+    for word, cells in ga_words(declared).items():
         found |= {word, *cells}
     return sorted({*found, EVENT, *CONSENT.values()})
 
 
 def request_headers(target: str) -> dict[str, str]:
     """What a request to this destination says of itself."""
-    return dict(GA_HEADERS if target == "ga" else HEADERS)
+    return dict({"ga": GA_HEADERS, "sentry": SENTRY_HEADERS}.get(target, HEADERS))
 
 
 def _texts(rule: Rule) -> Iterator[str]:
-    if not isinstance(rule, Random):
+    if isinstance(rule, Words):
         yield from (value for value in rule.values if isinstance(value, str))
 
 
-def _metric(entry: Entry) -> dict[str, Any]:
+def _fact(entry: ResourceEntry, declared: Declared | None) -> dict[str, Any]:
+    told = {"name": entry.name, "purpose": entry.purpose, "since": entry.since}
+    return {**told, "destinations": list(entry.destinations), **_rule(entry.rule, declared)}
+
+
+def _part(entry: CrashEntry, declared: Declared | None) -> dict[str, Any]:
+    return {"name": entry.name, "purpose": entry.purpose, "since": entry.since, **_rule(entry.rule, declared)}
+
+
+def _metric(entry: Entry, declared: Declared | None = None) -> dict[str, Any]:
     return {
         "name": entry.name,
         "kind": entry.kind,
@@ -89,14 +116,21 @@ def _metric(entry: Entry) -> dict[str, Any]:
         "purpose": entry.purpose,
         "since": entry.since,
         "destinations": list(entry.destinations),
-        "attributes": {name: _rule(rule) for name, rule in entry.attributes.items()},
+        "attributes": {name: _rule(rule, declared) for name, rule in entry.attributes.items()},
     }
 
 
-def _rule(rule: Rule) -> dict[str, Any]:
+def _rule(rule: Rule, declared: Declared | None) -> dict[str, Any]:
     if isinstance(rule, Random):
         return {"random": f"{rule.digits} hexadecimal digits, drawn anew for each run"}
-    return {"values": list(rule.values)}
+    if isinstance(rule, OfApp) and declared is None:
+        return {"form": DECLARED[rule.what]}
+    if isinstance(rule, Version):
+        return {"form": f"a released version, such as 1.2.3; any other is {DEV}"}
+    if isinstance(rule, Frame):
+        own = "the package's own modules" if declared is None else " and ".join(declared.modules)
+        return {"form": f"at most {MAX_FRAMES}: module:function:+line for those of {own}; those of other code as other"}
+    return {"values": list(getattr(filled(rule, declared), "values", ()))}
 
 
 def value_in_words(entry: Entry) -> str:
@@ -110,8 +144,9 @@ def value_in_words(entry: Entry) -> str:
 
 def rule_in_words(described: Mapping[str, Any]) -> str:
     """The values of an attribute or a fact."""
-    if "random" in described:
-        return str(described["random"])
+    for form in ("random", "form"):
+        if form in described:
+            return str(described[form])
     values = [str(value).lower() if isinstance(value, bool) else str(value) for value in described["values"]]
     return ", ".join(_shortened(values))
 
@@ -153,6 +188,48 @@ def _ga_page() -> Iterator[str]:
         yield f"| {told} | {', '.join(words)} |"
 
 
+def section(declared: Declared) -> str:
+    """What a package that embeds us can send, in Markdown, for its own README: made from the list and its declaration."""
+    printed, of_usage = schema(declared), {entry.name for entry in USAGE}
+    lines = [
+        f"By default, {declared.app} sends nothing. Where you allow it, what leaves is copied from this list, and its final",
+        "bytes are checked against it again. Not on it, and so never sent: names, paths, arguments and values of yours, the",
+        "text of errors, host names, addresses, serial numbers.\n",
+        "| what | values | for |\n|---|---|---|",
+    ]
+    counted = [
+        entry
+        for entry in printed["metrics"]
+        if entry["name"] in of_usage and all(map(_has_values, entry["attributes"].values()))
+    ]
+    for entry in counted:
+        told = "; ".join(rule_in_words(rule) for rule in entry["attributes"].values())
+        lines.append(f"| how often: `{entry['name']}` | {told} | {entry['purpose']} |")
+    facts = [entry for entry in printed["resource"] if "crash" in entry["destinations"]]
+    lines += [f"| `{entry['name']}` | {rule_in_words(entry)} | {entry['purpose']} |" for entry in facts]
+    lines += [
+        f"| crash reports, only if you switch them on: `{entry['name']}` | {rule_in_words(entry)} | {entry['purpose']} |"
+        for entry in printed["crash"]["parts"]
+    ]
+    lines.append(
+        f"\nWhere {declared.app} measures a training run, its timings and readings are those of [the whole list]({LIST})."
+        "\n\nTo see what exactly, or switch it off:\n"
+    )
+    lines += [
+        "```",
+        f"{declared.app} telemetry preview          # the very bytes, sending nothing",
+        f"{declared.app} telemetry log              # all that was ever sent",
+        f"{declared.app} settings sync=false        # nothing leaves any more; or DO_NOT_TRACK=1 in the environment",
+        f"{declared.app} settings usage=false       # nothing is counted any more",
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _has_values(rule: Mapping[str, Any]) -> bool:
+    return bool(rule["values"])
+
+
 def page() -> str:
     """The reference page, in Markdown."""
     printed = schema()
@@ -169,6 +246,15 @@ def page() -> str:
     lines += ["\n## Facts about the run and its machine\n", "| fact | values | for | to | since |", "|---|---|---|---|---|"]
     for entry in printed["resource"]:
         lines.append(f"| `{entry['name']}` | {rule_in_words(entry)} | {_last_columns(entry)} |")
+    lines += [
+        "\n## Crash reports of packages that embed Epochmeter\n",
+        'Only where you have set `crash_reports=true`, the package reports crashes, and nothing says "off": to the package\'s',
+        "Sentry, if `sentry-sdk` is installed, or else as a log record to the collector that you chose. One says when, and",
+        "this, with the facts above that go to `crash`:\n",
+        "| part | values | for | since |\n|---|---|---|---|",
+    ]
+    for entry in printed["crash"]["parts"]:
+        lines.append(f"| `{entry['name']}` | {rule_in_words(entry)} | {entry['purpose']} | {entry['since']} |")
     lines += ["\n## What the request says of itself\n", "| header | value |", "|---|---|"]
     lines += [f"| `{name}` | `{value}` |" for name, value in printed["request"]["headers"].items()]
     lines.append(

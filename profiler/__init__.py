@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from profiler.preferences import settings
     from profiler.session import Profiler
     from profiler.summary import RunSummary
+    from profiler.telemetry import Telemetry
     from profiler.timing import Phase, Stage
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _HOMES = {
     "RunSummary": "summary",
     "SettingsError": "errors",
     "Stage": "timing",
+    "Telemetry": "telemetry",
     "settings": "preferences",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "RunSummary",
     "SettingsError",
     "Stage",
+    "Telemetry",
     "__version__",
     "settings",
 ]

@@ -44,10 +44,11 @@ def _collector(resolved: Resolved) -> dict[str, Any]:
     protocol = _protocol(resolved, given)
     common = {"protocol": protocol, "timeout": _timeout(given), "compression": _compression(given)}
     if settings.otlp_endpoint is not None:
+        is_hosts = resolved.values["otlp_endpoint"].source == "host"  # the user's headers are for the user's collector
         return {
             **common,
             "address": _with_path(settings.otlp_endpoint, protocol),
-            "headers": _headers(OWN_HEADERS, variables((OWN_HEADERS,)).get(OWN_HEADERS, "")),
+            "headers": {} if is_hosts else _headers(OWN_HEADERS, variables((OWN_HEADERS,)).get(OWN_HEADERS, "")),
             "certificate": settings.otlp_certificate,
             "client_certificate": settings.otlp_client_certificate,
             "client_key": settings.otlp_client_key,

@@ -29,8 +29,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 import profiler
 from profiler.histogram import NS, Histogram
-from profiler.points import SCHEMA_URL, SCOPE, Attributes, Point, exported_resource, summed_points
-from profiler.record import EpochRecord, ReadingRecord, Run, Sums
+from profiler.points import SCHEMA_URL, SCOPE, Attributes, Point, exported_resource, summed_points, usage_points
+from profiler.record import Counts, EpochRecord, ReadingRecord, Run, Sums
 
 DELTA, CUMULATIVE = AggregationTemporality.DELTA, AggregationTemporality.CUMULATIVE
 
@@ -47,6 +47,17 @@ def summed_data(
     """The same, from sums that are kept; the arguments are those of `summed_points`."""
     points = summed_points(run, sums, whole, rest)
     return metrics_data(exported_resource(run), points, CUMULATIVE, run.started_unix_ns, now_unix_ns, {})
+
+
+def usage_data(summary: str, facts: Mapping[str, Any], counts: Counts, began: int, ended: int) -> MetricsData:
+    """What a package that embeds us has counted between two moments (ns since 1970).
+
+    Args:
+        summary: its id. Sent twice, it is the same cumulative sum of the same instance.
+        facts: of the package and of what it runs on.
+    """
+    ours = {"service.name": "epochmeter", "service.version": profiler.__version__, "service.instance.id": summary}
+    return metrics_data({**ours, **facts}, list(usage_points(counts)), CUMULATIVE, began, ended, {})
 
 
 def metrics_data(

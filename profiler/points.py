@@ -18,6 +18,7 @@ from profiler.record import (
     NUMBERS,
     READING_PREFIX,
     CaseRecord,
+    Counts,
     Energies,
     Energy,
     EpochRecord,
@@ -66,6 +67,9 @@ SPECS = {  # name: (unit, help)
     "epochmeter.bench.byte_rate": ("By/s", "Bytes that it moves."),
     "epochmeter.bench.limit_share": ("1", "What share that is of what the machine itself can do."),
     **{f"epochmeter.bench.{name}": told for name, told in NUMBERS.items()},
+    "epochmeter.usage.features": ("{call}", "Uses of a feature of the package."),
+    "epochmeter.usage.commands": ("{call}", "Calls of a command of the package."),
+    "epochmeter.usage.options": ("{call}", "Calls of a command in which this option was given."),
 }
 Attributes = Mapping[str, Any]
 
@@ -135,6 +139,23 @@ def summed_points(run: Run, sums: Sums, whole: EpochRecord, rest: Callable[[], N
     return points
 
 
+def usage_points(counts: Counts) -> Iterable[Point]:
+    """What a package that embeds us has counted."""
+    for feature, times in counts.features.items():
+        yield _point("epochmeter.usage.features", "sum", times, {"epochmeter.usage.feature": feature})
+    for command, times in counts.commands.items():
+        yield _point("epochmeter.usage.commands", "sum", times, {"epochmeter.usage.command": command})
+    for command, options in counts.options.items():
+        for option, times in options.items():
+            at = {"epochmeter.usage.command": command, "epochmeter.usage.option": option}
+            yield _point("epochmeter.usage.options", "sum", times, at)
+
+
+def runtime_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of the probe `runtime` by the names that they go out with."""
+    return {FACT_NAMES.get(("runtime", key), f"epochmeter.runtime.{key}"): value for key, value in facts.items()}
+
+
 def _overhead(run: Run) -> Iterable[Point]:
     for thread, spent in (("loop", run.overhead_ns), ("background", run.background_ns)):
         if spent is not None:
@@ -146,6 +167,7 @@ def _resource(run: Run) -> dict[str, Any]:
         "service.name": "epochmeter",
         "service.version": profiler.__version__,
         "service.instance.id": run.id,
+        **{f"epochmeter.app.{key}": value for key, value in run.app.items()},
     }
     if run.rank is not None and run.world_size is not None:
         attributes["epochmeter.distributed.rank"] = run.rank

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from profiler.errors import SettingsError, did_you_mean
+from profiler.errors import ArgumentTypeError, SettingsError, did_you_mean
 from profiler.locks import lock
 
 VERSION = 2
@@ -36,7 +36,7 @@ LOCK_TIMEOUT_S = 10.0
 EXPORTERS = ("none", "otlp", "ga", "prometheus")
 TRUE_WORDS = ("true", "1", "yes", "on")
 FALSE_WORDS = ("false", "0", "no", "off")
-Source = Literal["default", "file", "argument", "environment", "unreadable file"]
+Source = Literal["default", "host", "file", "argument", "environment", "unreadable file"]
 
 
 def setting(default: Any, help_text: str) -> Any:
@@ -71,11 +71,28 @@ KEYS: dict[str, Any] = {entry.name: entry.default for entry in fields(Settings)}
 HELP: dict[str, str] = {entry.name: entry.metadata["help"] for entry in fields(Settings)}
 CONSENT = ("sync", "crash_reports", "usage", "local")  # an explicit False of these, wherever it stands, is final
 DESTINATION = ("sync", "exporter", "otlp_endpoint", "ga_measurement_id", "ga_endpoint")  # a change of these is dated
+WHERE = (  # a destination is chosen as a whole
+    *("exporter", "otlp_endpoint", "otlp_protocol", "otlp_certificate", "otlp_client_certificate", "otlp_client_key"),
+    *("ga_measurement_id", "ga_endpoint"),
+)
+CI_VARIABLES = ("CI", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "TF_BUILD", "BUILDKITE")
+NOT_FOR_HOSTS = (  # where one of these is set, nothing goes to a destination that a host package has chosen
+    *(*CI_VARIABLES, "PYTEST_CURRENT_TEST", "PYTEST_VERSION", "TOX_ENV_NAME", "NOX_CURRENT_SESSION"),
+    *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "WANDB_MODE=offline"),
+)
 WAITING_FOLDERS = ("open", "new", "waiting", "sending", "aside")  # of the outbox
 FROM_ZERO = ("exit_timeout",)  # numbers that may be 0
 HIGHEST = {"prometheus_port": 65_535}  # of numbers, where it is below a thousand million
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CHOICES = {"exporter": EXPORTERS, "otlp_protocol": ("http/protobuf", "grpc")}
+
+
+@dataclass(frozen=True)
+class Host:
+    """A package that embeds us, and what it would like to be set; its users' own choices outweigh it."""
+
+    app: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Value(NamedTuple):
@@ -110,13 +127,18 @@ class Resolved(NamedTuple):
         return self.values["sync"].value is True and (exporter.value != "none" or exporter.source == "default")
 
     @property
+    def host_chose(self) -> bool:
+        """Whether the destination was chosen by a package that embeds us, and not by the user."""
+        return self.may_send and self.values["exporter"].source == "host"
+
+    @property
     def why_off(self) -> str:
         """What keeps everything on this machine, in words; empty where something may leave."""
         exporter, sync = self.values["exporter"], self.values["sync"]
         if self.may_send:
             return ""
         if sync.value:
-            return f"exporter is none ({exporter.source})"
+            return f"exporter is none ({exporter.detail or exporter.source})"
         cause = f"the settings file {sync.detail}" if sync.source == "unreadable file" else sync.detail or sync.source
         return f"sync is off ({cause})"
 
@@ -157,6 +179,27 @@ def check_value(key: str, value: Any, *, strict: bool = False) -> Any:
     if key == "ga_measurement_id" and not re.fullmatch("G-[A-Z0-9]{4,20}", value):
         raise SettingsError(f"{key} takes a web stream's id, such as G-ABC123DEF4, not {value!r}.")
     return value
+
+
+def check_settings(settings: Any) -> dict[str, Any]:
+    """Settings given in code, each as its own type.
+
+    Raises:
+        SettingsError: no mapping, or a key or value that cannot be used.
+    """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise SettingsError(f"settings is a mapping such as {{'sync': False}}, not {settings!r}")
+    return {check_key(key): check_value(key, value) for key, value in (settings or {}).items()}
+
+
+def check_exporter(exporter: Any) -> None:
+    """Whether it is one that measurements can be handed to.
+
+    Raises:
+        ArgumentTypeError: it is not.
+    """
+    if exporter is not None and not isinstance(exporter, str) and not callable(getattr(exporter, "export", None)):
+        raise ArgumentTypeError(f"exporter is a name such as 'otlp' or an OpenTelemetry MetricExporter, not {exporter!r}")
 
 
 def check_address(name: str, value: str) -> None:
@@ -243,6 +286,21 @@ def sent_path() -> Path:
     return data_path() / "sent"
 
 
+def usage_path() -> Path:
+    """Where the counts of packages that embed us are kept."""
+    return data_path() / "usage"
+
+
+def crashes_path() -> Path:
+    """Where the crash reports of packages that embed us are kept."""
+    return data_path() / "crashes"
+
+
+def told_path() -> Path:
+    """Where it is noted of which destinations the user has been told."""
+    return data_path() / "told"
+
+
 def outbox_path() -> Path:
     """Where what is to be sent waits."""
     return data_path() / "outbox"
@@ -318,17 +376,19 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def resolve(arguments: Mapping[str, Any] | None = None) -> Resolved:
-    """Every setting in force now: environment over arguments over file over default, and any "off" over any "on".
+def resolve(arguments: Mapping[str, Any] | None = None, host: Host | None = None) -> Resolved:
+    """Every setting in force now: environment over arguments over file over host over default, any "off" over any "on".
 
     Args:
-        arguments: settings given in code, already checked by `check_value`.
+        arguments: settings given in code by the user, already checked by `check_value`.
+        host: the package that embeds us, with its settings, checked too, where it is one that asks.
     """
     problems: list[str] = []
     values = {key: Value(default, "default") for key, default in KEYS.items()}
     seen: dict[str, list[Value]] = {key: [] for key in KEYS}
     saved, decided = _from_file(problems)
-    for key, value in [*saved, *_from_arguments(arguments or {}), *_from_environment(problems)]:
+    chosen = [*saved, *_from_arguments(arguments or {}), *_from_environment(problems)]
+    for key, value in chosen if host is None else _with_host(host, chosen):
         values[key] = value
         seen[key].append(value)
     for key in (*CONSENT, "exporter"):
@@ -338,6 +398,8 @@ def resolve(arguments: Mapping[str, Any] | None = None) -> Resolved:
                 values[key] = value
     if values["sync"].value is not True and values["exporter"].value != "none":
         values["exporter"] = Value("none", values["sync"].source, "sync is off")
+    if values["exporter"].source == "host" and (signal := not_for_hosts()):
+        values["exporter"] = Value("none", "environment", signal)
     return Resolved(values, problems, decided, is_off({key: value.value for key, value in saved if value.source == "file"}))
 
 
@@ -355,6 +417,31 @@ def _from_file(problems: list[str]) -> tuple[list[tuple[str, Value]], str | None
 def _from_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
     for key, value in arguments.items():
         yield key, Value(value, "argument")
+
+
+def _with_host(host: Host, chosen: list[tuple[str, Value]]) -> Iterator[tuple[str, Value]]:
+    """A host's settings, as far as it may choose, below what its users have chosen.
+
+    It can lower consent and never raise it. A destination, with all that belongs to it, is the user's or the host's.
+    """
+    by_user = any(key == "exporter" for key, _ in chosen)
+    named = not by_user and any(host.settings.get(key) is not None for key in ("otlp_endpoint", "ga_measurement_id"))
+    for key, value in host.settings.items():
+        raises = key in CONSENT and value is True
+        overruled = by_user and key in WHERE and value != "none"
+        if not raises and not overruled:
+            yield key, Value(value, "host", host.app)
+    yield from ((key, value) for key, value in chosen if not (named and key in WHERE))
+
+
+def not_for_hosts() -> str:
+    """What in the environment keeps everything from destinations that a host package has chosen, or ""."""
+    for entry in NOT_FOR_HOSTS:
+        name, _, wanted = entry.partition("=")
+        value = os.environ.get(name, "").strip().lower()
+        if value == wanted if wanted else value not in ("", *FALSE_WORDS):
+            return name
+    return ""
 
 
 def _from_environment(problems: list[str]) -> Iterator[tuple[str, Value]]:
@@ -477,6 +564,10 @@ def empty_outbox() -> None:
                     (box / "dropped").mkdir(exist_ok=True)
                     (box / "dropped" / f"{path.stem}.withdrawn").touch(mode=0o600)
                 path.unlink()
+        for path in usage_path().glob("*/pending/*.json"):  # counts that were to be sent stay here now
+            with contextlib.suppress(OSError):
+                (path.parents[1] / "kept").mkdir(exist_ok=True)
+                os.replace(path, path.parents[1] / "kept" / path.name)
 
 
 def _keep_aside(path: Path) -> None:

@@ -41,6 +41,7 @@ from profiler.record import (
 
 SUFFIX = ".otlp.jsonl"
 LOCK_SUFFIX = ".lock"
+APP_PREFIX = "epochmeter.app."
 FACTS = {name: fact for fact, name in FACT_NAMES.items()}
 
 
@@ -250,6 +251,7 @@ def _take_line(run: Run, document: Mapping[str, Any]) -> bool:
         run.planned_epochs = resource.get("epochmeter.run.planned_epochs")
         run.rank = resource.get("epochmeter.distributed.rank")
         run.world_size = resource.get("epochmeter.distributed.world_size")
+        run.app = {name.removeprefix(APP_PREFIX): value for name, value in resource.items() if name.startswith(APP_PREFIX)}
         run.hardware = _hardware(resource)
         for scope in resource_metrics["scopeMetrics"]:
             for metric in scope["metrics"]:

@@ -10,8 +10,11 @@ says, whatever the destination does.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
+import json
 import math
+import os
 import sys
 import threading
 import time
@@ -20,22 +23,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profiler.destinations import destination, without_credentials
+from profiler.destinations import destination, in_words, without_credentials
 from profiler.errors import SettingsError
 from profiler.locks import lock
-from profiler.preferences import Resolved, data_path, empty_outbox, outbox_path, resolve, runs_path, sent_path
+from profiler.preferences import (
+    Resolved,
+    data_path,
+    empty_outbox,
+    not_for_hosts,
+    outbox_path,
+    resolve,
+    runs_path,
+    sent_path,
+    told_path,
+)
 from profiler.record import Run
 
 if TYPE_CHECKING:
     from exporters.config import Config
     from exporters.courier import Courier
     from exporters.outbox import Head, Key, Outbox
+    from exporters.rules import Declared
 
 SHARE_S = 0.0005  # between two pieces of work beside the loop, so that it does not wait for the interpreter's lock
 GA_HOURS = 70.0  # Google takes what is at most 72 hours old, and our times are up to an hour early
 LOOK_AGAIN_S = 5.0  # where another process is delivering, or something failed
+STOP = "To stop it: epochmeter settings sync=false"
+OWN_EXPORTER = "an exporter of its own"
 LAST = "final"  # the order of a run's last entry: sorts behind all numbers
-CHOSEN_THERE = ("argument", "environment")
+CHOSEN_THERE = ("argument", "environment", "host")
+CRASH_TARGETS = ("sentry", "otlp-logs")
 
 
 def share() -> None:
@@ -52,7 +69,7 @@ class Sending:
 
     Args:
         run: the run.
-        arguments: the settings given in code.
+        find: gives the settings in force.
         exporter: an OpenTelemetry ``MetricExporter`` of the program's own, or None.
         snapshot: gives the run so far as ``MetricsData``; may be called from any thread. It is handed a function to call
             between two pieces of work.
@@ -62,13 +79,13 @@ class Sending:
     def __init__(
         self,
         run: Run,
-        arguments: Mapping[str, Any],
+        find: Callable[[], Resolved],
         exporter: Any,
         snapshot: Callable[[Callable[[], None]], Any],
         note: Callable[[str], None],
     ) -> None:
         self._run = run
-        self._arguments = arguments
+        self._find = find
         self._exporter = exporter
         self._snapshot = snapshot
         self._note = note
@@ -83,14 +100,17 @@ class Sending:
         Raises:
             SettingsError, ExporterError: nothing can be sent; the text says why.
         """
-        self._choice = _decision(resolved)
+        self._choice = decision(resolved)
         if not self.consent():
+            return
+        if self._run.app and not _has_been_told(self._run.app["name"], resolved, self._exporter):
+            self._withdrawn = True
             return
         import exporters
 
         forget_old(resolved)
         if self._exporter is not None:
-            gated = exporters.behind_gate(self._exporter, self.consent, self._record)
+            gated = exporters.behind_gate(self._exporter, self.consent, self._record, declared_of(self._run))
             self._way = _HandOver(gated, self._snapshot, self._note)
             return
         config = exporters.Config(**destination(resolved))
@@ -120,9 +140,9 @@ class Sending:
         A run is sent under the choice it began with. Where that was "off", or is meanwhile, or was made anew, a part of
         the run was measured without consent; as its sums cannot be taken apart, the whole run stays here.
         """
-        resolved = resolve(self._arguments)
+        resolved = self._find()
         allowed = resolved.may_hand_over if self._exporter is not None else resolved.may_send
-        if not allowed or _decision(resolved) != self._choice:
+        if not allowed or decision(resolved) != self._choice:
             self._withdraw(resolved)
         return not self._withdrawn
 
@@ -148,7 +168,7 @@ class Sending:
             if self.consent():  # where there is none any more, `withdraw` has been told
                 way.put(last=True)
         finally:
-            way.finish(resolve(self._arguments).settings.exit_timeout)
+            way.finish(self._find().settings.exit_timeout)
             self._way = None
 
     def forget(self) -> None:
@@ -168,12 +188,12 @@ class Sending:
     def _record(self, where: str, body: bytes) -> Callable[[str], None]:
         """Asked before the first byte leaves: a copy is kept, and the user told the first time."""
         answered = record(where, body)
-        if self._exporter is None:
-            announce(where, "can be fetched from" if isinstance(self._way, _Shown) else "go to")
+        if self._exporter is None and not self._find().host_chose:  # of a host's choice the user has been told before
+            announce(where, _of_runs(where, "can be fetched from" if isinstance(self._way, _Shown) else "go to"))
         return answered
 
 
-def _decision(resolved: Resolved) -> tuple[Any, ...]:
+def decision(resolved: Resolved) -> tuple[Any, ...]:
     settings = resolved.settings
     return (resolved.decided, settings.exporter, settings.otlp_endpoint, settings.ga_measurement_id, settings.ga_endpoint)
 
@@ -367,11 +387,12 @@ class _Shown(_Way):
     def _fresh(self) -> Any:
         from exporters.payload import encode
 
-        outgoing = self._gate.outgoing(self._sending._snapshot(share), share)
+        declared = declared_of(self._sending._run)
+        outgoing = self._gate.outgoing(self._sending._snapshot(share), share, declared)
         if outgoing is None:
             return None
         body = encode(outgoing)
-        if not self._gate.passes(body, share):
+        if not self._gate.passes(body, share, declared):
             self._sending._note(self._gate.reason)
             return None
         return outgoing, body
@@ -400,7 +421,9 @@ class Post:
         self.config = config
         self.gate = gate
         self._outbox = outbox
-        self._chosen_there = any(resolved.values[key].source in CHOSEN_THERE for key in ("exporter", "otlp_endpoint"))
+        self._chosen_there = config.target == "sentry" or any(
+            resolved.values[key].source in CHOSEN_THERE for key in ("exporter", "otlp_endpoint")
+        )
         address = without_credentials(config.address)
         self.key = Key(config.target, config.protocol, address, resolved.decided)
 
@@ -434,21 +457,42 @@ class Post:
         Raises:
             OSError: it cannot be kept.
         """
-        bodies = self.gate.bodies(data, rest)
+        return self.put_data(run.id, run.started_unix_ns, data, order, declared_of(run), rest)
+
+    def put_data(
+        self,
+        name: str,
+        began_ns: int,
+        data: Any,
+        order: str,
+        declared: Declared | None,
+        rest: Callable[[], None] = nothing,
+    ) -> bool:
+        """The same of anything that has a name of its own, twelve hexadecimal digits, and a time.
+
+        Raises:
+            OSError: as `put`.
+        """
+        bodies = self.gate.bodies(data, rest, declared)
         for number, body in enumerate(bodies):
-            self._put(run, order if self.config.target != "ga" else f"ga{number:03d}", body)
+            self.put_body(name, began_ns, order if self.config.target != "ga" else f"ga{number:03d}", body, declared)
         return bool(bodies)
 
-    def _put(self, run: Run, order: str, body: bytes) -> None:
+    def put_body(self, name: str, began_ns: int, order: str, body: bytes, declared: Declared | None) -> None:
+        """One body that has passed the gate.
+
+        Raises:
+            OSError: as `put`.
+        """
         from exporters.outbox import Head
 
         now, until = self._outbox.now(), None
         if self.config.target == "ga":
             until = now + GA_HOURS * 3600
-            if self._outbox.knows(run.started_unix_ns, run.id, order):
+            if self._outbox.knows(began_ns, name, order):
                 return  # it is there, or was; to send it again would count it twice
-        head = Head(self.key, run.id, now, until, self._chosen_there)
-        self._outbox.put(head, run.started_unix_ns, order, body)
+        head = Head(self.key, name, now, until, self._chosen_there, declared)
+        self._outbox.put(head, began_ns, order, body)
 
     def recover(self, consent: Callable[[], bool], own: str = "", rest: Callable[[], None] = nothing) -> None:
         """Puts the last word of runs that were killed into the outbox, from their logs."""
@@ -518,19 +562,73 @@ def forget_old(resolved: Resolved) -> None:
     outbox_of(resolved).forget_marks(resolved.settings.retention_days)
 
 
-def announce(where: str, way: str = "go to") -> None:
+def announce(what: str, text: str) -> None:
     """The one uninvited line: the first time that something is about to be sent to a destination."""
     known = data_path() / "announced.txt"
-    if known.exists() and where in known.read_text("utf-8").splitlines():
+    if known.exists() and what in known.read_text("utf-8").splitlines():
         return
-    sys.stderr.write(
-        f"epochmeter: this run's timings, counts and hardware readings (no names or words of yours) {way} {where}, "
-        "as chosen in the settings. To stop it: epochmeter settings sync=false\n"
-    )
+    sys.stderr.write(text)
     with contextlib.suppress(OSError):  # where it cannot be noted, it is said again next time
         known.parent.mkdir(parents=True, exist_ok=True)
         with known.open("a", encoding="utf-8") as file:
-            file.write(f"{where}\n")
+            file.write(f"{what}\n")
+
+
+def _of_runs(where: str, way: str) -> str:
+    return (
+        f"epochmeter: this run's timings, counts and hardware readings (no names or words of yours) {way} {where}, "
+        f"as chosen in the settings. {STOP}\n"
+    )
+
+
+# ---- a destination that a package has chosen, and not the user -----------------------------------------------------
+
+
+def told_at(app: str, where: str) -> float | None:
+    """When the user was told, in seconds since 1970, that this package would send there; None where they were not."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return float(json.loads(_told_in(app, where).read_bytes())["time"])
+    return None
+
+
+def tell(app: str, where: str) -> None:
+    """Tells the user, once, what this package would send where. Where that cannot be noted, nothing is ever sent."""
+    path = _told_in(app, where)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            json.dump({"app": app, "where": where, "time": time.time()}, file)
+        sys.stderr.write(
+            f"{app}: from the next time on, counts of which features, commands and options are used, timings, and classes of "
+            f"hardware and versions (no names, words or values of yours) go to {where}, which {app} has chosen. This time, "
+            f"nothing is sent. What, exactly: epochmeter telemetry preview. {STOP}\n"
+        )
+
+
+def _told_in(app: str, where: str) -> Path:
+    return told_path() / f"{hashlib.sha256(f'{app} {where}'.encode()).hexdigest()[:24]}.json"
+
+
+def _has_been_told(app: str, resolved: Resolved, exporter: Any) -> bool:
+    """Whether a package's run may be sent where the package chose; if the user was never told, they are told now."""
+    if exporter is None and not resolved.host_chose:
+        return True
+    if not_for_hosts():
+        return False
+    where = OWN_EXPORTER if exporter is not None else in_words(resolved)
+    known = told_at(app, where) is not None
+    if not known:
+        tell(app, where)
+    return known
+
+
+def declared_of(run: Run) -> Declared | None:
+    """A run's part of the list: the name of the package that it is of, if it is of one."""
+    if "name" not in run.app:
+        return None
+    from exporters.rules import Declared
+
+    return Declared(run.app["name"])
 
 
 # ---- by the user's own word ----------------------------------------------------------------------------------------
@@ -578,6 +676,9 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
     done, reasons = Flushed(refused_before=len(outbox.aside())), []
     consent = _same_choice(resolved)
     for key, chosen_there in _keys(outbox).items():
+        if key.target in CRASH_TARGETS and resolved.values["crash_reports"].value is not True:
+            reasons.append("crash reports wait, and crash_reports is off")
+            continue
         config, reason = config_for(key, chosen_there, resolved, adopt)
         if config is None:
             reasons.append(reason)
@@ -605,7 +706,7 @@ def _made_for(key: Key) -> Callable[[Head], bool]:
 def _same_choice(before: Resolved) -> Callable[[], bool]:
     def consent() -> bool:
         now = resolve()
-        return now.may_hand_over and _decision(now) == _decision(before)
+        return now.may_hand_over and decision(now) == decision(before)
 
     return consent
 
@@ -643,7 +744,7 @@ def config_for(key: Key, chosen_there: bool, resolved: Resolved, adopt: bool = F
     same = here and chosen is not None and (chosen.protocol, without_credentials(chosen.address)) == (key.protocol, key.address)
     if here and (adopt or (same and key.decided == resolved.decided)):
         return chosen, ""
-    if chosen_there and key.decided == resolved.decided and key.target == "otlp":
+    if chosen_there and key.decided == resolved.decided and key.target in ("otlp", *CRASH_TARGETS):
         return exporters.Config(key.target, key.protocol, key.address), ""  # no headers: they are for what is chosen now
     what = "was chosen anew since then" if same else "is not the one that is chosen here now"
     cure = "; 'epochmeter telemetry flush --adopt' sends it to the present one" if here else ""

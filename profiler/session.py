@@ -23,10 +23,10 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 from profiler import ranks
 from profiler.clocks import host_clock
 from profiler.energy import Meter
-from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError, SettingsError
+from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError
 from profiler.follower import Follower
 from profiler.metrics import Probe
-from profiler.preferences import check_key, check_value, resolve, runs_path, variables
+from profiler.preferences import Host, Resolved, check_exporter, check_settings, resolve, runs_path, variables
 from profiler.probes import PROBES, load_probe
 from profiler.ranks import Ranks
 from profiler.record import CaseRecord, Energies, EpochRecord, Run, State, Sums, is_resolved, merge_energy
@@ -143,7 +143,8 @@ class Profiler:
         self._unsaved: list[EpochRecord] = []
         self._sums = Sums()
         self._sums_lock = threading.Lock()
-        self._sending = Sending(self._run, self._arguments, self._exporter, self._snapshot, self._run.note)
+        self._host: Host | None = None
+        self._sending = Sending(self._run, self._resolve, self._exporter, self._snapshot, self._run.note)
         self._state: Literal["new", "running", "over"] = "new"
         self._hooks: Hooks | None = None
         self._distributed = distributed is not False
@@ -168,7 +169,7 @@ class Profiler:
         if self._state == "running":
             return self
         self._state = "running"
-        resolved = resolve(self._arguments)
+        resolved = self._resolve()
         self._attempt("a part of the profiler could not be loaded", lambda: _load(resolved.settings.local))
         self._attempt("nothing will be sent", lambda: self._sending.prepare(resolved))
         self._began = host_clock()
@@ -316,6 +317,14 @@ class Profiler:
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
+    def _resolve(self) -> Resolved:
+        return resolve(self._arguments, self._host)
+
+    def _belongs_to(self, host: Host, app: Mapping[str, str]) -> None:
+        """The run is of a package that embeds us: its users' choices outweigh its own, and its version is told."""
+        self._host = host
+        self._run.app = dict(app)
+
     def _pass(self, stage: Stage, loader: Iterable[T], samples: int | Callable[[Any], int] | None) -> Pass[T]:
         items = _checked_iterable(f"{stage.value} loader", loader)
         count = _sample_count(samples)
@@ -444,7 +453,7 @@ class Profiler:
         """Where "nothing leaves this machine" was said, ranks on other machines are not told either."""
         local = variables(("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
         on_one_machine = len(local) == 2 and len(set(local.values())) == 1
-        return resolve(self._arguments).values["sync"].value is True or on_one_machine
+        return self._resolve().values["sync"].value is True or on_one_machine
 
     def _collect(self, into: EpochRecord) -> None:
         with self._run_lock:
@@ -544,7 +553,7 @@ class Profiler:
         self._save(None)
         log = self._log
         if log is not None:
-            prune(log.path.parent, resolve(self._arguments).settings.retention_days)
+            prune(log.path.parent, self._resolve().settings.retention_days)
 
     def _save(self, part: EpochRecord | None) -> None:
         with self._log_lock:
@@ -760,14 +769,9 @@ def _checked_iterable(what: str, value: Any) -> Any:
 
 
 def _checked_settings(settings: Any, exporter: Any) -> dict[str, Any]:
-    if settings is not None and not isinstance(settings, Mapping):
-        raise SettingsError(f"settings is a mapping such as {{'sync': False}}, not {settings!r}")
-    checked = {check_key(key): check_value(key, value) for key, value in (settings or {}).items()}
-    if isinstance(exporter, str):
-        checked["exporter"] = check_value("exporter", exporter)
-    elif exporter is not None and not callable(getattr(exporter, "export", None)):
-        raise ArgumentTypeError(f"exporter is a name such as 'otlp' or an OpenTelemetry MetricExporter, not {exporter!r}")
-    return checked
+    check_exporter(exporter)
+    named = {"exporter": exporter} if isinstance(exporter, str) else {}
+    return {**check_settings(settings), **check_settings(named)}
 
 
 def _sample_count(samples: Any) -> SampleCount:

@@ -41,7 +41,7 @@ LAYERS = (
     Layer(
         "what goes out is rebuilt from the list",
         "exporters/gate.py",
-        "outgoing = rebuild(data, self._target)",
+        "outgoing = rebuild(data, self._target, declared)",
         "outgoing = data",
         "test_otlp.py::test_a_run_arrives",
     ),
@@ -62,8 +62,8 @@ LAYERS = (
     Layer(
         "only listed facts are copied",
         "exporters/gate.py",
-        "resource = Resource({name: value for name, value in facts.items() if value is not None}, SCHEMA_URL)",
-        "resource = Resource(dict(known), SCHEMA_URL)",
+        "resource = Resource(rebuilt_facts(source.resource.attributes, target, declared), SCHEMA_URL)",
+        "resource = Resource(dict(source.resource.attributes), SCHEMA_URL)",
         "test_gate.py::test_nothing_of_the_users_own_goes_out",
     ),
     Layer(
@@ -83,7 +83,7 @@ LAYERS = (
     Layer(
         "the final bytes are checked",
         "exporters/gate.py",
-        "fault = self._form.first_fault(body, self._target, rest)",
+        "fault = self._form.first_fault(body, self._target, rest, declared)",
         "fault = None",
         "test_gate.py::test_the_final_bytes_are_checked_whatever_built_them",
     ),
@@ -97,7 +97,7 @@ LAYERS = (
     Layer(
         "only the checked bytes are released",
         "exporters/courier.py",
-        "        if self._gate.passes(body, self._share):",
+        "        if self._gate.passes(body, self._share, declared):",
         "        if True:",
         "test_courier.py::test_the_bytes_are_checked_again_before_they_go",
     ),
@@ -132,7 +132,7 @@ LAYERS = (
     Layer(
         "a run is sent under the choice it began with",
         "profiler/sending.py",
-        "if not allowed or _decision(resolved) != self._choice:",
+        "if not allowed or decision(resolved) != self._choice:",
         "if not allowed:",
         "test_consent.py::test_off_and_on_again_between_two_looks_ends_the_sending_of_this_run",
     ),

@@ -205,7 +205,7 @@ def test_what_cannot_be_noted_does_not_go() -> None:
     assert found.reason == "nothing was sent, because it cannot be noted what is sent: Read-only file system"
 
 
-def leaking(source: MetricsData, target: str = "otlp") -> MetricsData:
+def leaking(source: MetricsData, target: str = "otlp", declared: Any = None) -> MetricsData:
     return source
 
 

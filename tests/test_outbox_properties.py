@@ -67,7 +67,7 @@ class AllPass:
 
     reason = ""
 
-    def passes(self, body: bytes, rest: Any = None) -> bool:
+    def passes(self, *arguments: Any) -> bool:
         return True
 
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import Sink, free_port, python, wait_for
 from test_delivery import EXIT, epochs_in
 
-from exporters.allowlist import METRICS, RESOURCE
+from exporters.allowlist import CRASH, METRICS, RESOURCE
 
 yaml = pytest.importorskip("yaml")
 KIT = Path(__file__).parents[1] / "examples" / "pipeline"
@@ -39,7 +39,7 @@ def test_the_collectors_pipelines_name_what_is_configured() -> None:
 
 def test_the_second_guard_knows_the_same_attributes_as_the_list() -> None:
     redaction = collector()["processors"]["redaction"]
-    listed = {name for entry in METRICS for name in entry.attributes} | {entry.name for entry in RESOURCE}
+    listed = {name for entry in METRICS for name in entry.attributes} | {entry.name for entry in (*RESOURCE, *CRASH)}
     assert set(redaction["allowed_keys"]) == listed
     assert redaction["allow_all_keys"] is False
 

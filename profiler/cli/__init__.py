@@ -1,54 +1,24 @@
 """The command ``epochmeter``: one file a command, one row each in `COMMANDS`.
 
-The rule it keeps: an error of the user's is one line on stderr and exit code 2; ``--json`` goes to stdout alone.
+The rule it keeps: an error of the user's is one line on stderr and exit code 2; ``--json`` goes to stdout alone. Importing
+this loads no command: packages that embed us mount two of them in their own (`mount`).
 """
 
 from __future__ import annotations
 
-import importlib
 import sys
-from typing import Annotated
-
-import typer
-
-import profiler
-from profiler.errors import ProfilerError
 
 # Each is a module here, with that name in it.
 COMMANDS = ("demo", "run", "runs", "report", "bench", "settings", "telemetry", "doctor")
 
-app = typer.Typer(
-    name="epochmeter",
-    help="Where did training, validation and inference time go, and what held the run back?",
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-# A command that is named first is loaded alone: what `run` starts is waiting for it.
-for _name in COMMANDS if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS else sys.argv[1:2]:
-    _module = importlib.import_module(f"profiler.cli.{_name}")
-    _command = getattr(_module, _name)
-    if isinstance(_command, typer.Typer):
-        app.add_typer(_command, name=_name)
-    else:
-        app.command(_name, context_settings=getattr(_module, "CONTEXT", None))(_command)
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"epochmeter {profiler.__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
-) -> None:
-    pass
-
 
 def main() -> None:
     """The console script."""
+    import typer
+
+    from profiler.cli.app import app
+    from profiler.errors import ProfilerError
+
     try:
         app()
     except ProfilerError as error:

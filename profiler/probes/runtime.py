@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from profiler.metrics import Fact, MetricSpec, Reading
-from profiler.preferences import names_set
+from profiler.preferences import CI_VARIABLES, names_set
 
 OS_FAMILIES = {"linux": "linux", "darwin": "darwin", "win32": "windows"}  # OpenTelemetry's os.type
 PLACES = {
-    "ci": ("CI", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "TF_BUILD", "BUILDKITE"),
+    "ci": CI_VARIABLES,
     "colab": ("COLAB_RELEASE_TAG", "COLAB_BACKEND_VERSION"),
     "kaggle": ("KAGGLE_KERNEL_RUN_TYPE", "KAGGLE_URL_BASE"),
     "cloud_job": ("SM_TRAINING_ENV", "TRAINING_JOB_NAME", "AZUREML_RUN_ID", "CLOUD_ML_JOB_ID", "AIP_TRAINING_DATA_URI"),

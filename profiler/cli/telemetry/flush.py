@@ -11,18 +11,21 @@ import typer
 REMAIN = 3
 
 
+ADOPT = typer.Option("--adopt", help="Also what was made for another destination: to the one that is chosen now.")
+AGAIN = typer.Option("--again", help="Also what a destination refused and was set aside.")
+JSON = typer.Option("--json", help="As JSON, on stdout alone.")
+
+
 def flush(
-    adopt: Annotated[
-        bool, typer.Option("--adopt", help="Also what was made for another destination: to the one that is chosen now.")
-    ] = False,
-    again: Annotated[bool, typer.Option("--again", help="Also what a destination refused and was set aside.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False,
+    adopt: Annotated[bool, ADOPT] = False, again: Annotated[bool, AGAIN] = False, as_json: Annotated[bool, JSON] = False
 ) -> None:
     """Deliver what waits in the outbox, now. Exit code 3: some remains."""
     from profiler.errors import SettingsError
+    from profiler.reporting import export_waiting
     from profiler.sending import flush as deliver
 
     try:
+        export_waiting()
         done = deliver(adopt=adopt, again=again)
     except ValueError as error:
         raise SettingsError(str(error)) from error

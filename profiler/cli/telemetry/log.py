@@ -39,8 +39,10 @@ def log(
 
 
 def _target(body: bytes) -> str:
-    """What kind of body it is: Google's events are JSON, and OTLP's first byte is never a brace."""
-    return "ga" if body.startswith(b"{") else "otlp"
+    """What kind of body it is: Google's events and Sentry's envelopes are JSON, and OTLP's first byte is never a brace."""
+    if body.startswith(b"{"):
+        return "sentry" if body.startswith(b'{"event_id"') else "ga"
+    return "otlp-logs" if b"epochmeter.crash" in body else "otlp"
 
 
 def _as_data(one: Any) -> dict[str, Any]:

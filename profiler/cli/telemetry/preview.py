@@ -1,10 +1,12 @@
-"""``epochmeter telemetry preview``: the exact bytes that a run sends, made from its log, with nothing sent."""
+"""``epochmeter telemetry preview``: the exact bytes of runs, counts and crash reports, with nothing sent."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -12,20 +14,31 @@ import typer
 INVALID = 1
 
 
+JSON = typer.Option("--json", help="As JSON, on stdout alone.")
+USAGE, CRASHES = "usage", "crashes"
+
+
 def preview(
-    run: Annotated[str, typer.Argument(help="A run's id, the beginning of one, or 'last'.")] = "last",
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False,
+    run: Annotated[
+        str | None, typer.Argument(help="A run's id, the beginning of one, 'last', 'usage' or 'crashes'; else all three.")
+    ] = None,
+    as_json: Annotated[bool, JSON] = False,
     raw: Annotated[bool, typer.Option("--bytes", help="The bytes themselves, on stdout, not compressed.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Google Analytics: asks its validation server, which keeps nothing, about them.")
     ] = False,
 ) -> None:
-    """Show the exact bytes that a run sends at its end. Nothing is sent, except with --check."""
+    """Show the exact bytes that a run sends at its end, and those of what packages have counted and of their crashes.
+    Nothing is sent, except with --check."""
     from profiler.preferences import resolve, runs_path
-    from profiler.runlog import find, load
+    from profiler.runlog import find, load, run_paths
 
     resolved = resolve()
-    recorded = load(find(runs_path(), run))
+    beside = [] if check or raw or run not in (None, USAGE, CRASHES) else _beside(run)
+    if run in (USAGE, CRASHES) or (run is None and beside and not run_paths(runs_path())):
+        _show_beside(beside, as_json)
+        return
+    recorded = load(find(runs_path(), run or "last"))
     target = resolved.settings.exporter if resolved.may_send else "otlp"
     bodies = payload(recorded, target, resolved.settings.usage)
     if check:
@@ -36,7 +49,8 @@ def preview(
         return
     where, why_off = _where(resolved)
     if as_json:
-        typer.echo(json.dumps(_as_data(recorded.id, target, bodies, where, why_off), indent=2))
+        more = {"beside": [one.as_data() for one in beside]} if beside else {}
+        typer.echo(json.dumps({**_as_data(recorded.id, target, bodies, where, why_off), **more}, indent=2))
         return
     if not bodies:
         typer.echo(f"run {recorded.id} measured nothing that {target} is told of: it sends nothing", err=True)
@@ -44,6 +58,7 @@ def preview(
         typer.echo(f"run {recorded.id}: {len(body):,} bytes, SHA-256 {hashlib.sha256(body).hexdigest()}")
         typer.echo(f"nothing leaves this machine: {why_off}; this is what would" if why_off else f"to {where}")
         typer.echo(shown(target, body))
+    _show_beside(beside, as_json=False)
 
 
 def payload(recorded: Any, target: str, usage: bool) -> list[bytes]:
@@ -51,8 +66,10 @@ def payload(recorded: Any, target: str, usage: bool) -> list[bytes]:
     from exporters import form_of
     from exporters.gate import rebuild
     from profiler.otel import run_data
+    from profiler.sending import declared_of
 
-    data = rebuild(run_data(recorded, recorded.started_unix_ns + recorded.duration_ns), target)
+    declared = declared_of(recorded)
+    data = rebuild(run_data(recorded, recorded.started_unix_ns + recorded.duration_ns), target, declared)
     found: list[bytes] = form_of(target).bodies(data, usage)
     return found
 
@@ -63,7 +80,100 @@ def shown(target: str, body: bytes) -> str:
     from profiler.report.payload import rendered
 
     content = form_of(target).readable(body)
-    return json.dumps(content, indent=2) if target == "ga" else rendered(content)
+    return rendered(content) if target == "otlp" else json.dumps(content, indent=2)
+
+
+@dataclass
+class Beside:
+    """What a package sends beside its runs, or would.
+
+    Attributes:
+        what: "usage" or "crashes".
+        why_off: why it does not leave this machine, in words; empty where it does.
+        where: where it goes, as far as it is known.
+    """
+
+    app: str
+    what: str
+    target: str
+    body: bytes
+    why_off: str
+    where: str = ""
+
+    def as_data(self) -> dict[str, Any]:
+        told = {"app": self.app, "what": self.what, "may_leave": not self.why_off}
+        if self.why_off:
+            told["why_not"] = self.why_off
+        return {**told, **({"destination": self.where} if self.where else {}), **_of_body(self.target, self.body)}
+
+
+def show_own(app: str, as_json: bool) -> None:
+    """What one package sends beside its runs, or would."""
+    _show_beside([one for one in _beside() if one.app == app], as_json)
+
+
+def _show_beside(beside: list[Beside], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([one.as_data() for one in beside], indent=2))
+        return
+    for one in beside:
+        size = f"{len(one.body):,} bytes, SHA-256 {hashlib.sha256(one.body).hexdigest()}"
+        typer.echo(f"\n{one.app}, {one.what}: {size}")
+        stays = f"nothing of it leaves this machine: {one.why_off}; this is what would"
+        typer.echo(stays if one.why_off else f"to {one.where}")
+        typer.echo(shown(one.target, one.body))
+
+
+def _beside(what: str | None = None) -> list[Beside]:
+    found = [] if what == CRASHES else list(_usage())
+    return found if what == USAGE else [*found, *_crashes()]
+
+
+def _usage() -> Iterator[Beside]:
+    """The next summary of each package; where nothing is to leave, what was counted last, as it would."""
+    from exporters import form_of
+    from exporters.gate import rebuild
+    from profiler.preferences import resolve, usage_path
+    from profiler.reporting import declared_from, usage_of
+    from profiler.usage import ledgers
+
+    for ledger in ledgers(usage_path()):
+        resolved = resolve()
+        waiting = ledger.pending()
+        for name, counted in waiting or [("0" * 12, counted) for counted in ledger.kept()[-1:]]:
+            choice = counted.choice or [None, "otlp", None]
+            target, declared = ("ga" if choice[1] == "ga" else "otlp"), declared_from(counted.declared)
+            why = "" if waiting else resolved.why_off or "it was counted without consent, or has been sent"
+            for body in form_of(target).bodies(rebuild(usage_of(name, counted), target, declared), True):
+                yield Beside(ledger.folder.name, USAGE, target, body, why, choice[2] or "")
+
+
+def _crashes() -> Iterator[Beside]:
+    """Every crash that is noted here, as its report is."""
+    from profiler.crash import has_sentry
+    from profiler.preferences import resolve
+    from profiler.reporting import crash_body, crashes
+
+    resolved = resolve()
+    reports = resolved.values["crash_reports"].value is True and resolved.may_hand_over
+    off = "it was noted while nothing was to be reported" if reports else "crash_reports is off"
+    if not resolved.may_hand_over:
+        off = resolved.why_off
+    for noted in crashes():
+        target, where = noted.get("target") or ["sentry" if "dsn" in noted and has_sentry() else "otlp-logs", ""]
+        body = crash_body(noted, target, previewed=True)
+        yield Beside(noted["declared"]["app"], CRASHES, target, body, "" if where else off, where)
+
+
+def _of_body(target: str, body: bytes) -> dict[str, Any]:
+    from exporters import form_of
+
+    return {
+        "bytes": len(body),
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "body": base64.b64encode(body).decode("ascii"),
+        "content": form_of(target).readable(body),
+    }
 
 
 def _where(resolved: Any) -> tuple[str, str]:
@@ -83,18 +193,9 @@ def _where(resolved: Any) -> tuple[str, str]:
 
 
 def _as_data(run: str, target: str, bodies: list[bytes], where: str, why_off: str) -> dict[str, Any]:
-    from exporters import form_of
     from exporters.schema import request_headers
 
-    told = [
-        {
-            "bytes": len(body),
-            "sha256": hashlib.sha256(body).hexdigest(),
-            "body": base64.b64encode(body).decode("ascii"),
-            "content": form_of(target).readable(body),
-        }
-        for body in bodies
-    ]
+    told = [_of_body(target, body) for body in bodies]
     return {
         "run": run,
         "may_leave": not why_off,

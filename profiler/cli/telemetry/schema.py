@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
+JSON = typer.Option("--json", help="As JSON, on stdout alone.")
+MARKDOWN = typer.Option("--markdown", help="As a page: docs/telemetry.md, or a section of a package's README.")
 
-def schema(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As the reference page, docs/telemetry.md.")] = False,
-) -> None:
+
+def schema(as_json: Annotated[bool, JSON] = False, markdown: Annotated[bool, MARKDOWN] = False) -> None:
     """List every field that can leave this machine, its values, and its purpose."""
-    from exporters.schema import page, rule_in_words
+    show(as_json, markdown)
+
+
+def show(as_json: bool, markdown: bool, declaration: Mapping[str, Any] | None = None) -> None:
+    """The list, its blanks filled with what a package has declared, if it is a package that asks."""
+    from exporters.rules import declared_from
+    from exporters.schema import page, rule_in_words, section
     from exporters.schema import schema as the_list
 
+    declared = None if declaration is None else declared_from(declaration)
     if markdown:
-        typer.echo(page(), nl=False)
+        typer.echo(page() if declared is None else section(declared), nl=False)
         return
-    printed = the_list()
+    printed = the_list(declared)
     if as_json:
         typer.echo(json.dumps(printed, indent=2))
         return
@@ -29,6 +37,9 @@ def schema(
             typer.echo(f"    {name}: {rule_in_words(rule)}")
     typer.echo("\nfacts about the run and its machine:")
     for entry in printed["resource"]:
+        typer.echo(f"{entry['name']}: {rule_in_words(entry)}\n    {entry['purpose']}")
+    typer.echo("\ncrash reports of packages that embed Epochmeter, only where crash_reports is on:")
+    for entry in printed["crash"]["parts"]:
         typer.echo(f"{entry['name']}: {rule_in_words(entry)}\n    {entry['purpose']}")
     typer.echo("\nheaders of the request:")
     for name, value in printed["request"]["headers"].items():

@@ -1,0 +1,99 @@
+"""Crash reports as log records over OTLP: the same as Sentry is told, for whoever has a collector and no Sentry.
+
+Names are OpenTelemetry's (``exception.type``, ``exception.stacktrace``); the record has no text of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
+
+from exporters.allowlist import MAX_FRAMES, SCHEMA_URL, SCOPE_NAME, crash, facts
+from exporters.crash_payload import FRAMES
+from exporters.payload import attribute_faults, field_faults
+from exporters.rules import Declared, Rule, coarse
+
+EVENT_NAME = "epochmeter.crash"
+FIELDS = {  # of OTLP's messages, the fields that may be filled
+    "ExportLogsServiceRequest": {"resource_logs"},
+    "ResourceLogs": {"resource", "scope_logs", "schema_url"},
+    "Resource": {"attributes"},
+    "ScopeLogs": {"scope", "log_records", "schema_url"},
+    "InstrumentationScope": {"name"},
+    "LogRecord": {"time_unix_nano", "severity_number", "attributes", "event_name"},
+    "KeyValue": {"key", "value"},
+    "AnyValue": {"string_value", "bool_value", "int_value"},
+}
+
+
+def encode(told: Mapping[str, Any]) -> bytes:
+    """The body of a request that tells one crash, as `crash_payload.rebuilt` gives it."""
+    request = ExportLogsServiceRequest()
+    resource = request.resource_logs.add(schema_url=SCHEMA_URL)
+    resource.resource.attributes.extend(_attribute(name, value) for name, value in told["facts"].items())
+    scope = resource.scope_logs.add(schema_url=SCHEMA_URL)
+    scope.scope.name = SCOPE_NAME
+    scope.log_records.add(
+        time_unix_nano=told["time_unix_ns"],
+        severity_number=SeverityNumber.SEVERITY_NUMBER_ERROR,
+        event_name=EVENT_NAME,
+        attributes=[_attribute("exception.type", told["type"]), _attribute(FRAMES, "\n".join(told["frames"]))],
+    )
+    return bytes(request.SerializeToString())
+
+
+def _attribute(name: str, value: Any) -> KeyValue:
+    filled = AnyValue(bool_value=value) if isinstance(value, bool) else AnyValue(string_value=str(value))
+    return KeyValue(key=name, value=filled)
+
+
+def readable(body: bytes) -> dict[str, Any]:
+    """The same as OTLP JSON."""
+    found: dict[str, Any] = MessageToDict(ExportLogsServiceRequest.FromString(body), use_integers_for_enums=True)
+    return found
+
+
+def first_fault(
+    body: bytes, target: str = "otlp-logs", rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+) -> str | None:
+    """What is in these bytes that the list does not name, or None."""
+    try:
+        request = ExportLogsServiceRequest.FromString(body)
+    except DecodeError:
+        return "it is not an OTLP request"
+    known = ExportLogsServiceRequest.FromString(body)
+    known.DiscardUnknownFields()
+    if known.SerializeToString() != body:
+        return "it has fields that OTLP does not know"
+    return next(_faults(request, declared), None)
+
+
+def _faults(request: ExportLogsServiceRequest, declared: Declared | None) -> Iterator[str]:
+    yield from field_faults(request, FIELDS)
+    for resource in request.resource_logs:
+        yield from attribute_faults("the resource", resource.resource.attributes, facts("crash", declared))
+        for scope in resource.scope_logs:
+            if (resource.schema_url, scope.schema_url, scope.scope.name) != (SCHEMA_URL, SCHEMA_URL, SCOPE_NAME):
+                yield "it has another schema or scope"
+            for record in scope.log_records:
+                yield from _record_faults(record, crash(declared))
+
+
+def _record_faults(record: Any, rules: Mapping[str, Rule]) -> Iterator[str]:
+    told = {attribute.key: attribute.value.string_value for attribute in record.attributes}
+    if set(told) != set(rules) or len(record.attributes) != len(rules):
+        yield f"a record has the attributes {', '.join(sorted(told))}"
+        return
+    frames = told[FRAMES].split("\n") if told[FRAMES] else []
+    if len(frames) > MAX_FRAMES or any(coarse(rules[FRAMES], frame) != frame for frame in frames):
+        yield "a record has a frame that is not the package's"
+    if coarse(rules["exception.type"], told["exception.type"]) != told["exception.type"]:
+        yield "a record has a kind of error that is not on the list"
+    if record.event_name != EVENT_NAME or record.severity_number != SeverityNumber.SEVERITY_NUMBER_ERROR:
+        yield "a record is of another kind"

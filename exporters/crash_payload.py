@@ -1,0 +1,182 @@
+"""Crash reports: rebuilt from the list, and the check of an envelope's bytes as Sentry takes them.
+
+The rule it keeps: what is told of a crash is copied from the record part by part, each as the list allows; the text of an
+error is on no list. Sentry's own library makes the envelope around it (`profiler.crash`); what it adds is a fault here.
+
+Format: https://develop.sentry.dev/sdk/data-model/envelopes/
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from exporters.allowlist import MAX_FRAMES, crash, facts
+from exporters.rules import OTHER, Declared, coarse
+
+ID = re.compile("[0-9a-f]{32}")
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+DSN = re.compile(r"https?://[0-9A-Za-z_-]{1,64}@[0-9A-Za-z.:\[\]-]{1,255}(/[\w./-]{0,255})?/\d{1,20}", re.ASCII)
+HEADER = {"event_id", "dsn"}  # and no `sent_at`: with it, what is previewed and what is sent would differ
+ITEM = {"type", "length", "content_type"}
+EVENT = {"event_id", "timestamp", "platform", "level", "release", "tags", "exception"}
+FIXED = {"platform": "python", "level": "error"}
+FRAMES = "exception.stacktrace"
+
+
+def rebuilt(record: Mapping[str, Any], declared: Declared) -> dict[str, Any]:
+    """What may be told of a crash, copied from its record.
+
+    Args:
+        record: ``id``, ``time_unix_ns``, ``types`` (the error's class and its bases), ``frames`` (outermost first) and
+            ``facts``.
+
+    Returns:
+        ``id``, ``time_unix_ns``, ``type``, ``frames`` and ``facts``.
+    """
+    rules = crash(declared)
+    types = (coarse(rules["exception.type"], name) for name in record["types"])
+    known = facts("crash", declared)
+    told = {name: coarse(rule, record["facts"][name]) for name, rule in known.items() if name in record["facts"]}
+    return {
+        "id": str(record["id"]) if ID.fullmatch(str(record["id"])) else "0" * 32,
+        "time_unix_ns": int(record["time_unix_ns"]) // 1_000_000_000 * 1_000_000_000,
+        "type": next((found for found in types if found is not None), "Exception"),
+        "frames": list(collapsed(coarse(rules[FRAMES], frame) for frame in record["frames"]))[-MAX_FRAMES:],
+        "facts": {name: value for name, value in told.items() if value is not None},
+    }
+
+
+def collapsed(frames: Iterable[str]) -> Iterator[str]:
+    """Each run of other code's frames as one."""
+    before = ""
+    for frame in frames:
+        if frame != OTHER or before != OTHER:
+            yield frame
+        before = frame
+
+
+def release(told: Mapping[str, Any]) -> str:
+    """A version of the package, as Sentry names it."""
+    return f"{told['facts'].get('epochmeter.app.name', OTHER)}@{told['facts'].get('epochmeter.app.version', OTHER)}"
+
+
+def event(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A rebuilt record as an event of Sentry's. A frame's place stands where it shows the function."""
+    frames = [{"function": frame, "in_app": frame != OTHER} for frame in told["frames"]]
+    return {
+        "event_id": told["id"],
+        "timestamp": moment(told["time_unix_ns"]),
+        **FIXED,
+        "release": release(told),
+        "tags": {name: _text(value) for name, value in told["facts"].items()},
+        "exception": {"values": [{"type": told["type"], "stacktrace": {"frames": frames}}]},
+    }
+
+
+def envelope(told: Mapping[str, Any], dsn: str) -> bytes:
+    """The envelope that Sentry's library makes of this: for the preview, which does not load it. A test compares them."""
+    content = _json(event(told))
+    item = {"type": "event", "content_type": "application/json", "length": len(content)}
+    return b"\n".join((_json({"event_id": told["id"], "dsn": dsn}), _json(item), content)) + b"\n"
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+
+
+def moment(time_unix_ns: int) -> str:
+    return datetime.fromtimestamp(time_unix_ns // 1_000_000_000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# ---- the last check ------------------------------------------------------------------------------------------------
+
+
+def readable(body: bytes) -> dict[str, Any]:
+    """The envelope's header and event as data."""
+    header, item, content = _parts(body)
+    return {**header, "item": item, "event": content}
+
+
+def _parts(body: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """An envelope's header, and its item's header and content.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not an envelope with one item.
+    """
+    header, _, rest = body.partition(b"\n")
+    item, _, content = rest.partition(b"\n")
+    told = json.loads(item)
+    length = told["length"]
+    if content[length:] not in (b"", b"\n"):
+        raise ValueError("there is more in it than one item")
+    return json.loads(header), told, json.loads(content[:length])
+
+
+def first_fault(
+    body: bytes, target: str = "sentry", rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+) -> str | None:
+    """What is in these bytes that the list does not name, or None."""
+    try:
+        header, item, content = _parts(body)
+        return next(_faults(header, item, content, declared), None)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return "it is not an envelope with one event"
+
+
+def _faults(
+    header: Mapping[str, Any], item: Mapping[str, Any], content: Mapping[str, Any], declared: Declared | None
+) -> Iterator[str]:
+    yield from _other_keys("the envelope", header, HEADER)
+    yield from _other_keys("its item", item, ITEM)
+    yield from _other_keys("its event", content, EVENT)
+    for name, form in (("event_id", ID), ("dsn", DSN)):
+        if not form.fullmatch(header[name]):
+            yield f"its {name} has another form"
+    if (item["type"], item["content_type"]) != ("event", "application/json"):
+        yield "its item is no event"
+    if content["event_id"] != header["event_id"] or not MOMENT.fullmatch(content["timestamp"]):
+        yield "its event has another id, or a time of another form"
+    if any(content[name] != value for name, value in FIXED.items()):
+        yield "its event has another platform or level"
+    yield from _tag_faults(content, declared)
+    yield from _exception_faults(content["exception"], declared)
+
+
+def _other_keys(where: str, found: Mapping[str, Any], known: set[str]) -> Iterator[str]:
+    if set(found) != known:
+        yield f"{where} has the fields {', '.join(sorted(found))}"
+
+
+def _tag_faults(content: Mapping[str, Any], declared: Declared | None) -> Iterator[str]:
+    rules = facts("crash", declared)
+    for name, value in content["tags"].items():
+        told = True if value == "true" else value
+        if name not in rules or coarse(rules[name], told) != told:
+            yield f"its event has a tag {name!r} that is not on the list, or a value that is not"
+    if content["release"] != release({"facts": content["tags"]}):
+        yield "its release is not the package's"
+
+
+def _exception_faults(exception: Mapping[str, Any], declared: Declared | None) -> Iterator[str]:
+    rules = crash(declared)
+    (only,) = exception["values"]
+    yield from _other_keys("its exception", exception, {"values"})
+    yield from _other_keys("its exception", only, {"type", "stacktrace"})
+    yield from _other_keys("its stack trace", only["stacktrace"], {"frames"})
+    if coarse(rules["exception.type"], only["type"]) != only["type"]:
+        yield "it has a kind of error that is not on the list"
+    frames = only["stacktrace"]["frames"]
+    if len(frames) > MAX_FRAMES:
+        yield f"it has {len(frames)} frames"
+    for frame in frames:
+        yield from _other_keys("a frame", frame, {"function", "in_app"})
+        if coarse(rules[FRAMES], frame["function"]) != frame["function"] or type(frame["in_app"]) is not bool:
+            yield "it has a frame that is not the package's"

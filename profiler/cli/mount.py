@@ -1,0 +1,90 @@
+"""Our ``settings`` and ``telemetry`` commands as sub-commands of a package that embeds us, each in one line.
+
+mount.settings(app)
+mount.telemetry(app, telemetry)
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from profiler.cli.telemetry import COMMANDS
+from profiler.errors import ProfilerError
+from profiler.telemetry import Telemetry
+
+
+def settings(app: typer.Typer) -> None:
+    """Mounts ``settings``: shows, changes and resets the settings, which are those of the whole machine."""
+    from profiler.cli.settings import settings as command
+
+    app.command("settings")(_told(command))
+
+
+def telemetry(app: typer.Typer, of: Telemetry) -> None:
+    """Mounts ``telemetry``, with ``schema``, ``preview``, ``log``, ``flush`` and ``verify``; the first two are its own.
+
+    Args:
+        of: the package's `Telemetry`.
+    """
+    group = typer.Typer(help="See what can leave this machine, what would, what did.", no_args_is_help=True)
+    own: dict[str, Callable[..., Any]] = {"schema": _schema(of), "preview": _preview(of), "flush": _flush(of)}
+    for name in COMMANDS:
+        command = own.get(name) or getattr(importlib.import_module(f"profiler.cli.telemetry.{name}"), name)
+        group.command(name)(_told(command))
+    app.add_typer(group, name="telemetry")
+
+
+def _told(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An error of the user's is told in one line, as in our own program."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, **more: Any) -> Any:
+        try:
+            return command(*arguments, **more)
+        except ProfilerError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+    return run
+
+
+def _schema(of: Telemetry) -> Callable[..., None]:
+    from profiler.cli.telemetry.schema import JSON, MARKDOWN, show
+
+    def schema(
+        as_json: Annotated[bool, JSON] = False,
+        markdown: Annotated[bool, MARKDOWN] = False,
+    ) -> None:
+        """List every field that can leave this machine, its values, and its purpose."""
+        show(as_json, markdown, of.declared())
+
+    return schema
+
+
+def _preview(of: Telemetry) -> Callable[..., None]:
+    from profiler.cli.telemetry.preview import JSON, show_own
+
+    def preview(as_json: Annotated[bool, JSON] = False) -> None:
+        """Show the exact bytes of what was counted, and of crashes. Nothing is sent."""
+        show_own(of.declared()["app"], as_json)
+
+    return preview
+
+
+def _flush(of: Telemetry) -> Callable[..., None]:
+    from profiler.cli.telemetry.flush import ADOPT, AGAIN, JSON
+    from profiler.cli.telemetry.flush import flush as deliver
+
+    def flush(
+        adopt: Annotated[bool, ADOPT] = False,
+        again: Annotated[bool, AGAIN] = False,
+        as_json: Annotated[bool, JSON] = False,
+    ) -> None:
+        """Deliver what waits, now. Exit code 3: some remains."""
+        of.close()
+        deliver(adopt, again, as_json)
+
+    return flush

@@ -1,0 +1,488 @@
+"""`Telemetry`: what a library's author learns, with its users' consent, of how the package is used and where it fails.
+
+The rules it keeps: the host's program goes first. Making one loads nothing and starts nothing; counting is a step of an
+iterator; nothing here raises into the program but what its author has to see at once: arguments that cannot be used. Its
+users' settings, and any "off", win.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import math
+import os
+import re
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from profiler import commands as command_lines
+from profiler.crash import address_of, is_crash
+from profiler.errors import ArgumentTypeError, ArgumentValueError
+from profiler.preferences import CONSENT, Host, check_exporter, check_settings
+from profiler.usage import Counted, Counters
+
+if TYPE_CHECKING:
+    from profiler.preferences import Resolved
+    from profiler.reporting import App
+    from profiler.session import Profiler
+
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+MODULE = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
+MAX_NAMES = 1_000
+MAX_CRASHES = 10  # of a process
+LOOK_EVERY_S = 60.0
+logger = logging.getLogger("epochmeter")
+now = time.monotonic
+_live: weakref.WeakSet[Telemetry] = weakref.WeakSet()
+
+
+class Telemetry:
+    """Counts of features and commands, crash reports and measured runs of a package that embeds this one.
+
+    Args:
+        app: the package's name on its index, such as "mypackage": letters, digits, ``-``, ``_``, ``.``.
+        version: its version. Of one that is not released, only that is told.
+        features: names of features that `feature` can count.
+        commands: names of commands that `command` can count, or a mapping from each to the names of its options.
+        exporter: where all of it goes unless the user has chosen something else: "otlp" or "ga", with its address in
+            ``settings``, or an OpenTelemetry ``MetricExporter``. The user is told once, and nothing is sent that time;
+            in CI, in tests, and where an offline switch is set, never.
+        crash_dsn: where crash reports go, by Sentry's protocol, of users who have switched them on: ``https://key@host/42``.
+        settings: settings that the package would like; it can lower consent (``{"usage": False}``) and not raise it.
+        modules: the import packages whose places in the code a crash report tells; by default the one named like the app.
+
+    Raises:
+        ArgumentTypeError, ArgumentValueError, SettingsError: an argument that cannot be used.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        version: str,
+        *,
+        features: Iterable[str] = (),
+        commands: Iterable[str] | Mapping[str, Iterable[str]] = (),
+        exporter: Any = None,
+        crash_dsn: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        modules: Iterable[str] = (),
+    ) -> None:
+        self._name = _named("app", app)
+        if not isinstance(version, str) or not 1 <= len(version) <= 60:
+            raise ArgumentValueError(f"version is a text such as '1.2.3', not {version!r}")
+        self._version = version
+        self._modules = _modules(modules) or (re.sub(r"\W", "_", app, flags=re.ASCII),)
+        declared = _declared_commands(commands)
+        self._counters = Counters(_names("a feature", features), declared)
+        self._learns_options = set() if isinstance(commands, Mapping) else set(declared)
+        self._learns_commands = not declared
+        self._check_size()
+        self._host = Host(app, _host_settings(exporter, settings))
+        self._exporter = None if isinstance(exporter, str) else exporter
+        self._dsn = _checked_dsn(crash_dsn)
+        self._features = {name: tally.add for name, tally in self._counters.features.items()}
+        self._watched: command_lines.Watched | None = None
+        self._facts: dict[str, str] = {}
+        self._notes: dict[str, int] = {}
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        self._deadline = math.inf
+        self._has_missed = False
+        self._crashes = 0
+        self._last_crash: tuple[int, int] = (0, 0)
+        self._began_ns = time.time_ns()
+        self._look_at = now() + LOOK_EVERY_S
+        _live.add(self)
+        atexit.register(self._at_exit)
+
+    # ---- what the host uses ----------------------------------------------------------------------------------------
+
+    def feature(self, name: str) -> None:
+        """Counts one use of a declared feature. A name that is not declared is counted as that, and has no way out."""
+        try:
+            self._features[name]()
+        except (KeyError, TypeError):
+            self._miss("feature", name)
+        if now() > self._look_at:
+            self._look()
+
+    def command(self, called: Any, options: Iterable[str] = ()) -> None:
+        """Counts one call of a command, and the options that were given with it: their names, never their values.
+
+        Args:
+            called: a context of click or Typer; what ``parse_args`` gave, of a parser that is watched (see `watch`;
+                otherwise the command alone is counted); or a declared name.
+            options: with a name, the names of the options that were given.
+        """
+        self._attempt("a command could not be counted", lambda: self._count_command(called, options))
+        if now() > self._look_at:
+            self._look()
+
+    def watch(self, cli: Any) -> Any:
+        """Counts every command of a program, without a line in each.
+
+        Args:
+            cli: a click command or a Typer app, all of whose commands are counted, and guarded (see `guard`); or an
+                ``ArgumentParser``, which is to be complete: then hand what it parses to `command`.
+
+        Returns:
+            what to call instead of ``cli``: ``telemetry.watch(app)()``.
+
+        Raises:
+            ArgumentTypeError: it is none of these.
+        """
+        command = command_lines.click_command(cli)
+        if command is None:
+            self._watched = command_lines.Watched(cli)
+            for name, options in self._watched.commands.items():
+                self._learn(name, options)
+            return cli
+        for name, options, leaf in command_lines.walked(command):
+            self._learn(name, options)
+            command_lines.around(leaf, self.command, self.guard)
+        return command
+
+    def capture_exception(self, error: BaseException | None = None) -> None:
+        """Notes a crash, and reports it where the user has switched crash reports on.
+
+        What is told is the error's class and the places in the package's own code, never its text.
+
+        Args:
+            error: the error; by default the one that is being handled.
+        """
+        found = sys.exc_info()[1] if error is None else error
+        if found is not None and is_crash(found):
+            self._attempt("a crash could not be noted", lambda: self._capture(found))
+
+    def guard(self) -> Guard:
+        """Notes what is raised inside, and lets it pass: ``with telemetry.guard():``, or as a decorator."""
+        return Guard(self)
+
+    def profiler(self, name: str, **more: Any) -> Profiler:
+        """A `Profiler` of the package's: sent where its telemetry is sent, under the same consent, with its version.
+
+        Args:
+            more: ``epochs``, ``interval``, ``device``, ``distributed`` and ``live`` of `Profiler`.
+
+        Raises:
+            ArgumentTypeError, ArgumentValueError: an argument that cannot be used.
+        """
+        from profiler.session import Profiler
+
+        if taken := {"settings", "exporter"} & set(more):
+            raise ArgumentValueError(f"{' and '.join(sorted(taken))} of a run are those of its Telemetry")
+        made = Profiler(name, exporter=self._exporter, **more)
+        made._belongs_to(self._host, self.facts())
+        return made
+
+    def close(self) -> None:
+        """Sends what was counted, if it may be sent, and waits for it as long as ``exit_timeout`` says.
+
+        Without it, that happens at the end of the program, unless there was a summary in the last ``export_interval``.
+        Nothing happens the second time.
+        """
+        self._finish(closing=True)
+
+    def __enter__(self) -> Telemetry:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def facts(self) -> dict[str, str]:
+        """Of the package: ``name``, ``version``, ``install`` (index, direct or source) and ``installer``, if it is known."""
+        if not self._facts:
+            self._facts = {"name": self._name, "version": self._version, **_installed(self._name)}
+        return self._facts
+
+    def declared(self) -> dict[str, Any]:
+        """The package's part of the list: ``app``, ``modules``, ``features`` and ``commands`` (pairs of name and options)."""
+        options: dict[str, list[str]] = {name: [] for name in self._counters.commands}
+        for command, option in self._counters.options:
+            options[command].append(option)
+        return {
+            "app": self._name,
+            "modules": list(self._modules),
+            "features": list(self._counters.features),
+            "commands": [[name, given] for name, given in options.items()],
+        }
+
+    def __repr__(self) -> str:
+        return f"<Telemetry {self._name!r} {self._version}>"
+
+    # ---- counting --------------------------------------------------------------------------------------------------
+
+    def _count_command(self, called: Any, options: Iterable[str]) -> None:
+        if isinstance(called, str):
+            name, given = called, tuple(options)
+        elif command_lines.is_context(called):
+            name, given = command_lines.of_context(called)
+            if given and name in self._learns_options:
+                self._learn(name, command_lines.options_of(called.command))
+        elif self._watched is not None:
+            name, given = self._watched.called()
+        else:
+            name, given = command_lines.of_namespace(called, self._counters.commands)
+        if not self._counters.count_command(name, given):
+            self._say_missed("command or option", f"{name} {' '.join(given)}".strip())
+
+    def _learn(self, command: str, options: Iterable[str]) -> None:
+        """What a program says itself of its commands, where its author has not said it."""
+        new = command not in self._counters.commands
+        if (new and not self._learns_commands) or not NAME.fullmatch(command):
+            return
+        learns = new or command in self._learns_options
+        self._counters.learn(command, [option for option in options if learns and NAME.fullmatch(option)])
+        self._check_size()
+
+    def _check_size(self) -> None:
+        size = len(self._counters.features) + len(self._counters.commands) + len(self._counters.options)
+        if size > MAX_NAMES:
+            raise ArgumentValueError(f"at most {MAX_NAMES} features, commands and options can be declared, not {size}")
+
+    def _miss(self, what: str, name: Any) -> None:
+        self._counters.undeclared.add()
+        self._say_missed(what, name)
+
+    def _say_missed(self, what: str, name: Any) -> None:
+        """For the package's author, once: whoever calls it with a name of theirs sees it in the first try."""
+        if not self._has_missed:
+            self._has_missed = True
+            logger.warning("epochmeter: %s has not declared a %s %r: it is not counted", self._name, what, name)
+
+    # ---- keeping and sending ---------------------------------------------------------------------------------------
+
+    def _app(self) -> App:
+        from profiler.reporting import App
+
+        return App(self.facts, self._host, self.declared(), self._dsn, self._exporter)
+
+    def _look(self) -> None:
+        """Now and then, beside the counting: what was counted is sent, if it may be. No thread is started otherwise."""
+        self._look_at = now() + LOOK_EVERY_S
+        self._attempt("counts could not be sent", self._send_some)
+
+    def _send_some(self) -> None:
+        from profiler.reporting import usage_goes_to
+
+        app = self._app()
+        resolved = app.resolve()
+        self._look_at = now() + resolved.settings.export_interval
+        if usage_goes_to(app, resolved) is not None and self._save(app, resolved):
+            self._start(lambda: self._export(app, resolved))
+
+    def _save(self, app: App, resolved: Resolved) -> bool:
+        """Puts down what was counted since the last time; whether there was anything that may leave."""
+        from profiler.reporting import may_leave
+        from profiler.sending import decision
+
+        with self._lock:
+            began, self._began_ns = self._began_ns, time.time_ns()
+            counts, undeclared = self._counters.take()
+            notes, self._notes = self._notes, {}
+        if undeclared:
+            notes["names that are not declared"] = undeclared
+        if resolved.values["usage"].value is not True or (counts.is_empty and not notes):
+            return False
+        leaves = not counts.is_empty and may_leave(app, resolved, began)
+        if leaves or resolved.settings.local:
+            choice = list(decision(resolved)) if leaves else None
+            facts = app.told_facts()
+            app.ledger.add(Counted(began, self._began_ns, self._version, dict(app.declared), counts, facts, choice, notes))
+        return leaves
+
+    def _export(self, app: App, resolved: Resolved) -> None:
+        from profiler.reporting import export_usage, usage_goes_to
+        from profiler.sending import decision
+
+        choice = decision(resolved)
+
+        def consent() -> bool:
+            found = app.resolve()
+            return usage_goes_to(app, found) is not None and decision(found) == choice
+
+        delivery = export_usage(app, resolved, consent)
+        if delivery is not None:
+            for note in delivery.run(lambda: self._deadline):
+                self._note(note)
+
+    def _capture(self, error: BaseException) -> None:
+        from profiler.reporting import crash_target, keep_crash
+
+        identity = _identity(error)
+        if identity == self._last_crash:
+            return  # on its way out through guards within guards
+        self._last_crash = identity
+        self._crashes += 1
+        if self._crashes > MAX_CRASHES:
+            self._note("more crashes than are noted")
+            return
+        app = self._app()
+        resolved = app.resolve()
+        target = crash_target(app, resolved)
+        if target is None and not resolved.settings.local:
+            return
+        noted = keep_crash(app, error, resolved, target)
+        if target is not None:
+            self._start(lambda: self._export_crash(app, noted, resolved, target))
+
+    def _export_crash(self, app: App, noted: Mapping[str, Any], resolved: Resolved, target: tuple[str, str]) -> None:
+        from profiler.reporting import crash_target, export_crash
+
+        def consent() -> bool:
+            return crash_target(app, app.resolve()) == target
+
+        delivery, fault = export_crash(app, noted, resolved, consent)
+        for note in [fault] if fault else [] if delivery is None else delivery.run(lambda: self._deadline):
+            self._note(note)
+
+    def _finish(self, *, closing: bool) -> None:
+        atexit.unregister(self._at_exit)
+        if self not in _live:
+            return
+        _live.discard(self)
+        self._look_at = math.inf
+        self._attempt("counts could not be kept", lambda: self._send_last(closing))
+
+    def _send_last(self, closing: bool) -> None:
+        app = self._app()
+        resolved = app.resolve()
+        saved = self._save(app, resolved)
+        ledger = app.ledger
+        due = time.time() - ledger.exported_at() >= resolved.settings.export_interval
+        if (saved and due) or (closing and ledger.folder.exists() and ledger.pending()):
+            self._start(lambda: self._export(app, resolved))
+        self._deadline = now() + resolved.settings.exit_timeout
+        for thread in self._threads:
+            thread.join(max(self._deadline - now(), 0.0))
+
+    def _at_exit(self) -> None:
+        self._finish(closing=False)
+
+    def _start(self, work: Callable[[], None]) -> None:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        guarded = partial(self._attempt, "something could not be sent", work)
+        thread = threading.Thread(target=guarded, name="epochmeter-telemetry", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # an interpreter that is ending starts none; what waits is sent the next time
+            self._note("a thread could not be started")
+        else:
+            self._threads.append(thread)
+
+    def _attempt(self, what: str, action: Callable[[], Any]) -> None:
+        """Does it; where it fails the program goes on, and it is counted."""
+        try:
+            action()
+        except Exception as error:
+            ours = type(error).__module__.startswith(("profiler.", "exporters."))  # its text was written for the user
+            self._note(f"{what}: {getattr(error, 'strerror', None) or (str(error) if ours else type(error).__name__)}")
+
+    def _note(self, what: str) -> None:
+        self._notes[what] = self._notes.get(what, 0) + 1
+
+    def _forget(self) -> None:
+        """In a forked process: what its parent counted is the parent's."""
+        self._lock = threading.Lock()
+        self._counters.forget()
+        self._threads, self._notes, self._deadline = [], {}, math.inf
+        self._began_ns = time.time_ns()
+
+
+class Guard(contextlib.ContextDecorator):
+    """Notes what is raised inside."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+
+    def __enter__(self) -> Telemetry:
+        return self._telemetry
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None:
+            self._telemetry.capture_exception(error)
+
+
+def _identity(error: BaseException) -> tuple[int, int]:
+    """The same for an error wherever it is caught on its way out; no reference to it is kept."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return id(error), id(step)
+
+
+def _after_fork() -> None:
+    for telemetry in list(_live):
+        telemetry._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _installed(app: str) -> dict[str, str]:
+    """How a package was installed. Of where it was installed from only whether it is noted is asked: it may be a path."""
+    from importlib import metadata
+
+    try:
+        found = metadata.distribution(app)
+        direct = any(file.name == "direct_url.json" for file in found.files or ())
+        installer = (found.read_text("INSTALLER") or "").split()
+    except (metadata.PackageNotFoundError, ValueError, OSError):
+        return {"install": "source"}
+    return {"install": "direct" if direct else "index", **({"installer": installer[0].lower()} if installer else {})}
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------------
+
+
+def _named(what: str, name: Any) -> str:
+    if not isinstance(name, str):
+        raise ArgumentTypeError(f"{what} has a name, a text, not {name!r}")
+    if not NAME.fullmatch(name):
+        raise ArgumentValueError(f"{what}'s name has 1 to 40 letters, digits, '-', '_' and '.', unlike {name[:60]!r}")
+    return name
+
+
+def _names(what: str, names: Any) -> list[str]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ArgumentTypeError(f"{what} is declared by its name in a list or tuple, not as {names!r}")
+    return [_named(what, name) for name in names]
+
+
+def _declared_commands(commands: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(commands, Mapping):
+        return dict.fromkeys(_names("a command", commands), ())
+    return {_named("a command", name): tuple(_names("an option", options)) for name, options in commands.items()}
+
+
+def _modules(modules: Any) -> tuple[str, ...]:
+    if isinstance(modules, str) or not all(isinstance(name, str) and MODULE.fullmatch(name) for name in modules):
+        raise ArgumentValueError(f"modules are names of import packages, such as ('mypackage',), not {modules!r}")
+    return tuple(modules)
+
+
+def _host_settings(exporter: Any, settings: Any) -> dict[str, Any]:
+    check_exporter(exporter)
+    checked = check_settings(settings)
+    if isinstance(exporter, str):
+        checked.update(check_settings({"exporter": exporter}))
+    if checked.get("exporter") == "prometheus":
+        raise ArgumentValueError("counts cannot be scraped from a program that has ended: exporter is 'otlp' or 'ga'")
+    return {key: value for key, value in checked.items() if not (key in CONSENT and value is True)}
+
+
+def _checked_dsn(dsn: Any) -> str | None:
+    if dsn is None:
+        return None
+    try:
+        address_of(dsn)
+    except (ValueError, TypeError, AttributeError):
+        raise ArgumentValueError("crash_dsn is a Sentry DSN such as 'https://key@host/42'") from None
+    return str(dsn)
