@@ -181,7 +181,9 @@ def _ga_page() -> Iterator[str]:
         rows.setdefault(cells, []).append(f"`{word}`")
     for cells, words in rows.items():
         told = (
-            f"powers of two: {cells[0]}, {cells[1]}, ... {cells[-1]}"
+            "what a package that embeds us has declared, and its version"
+            if not cells
+            else f"powers of two: {cells[0]}, {cells[1]}, ... {cells[-1]}"
             if cells == DURATIONS
             else ", ".join(_shortened(list(cells)))
         )
@@ -261,7 +263,9 @@ def page() -> str:
         "\nAnd `host`, `content-length`, `connection`, what a proxy of yours needs, and the headers that you set for this\n"
         "destination: in `EPOCHMETER_OTLP_HEADERS` for an endpoint of our settings, in `OTEL_EXPORTER_OTLP_HEADERS` for one\n"
         "that OpenTelemetry's variables name. No other header gets through, whoever adds it. Over gRPC, the library adds its\n"
-        "own version and the kind of system to `user-agent`.\n"
+        "own version and the kind of system to `user-agent`. To Sentry, `content-type` is\n"
+        f"`{SENTRY_HEADERS['content-type']}`, and `x-sentry-auth` is `{SENTRY_HEADERS['x-sentry-auth']}`,\n"
+        "with the key that the package's own address of its project has.\n"
     )
     lines += _ga_page()
     return "\n".join(lines) + "\n"

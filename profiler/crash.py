@@ -26,7 +26,9 @@ def is_crash(error: BaseException | None) -> bool:
     """Whether it is an error, and not a way to end a program or a command."""
     if not isinstance(error, Exception):
         return False
-    return not any(kind.__name__ in NO_CRASHES and "click" in kind.__module__ for kind in type(error).__mro__)
+    return not any(
+        kind.__name__ in NO_CRASHES and kind.__module__.startswith(("click", "typer")) for kind in type(error).__mro__
+    )
 
 
 def scrubbed(error: BaseException, modules: tuple[str, ...]) -> dict[str, Any]:

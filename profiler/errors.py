@@ -13,7 +13,6 @@ The rule: a text says what was wrong, what was expected and what to do.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -47,5 +46,7 @@ class ProbeUnavailableError(ProfilerError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'sync'?``, or nothing where no known word is close."""
+    import difflib  # it is only needed for people who have mistyped something
+
     close = difflib.get_close_matches(word.lower(), list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -15,7 +15,6 @@ import json
 import os
 import re
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -595,6 +594,8 @@ def _dated(before: Mapping[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
+    import tempfile
+
     descriptor, temporary = tempfile.mkstemp(prefix=".settings-", dir=path.parent)  # mkstemp makes it mode 0600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -344,6 +344,11 @@ class Counts:
     def is_empty(self) -> bool:
         return not (self.features or self.commands or self.options)
 
+    @property
+    def total(self) -> int:
+        """Uses of features, and calls of commands."""
+        return sum(self.features.values()) + sum(self.commands.values())
+
     def merge(self, other: Counts) -> None:
         pairs = [(self.features, other.features), (self.commands, other.commands)]
         pairs += [(self.options.setdefault(command, {}), options) for command, options in other.options.items()]

@@ -153,7 +153,14 @@ def export_usage(app: App, resolved: Resolved, consent: Callable[[], bool], pati
             post.put_data(summary, counted.began, usage_of(summary, counted), LAST, declared_from(counted.declared))
             ledger.sent(summary, keep=resolved.settings.local)
         ledger.tidy(resolved.settings.retention_days)
-    return Delivery(app, post, consent, f"usage of {app.name}", "counts of which features, commands and options are used")
+    return Delivery(
+        app,
+        post,
+        consent,
+        f"usage of {app.name}",
+        "counts of which features, commands and options are used",
+        announced=resolved.host_chose,
+    )
 
 
 def export_waiting() -> None:
@@ -218,14 +225,16 @@ class Delivery:
     Args:
         what: a name for what goes there, by which it is noted that the user has been told.
         of: the same in words.
+        announced: whether the user has been told before, because the package has chosen the destination.
     """
 
-    def __init__(self, app: App, post: Post, consent: Callable[[], bool], what: str, of: str) -> None:
+    def __init__(self, app: App, post: Post, consent: Callable[[], bool], what: str, of: str, *, announced: bool) -> None:
         self._app = app
         self._post = post
         self._consent = consent
         self._what = what
         self._of = of
+        self._announced = announced
 
     def run(self, until: Callable[[], float]) -> list[str]:
         """Delivers until that moment of the monotonic clock; what went wrong, in words."""
@@ -237,7 +246,7 @@ class Delivery:
 
     def _record(self, where: str, body: bytes) -> Callable[[str], None]:
         answered = record(where, body)
-        if not self._app.resolve().host_chose:  # of a host's choice the user has been told before
+        if not self._announced:
             announce(
                 f"{self._what}: {where}",
                 f"{self._app.name}: {self._of} (no names, words or values of yours) go to {where}. {STOP}\n",
@@ -273,9 +282,7 @@ def crash_target(app: App, resolved: Resolved) -> tuple[str, str] | None:
     return ("otlp-logs", address.removesuffix(METRICS_PATH) + LOGS_PATH) if address.endswith(METRICS_PATH) else None
 
 
-def keep_crash(
-    app: App, error: BaseException, resolved: Resolved, target: tuple[str, str] | None
-) -> dict[str, Any]:
+def keep_crash(app: App, error: BaseException, resolved: Resolved, target: tuple[str, str] | None) -> dict[str, Any]:
     """Notes a crash, on this machine if the settings keep anything here. The note is scrubbed from the beginning.
 
     Args:
@@ -369,7 +376,8 @@ def export_crash(
     post = Post(resolved, outbox_of(resolved), config, gate)
     post.put_body(noted["id"][:12], noted["time_unix_ns"], LAST, body, declared)
     kind = "where in its code an error came from, and the error's class,"
-    return Delivery(app, post, consent, f"crashes of {app.name}", kind), ""
+    announced = target != "sentry" and resolved.host_chose
+    return Delivery(app, post, consent, f"crashes of {app.name}", kind, announced=announced), ""
 
 
 def crash_address(app: App, resolved: Resolved) -> str:

@@ -8,8 +8,6 @@ users' settings, and any "off", win.
 from __future__ import annotations
 
 import atexit
-import contextlib
-import logging
 import math
 import os
 import re
@@ -18,26 +16,28 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ContextDecorator
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
-from profiler import commands as command_lines
-from profiler.crash import address_of, is_crash
-from profiler.errors import ArgumentTypeError, ArgumentValueError
-from profiler.preferences import CONSENT, Host, check_exporter, check_settings
-from profiler.usage import Counted, Counters
+from profiler.counters import Counters
+from profiler.errors import ArgumentTypeError, ArgumentValueError, SettingsError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.preferences import Resolved
+    from typing import Any
+
+    from profiler.commands import Watched
+    from profiler.preferences import Host, Resolved
     from profiler.reporting import App
     from profiler.session import Profiler
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 MODULE = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
+DSN = re.compile(r"https?://[^/@\s]+@[^/@\s]+(/\S+)?/\d+")
+EXPORTERS = ("otlp", "ga", "none")
 MAX_NAMES = 1_000
 MAX_CRASHES = 10  # of a process
 LOOK_EVERY_S = 60.0
-logger = logging.getLogger("epochmeter")
 now = time.monotonic
 _live: weakref.WeakSet[Telemetry] = weakref.WeakSet()
 
@@ -83,19 +83,19 @@ class Telemetry:
         self._learns_options = set() if isinstance(commands, Mapping) else set(declared)
         self._learns_commands = not declared
         self._check_size()
-        self._host = Host(app, _host_settings(exporter, settings))
+        self._settings = _host_settings(exporter, settings)
         self._exporter = None if isinstance(exporter, str) else exporter
         self._dsn = _checked_dsn(crash_dsn)
         self._features = {name: tally.add for name, tally in self._counters.features.items()}
-        self._watched: command_lines.Watched | None = None
+        self._watched: Watched | None = None
         self._facts: dict[str, str] = {}
         self._notes: dict[str, int] = {}
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
         self._deadline = math.inf
-        self._has_missed = False
+        self._has_warned = False
         self._crashes = 0
-        self._last_crash: tuple[int, int] = (0, 0)
+        self._passing = threading.local()  # the guards that a thread is within, and the error on its way out of them
         self._began_ns = time.time_ns()
         self._look_at = now() + LOOK_EVERY_S
         _live.add(self)
@@ -137,6 +137,8 @@ class Telemetry:
         Raises:
             ArgumentTypeError: it is none of these.
         """
+        from profiler import commands as command_lines
+
         command = command_lines.click_command(cli)
         if command is None:
             self._watched = command_lines.Watched(cli)
@@ -157,7 +159,7 @@ class Telemetry:
             error: the error; by default the one that is being handled.
         """
         found = sys.exc_info()[1] if error is None else error
-        if found is not None and is_crash(found):
+        if isinstance(found, Exception):
             self._attempt("a crash could not be noted", lambda: self._capture(found))
 
     def guard(self) -> Guard:
@@ -178,7 +180,7 @@ class Telemetry:
         if taken := {"settings", "exporter"} & set(more):
             raise ArgumentValueError(f"{' and '.join(sorted(taken))} of a run are those of its Telemetry")
         made = Profiler(name, exporter=self._exporter, **more)
-        made._belongs_to(self._host, self.facts())
+        made._belongs_to(self._host(), self.facts())
         return made
 
     def close(self) -> None:
@@ -219,6 +221,8 @@ class Telemetry:
     # ---- counting --------------------------------------------------------------------------------------------------
 
     def _count_command(self, called: Any, options: Iterable[str]) -> None:
+        from profiler import commands as command_lines
+
         if isinstance(called, str):
             name, given = called, tuple(options)
         elif command_lines.is_context(called):
@@ -242,9 +246,9 @@ class Telemetry:
         self._check_size()
 
     def _check_size(self) -> None:
-        size = len(self._counters.features) + len(self._counters.commands) + len(self._counters.options)
-        if size > MAX_NAMES:
-            raise ArgumentValueError(f"at most {MAX_NAMES} features, commands and options can be declared, not {size}")
+        if self._counters.size > MAX_NAMES:
+            what = "features, commands and options"
+            raise ArgumentValueError(f"at most {MAX_NAMES} {what} can be declared, not {self._counters.size}")
 
     def _miss(self, what: str, name: Any) -> None:
         self._counters.undeclared.add()
@@ -252,16 +256,30 @@ class Telemetry:
 
     def _say_missed(self, what: str, name: Any) -> None:
         """For the package's author, once: whoever calls it with a name of theirs sees it in the first try."""
-        if not self._has_missed:
-            self._has_missed = True
-            logger.warning("epochmeter: %s has not declared a %s %r: it is not counted", self._name, what, name)
+        self._warn(f"a {what} {name!r} is not declared, and not counted")
 
     # ---- keeping and sending ---------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """For the tests of a package: whether its settings can be used. Making a `Telemetry` only looks at their form,
+        because to know more takes longer than a program's start should; where they cannot be used, nothing is sent.
+
+        Raises:
+            SettingsError: they cannot; the text says which and why.
+        """
+        self._host()
+
+    def _host(self) -> Host:
+        from profiler.preferences import CONSENT, Host, check_settings
+
+        # a package can lower consent, and not raise it
+        allowed = {key: value for key, value in check_settings(self._settings).items() if key not in CONSENT or value is False}
+        return Host(self._name, allowed)
 
     def _app(self) -> App:
         from profiler.reporting import App
 
-        return App(self.facts, self._host, self.declared(), self._dsn, self._exporter)
+        return App(self.facts, self._host(), self.declared(), self._dsn, self._exporter)
 
     def _look(self) -> None:
         """Now and then, beside the counting: what was counted is sent, if it may be. No thread is started otherwise."""
@@ -279,13 +297,16 @@ class Telemetry:
 
     def _save(self, app: App, resolved: Resolved) -> bool:
         """Puts down what was counted since the last time; whether there was anything that may leave."""
+        from profiler.record import Counts
         from profiler.reporting import may_leave
         from profiler.sending import decision
+        from profiler.usage import Counted
 
         with self._lock:
             began, self._began_ns = self._began_ns, time.time_ns()
-            counts, undeclared = self._counters.take()
+            features, commands, options, undeclared = self._counters.take()
             notes, self._notes = self._notes, {}
+        counts = Counts(features, commands, options)
         if undeclared:
             notes["names that are not declared"] = undeclared
         if resolved.values["usage"].value is not True or (counts.is_empty and not notes):
@@ -293,8 +314,12 @@ class Telemetry:
         leaves = not counts.is_empty and may_leave(app, resolved, began)
         if leaves or resolved.settings.local:
             choice = list(decision(resolved)) if leaves else None
-            facts = app.told_facts()
-            app.ledger.add(Counted(began, self._began_ns, self._version, dict(app.declared), counts, facts, choice, notes))
+            facts, declared = app.told_facts(), dict(app.declared)
+            try:
+                app.ledger.add(Counted(began, self._began_ns, self._version, declared, counts, facts, choice, notes))
+            except OSError:
+                self._notes = {**notes, **self._notes}  # told where it can be
+                raise
         return leaves
 
     def _export(self, app: App, resolved: Resolved) -> None:
@@ -313,12 +338,15 @@ class Telemetry:
                 self._note(note)
 
     def _capture(self, error: BaseException) -> None:
+        from profiler.crash import is_crash
         from profiler.reporting import crash_target, keep_crash
 
-        identity = _identity(error)
-        if identity == self._last_crash:
+        if not is_crash(error):
+            return
+        if error is getattr(self._passing, "error", None):
             return  # on its way out through guards within guards
-        self._last_crash = identity
+        if getattr(self._passing, "depth", 0):
+            self._passing.error = error  # until the outermost guard has been left: it holds all that the error holds
         self._crashes += 1
         if self._crashes > MAX_CRASHES:
             self._note("more crashes than are noted")
@@ -382,7 +410,18 @@ class Telemetry:
             action()
         except Exception as error:
             ours = type(error).__module__.startswith(("profiler.", "exporters."))  # its text was written for the user
-            self._note(f"{what}: {getattr(error, 'strerror', None) or (str(error) if ours else type(error).__name__)}")
+            told = f"{what}: {getattr(error, 'strerror', None) or (str(error) if ours else type(error).__name__)}"
+            self._note(told)
+            if isinstance(error, SettingsError):
+                self._warn(f"{told} 'epochmeter doctor' tells more.")
+
+    def _warn(self, what: str) -> None:
+        """One log record in a process: for the author, or whoever has set something that cannot be used."""
+        if not self._has_warned:
+            self._has_warned = True
+            import logging
+
+            logging.getLogger("epochmeter").warning("epochmeter, for %s: %s", self._name, what)
 
     def _note(self, what: str) -> None:
         self._notes[what] = self._notes.get(what, 0) + 1
@@ -395,26 +434,24 @@ class Telemetry:
         self._began_ns = time.time_ns()
 
 
-class Guard(contextlib.ContextDecorator):
+class Guard(ContextDecorator):
     """Notes what is raised inside."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
 
     def __enter__(self) -> Telemetry:
+        passing = self._telemetry._passing
+        passing.depth = getattr(passing, "depth", 0) + 1
         return self._telemetry
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is not None:
             self._telemetry.capture_exception(error)
-
-
-def _identity(error: BaseException) -> tuple[int, int]:
-    """The same for an error wherever it is caught on its way out; no reference to it is kept."""
-    step = error.__traceback__
-    while step is not None and step.tb_next is not None:
-        step = step.tb_next
-    return id(error), id(step)
+        passing = self._telemetry._passing
+        passing.depth -= 1
+        if not passing.depth:
+            passing.error = None
 
 
 def _after_fork() -> None:
@@ -469,20 +506,19 @@ def _modules(modules: Any) -> tuple[str, ...]:
 
 
 def _host_settings(exporter: Any, settings: Any) -> dict[str, Any]:
-    check_exporter(exporter)
-    checked = check_settings(settings)
-    if isinstance(exporter, str):
-        checked.update(check_settings({"exporter": exporter}))
-    if checked.get("exporter") == "prometheus":
+    """The form of it; whether the values can be used is seen by `Telemetry.check`, and before anything is sent."""
+    if exporter == "prometheus":
         raise ArgumentValueError("counts cannot be scraped from a program that has ended: exporter is 'otlp' or 'ga'")
-    return {key: value for key, value in checked.items() if not (key in CONSENT and value is True)}
+    if isinstance(exporter, str) and exporter not in EXPORTERS:
+        raise ArgumentValueError(f"exporter is one of {', '.join(EXPORTERS)} or a MetricExporter, not {exporter!r}")
+    if exporter is not None and not isinstance(exporter, str) and not callable(getattr(exporter, "export", None)):
+        raise ArgumentTypeError(f"exporter is a name such as 'otlp' or an OpenTelemetry MetricExporter, not {exporter!r}")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise ArgumentTypeError(f"settings is a mapping such as {{'otlp_endpoint': 'https://...'}}, not {settings!r}")
+    return {**(settings or {}), **({"exporter": exporter} if isinstance(exporter, str) else {})}
 
 
 def _checked_dsn(dsn: Any) -> str | None:
-    if dsn is None:
-        return None
-    try:
-        address_of(dsn)
-    except (ValueError, TypeError, AttributeError):
-        raise ArgumentValueError("crash_dsn is a Sentry DSN such as 'https://key@host/42'") from None
-    return str(dsn)
+    if dsn is not None and not (isinstance(dsn, str) and DSN.fullmatch(dsn)):
+        raise ArgumentValueError("crash_dsn is a Sentry DSN such as 'https://key@host/42'")
+    return dsn

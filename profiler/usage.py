@@ -1,8 +1,6 @@
-"""Counters of features, commands and options: in memory, then in files, until they are summed up.
+"""What packages that embed us have counted, in files, until it is summed up.
 
-The rules it keeps: names come from closed sets, values are never looked at. Counting is one step of an iterator, without a
-lock, so that it is exact with any number of threads and cannot stand still in a signal handler or a forked process. What
-was counted without consent is kept apart, and has no way out.
+The rule it keeps: what was counted without consent is kept apart, and has no way out.
 
 One folder a package, one file a process and its time, written under another name and renamed:
 
@@ -18,81 +16,15 @@ import contextlib
 import json
 import os
 import secrets
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from profiler.record import Counts
 
 MERGED_FROM = 64  # files in kept/ become one
-Commands = Mapping[str, tuple[str, ...]]
-
-
-class Tally:
-    """A number that only grows. ``add`` counts; it is one call of an iterator in C, which no thread can interrupt."""
-
-    __slots__ = ("_looks", "_taken", "add")
-
-    def __init__(self) -> None:
-        self.add = count().__next__
-        self._looks = 0
-        self._taken = 0
-
-    def take(self) -> int:
-        """How much was added since the last time. One thread at a time."""
-        total = self.add() - self._looks
-        self._looks += 1
-        added, self._taken = total - self._taken, total
-        return added
-
-
-class Counters:
-    """The counters of a process.
-
-    Args:
-        features: the names that can be counted.
-        commands: the same of commands, each with its options.
-    """
-
-    def __init__(self, features: Iterable[str], commands: Commands) -> None:
-        self.features = {name: Tally() for name in features}
-        self.commands = {name: Tally() for name in commands}
-        self.options = {(name, option): Tally() for name, options in commands.items() for option in options}
-        self.undeclared = Tally()
-        self._lock = threading.Lock()
-
-    def learn(self, command: str, options: Iterable[str]) -> None:
-        """One more command, or more options of one."""
-        self.commands.setdefault(command, Tally())
-        for option in options:
-            self.options.setdefault((command, option), Tally())
-
-    def count_command(self, command: str, options: Iterable[str]) -> bool:
-        """Counts a command and the options that were given with it; whether all of them are known."""
-        found = [self.commands.get(command), *(self.options.get((command, option)) for option in options)]
-        for tally in found:
-            (tally or self.undeclared).add()
-        return None not in found
-
-    def forget(self) -> None:
-        """In a forked process: begins anew."""
-        self._lock = threading.Lock()
-        self.take()
-
-    def take(self) -> tuple[Counts, int]:
-        """What was counted since the last time, and how often something was counted that is not declared."""
-        counts = Counts()
-        with self._lock:
-            for into, tallies in ((counts.features, self.features), (counts.commands, self.commands)):
-                into.update({name: added for name, tally in list(tallies.items()) if (added := tally.take())})
-            for (command, option), tally in list(self.options.items()):
-                if added := tally.take():
-                    counts.options.setdefault(command, {})[option] = added
-            return counts, self.undeclared.take()
 
 
 @dataclass

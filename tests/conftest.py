@@ -172,8 +172,9 @@ def machine(fake_nvml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     pynvml._nvmlGetFunctionPointer_cache.clear()
 
 
-@pytest.fixture
-def sink() -> Iterator[Sink]:
+def serving() -> tuple[Sink, Callable[[], None]]:
+    """A sink, and what ends it."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -194,7 +195,17 @@ def sink() -> Iterator[Sink]:
     found = Sink(f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
+
+    def end() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)
+
+    return found, end
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    found, end = serving()
     yield found
-    server.shutdown()
-    server.server_close()
-    thread.join(5)
+    end()

@@ -448,7 +448,7 @@ def test_headers_of_our_own_variable_go_to_our_own_endpoint(sink: Sink, monkeypa
 
 
 def test_secrets_are_not_shown() -> None:
-    shown = repr(Config("otlp", address=DEAD, headers={"authorization": "secret"}, secret="secret", client_key="secret"))  # noqa: S106
+    shown = repr(Config("otlp", address=DEAD, headers={"authorization": "secret"}, secret="secret", client_key="secret"))
     assert "secret" not in shown
 
 

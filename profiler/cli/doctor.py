@@ -165,6 +165,30 @@ def _outbox() -> Iterator[Check]:
         yield Check("outbox: given up", "problem" if reason != "withdrawn" else "ok", f"{count}: {REASONS[reason]}")
 
 
+def _embedded() -> Iterator[Check]:
+    """What packages that embed us have counted here, their crashes, and what went wrong with either."""
+    from profiler.crash import has_sentry
+    from profiler.preferences import resolve, usage_path
+    from profiler.reporting import crashes
+    from profiler.usage import ledgers
+
+    for ledger in ledgers(usage_path()):
+        waiting, kept = ledger.pending(), ledger.kept()
+        uses = sum(counted.counts.total for counted in [*kept, *(counted for _, counted in waiting)])
+        yield Check(f"usage of {ledger.folder.name}", "ok", f"{uses} uses counted; {len(waiting)} summaries wait to be made")
+        notes: dict[str, int] = {}
+        for counted in [*kept, *(counted for _, counted in waiting)]:
+            for what, times in counted.notes.items():
+                notes[what] = notes.get(what, 0) + times
+        for what, times in notes.items():
+            state = "ok" if _has_been_seen_to(what) else "problem"
+            yield Check(f"usage of {ledger.folder.name}", state, f"{what} ({times}x)")
+    noted, reports = crashes(), resolve().values["crash_reports"]
+    if noted or reports.value:
+        told = f"{len(noted)} noted here; crash_reports is {'on' if reports.value else 'off'} ({reports.source})"
+        yield Check("crash reports", "ok", f"{told}; sentry-sdk is {'' if has_sentry() else 'not '}installed")
+
+
 def _probes() -> Iterator[Check]:
     from profiler.probes import PROBES
     from profiler.recorder import DEADLINE_S, Recorder
@@ -239,4 +263,4 @@ def _cpu() -> Iterator[Check]:
     yield Check("cpu", "ok", f"{family}; vector instructions: {', '.join(features) or 'none known'}")
 
 
-LOOKS = (_python, _packages, _folders, _settings, _outbox, _probes, _optional, _recent_runs)
+LOOKS = (_python, _packages, _folders, _settings, _outbox, _embedded, _probes, _optional, _recent_runs)

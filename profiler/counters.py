@@ -1,0 +1,83 @@
+"""Counters in memory: which feature, which command, which option was used, and how often.
+
+The rule it keeps: counting is one step of an iterator, without a lock, so that it is exact with any number of threads and
+cannot stand still in a signal handler or a forked process. Nothing is imported for it: a host's start is not ours to slow.
+"""
+
+from __future__ import annotations
+
+import threading
+from itertools import count
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class Tally:
+    """A number that only grows. ``add`` counts; it is one call of an iterator in C, which no thread can interrupt."""
+
+    __slots__ = ("_looks", "_taken", "add")
+
+    def __init__(self) -> None:
+        self.add = count().__next__
+        self._looks = 0
+        self._taken = 0
+
+    def take(self) -> int:
+        """How much was added since the last time. One thread at a time."""
+        total = self.add() - self._looks
+        self._looks += 1
+        added, self._taken = total - self._taken, total
+        return added
+
+
+class Counters:
+    """The counters of a process.
+
+    Args:
+        features: the names that can be counted.
+        commands: the same of commands, each with its options.
+    """
+
+    def __init__(self, features: Iterable[str], commands: Mapping[str, Iterable[str]]) -> None:
+        self.features = {name: Tally() for name in features}
+        self.commands = {name: Tally() for name in commands}
+        self.options = {(name, option): Tally() for name, options in commands.items() for option in options}
+        self.undeclared = Tally()
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """How many names there are."""
+        return len(self.features) + len(self.commands) + len(self.options)
+
+    def learn(self, command: str, options: Iterable[str]) -> None:
+        """One more command, or more options of one."""
+        self.commands.setdefault(command, Tally())
+        for option in options:
+            self.options.setdefault((command, option), Tally())
+
+    def count_command(self, command: str, options: Iterable[str]) -> bool:
+        """Counts a command and the options that were given with it; whether all of them are known."""
+        found = [self.commands.get(command), *(self.options.get((command, option)) for option in options)]
+        for tally in found:
+            (tally or self.undeclared).add()
+        return None not in found
+
+    def forget(self) -> None:
+        """In a forked process: begins anew."""
+        self._lock = threading.Lock()
+        self.take()
+
+    def take(self) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, int]], int]:
+        """What was counted since the last time: features, commands, options by command, and how often a name was counted
+        that is not declared."""
+        with self._lock:
+            features = {name: added for name, tally in list(self.features.items()) if (added := tally.take())}
+            commands = {name: added for name, tally in list(self.commands.items()) if (added := tally.take())}
+            options: dict[str, dict[str, int]] = {}
+            for (command, option), tally in list(self.options.items()):
+                if added := tally.take():
+                    options.setdefault(command, {})[option] = added
+            return features, commands, options, self.undeclared.take()

@@ -1,0 +1,479 @@
+"""Usage counters: exact, from closed sets, summed up on this machine, sent as one summary, and only with consent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from authors import COUNT, HOST, OUTSIDE, choose, counted, facts, host, metrics
+from conftest import Sink, epochmeter, python
+
+from profiler import ArgumentTypeError, ArgumentValueError, SettingsError, Telemetry
+from profiler.counters import Counters
+from profiler.record import Counts
+from profiler.usage import MERGED_FROM, Counted, Ledger
+
+SUMMARY = {("features", "export"): 10, ("features", "augment"): 1, ("commands", "fit"): 1, ("options", "fit", "epochs"): 1}
+
+
+# ---- counting ------------------------------------------------------------------------------------------------------
+
+
+def test_counts_are_exact_with_many_threads_and_while_they_are_read() -> None:
+    counters = Counters(["a", "b"], {})
+    found: Counter[str] = Counter()
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=lambda: [counters.features["a"].add() for _ in range(20_000)]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            found.update(counters.take()[0])
+    finally:
+        sys.setswitchinterval(switch)
+    found.update(counters.take()[0])
+    assert found == {"a": 160_000}
+
+
+def test_what_was_taken_is_not_taken_again() -> None:
+    counters = Counters(["a"], {"fit": ["epochs"]})
+    counters.features["a"].add()
+    assert counters.count_command("fit", ["epochs"])
+    assert counters.take() == ({"a": 1}, {"fit": 1}, {"fit": {"epochs": 1}}, 0)
+    assert counters.take() == ({}, {}, {}, 0)
+
+
+def test_a_name_that_is_not_declared_is_counted_as_that_and_said_once(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    telemetry = Telemetry("digits", "1.2.3", features=("export",), commands=("fit",))
+    for name in ("secret-one", "secret-two", ["unhashable"], None):
+        telemetry.feature(name)  # type: ignore[arg-type]
+    telemetry.command("secret-command")
+    telemetry.command("fit", ["secret-option"])
+    telemetry.close()
+    (kept,) = Ledger(home / "usage" / "digits").kept()
+    assert kept.notes == {"names that are not declared": 6}
+    assert "secret" not in json.dumps([vars(kept.counts), kept.declared, kept.facts])
+    assert [record.getMessage() for record in caplog.records] == [
+        "epochmeter, for digits: a feature 'secret-one' is not declared, and not counted"
+    ]
+    assert "names that are not declared (6x)" in epochmeter("doctor").out
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        (ArgumentTypeError, {"app": 7}),
+        (ArgumentValueError, {"app": "/home/alice"}),
+        (ArgumentValueError, {"app": ""}),
+        (ArgumentValueError, {"version": ""}),
+        (ArgumentTypeError, {"features": "export"}),
+        (ArgumentTypeError, {"features": 7}),
+        (ArgumentValueError, {"features": ["two words"]}),
+        (ArgumentTypeError, {"commands": {"fit": "epochs"}}),
+        (ArgumentValueError, {"commands": {"fit": ["--epochs"]}}),
+        (ArgumentValueError, {"features": [f"f{n}" for n in range(1_001)]}),
+        (ArgumentValueError, {"exporter": "prometheus"}),
+        (ArgumentValueError, {"exporter": "smoke signals"}),
+        (ArgumentTypeError, {"exporter": object()}),
+        (ArgumentTypeError, {"settings": "sync=false"}),
+        (ArgumentValueError, {"crash_dsn": "https://host/42"}),
+        (ArgumentValueError, {"modules": "digits"}),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_told_at_once(error: type[Exception], arguments: dict[str, Any]) -> None:
+    with pytest.raises(error):
+        Telemetry(**{"app": "digits", "version": "1.2.3", **arguments})
+
+
+def test_settings_that_cannot_be_used_are_told_by_check_and_at_the_end(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    telemetry = Telemetry("digits", "1", features=("export",), exporter="otlp", settings={"otlp_endpont": "http://c:1"})
+    with pytest.raises(SettingsError, match="otlp_endpoint"):
+        telemetry.check()
+    telemetry.feature("export")
+    telemetry.close()  # raises nothing into the program
+    assert "there is no setting 'otlp_endpont'. Did you mean 'otlp_endpoint'" in caplog.text
+
+
+# ---- what is sent, and when ----------------------------------------------------------------------------------------
+
+
+def test_the_first_time_the_user_is_told_and_nothing_is_sent_and_then_one_summary(sink: Sink, home: Path) -> None:
+    first = host(sink)
+    assert (first.code, sink.received) == (0, [])
+    assert first.err.count("\n") == 1
+    for told in ("digits: ", sink.url, "nothing is sent", "epochmeter telemetry preview", "epochmeter settings sync=false"):
+        assert told in first.err
+    second = host(sink)
+    assert (second.code, second.err) == (0, "")
+    assert [counted(received) for received in metrics(sink)] == [SUMMARY]  # the first run's counts stay here for good
+    assert facts(metrics(sink)[0])["epochmeter.app.name"] == "digits"
+
+
+def test_summaries_are_of_what_many_processes_counted(sink: Sink, home: Path) -> None:
+    host(sink)
+    for _ in range(4):
+        assert host(sink).code == 0
+    assert len(metrics(sink)) == 1  # the next one is not due before `export_interval` is over
+    assert host(sink, COUNT + "telemetry.close()").code == 0  # who closes does not wait for that
+    assert [counted(received) for received in metrics(sink)] == [SUMMARY, {name: 4 * times for name, times in SUMMARY.items()}]
+
+
+def test_ten_calls_a_second_are_all_counted(sink: Sink, home: Path) -> None:
+    host(sink)
+    script = HOST + COUNT + "telemetry.close()"
+    threads = [threading.Thread(target=python, args=("-c", script, sink.url), kwargs=OUTSIDE) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    host(sink, "telemetry.close()")  # for those that found another one at it
+    total: Counter[tuple[str, ...]] = Counter()
+    for received in metrics(sink):
+        total.update(counted(received))
+    assert total == {name: 6 * times for name, times in SUMMARY.items()}
+
+
+def test_a_user_who_has_chosen_a_collector_gets_it_there_and_the_package_nothing(sink: Sink, home: Path) -> None:
+    choose(home, exporter="otlp", otlp_endpoint=sink.url)
+    script = HOST.replace("sys.argv[1]}", "'http://127.0.0.1:9'}") + COUNT
+    answer = python("-c", script, sink.url, **OUTSIDE)
+    assert [counted(received) for received in metrics(sink)] == [SUMMARY]  # from the first time on
+    assert answer.err.count("\n") == 1 and "go to" in answer.err
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        *({"DO_NOT_TRACK": "1"}, {"EPOCHMETER_SYNC": "0"}, {"OTEL_SDK_DISABLED": "true"}, {"EPOCHMETER_EXPORTER": "none"}),
+        *({"EPOCHMETER_USAGE": "no"}, {"CI": "true"}, {"PYTEST_CURRENT_TEST": "x"}, {"HF_HUB_OFFLINE": "1"}),
+        *({"sync": False}, {"exporter": "none"}, {"usage": False}),
+    ],
+    ids=str,
+)
+def test_any_off_of_the_users_wins(sink: Sink, home: Path, off: dict[str, Any]) -> None:
+    host(sink)  # the user has been told
+    environment = {name: value for name, value in off.items() if name.isupper()}
+    if not environment:
+        choose(home, **off)
+    answer = host(sink, COUNT + "telemetry.close()", **environment)
+    assert (answer.code, answer.err, sink.received) == (0, "", [])
+    if not environment:
+        (home / "settings.json").unlink()
+    host(sink, "telemetry.close()")  # what was counted while it was off does not leave later
+    assert sink.received == []
+
+
+def test_a_user_who_has_never_been_told_is_not_told_where_it_is_off(sink: Sink, home: Path) -> None:
+    assert host(sink, CI="1").err == ""
+    assert not (home / "told").exists()
+
+
+def test_a_package_cannot_raise_consent_and_can_lower_it(sink: Sink, home: Path) -> None:
+    choose(home, sync=False, usage=False, crash_reports=False)
+    wants = HOST.replace('"otlp_endpoint"', '"sync": True, "usage": True, "crash_reports": True, "otlp_endpoint"')
+    for _ in range(2):
+        python("-c", wants + COUNT, sink.url, **OUTSIDE)
+    assert sink.received == []
+    (home / "settings.json").unlink()
+    lowers = HOST.replace('"otlp_endpoint"', '"usage": False, "otlp_endpoint"')
+    for _ in range(2):
+        assert python("-c", lowers + COUNT, sink.url, **OUTSIDE).err == ""
+    assert sink.received == []
+
+
+def test_the_users_headers_do_not_go_to_a_packages_collector(sink: Sink, home: Path) -> None:
+    for _ in range(2):
+        host(sink, EPOCHMETER_OTLP_HEADERS="authorization=Bearer secret", OTEL_EXPORTER_OTLP_HEADERS="x-token=secret")
+    (received,) = metrics(sink)
+    assert "secret" not in str(received.headers) and "authorization" not in received.headers
+
+
+def test_switched_off_while_it_waits_nothing_of_it_leaves(sink: Sink, home: Path) -> None:
+    host(sink)
+    host(sink)
+    host(sink)  # counted, and to be summed up with the next ones
+    ledger = Ledger(home / "usage" / "digits")
+    assert len(ledger.pending()) == 1
+    assert epochmeter("settings", "sync=false").code == 0
+    assert ledger.pending() == []
+    assert epochmeter("settings", "sync=true").code == 0
+    host(sink, "telemetry.close()")
+    assert len(metrics(sink)) == 1
+
+
+def test_what_waits_for_a_collector_that_is_down_is_delivered_later(home: Path, sink: Sink) -> None:
+    url, sink.url = sink.url, "http://127.0.0.1:9"
+    host(sink)
+    answer = host(sink, COUNT + "telemetry.close()", EPOCHMETER_EXIT_TIMEOUT="5")
+    assert (answer.code, answer.err) == (0, "")
+    choose(home, exporter="otlp", otlp_endpoint=url)
+    assert epochmeter("telemetry", "flush", "--adopt").code == 0
+    assert [counted(received) for received in metrics(sink)] == [SUMMARY]
+
+
+def test_flush_sums_up_what_waits(sink: Sink, home: Path) -> None:
+    choose(home, exporter="otlp", otlp_endpoint=sink.url)
+    for _ in range(3):
+        host(sink)
+    assert len(metrics(sink)) == 1
+    assert epochmeter("telemetry", "flush").code == 0
+    assert counted(metrics(sink)[1]) == {name: 2 * times for name, times in SUMMARY.items()}
+
+
+def test_the_preview_is_what_is_sent_and_the_log_has_it(sink: Sink, home: Path) -> None:
+    choose(home, exporter="otlp", otlp_endpoint=sink.url)
+    host(sink)
+    host(sink)
+    (told,) = epochmeter("telemetry", "preview", "usage", "--json").json
+    assert (told["app"], told["what"], told["may_leave"], told["destination"]) == ("digits", "usage", True, sink.url)
+    epochmeter("telemetry", "flush")
+    assert hashlib.sha256(metrics(sink)[1].content).hexdigest() == told["sha256"]
+    assert [entry["sha256"] for entry in epochmeter("telemetry", "log", "--json").json][1] == told["sha256"]
+    (kept,) = epochmeter("telemetry", "preview", "usage", "--json").json
+    assert kept["may_leave"] is False
+    assert "epochmeter.usage.feature" in epochmeter("telemetry", "preview").out
+
+
+def test_every_text_of_a_summary_is_on_the_printed_list(sink: Sink, home: Path) -> None:
+    from test_wire import texts
+
+    from exporters import Declared
+    from exporters.schema import vocabulary
+
+    for _ in range(2):
+        host(sink)
+    declared = Declared("digits", ("digits",), ("export", "augment"), (("fit", ("epochs", "data")), ("predict", ())))
+    request = metrics(sink)[0].content
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+    found = set(texts(ExportMetricsServiceRequest.FromString(request)))
+    random = facts(metrics(sink)[0])["service.instance.id"]
+    assert found - {*vocabulary(declared), random, "1.2.3"} == set()
+    assert {"export", "augment", "fit", "epochs"} <= found
+
+
+def test_to_google_analytics_as_counts_of_cells(sink: Sink, home: Path) -> None:
+    from ga_rules import messages
+
+    choose(home, exporter="ga", ga_measurement_id="G-ABC123DEF4", ga_endpoint=sink.url)
+    host(sink, EPOCHMETER_GA_API_SECRET="secret")
+    (received,) = sink.received
+    body = json.loads(received.content)
+    assert messages(received.content) == []
+    cells = {(event["params"]["metric"], event["params"]["cell"]): event["params"]["n"] for event in body["events"]}
+    assert cells["usage_features", "export"] == 10
+    assert cells["usage_options", "fit.epochs"] == 1
+    assert cells["app_version", "1.2.3"] == 1
+
+
+def test_to_an_exporter_of_the_packages_own(home: Path, sink: Sink) -> None:
+    script = """
+import sys
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
+from profiler import Telemetry
+telemetry = Telemetry("digits", "1.2.3", features=("export",), exporter=ConsoleMetricExporter())
+telemetry.feature("export")
+telemetry.close()
+"""
+    first, second = (python("-c", script, **OUTSIDE) for _ in range(2))
+    assert first.out == "" and "an exporter of its own" in first.err
+    assert '"epochmeter.usage.features"' in second.out and second.err == ""
+    assert python("-c", script, **{**OUTSIDE, "CI": "1"}).out == ""
+
+
+def test_a_version_that_is_not_released_is_not_told(sink: Sink, home: Path) -> None:
+    script = HOST.replace("1.2.3", "1.3.dev4+g1f2e3d4") + COUNT
+    for _ in range(2):
+        python("-c", script, sink.url, **OUTSIDE)
+    assert facts(metrics(sink)[0])["epochmeter.app.version"] == "dev"
+    assert b"1f2e3d4" not in metrics(sink)[0].content
+
+
+def test_how_it_is_installed_is_told(home: Path) -> None:
+    assert Telemetry("nobody-has-this", "1").facts() == {"name": "nobody-has-this", "version": "1", "install": "source"}
+    assert Telemetry("epochmeter", "1").facts()["install"] == "direct"  # from this folder
+    assert Telemetry("pytest", "1").facts() == {"name": "pytest", "version": "1", "install": "index", "installer": "pip"}
+
+
+# ---- the host goes first -------------------------------------------------------------------------------------------
+
+
+def test_making_one_loads_nothing_and_starts_no_thread() -> None:
+    script = """
+import sys, threading
+from profiler import Telemetry
+before = set(sys.modules)
+telemetry = Telemetry("digits", "1", features=("a",), commands={"fit": ("b",)}, exporter="otlp", crash_dsn="https://k@h/1",
+                      settings={"otlp_endpoint": "http://127.0.0.1:1"})
+telemetry.feature("a")
+print(set(sys.modules) - before, threading.active_count(), *sorted(sys.modules))
+"""
+    loaded, threads, *modules = python("-c", script).out.split(" ", 2)
+    assert (loaded, threads) == ("set()", "1")
+    ours = {name for name in modules[0].split() if name.startswith(("profiler", "exporters"))}
+    assert ours == {"profiler", "profiler.telemetry", "profiler.counters", "profiler.errors"}
+    assert not {"torch", "opentelemetry", "requests", "sentry_sdk", "psutil", "typer", "rich"} & set(modules[0].split())
+
+
+def test_where_nothing_may_leave_nothing_that_sends_is_loaded(home: Path) -> None:
+    script = """
+import sys
+from profiler import Telemetry
+telemetry = Telemetry("digits", "1", features=("a",))
+telemetry.feature("a")
+telemetry.close()
+print(*[name for name in sys.modules if name.startswith(("exporters", "opentelemetry", "requests", "urllib3"))])
+"""
+    assert python("-c", script).out.strip() == ""
+    (kept,) = Ledger(home / "usage" / "digits").kept()
+    assert kept.counts.features == {"a": 1}
+
+
+def test_with_local_off_nothing_is_kept(home: Path) -> None:
+    choose(home, local=False)
+    telemetry = Telemetry("digits", "1", features=("a",))
+    telemetry.feature("a")
+    telemetry.capture_exception(ValueError())
+    telemetry.close()
+    assert sorted(path.name for path in home.iterdir()) == ["settings.json"]
+
+
+def test_a_disk_that_takes_nothing_harms_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EPOCHMETER_HOME", str(tmp_path / "file" / "home"))
+    telemetry = Telemetry("digits", "1", features=("a",))
+    telemetry.feature("a")
+    telemetry.capture_exception(ValueError())
+    telemetry.close()
+    assert telemetry._notes == {
+        "a crash could not be noted: Not a directory": 1,
+        "counts could not be kept: Not a directory": 1,
+    }
+
+
+def test_a_long_run_sends_on_its_way(sink: Sink, home: Path) -> None:
+    choose(home, exporter="otlp", otlp_endpoint=sink.url, export_interval=0.2)
+    work = """
+import threading, time
+telemetry._look_at = 0  # a minute later
+telemetry.feature("export")
+assert [t.name for t in threading.enumerate() if t.name.startswith("epochmeter")], "a thread sends it"
+assert all(t.daemon for t in threading.enumerate() if t is not threading.main_thread())
+deadline = time.monotonic() + 20
+while any(t.name == "epochmeter-telemetry" for t in threading.enumerate()) and time.monotonic() < deadline:
+    time.sleep(0.02)
+time.sleep(0.3)
+telemetry.feature("export")
+telemetry.feature("export")
+"""
+    answer = host(sink, work)
+    assert answer.code == 0, answer.err
+    total: Counter[tuple[str, ...]] = Counter()
+    for received in metrics(sink):
+        total.update(counted(received))
+    assert total == {("features", "export"): 3} and len(metrics(sink)) >= 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_counts_for_itself(sink: Sink, home: Path) -> None:
+    work = """
+import os
+telemetry.feature("export")
+child = os.fork()
+telemetry.feature("augment" if child == 0 else "export")
+if child:
+    os.waitpid(child, 0)
+"""
+    host(sink)
+    host(sink, work + "    telemetry.close()\n")
+    host(sink, "telemetry.close()")
+    total: Counter[tuple[str, ...]] = Counter()
+    for received in metrics(sink):
+        total.update(counted(received))
+    assert total == {("features", "export"): 2, ("features", "augment"): 1}
+
+
+# ---- the ledger ----------------------------------------------------------------------------------------------------
+
+DECLARED = {"app": "digits", "modules": ["digits"], "features": ["a"], "commands": []}
+
+
+def one(times: int = 1, choice: list[Any] | None = None, version: str = "1", at: int = 1) -> Counted:
+    return Counted(at, at + 1, version, DECLARED, Counts({"a": times}), choice=choice)
+
+
+def test_a_summary_keeps_its_id_and_its_parts_until_it_is_in_the_outbox(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for times in (1, 2, 3):
+        ledger.add(one(times, ["then"], at=times))
+    ((previewed, _),) = ledger.pending()
+    ((summary, counted_),) = ledger.summaries(["then"])
+    assert (previewed, counted_.counts.features) == (summary, {"a": 6})
+    ledger.add(one(10, ["then"], at=9))  # and here the process is killed
+    found = dict(Ledger(tmp_path).summaries(["then"]))
+    assert found[summary].counts.features == {"a": 6}
+    assert sorted(entry.counts.features["a"] for entry in found.values()) == [6, 10]
+    for name in found:
+        ledger.sent(name, keep=True)
+    assert ledger.summaries(["then"]) == []
+    assert sum(entry.counts.features["a"] for entry in ledger.kept()) == 16
+
+
+def test_counts_of_another_choice_stay_here(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.add(one(1, ["then"]))
+    assert ledger.summaries(["now"]) == []
+    assert [entry.counts.features for entry in ledger.kept()] == [{"a": 1}]
+    ledger.add(one(2, ["then"]))
+    ledger.summaries(["then"])  # being summed up when the choice changes
+    assert ledger.summaries(["now"]) == []
+    assert len(ledger.kept()) == 2
+
+
+def test_versions_are_told_apart(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.add(one(1, ["then"], "1", 1))
+    ledger.add(one(2, ["then"], "2", 2))
+    assert {entry.version: entry.counts.features["a"] for _, entry in ledger.summaries(["then"])} == {"1": 1, "2": 2}
+
+
+def test_many_files_become_one_and_none_is_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path)
+    for _ in range(MERGED_FROM + 10):
+        ledger.add(one())
+    unlink = Path.unlink
+    removed: list[Path] = []
+
+    def killed(self: Path, missing_ok: bool = False) -> None:
+        if len(removed) == 5:
+            raise KeyboardInterrupt
+        removed.append(self)
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.tidy(1e6)
+    monkeypatch.undo()
+    assert sum(entry.counts.features["a"] for entry in ledger.kept()) == MERGED_FROM + 10
+    ledger.tidy(1e6)
+    ledger.tidy(1e6)
+    assert [entry.counts.features["a"] for entry in ledger.kept()] == [MERGED_FROM + 10]
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    ledger.tidy(1.0)  # it is of 1970
+    assert ledger.kept() == []
+
+
+def test_spoilt_files_are_passed_over(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.add(one(1, ["then"]))
+    for name in ("x-1.json", "x-2.json"):
+        (tmp_path / "pending" / name).write_text("{" if name == "x-1.json" else "[]")
+    assert len(ledger.summaries(["then"])) == 1
