@@ -21,6 +21,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.demo
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet -c constraints.txt -e examples/digitreader
 	@touch $@
 
 .PHONY: demo
@@ -45,11 +46,14 @@ format: $(VENV)/.dev  ## put imports and layout in order
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(VENV)/.dev  ## make the pages that are generated: the list, and the payload of the reference run
+docs: $(VENV)/.dev  ## make the pages that are generated from the list: all of it, the reference run's payload, the example's section
 	$(BIN)/epochmeter telemetry schema --markdown > docs/telemetry.md
 	sed '/^<!-- payload -->/q' docs/privacy.md > docs/privacy.new
 	{ echo '```text'; EPOCHMETER_HOME=docs/reference $(BIN)/epochmeter telemetry preview; echo '```'; } >> docs/privacy.new
 	mv docs/privacy.new docs/privacy.md
+	sed '/^<!-- made by/q' examples/digitreader/README.md > examples/digitreader/README.new
+	$(BIN)/digitreader telemetry schema --markdown >> examples/digitreader/README.new
+	mv examples/digitreader/README.new examples/digitreader/README.md
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## what the profiler costs, measured here

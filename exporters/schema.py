@@ -38,7 +38,6 @@ Every data point also has two times in nanoseconds: when the run began, and when
 """
 
 
-LIST = "https://github.com/epochmeter/epochmeter/blob/main/docs/telemetry.md"
 DECLARED = {
     "app": "the package's name",
     "features": "the features that the package has declared",
@@ -192,44 +191,38 @@ def _ga_page() -> Iterator[str]:
 
 def section(declared: Declared) -> str:
     """What a package that embeds us can send, in Markdown, for its own README: made from the list and its declaration."""
-    printed, of_usage = schema(declared), {entry.name for entry in USAGE}
+    app, printed = declared.app, schema(declared)
     lines = [
-        f"By default, {declared.app} sends nothing. Where you allow it, what leaves is copied from this list, and its final",
-        "bytes are checked against it again. Not on it, and so never sent: names, paths, arguments and values of yours, the",
-        "text of errors, host names, addresses, serial numbers.\n",
+        f"What this table lists, and nothing else, can {app} send: to its author, or to a collector that you choose. The first",
+        "time that it would, one line says so, and where to, and nothing goes yet. Crash reports go if you switch them on alone;",
+        "in CI, in tests, and with any of the switches below, nothing does. What goes is copied from this list, and the final",
+        "bytes are checked against it again. Not on it, and so never sent: names, paths, arguments and values of yours, images",
+        "and other data, the text of errors, host names, serial numbers.\n",
         "| what | values | for |\n|---|---|---|",
     ]
-    counted = [
-        entry
-        for entry in printed["metrics"]
-        if entry["name"] in of_usage and all(map(_has_values, entry["attributes"].values()))
-    ]
-    for entry in counted:
-        told = "; ".join(rule_in_words(rule) for rule in entry["attributes"].values())
-        lines.append(f"| how often: `{entry['name']}` | {told} | {entry['purpose']} |")
-    facts = [entry for entry in printed["resource"] if "crash" in entry["destinations"]]
-    lines += [f"| `{entry['name']}` | {rule_in_words(entry)} | {entry['purpose']} |" for entry in facts]
+    of_usage = {entry.name for entry in USAGE}
+    for entry in printed["metrics"]:
+        rules = entry["attributes"].values()
+        if entry["name"] in of_usage and all(rule["values"] for rule in rules):
+            told = "; ".join(rule_in_words(rule) for rule in rules)
+            lines.append(f"| how often: `{entry['name']}` | {told} | {entry['purpose']} |")
+    for entry in printed["resource"]:
+        if "crash" in entry["destinations"]:
+            lines.append(f"| `{entry['name']}` | {rule_in_words(entry)} | {entry['purpose']} |")
+    for entry in printed["crash"]["parts"]:
+        told = rule_in_words(entry) if "form" in entry else f"one of {len(entry['values'])} classes, such as `KeyError`"
+        lines.append(f"| of a crash, if you switch it on: `{entry['name']}` | {told} | {entry['purpose']} |")
     lines += [
-        f"| crash reports, only if you switch them on: `{entry['name']}` | {rule_in_words(entry)} | {entry['purpose']} |"
-        for entry in printed["crash"]["parts"]
-    ]
-    lines.append(
-        f"\nWhere {declared.app} measures a training run, its timings and readings are those of [the whole list]({LIST})."
-        "\n\nTo see what exactly, or switch it off:\n"
-    )
-    lines += [
+        f"\nOf training runs that {app} measures, also the timings and readings that `epochmeter telemetry schema` lists.\n",
         "```",
-        f"{declared.app} telemetry preview          # the very bytes, sending nothing",
-        f"{declared.app} telemetry log              # all that was ever sent",
-        f"{declared.app} settings sync=false        # nothing leaves any more; or DO_NOT_TRACK=1 in the environment",
-        f"{declared.app} settings usage=false       # nothing is counted any more",
+        f"{app} telemetry schema           # this list, with every value",
+        f"{app} telemetry preview          # the very bytes, sending nothing",
+        f"{app} telemetry log              # all that was ever sent",
+        f"{app} settings usage=false       # nothing is counted any more",
+        f"{app} settings sync=false        # nothing leaves any more; the same: DO_NOT_TRACK=1 in the environment",
         "```",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _has_values(rule: Mapping[str, Any]) -> bool:
-    return bool(rule["values"])
 
 
 def page() -> str:

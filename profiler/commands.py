@@ -49,8 +49,10 @@ def is_context(thing: Any) -> bool:
 
 
 def walked(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], Any]]:
-    """The commands of a click command: name, names of options, and the command itself."""
+    """The commands of a click command, but for ours that are mounted there: name, names of options, the command itself."""
     inner = getattr(command, "commands", None)
+    if str(getattr(command.callback, "__module__", "")).startswith("profiler.cli."):
+        return
     if inner is None:
         yield ".".join(path) or command.name or "", options_of(command), command
         return

@@ -26,10 +26,19 @@ class Tally:
 
     def take(self) -> int:
         """How much was added since the last time. One thread at a time."""
-        total = self.add() - self._looks
-        self._looks += 1
+        total = self._total()
         added, self._taken = total - self._taken, total
         return added
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything was."""
+        return self._total() > self._taken
+
+    def _total(self) -> int:
+        total = self.add() - self._looks
+        self._looks += 1
+        return total
 
 
 class Counters:
@@ -51,6 +60,24 @@ class Counters:
     def size(self) -> int:
         """How many names there are."""
         return len(self.features) + len(self.commands) + len(self.options)
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was counted since the last time that it was taken."""
+        options = self.options.values()
+        return any(tally.waits for tally in (*self.features.values(), *self.commands.values(), *options, self.undeclared))
+
+    def count(self, command: str, options: Iterable[str]) -> None:
+        """Counts a command and the options that were given with it, all or none.
+
+        Raises:
+            KeyError, TypeError: one is not known, or no name.
+        """
+        tallies = [self.commands[command]]
+        for option in options:
+            tallies.append(self.options[command, option])
+        for tally in tallies:
+            tally.add()
 
     def learn(self, command: str, options: Iterable[str]) -> None:
         """One more command, or more options of one."""

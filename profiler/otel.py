@@ -6,7 +6,7 @@ The rule it keeps: no provider, global or private, is made or touched; the resou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -30,7 +30,10 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 import profiler
 from profiler.histogram import NS, Histogram
 from profiler.points import SCHEMA_URL, SCOPE, Attributes, Point, exported_resource, summed_points, usage_points
-from profiler.record import Counts, EpochRecord, ReadingRecord, Run, Sums
+from profiler.record import EpochRecord, ReadingRecord, Run, Sums
+
+if TYPE_CHECKING:
+    from profiler.usage import Counts
 
 DELTA, CUMULATIVE = AggregationTemporality.DELTA, AggregationTemporality.CUMULATIVE
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import profiler
 from profiler.histogram import NS
@@ -18,7 +18,6 @@ from profiler.record import (
     NUMBERS,
     READING_PREFIX,
     CaseRecord,
-    Counts,
     Energies,
     Energy,
     EpochRecord,
@@ -32,6 +31,9 @@ from profiler.record import (
     shares,
 )
 from profiler.timing import Phase
+
+if TYPE_CHECKING:
+    from profiler.usage import Counts
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE = "epochmeter"

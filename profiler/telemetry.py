@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from profiler.preferences import Host, Resolved
     from profiler.reporting import App
     from profiler.session import Profiler
+    from profiler.usage import Ledger
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 MODULE = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
@@ -120,7 +121,10 @@ class Telemetry:
                 otherwise the command alone is counted); or a declared name.
             options: with a name, the names of the options that were given.
         """
-        self._attempt("a command could not be counted", lambda: self._count_command(called, options))
+        try:
+            self._counters.count(called, options)
+        except (KeyError, TypeError):
+            self._attempt("a command could not be counted", lambda: self._count_command(called, options))
         if now() > self._look_at:
             self._look()
 
@@ -276,6 +280,12 @@ class Telemetry:
         allowed = {key: value for key, value in check_settings(self._settings).items() if key not in CONSENT or value is False}
         return Host(self._name, allowed)
 
+    def _ledger(self) -> Ledger:
+        from profiler.preferences import usage_path
+        from profiler.usage import Ledger
+
+        return Ledger(usage_path() / self._name)
+
     def _app(self) -> App:
         from profiler.reporting import App
 
@@ -292,15 +302,12 @@ class Telemetry:
         app = self._app()
         resolved = app.resolve()
         self._look_at = now() + resolved.settings.export_interval
-        if usage_goes_to(app, resolved) is not None and self._save(app, resolved):
+        if usage_goes_to(app, resolved) is not None and self._save(resolved):
             self._start(lambda: self._export(app, resolved))
 
-    def _save(self, app: App, resolved: Resolved) -> bool:
+    def _save(self, resolved: Resolved) -> bool:
         """Puts down what was counted since the last time; whether there was anything that may leave."""
-        from profiler.record import Counts
-        from profiler.reporting import may_leave
-        from profiler.sending import decision
-        from profiler.usage import Counted
+        from profiler.usage import Counted, Counts
 
         with self._lock:
             began, self._began_ns = self._began_ns, time.time_ns()
@@ -311,16 +318,27 @@ class Telemetry:
             notes["names that are not declared"] = undeclared
         if resolved.values["usage"].value is not True or (counts.is_empty and not notes):
             return False
-        leaves = not counts.is_empty and may_leave(app, resolved, began)
+        leaves = not counts.is_empty and self._may_leave(resolved, began)
         if leaves or resolved.settings.local:
-            choice = list(decision(resolved)) if leaves else None
-            facts, declared = app.told_facts(), dict(app.declared)
+            counted = Counted(began, self._began_ns, self._version, self.declared(), counts, notes=notes)
+            if leaves:
+                from profiler.sending import decision
+
+                counted.facts, counted.choice = self._app().told_facts(), list(decision(resolved))
             try:
-                app.ledger.add(Counted(began, self._began_ns, self._version, declared, counts, facts, choice, notes))
+                self._ledger().add(counted)
             except OSError:
                 self._notes = {**notes, **self._notes}  # told where it can be
                 raise
         return leaves
+
+    def _may_leave(self, resolved: Resolved, began_ns: int) -> bool:
+        """Whether what was counted since then may be sent. Where nothing may, nothing that sends is loaded."""
+        if self._exporter is None and not resolved.may_send:
+            return False
+        from profiler.reporting import may_leave
+
+        return may_leave(self._app(), resolved, began_ns)
 
     def _export(self, app: App, resolved: Resolved) -> None:
         from profiler.reporting import export_usage, usage_goes_to
@@ -376,15 +394,17 @@ class Telemetry:
             return
         _live.discard(self)
         self._look_at = math.inf
-        self._attempt("counts could not be kept", lambda: self._send_last(closing))
+        if closing or self._counters.any or self._notes or self._threads:
+            self._attempt("counts could not be kept", lambda: self._send_last(closing))
 
     def _send_last(self, closing: bool) -> None:
-        app = self._app()
-        resolved = app.resolve()
-        saved = self._save(app, resolved)
-        ledger = app.ledger
-        due = time.time() - ledger.exported_at() >= resolved.settings.export_interval
-        if (saved and due) or (closing and ledger.folder.exists() and ledger.pending()):
+        from profiler.preferences import resolve
+
+        resolved, ledger = resolve(host=self._host()), self._ledger()
+        saved = self._save(resolved)
+        due = saved and time.time() - ledger.exported_at() >= resolved.settings.export_interval
+        if due or (closing and ledger.pending() and self._may_leave(resolved, self._began_ns)):
+            app = self._app()
             self._start(lambda: self._export(app, resolved))
         self._deadline = now() + resolved.settings.exit_timeout
         for thread in self._threads:

@@ -22,9 +22,32 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from profiler.record import Counts
-
 MERGED_FROM = 64  # files in kept/ become one
+
+
+@dataclass
+class Counts:
+    """What a package that embeds us has counted: how often each feature, command, and option of a command was used."""
+
+    features: dict[str, int] = field(default_factory=dict)
+    commands: dict[str, int] = field(default_factory=dict)
+    options: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.features or self.commands or self.options)
+
+    @property
+    def total(self) -> int:
+        """Uses of features, and calls of commands."""
+        return sum(self.features.values()) + sum(self.commands.values())
+
+    def merge(self, other: Counts) -> None:
+        pairs = [(self.features, other.features), (self.commands, other.commands)]
+        pairs += [(self.options.setdefault(command, {}), options) for command, options in other.options.items()]
+        for into, added in pairs:
+            for name, times in added.items():
+                into[name] = into.get(name, 0) + times
 
 
 @dataclass

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from authors import OUTSIDE
 
 from profiler import proof
 from profiler.cli.telemetry.verify import BY_ADDRESS, BY_NAME, LOOK_UP, OFF, RUN
@@ -66,6 +67,30 @@ with Profiler("x") as prof:
         if epoch == 1:
             subprocess.run([sys.executable, "-m", "profiler.cli", "settings", "sync=false"], check=True, capture_output=True)
 """
+PACKAGE = """
+from profiler import Telemetry
+telemetry = Telemetry("digits", "1.2.3", features=("export",), exporter="otlp", crash_dsn="http://key@192.0.2.1/42",
+                      settings={"otlp_endpoint": "http://192.0.2.1:4318", "sync": True, "crash_reports": True})
+telemetry.feature("export")
+try:
+    with telemetry.guard():
+        raise ValueError("crash")
+except ValueError:
+    pass
+with telemetry.profiler("x") as prof:
+    list(prof.train(range(20)))
+telemetry.close()
+"""
+TOLD = PACKAGE.replace(
+    "from profiler import Telemetry",
+    """
+import os, pathlib
+from profiler import sending
+from profiler import Telemetry
+sending.tell("digits", "http://192.0.2.1:4318/v1/metrics")
+""",
+)
+CRASH_REPORTS = '{"version": 2, "crash_reports": true}'
 SIGNALS: list[dict[str, str]] = [
     {"DO_NOT_TRACK": "1"},
     {"DO_NOT_TRACK": "anything"},
@@ -112,12 +137,27 @@ SILENT = [
     # these began with consent, so what sends has been loaded, and that binds a socket: no packet, but no seal either
     Workload("sync flipped off in the run", FLIPPED_HERE, settings=BY_ADDRESS, seal="none"),
     Workload("sync flipped off elsewhere", FLIPPED_ELSEWHERE, settings=BY_ADDRESS, seal="none"),
+    Workload("a package, the first time", PACKAGE, OUTSIDE),
+    Workload("a package, in a test", TOLD, {**OUTSIDE, "PYTEST_CURRENT_TEST": "x"}, CRASH_REPORTS),
+    Workload("a package, in CI", TOLD, {**OUTSIDE, "CI": "1"}, CRASH_REPORTS),
+    *(
+        Workload(f"a package, {'='.join(*signal.items())}", TOLD, {**OUTSIDE, **signal}, CRASH_REPORTS)
+        for signal in SIGNALS[:7]
+    ),
+    *(
+        Workload(f"a package, {what}", TOLD, OUTSIDE, '{"version": 2, "crash_reports": true, ' + text + "}")
+        for what, text in (("sync off", '"sync": false'), ("exporter none", '"exporter": "none"'))
+    ),
+    *(Workload(f"a package, {what}", TOLD, OUTSIDE, CORRUPT[what]) for what in ("a brace", "sync as text", "a newer version")),
     Workload("the command line", "import sys; sys.argv = ['epochmeter', 'doctor']\nfrom profiler.cli import main\nmain()"),
 ]
 CONTROLS = [
     Workload("control: a look-up", LOOK_UP, seal="none", sends=True),
     Workload("control: by name", RUN, settings=BY_NAME, seal="none", sends=True),
     Workload("control: by address", RUN, settings=BY_ADDRESS, seal="none", sends=True),
+    Workload("control: a package, once it has told", TOLD, OUTSIDE, seal="none", sends=True),
+    Workload("control: a package's crash", PACKAGE, OUTSIDE, CRASH_REPORTS, "none", sends=True),
+    Workload("control: a package, to the user's collector", PACKAGE, OUTSIDE, BY_ADDRESS, "none", sends=True),
     Workload("control: in code", IN_CODE, seal="none", sends=True),
     *(
         Workload(f"control: {name}", code, settings=BY_ADDRESS, seal="none", sends=True, exit_code=exit_code)

@@ -17,8 +17,7 @@ from conftest import Sink, epochmeter, python
 
 from profiler import ArgumentTypeError, ArgumentValueError, SettingsError, Telemetry
 from profiler.counters import Counters
-from profiler.record import Counts
-from profiler.usage import MERGED_FROM, Counted, Ledger
+from profiler.usage import MERGED_FROM, Counted, Counts, Ledger
 
 SUMMARY = {("features", "export"): 10, ("features", "augment"): 1, ("commands", "fit"): 1, ("options", "fit", "epochs"): 1}
 

@@ -140,7 +140,8 @@ def _usage() -> Iterator[Beside]:
     for ledger in ledgers(usage_path()):
         resolved = resolve()
         waiting = ledger.pending()
-        for name, counted in waiting or [("0" * 12, counted) for counted in ledger.kept()[-1:]]:
+        known = [counted for counted in ledger.kept() if not counted.counts.is_empty]
+        for name, counted in waiting or [("0" * 12, counted) for counted in known[-1:]]:
             choice = counted.choice or [None, "otlp", None]
             target, declared = ("ga" if choice[1] == "ga" else "otlp"), declared_from(counted.declared)
             why = "" if waiting else resolved.why_off or "it was counted without consent, or has been sent"

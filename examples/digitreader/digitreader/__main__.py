@@ -1,0 +1,5 @@
+"""``python -m digitreader``."""
+
+from digitreader.cli import main
+
+main()
