@@ -194,7 +194,7 @@ def section(declared: Declared) -> str:
     app, printed = declared.app, schema(declared)
     lines = [
         f"What this table lists, and nothing else, can {app} send: to its author, or to a collector that you choose. The first",
-        "time that it would, one line says so, and where to, and nothing goes yet. Crash reports go if you switch them on alone;",
+        "time that it would, one line says so, and where to, and nothing goes yet. Crash reports only if you switch them on;",
         "in CI, in tests, and with any of the switches below, nothing does. What goes is copied from this list, and the final",
         "bytes are checked against it again. Not on it, and so never sent: names, paths, arguments and values of yours, images",
         "and other data, the text of errors, host names, serial numbers.\n",
