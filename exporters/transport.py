@@ -11,7 +11,6 @@ import contextlib
 import contextvars
 import logging
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -56,7 +55,8 @@ class Http:
             logging.getLogger(name).addFilter(_is_not_ours)
 
     def post(self, body: bytes, query: Mapping[str, str] | None = None) -> tuple[Answer, bytes, str]:
-        """One attempt, in a context of its own: what the program traces or notes there is not of its doing.
+        """One attempt, in a context of its own: no span is open there, and what is noted there nobody sees. Otherwise a
+        program's Sentry would have our request in its transaction, and among its breadcrumbs.
 
         Returns:
             What came of it, the first bytes of the answer's body, and the answer's content type.
@@ -64,7 +64,6 @@ class Http:
         return contextvars.Context().run(self._unseen, body, query)
 
     def _unseen(self, body: bytes, query: Mapping[str, str] | None) -> tuple[Answer, bytes, str]:
-        _hide_from_sentry()
         untraced = context.set_value(context._SUPPRESS_INSTRUMENTATION_KEY, True)  # as OpenTelemetry's own readers do
         token = context.attach(untraced)
         _sending.now = True
@@ -106,17 +105,6 @@ class Http:
 
     def close(self) -> None:
         self._session.close()
-
-
-def _hide_from_sentry() -> None:
-    """Where the program has Sentry, its library would make a span and a breadcrumb of our request. It asks the client of
-    the present scope, which is ours alone here; one that records nothing and has no integrations."""
-    library = sys.modules.get("sentry_sdk")
-    with contextlib.suppress(Exception):  # of another version, whose scopes are different
-        if library is not None:
-            kind = sys.modules["sentry_sdk.client"].BaseClient
-            nobody = type("Nobody", (kind,), {"is_active": lambda self: True})
-            library.get_current_scope().set_client(nobody())
 
 
 def _answer(response: requests.Response) -> Answer:

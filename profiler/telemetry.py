@@ -409,6 +409,8 @@ class Telemetry:
         self._deadline = now() + resolved.settings.exit_timeout
         for thread in self._threads:
             thread.join(max(self._deadline - now(), 0.0))
+        if self._notes:  # what went wrong in the last moment
+            self._save(resolved)
 
     def _at_exit(self) -> None:
         self._finish(closing=False)

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from exporters.allowlist import EXCEPTIONS, MAX_FRAMES
 from exporters.rules import Frame, Version, coarse
 from profiler import Telemetry
 from profiler.crash import address_of, is_crash, public, scrubbed
+from profiler.usage import Ledger
 
 pytest.importorskip("sentry_sdk")
 
@@ -248,6 +250,24 @@ def test_switched_off_meanwhile_it_stays(home: Path, sink: Sink) -> None:
     assert len(envelopes(sink)) == 1
 
 
+def test_an_envelope_with_something_else_in_it_is_not_even_put_into_the_outbox(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from profiler import crash
+
+    for name in OUTSIDE:
+        monkeypatch.setenv(name, "")
+    choose(home, crash_reports=True)
+    made = crash.envelope
+    monkeypatch.setattr(crash, "envelope", lambda event, dsn: made({**event, "server_name": "canary"}, dsn))
+    telemetry = Telemetry("digits", "1", crash_dsn="http://key@127.0.0.1:9/42")
+    telemetry.capture_exception(ValueError())
+    telemetry.close()
+    assert not [folder for folder in ("waiting", "sending", "dropped") if (home / "outbox" / folder).exists()]
+    ((note, times),) = Ledger(home / "usage" / "digits").kept()[0].notes.items()
+    assert times == 1 and note.startswith("an export was dropped: its event has the fields") and "server_name" in note
+
+
 # ---- the program's own Sentry --------------------------------------------------------------------------------------
 
 TWO = """
@@ -299,13 +319,19 @@ def second_sink(request: pytest.FixtureRequest) -> Sink:
     return other[0]
 
 
-def test_the_programs_own_sentry_sees_nothing_of_ours_and_loses_nothing(sink: Sink, second_sink: Sink, home: Path) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_programs_own_sentry_sees_nothing_of_ours_and_loses_nothing(
+    sink: Sink, second_sink: Sink, home: Path, stream: bool
+) -> None:
     choose(home, crash_reports=True)
-    answer = python("-c", TWO, sink.url, **{**OUTSIDE, "OURS": second_sink.url})
+    script = TWO.replace("traces_sample_rate=1.0,", 'traces_sample_rate=1.0, trace_lifecycle="stream",') if stream else TWO
+    answer = python("-c", script, sink.url, **{**OUTSIDE, "OURS": second_sink.url})
     assert answer.code == 0, answer.err
-    assert answer.json == {"changed": {}, "crumbs": [f"{sink.url}/requests%20made%20by%20mine"]}
+    # in the other mode, crumbs have no address, and there are no transactions
+    assert answer.json == {"changed": {}, "crumbs": [None if stream else f"{sink.url}/requests%20made%20by%20mine"]}
     own = b"".join(received.content for received in sink.received)
-    for still_there in (b"of mine", b"sentry.python.mine", b"profile_chunk", b'"transaction":"mine"', b"requests%20made"):
+    whole = () if stream else (b'"transaction":"mine"', b"requests%20made")
+    for still_there in (b"of mine", b"sentry.python.mine", b"profile_chunk", *whole):
         assert still_there in own, still_there
     assert b"digits@1.2.3" not in own and second_sink.url.encode() not in own and b"KeyError" not in own
     (ours,) = second_sink.received
@@ -342,14 +368,14 @@ def test_of_an_error_only_its_class_and_its_places_are_noted() -> None:
         raise Telling("canary")
 
     try:
-        inner()
+        threading.Thread(target=inner).run()  # through code that is not the package's
     except ValueError as error:
         noted = scrubbed(error, ("test_crash",))
     assert set(noted) == {"id", "time_unix_ns", "types", "frames"}
     assert noted["types"] == ["ValueError", "Exception", "BaseException", "object"]
     name = "test_of_an_error_only_its_class_and_its_places_are_noted"
     within = f"{name}.<locals>.inner" if sys.version_info >= (3, 11) else "inner"
-    assert noted["frames"] == [f"test_crash:{name}:+11", f"test_crash:{within}:+1"]
+    assert noted["frames"] == [f"test_crash:{name}:+11", "other", f"test_crash:{within}:+1"]
 
 
 def test_a_deep_traceback_is_told_by_its_innermost_frames() -> None:
@@ -538,8 +564,8 @@ def test_a_crash_within_guards_within_guards_is_one(home: Path) -> None:
     for _ in range(20):
         telemetry.capture_exception(MyError())
     assert len(list((home / "crashes").iterdir())) == 10
-    assert telemetry._notes == {"more crashes than are noted": 13}
     telemetry.close()
+    assert [counted.notes for counted in Ledger(home / "usage" / "digits").kept()] == [{"more crashes than are noted": 13}]
 
 
 def test_an_address_and_what_is_public_of_it() -> None:

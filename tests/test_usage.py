@@ -17,6 +17,7 @@ from conftest import Sink, epochmeter, python
 
 from profiler import ArgumentTypeError, ArgumentValueError, SettingsError, Telemetry
 from profiler.counters import Counters
+from profiler.preferences import Host, resolve
 from profiler.usage import MERGED_FROM, Counted, Counts, Ledger
 
 SUMMARY = {("features", "export"): 10, ("features", "augment"): 1, ("commands", "fit"): 1, ("options", "fit", "epochs"): 1}
@@ -186,6 +187,38 @@ def test_a_package_cannot_raise_consent_and_can_lower_it(sink: Sink, home: Path)
     for _ in range(2):
         assert python("-c", lowers + COUNT, sink.url, **OUTSIDE).err == ""
     assert sink.received == []
+
+
+@pytest.mark.parametrize(
+    ("user", "wish", "in_force"),
+    [
+        ({}, {"crash_reports": True}, {"crash_reports": False}),
+        ({}, {"retention_days": 7}, {"retention_days": 7}),
+        ({"retention_days": 9}, {"retention_days": 7}, {"retention_days": 9}),
+        ({}, {"exporter": "otlp", "otlp_endpoint": "http://c:1"}, {"exporter": "otlp", "otlp_endpoint": "http://c:1"}),
+        ({"exporter": "otlp"}, {"otlp_endpoint": "http://c:1"}, {"exporter": "otlp", "otlp_endpoint": None}),
+        ({"exporter": "ga"}, {"exporter": "otlp", "otlp_endpoint": "http://c:1"}, {"exporter": "ga", "otlp_endpoint": None}),
+        ({"exporter": "none"}, {"exporter": "otlp"}, {"exporter": "none"}),
+        ({"exporter": "otlp"}, {"exporter": "none"}, {"exporter": "none"}),
+        # the user's certificate is for the user's collector
+        (
+            {"otlp_endpoint": "https://mine:1", "otlp_client_certificate": "mine.pem"},
+            {"exporter": "otlp", "otlp_endpoint": "http://c:1"},
+            {"otlp_endpoint": "http://c:1", "otlp_client_certificate": None},
+        ),
+        # and a package that names no address goes to the user's
+        ({"otlp_endpoint": "https://mine:1"}, {"exporter": "otlp"}, {"exporter": "otlp", "otlp_endpoint": "https://mine:1"}),
+    ],
+)
+def test_what_a_package_would_like_is_below_what_its_user_has_chosen(
+    home: Path, monkeypatch: pytest.MonkeyPatch, user: dict[str, Any], wish: dict[str, Any], in_force: dict[str, Any]
+) -> None:
+    for name in OUTSIDE:
+        monkeypatch.setenv(name, "")
+    choose(home, **user)
+    resolved = resolve(host=Host("digits", wish))
+    assert {key: resolved.values[key].value for key in in_force} == in_force
+    assert resolved.host_chose == (wish.get("exporter") == "otlp" and "exporter" not in user)
 
 
 def test_the_users_headers_do_not_go_to_a_packages_collector(sink: Sink, home: Path) -> None:
