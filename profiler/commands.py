@@ -18,22 +18,27 @@ if TYPE_CHECKING:
 
 MAIN = "main"  # the name of a program's only command
 NAMES_OF_COMMAND = ("command", "cmd", "subcommand")  # in an argparse.Namespace, where its parser is not watched
+WATCHED = "__epochmeter_watched__"  # on a command of click's
 Called = tuple[str, tuple[str, ...]]
 
 
-def of_context(context: Any) -> Called:
+def of_context(context: Any) -> Called | None:
     """The command that a context of click or Typer is of, and the options that were given on the command line.
 
     Commands in groups are joined by dots; the program itself is not named, but for one that has no group. In a group's own
-    callback it is the command that was called, without its options, which are not read yet.
+    callback it is the command that was called, without its options, which are not read yet; None where that is a group
+    again, or a command of ours.
     """
-    chain = []
-    step = context
+    chain, step = [], context
     while step.parent is not None:
         chain.append(step.command.name)
         step = step.parent
-    if getattr(context, "invoked_subcommand", None):
-        return ".".join([*reversed(chain), context.invoked_subcommand]), ()
+    called = getattr(context, "invoked_subcommand", None)
+    if called:
+        inner = getattr(context.command, "commands", {}).get(called)
+        if inner is not None and (hasattr(inner, "resolve_command") or is_ours(inner)):
+            return None
+        return ".".join([*reversed(chain), called]), ()
     return ".".join(reversed(chain)) or context.command.name, tuple(_given(context))
 
 
@@ -48,13 +53,27 @@ def is_context(thing: Any) -> bool:
     return hasattr(thing, "command") and hasattr(thing, "get_parameter_source")
 
 
-def walked(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], Any]]:
-    """The commands of a click command, but for ours that are mounted there: name, names of options, the command itself."""
+def is_new(context: Any, app: str, command: str) -> bool:
+    """Whether this call of a command is counted for the first time: it may be watched, and its own code may count it, too."""
+    counted = context.meta.setdefault(f"epochmeter.{app}", set())
+    new = command not in counted
+    counted.add(command)
+    return new
+
+
+def is_ours(command: Any) -> bool:
+    """Whether it is a command of ours that is mounted in a package's program."""
+    return str(getattr(command.callback, "__module__", "")).startswith("profiler.cli.")
+
+
+def walked(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The commands of a click command, but for ours that are mounted there, and those that a group finds when it is called:
+    name, and names of options."""
     inner = getattr(command, "commands", None)
-    if str(getattr(command.callback, "__module__", "")).startswith("profiler.cli."):
+    if is_ours(command):
         return
     if inner is None:
-        yield ".".join(path) or command.name or "", options_of(command), command
+        yield ".".join(path) or command.name or "", options_of(command)
         return
     for name, child in inner.items():
         yield from walked(child, (*path, name))
@@ -73,7 +92,21 @@ def click_command(cli: Any) -> Any:
 
 
 def around(command: Any, before: Callable[[Any], None], guard: Callable[[], Any]) -> None:
-    """Calls ``before`` with the context whenever the command is run, and runs it within ``guard()``."""
+    """Whenever the command, or one within it, is run, calls ``before`` with its context, and runs it within ``guard()``."""
+    if getattr(command, WATCHED, False) or is_ours(command):
+        return
+    setattr(command, WATCHED, True)
+    if hasattr(command, "resolve_command"):  # also of a group that finds its commands only when they are called
+        resolve = command.resolve_command
+
+        def resolve_command(*arguments: Any, **more: Any) -> Any:
+            found = resolve(*arguments, **more)
+            if found[1] is not None:
+                around(found[1], before, guard)
+            return found
+
+        command.resolve_command = resolve_command
+        return
     run = command.invoke
 
     def invoke(context: Any) -> Any:
@@ -106,6 +139,14 @@ class Watched:
         self._given: list[str] = []
         self._chosen: list[str] = []
         self._watch(parser, (), ())
+        parse = parser.parse_known_args
+
+        def parse_known_args(*arguments: Any, **more: Any) -> Any:
+            self._given.clear()  # of a call that failed, or that was not counted
+            self._chosen.clear()
+            return parse(*arguments, **more)
+
+        parser.parse_known_args = parse_known_args  # type: ignore[method-assign]
 
     def _watch(self, parser: argparse.ArgumentParser, path: tuple[str, ...], above: tuple[str, ...]) -> None:
         import argparse
@@ -132,12 +173,10 @@ class Watched:
     def _note_command(self, by_name: Mapping[str, str], values: Any) -> None:
         self._chosen.append(by_name[values[0]])
 
-    def called(self) -> Called:
-        """The command that was parsed last, and the options that were given."""
-        found = ".".join(self._chosen) or MAIN, tuple(dict.fromkeys(self._given))
-        self._given.clear()
-        self._chosen.clear()
-        return found
+    def called(self) -> Called | None:
+        """The command that was parsed last, and the options that were given; None where no command was called."""
+        name = ".".join(self._chosen) or MAIN
+        return (name, tuple(dict.fromkeys(self._given))) if name in self.commands else None
 
 
 def _note_calls(action: argparse.Action, note: Callable[[Any], None]) -> None:

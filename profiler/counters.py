@@ -85,9 +85,14 @@ class Counters:
         for option in options:
             self.options.setdefault((command, option), Tally())
 
-    def count_command(self, command: str, options: Iterable[str]) -> bool:
-        """Counts a command and the options that were given with it; whether all of them are known."""
-        found = [self.commands.get(command), *(self.options.get((command, option)) for option in options)]
+    def count_known(self, command: str, options: Iterable[str], *, again: bool = False) -> bool:
+        """Counts what is known of a command and the options that were given with it; whether all of them are.
+
+        Args:
+            again: the command itself has been counted, and its options alone are new.
+        """
+        found = [] if again else [self.commands.get(command)]
+        found += [self.options.get((command, option)) for option in options]
         for tally in found:
             (tally or self.undeclared).add()
         return None not in found

@@ -1,6 +1,6 @@
 """Crash reports of a package that embeds us: what is noted of an error, and Sentry's own library around it.
 
-The rules it keeps: of an error only its class and the places in the package's own code are read; never its text, never a
+The rules it keeps: of an error only its class and the places in the package's own files are told; never its text, never a
 file's name, never a variable. ``sentry_sdk`` is imported here alone, when there is consent, and the program's own Sentry
 is left as it is: no global ``init``, no scope, no integration.
 """
@@ -27,7 +27,7 @@ def is_crash(error: BaseException | None) -> bool:
     if not isinstance(error, Exception):
         return False
     return not any(
-        kind.__name__ in NO_CRASHES and kind.__module__.startswith(("click", "typer")) for kind in type(error).__mro__
+        kind.__name__ in NO_CRASHES and str(kind.__module__).startswith(("click", "typer")) for kind in type(error).__mro__
     )
 
 
@@ -41,7 +41,7 @@ def scrubbed(error: BaseException, modules: tuple[str, ...]) -> dict[str, Any]:
         ``id`` (random), ``time_unix_ns``, ``types``: its class and its bases, those of known sources, and ``frames``,
         outermost first: ``module:function:+line``, the line counted from the function's first one, or ``other``.
     """
-    types = [kind.__name__ for kind in type(error).__mro__ if kind.__module__.partition(".")[0] in KNOWN_SOURCES]
+    types = [kind.__name__ for kind in type(error).__mro__ if str(kind.__module__).partition(".")[0] in KNOWN_SOURCES]
     return {
         "id": secrets.token_hex(16),
         "time_unix_ns": time.time_ns(),
@@ -54,8 +54,9 @@ def _frames(error: BaseException, modules: tuple[str, ...]) -> Iterator[str]:
     step = error.__traceback__
     while step is not None:
         module = _module(step.tb_frame)
-        if module.partition(".")[0] in modules:
-            code = step.tb_frame.f_code
+        code = step.tb_frame.f_code
+        # of code that was made from a text (exec), names may be anybody's; the file's name is compared, and not kept
+        if module.partition(".")[0] in modules and code.co_filename == step.tb_frame.f_globals.get("__file__"):
             function = getattr(code, "co_qualname", code.co_name)  # qualified from Python 3.11 on
             yield f"{module}:{function}:+{max((step.tb_lineno or 0) - code.co_firstlineno, 0)}"
         else:

@@ -78,7 +78,9 @@ CI_VARIABLES = ("CI", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "TF_BUILD", 
 NOT_FOR_HOSTS = (  # where one of these is set, nothing goes to a destination that a host package has chosen
     *(*CI_VARIABLES, "PYTEST_CURRENT_TEST", "PYTEST_VERSION", "TOX_ENV_NAME", "NOX_CURRENT_SESSION"),
     *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "WANDB_MODE=offline"),
+    "OTEL_METRICS_EXPORTER=none",
 )
+OTEL_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 WAITING_FOLDERS = ("open", "new", "waiting", "sending", "aside")  # of the outbox
 FROM_ZERO = ("exit_timeout",)  # numbers that may be 0
 HIGHEST = {"prometheus_port": 65_535}  # of numbers, where it is below a thousand million
@@ -88,10 +90,15 @@ CHOICES = {"exporter": EXPORTERS, "otlp_protocol": ("http/protobuf", "grpc")}
 
 @dataclass(frozen=True)
 class Host:
-    """A package that embeds us, and what it would like to be set; its users' own choices outweigh it."""
+    """A package that embeds us, and what it would like to be set; its users' own choices outweigh it.
+
+    Attributes:
+        began_ns: when the program began with it, in ns since 1970: what the user was told since then was told in this run.
+    """
 
     app: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    began_ns: int = 0
 
 
 class Value(NamedTuple):
@@ -421,15 +428,19 @@ def _from_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Value]]
 def _with_host(host: Host, chosen: list[tuple[str, Value]]) -> Iterator[tuple[str, Value]]:
     """A host's settings, as far as it may choose, below what its users have chosen.
 
-    It can lower consent and never raise it. A destination, with all that belongs to it, is the user's or the host's.
+    It can lower consent and never raise it, nor have the program wait longer. A destination, with all that belongs to it,
+    is the user's, if the user has named one, or else the host's.
     """
-    by_user = any(key == "exporter" for key, _ in chosen)
-    named = not by_user and any(host.settings.get(key) is not None for key in ("otlp_endpoint", "ga_measurement_id"))
+    address = {"otlp": "otlp_endpoint", "ga": "ga_measurement_id"}.get(host.settings.get("exporter", ""), "")
+    by_user = {key for key, _ in chosen}
+    if address == "otlp_endpoint" and variables(OTEL_ENDPOINTS):
+        by_user.add(address)
     for key, value in host.settings.items():
         raises = key in CONSENT and value is True
-        overruled = by_user and key in WHERE and value != "none"
+        overruled = key in WHERE and value != "none" and ("exporter" in by_user or (address in by_user and key != "exporter"))
         if not raises and not overruled:
-            yield key, Value(value, "host", host.app)
+            yield key, Value(min(value, KEYS[key]) if key == "exit_timeout" else value, "host", host.app)
+    named = host.settings.get(address) is not None and not by_user & {"exporter", address}
     yield from ((key, value) for key, value in chosen if not (named and key in WHERE))
 
 

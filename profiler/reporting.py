@@ -31,10 +31,9 @@ from profiler.sending import (
     announce,
     decision,
     forget_old,
+    has_been_told,
     outbox_of,
     record,
-    tell,
-    told_at,
 )
 from profiler.usage import Counted, Ledger, ledgers
 
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
 USAGE_TARGETS = ("otlp", "ga")  # a program that has ended cannot be scraped
 LOGS_PATH, METRICS_PATH = "/v1/logs", "/v1/metrics"
 MAX_CRASHES_KEPT = 50
+STOP_CRASHES = "To stop it: epochmeter settings crash_reports=false"
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,8 @@ def may_leave(app: App, resolved: Resolved, began_ns: int) -> bool:
     Raises:
         SettingsError: as `usage_goes_to`.
     """
-    where = usage_goes_to(app, resolved)
-    if where is None:
+    if usage_goes_to(app, resolved) is None or not has_been_told(app.host, resolved, app.exporter):
         return False
-    if app.exporter is not None or resolved.host_chose:
-        told = told_at(app.name, where)
-        if told is None:
-            tell(app.name, where)
-        if told is None or told * 1e9 > began_ns:
-            return False
     return resolved.decided is None or _time_of(resolved.decided) * 1e9 <= began_ns
 
 
@@ -153,14 +146,8 @@ def export_usage(app: App, resolved: Resolved, consent: Callable[[], bool], pati
             post.put_data(summary, counted.began, usage_of(summary, counted), LAST, declared_from(counted.declared))
             ledger.sent(summary, keep=resolved.settings.local)
         ledger.tidy(resolved.settings.retention_days)
-    return Delivery(
-        app,
-        post,
-        consent,
-        f"usage of {app.name}",
-        "counts of which features, commands and options are used",
-        announced=resolved.host_chose,
-    )
+    kind = "which features, commands and options are used, in counts"
+    return Delivery(app, post, consent, f"usage of {app.name}", kind, STOP, announced=resolved.host_chose)
 
 
 def export_waiting() -> None:
@@ -225,15 +212,19 @@ class Delivery:
     Args:
         what: a name for what goes there, by which it is noted that the user has been told.
         of: the same in words.
+        stop: how to stop it, in words.
         announced: whether the user has been told before, because the package has chosen the destination.
     """
 
-    def __init__(self, app: App, post: Post, consent: Callable[[], bool], what: str, of: str, *, announced: bool) -> None:
+    def __init__(
+        self, app: App, post: Post, consent: Callable[[], bool], what: str, of: str, stop: str, *, announced: bool
+    ) -> None:
         self._app = app
         self._post = post
         self._consent = consent
         self._what = what
         self._of = of
+        self._stop = stop
         self._announced = announced
 
     def run(self, until: Callable[[], float]) -> list[str]:
@@ -249,7 +240,7 @@ class Delivery:
         if not self._announced:
             announce(
                 f"{self._what}: {where}",
-                f"{self._app.name}: {self._of} (no names, words or values of yours) go to {where}. {STOP}\n",
+                f"{self._app.name}: {self._of} (no names, words or values of yours), goes to {where}. {self._stop}\n",
             )
         return answered
 
@@ -272,7 +263,7 @@ def crash_target(app: App, resolved: Resolved) -> tuple[str, str] | None:
         return None if not_for_hosts() else ("sentry", crash.address_of(app.dsn))
     if not resolved.may_send or resolved.settings.exporter != "otlp":
         return None
-    if resolved.host_chose and told_at(app.name, in_words(resolved)) is None:
+    if not has_been_told(app.host, resolved, now=False):
         return None
     found = destination(resolved)
     address = str(found["address"])
@@ -375,9 +366,9 @@ def export_crash(
     forget_crashes(resolved.settings.retention_days)
     post = Post(resolved, outbox_of(resolved), config, gate)
     post.put_body(noted["id"][:12], noted["time_unix_ns"], LAST, body, declared)
-    kind = "where in its code an error came from, and the error's class,"
+    kind = "where in its code an error came from, and of which class it is"
     announced = target != "sentry" and resolved.host_chose
-    return Delivery(app, post, consent, f"crashes of {app.name}", kind, announced=announced), ""
+    return Delivery(app, post, consent, f"crashes of {app.name}", kind, STOP_CRASHES, announced=announced), ""
 
 
 def crash_address(app: App, resolved: Resolved) -> str:

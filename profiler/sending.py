@@ -27,6 +27,7 @@ from profiler.destinations import destination, in_words, without_credentials
 from profiler.errors import SettingsError
 from profiler.locks import lock
 from profiler.preferences import (
+    Host,
     Resolved,
     data_path,
     empty_outbox,
@@ -86,6 +87,7 @@ class Sending:
     ) -> None:
         self._run = run
         self._find = find
+        self._host: Host | None = None
         self._exporter = exporter
         self._snapshot = snapshot
         self._note = note
@@ -93,6 +95,10 @@ class Sending:
         self._withdrawn = False  # once there was no consent, or another one, nothing of this run leaves any more
         self._way: _Way | None = None
         self._lock = threading.Lock()
+
+    def belongs_to(self, host: Host) -> None:
+        """The run is of a package that embeds us: where it goes, the package may have chosen."""
+        self._host = host
 
     def prepare(self, resolved: Resolved) -> None:
         """Before the run's clock starts: loads what is needed, if anything is. Nothing is loaded without consent.
@@ -103,7 +109,7 @@ class Sending:
         self._choice = decision(resolved)
         if not self.consent():
             return
-        if self._run.app and not _has_been_told(self._run.app["name"], resolved, self._exporter):
+        if self._host is not None and not has_been_told(self._host, resolved, self._exporter):
             self._withdrawn = True
             return
         import exporters
@@ -609,17 +615,26 @@ def _told_in(app: str, where: str) -> Path:
     return told_path() / f"{hashlib.sha256(f'{app} {where}'.encode()).hexdigest()[:24]}.json"
 
 
-def _has_been_told(app: str, resolved: Resolved, exporter: Any) -> bool:
-    """Whether a package's run may be sent where the package chose; if the user was never told, they are told now."""
+def has_been_told(host: Host, resolved: Resolved, exporter: Any = None, *, now: bool = True) -> bool:
+    """Whether something of a package may be sent, as far as the user has to know of it: where the user has chosen, it may;
+    where the package has, not in CI and tests, and not in a run in which the user was told, nor in one before.
+
+    Args:
+        exporter: one of the package's own, or None.
+        now: whether a user who was never told is told now.
+
+    Raises:
+        SettingsError: a setting or variable of the destination cannot be used.
+    """
     if exporter is None and not resolved.host_chose:
         return True
     if not_for_hosts():
         return False
     where = OWN_EXPORTER if exporter is not None else in_words(resolved)
-    known = told_at(app, where) is not None
-    if not known:
-        tell(app, where)
-    return known
+    told = told_at(host.app, where)
+    if told is None and now:
+        tell(host.app, where)
+    return told is not None and told * 1e9 <= host.began_ns
 
 
 def declared_of(run: Run) -> Declared | None:

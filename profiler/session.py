@@ -323,6 +323,7 @@ class Profiler:
     def _belongs_to(self, host: Host, app: Mapping[str, str]) -> None:
         """The run is of a package that embeds us: its users' choices outweigh its own, and its version is told."""
         self._host = host
+        self._sending.belongs_to(host)
         self._run.app = dict(app)
 
     def _pass(self, stage: Stage, loader: Iterable[T], samples: int | Callable[[Any], int] | None) -> Pass[T]:

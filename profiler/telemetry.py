@@ -16,11 +16,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ContextDecorator
+from contextlib import suppress
 from functools import partial
 
 from profiler.counters import Counters
-from profiler.errors import ArgumentTypeError, ArgumentValueError, SettingsError
+from profiler.errors import ArgumentTypeError, ArgumentValueError, SettingsError, did_you_mean
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 MODULE = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
 DSN = re.compile(r"https?://[^/@\s]+@[^/@\s]+(/\S+)?/\d+")
 EXPORTERS = ("otlp", "ga", "none")
+HOST_KEYS = (  # what a package may have a wish about; the rest is the machine's
+    *("sync", "usage", "local", "crash_reports", "exporter", "otlp_endpoint", "otlp_protocol", "otlp_certificate"),
+    *("otlp_client_certificate", "otlp_client_key", "ga_measurement_id", "ga_endpoint", "export_interval", "exit_timeout"),
+)
+NOTED = "__epochmeter_noted__"  # on an error: the packages that have noted it
 MAX_NAMES = 1_000
 MAX_CRASHES = 10  # of a process
 LOOK_EVERY_S = 60.0
@@ -55,7 +60,8 @@ class Telemetry:
             ``settings``, or an OpenTelemetry ``MetricExporter``. The user is told once, and nothing is sent that time;
             in CI, in tests, and where an offline switch is set, never.
         crash_dsn: where crash reports go, by Sentry's protocol, of users who have switched them on: ``https://key@host/42``.
-        settings: settings that the package would like; it can lower consent (``{"usage": False}``) and not raise it.
+        settings: settings that the package would like, of `HOST_KEYS`; it can lower consent (``{"usage": False}``) and not
+            raise it, and shorten ``exit_timeout`` and not lengthen it.
         modules: the import packages whose places in the code a crash report tells; by default the one named like the app.
 
     Raises:
@@ -95,12 +101,13 @@ class Telemetry:
         self._lock = threading.Lock()
         self._deadline = math.inf
         self._has_warned = False
+        self._hears = False  # of processes of multiprocessing
         self._crashes = 0
-        self._passing = threading.local()  # the guards that a thread is within, and the error on its way out of them
-        self._began_ns = time.time_ns()
+        self._began_ns = self._since_ns = time.time_ns()  # the program with it, and what was counted since the last look
         self._look_at = now() + LOOK_EVERY_S
         _live.add(self)
         atexit.register(self._at_exit)
+        self._hear_of_workers()
 
     # ---- what the host uses ----------------------------------------------------------------------------------------
 
@@ -108,8 +115,8 @@ class Telemetry:
         """Counts one use of a declared feature. A name that is not declared is counted as that, and has no way out."""
         try:
             self._features[name]()
-        except (KeyError, TypeError):
-            self._miss("feature", name)
+        except Exception:  # whatever the name is
+            self._attempt("a feature could not be counted", lambda: self._miss("feature", name))
         if now() > self._look_at:
             self._look()
 
@@ -122,8 +129,8 @@ class Telemetry:
             options: with a name, the names of the options that were given.
         """
         try:
-            self._counters.count(called, options)
-        except (KeyError, TypeError):
+            self._counters.count(called, options := tuple(options))
+        except Exception:  # a context, or a Namespace; and whatever else it is
             self._attempt("a command could not be counted", lambda: self._count_command(called, options))
         if now() > self._look_at:
             self._look()
@@ -149,9 +156,9 @@ class Telemetry:
             for name, options in self._watched.commands.items():
                 self._learn(name, options)
             return cli
-        for name, options, leaf in command_lines.walked(command):
+        for name, options in command_lines.walked(command):
             self._learn(name, options)
-            command_lines.around(leaf, self.command, self.guard)
+        command_lines.around(command, self.command, self.guard)
         return command
 
     def capture_exception(self, error: BaseException | None = None) -> None:
@@ -188,12 +195,12 @@ class Telemetry:
         return made
 
     def close(self) -> None:
-        """Sends what was counted, if it may be sent, and waits for it as long as ``exit_timeout`` says.
+        """Sends what was counted so far, if it may be sent, and waits for it as long as ``exit_timeout`` says.
 
         Without it, that happens at the end of the program, unless there was a summary in the last ``export_interval``.
-        Nothing happens the second time.
+        What is counted afterwards is sent by the next `close`, or at the end.
         """
-        self._finish(closing=True)
+        self._attempt("counts could not be kept", lambda: self._send_last(closing=True))
 
     def __enter__(self) -> Telemetry:
         return self
@@ -227,18 +234,25 @@ class Telemetry:
     def _count_command(self, called: Any, options: Iterable[str]) -> None:
         from profiler import commands as command_lines
 
+        found: tuple[str, tuple[str, ...]] | None
         if isinstance(called, str):
-            name, given = called, tuple(options)
+            found = called, tuple(options)
         elif command_lines.is_context(called):
-            name, given = command_lines.of_context(called)
+            found = command_lines.of_context(called)
+        elif self._watched is not None:
+            found = self._watched.called()
+        else:
+            found = command_lines.of_namespace(called, self._counters.commands)
+        if found is None:
+            return
+        name, given = found
+        new = True
+        if command_lines.is_context(called):
+            new = command_lines.is_new(called, self._name, name)
             if given and name in self._learns_options:
                 self._learn(name, command_lines.options_of(called.command))
-        elif self._watched is not None:
-            name, given = self._watched.called()
-        else:
-            name, given = command_lines.of_namespace(called, self._counters.commands)
-        if not self._counters.count_command(name, given):
-            self._say_missed("command or option", f"{name} {' '.join(given)}".strip())
+        if not self._counters.count_known(name, given, again=not new):
+            self._warn(f"a command or option of {' '.join((name, *given))!r} is not declared, and not counted")
 
     def _learn(self, command: str, options: Iterable[str]) -> None:
         """What a program says itself of its commands, where its author has not said it."""
@@ -256,11 +270,7 @@ class Telemetry:
 
     def _miss(self, what: str, name: Any) -> None:
         self._counters.undeclared.add()
-        self._say_missed(what, name)
-
-    def _say_missed(self, what: str, name: Any) -> None:
-        """For the package's author, once: whoever calls it with a name of theirs sees it in the first try."""
-        self._warn(f"a {what} {name!r} is not declared, and not counted")
+        self._warn(f"a {what} {name!r} is not declared, and not counted" if isinstance(name, str) else f"a {what} has no name")
 
     # ---- keeping and sending ---------------------------------------------------------------------------------------
 
@@ -278,7 +288,7 @@ class Telemetry:
 
         # a package can lower consent, and not raise it
         allowed = {key: value for key, value in check_settings(self._settings).items() if key not in CONSENT or value is False}
-        return Host(self._name, allowed)
+        return Host(self._name, allowed, self._began_ns)
 
     def _ledger(self) -> Ledger:
         from profiler.preferences import usage_path
@@ -297,20 +307,23 @@ class Telemetry:
         self._attempt("counts could not be sent", self._send_some)
 
     def _send_some(self) -> None:
-        from profiler.reporting import usage_goes_to
+        from profiler.preferences import resolve
 
-        app = self._app()
-        resolved = app.resolve()
+        resolved = resolve(host=self._host())
         self._look_at = now() + resolved.settings.export_interval
-        if usage_goes_to(app, resolved) is not None and self._save(resolved):
-            self._start(lambda: self._export(app, resolved))
+        if resolved.may_send or self._exporter is not None:
+            self._start(lambda: self._save_and_export(resolved))
+
+    def _save_and_export(self, resolved: Resolved) -> None:
+        if self._save(resolved):
+            self._export(self._app(), resolved)
 
     def _save(self, resolved: Resolved) -> bool:
         """Puts down what was counted since the last time; whether there was anything that may leave."""
         from profiler.usage import Counted, Counts
 
         with self._lock:
-            began, self._began_ns = self._began_ns, time.time_ns()
+            began, self._since_ns = self._since_ns, time.time_ns()
             features, commands, options, undeclared = self._counters.take()
             notes, self._notes = self._notes, {}
         counts = Counts(features, commands, options)
@@ -320,7 +333,7 @@ class Telemetry:
             return False
         leaves = not counts.is_empty and self._may_leave(resolved, began)
         if leaves or resolved.settings.local:
-            counted = Counted(began, self._began_ns, self._version, self.declared(), counts, notes=notes)
+            counted = Counted(began, self._since_ns, self._version, self.declared(), counts, notes=notes)
             if leaves:
                 from profiler.sending import decision
 
@@ -361,10 +374,11 @@ class Telemetry:
 
         if not is_crash(error):
             return
-        if error is getattr(self._passing, "error", None):
+        noted_by = getattr(error, NOTED, ())
+        if self._name in noted_by:
             return  # on its way out through guards within guards
-        if getattr(self._passing, "depth", 0):
-            self._passing.error = error  # until the outermost guard has been left: it holds all that the error holds
+        with suppress(AttributeError, TypeError):
+            setattr(error, NOTED, (*noted_by, self._name))
         self._crashes += 1
         if self._crashes > MAX_CRASHES:
             self._note("more crashes than are noted")
@@ -388,32 +402,28 @@ class Telemetry:
         for note in [fault] if fault else [] if delivery is None else delivery.run(lambda: self._deadline):
             self._note(note)
 
-    def _finish(self, *, closing: bool) -> None:
-        atexit.unregister(self._at_exit)
-        if self not in _live:
-            return
-        _live.discard(self)
-        self._look_at = math.inf
-        if closing or self._counters.any or self._notes or self._threads:
-            self._attempt("counts could not be kept", lambda: self._send_last(closing))
-
     def _send_last(self, closing: bool) -> None:
         from profiler.preferences import resolve
 
         resolved, ledger = resolve(host=self._host()), self._ledger()
         saved = self._save(resolved)
-        due = saved and time.time() - ledger.exported_at() >= resolved.settings.export_interval
-        if due or (closing and ledger.pending() and self._may_leave(resolved, self._began_ns)):
+        since_s = time.time() - ledger.exported_at()  # below 0 where the clock was set back
+        due = saved and not 0 <= since_s < resolved.settings.export_interval
+        if due or (closing and ledger.pending() and self._may_leave(resolved, self._since_ns)):
             app = self._app()
             self._start(lambda: self._export(app, resolved))
         self._deadline = now() + resolved.settings.exit_timeout
         for thread in self._threads:
             thread.join(max(self._deadline - now(), 0.0))
+        self._deadline = math.inf
         if self._notes:  # what went wrong in the last moment
             self._save(resolved)
 
     def _at_exit(self) -> None:
-        self._finish(closing=False)
+        self._look_at = math.inf
+        if self._counters.any or self._notes or self._threads:
+            with suppress(KeyboardInterrupt):  # who does not want to wait for it does not have to
+                self._attempt("counts could not be kept", lambda: self._send_last(closing=False))
 
     def _start(self, work: Callable[[], None]) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
@@ -438,42 +448,93 @@ class Telemetry:
                 self._warn(f"{told} 'epochmeter doctor' tells more.")
 
     def _warn(self, what: str) -> None:
-        """One log record in a process: for the author, or whoever has set something that cannot be used."""
+        """For the package's author, once in a process: pytest and ``python -X dev`` show it, and no user sees it."""
         if not self._has_warned:
             self._has_warned = True
-            import logging
+            import warnings
 
-            logging.getLogger("epochmeter").warning("epochmeter, for %s: %s", self._name, what)
+            warnings.warn(f"epochmeter, for {self._name}: {what}", ResourceWarning, stacklevel=3)
 
     def _note(self, what: str) -> None:
         self._notes[what] = self._notes.get(what, 0) + 1
+
+    def _hear_of_workers(self) -> None:
+        """Processes of multiprocessing end without what `atexit` knows; but they call finalizers of their own."""
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None and not self._hears:
+            self._hears = True
+            util.register_after_fork(self, Telemetry._in_worker)
+
+    def _in_worker(self) -> None:
+        sys.modules["multiprocessing.util"].Finalize(None, self._at_exit, exitpriority=100)
 
     def _forget(self) -> None:
         """In a forked process: what its parent counted is the parent's."""
         self._lock = threading.Lock()
         self._counters.forget()
         self._threads, self._notes, self._deadline = [], {}, math.inf
-        self._began_ns = time.time_ns()
+        self._since_ns = time.time_ns()
 
 
-class Guard(ContextDecorator):
+class Guard:
     """Notes what is raised inside."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
 
     def __enter__(self) -> Telemetry:
-        passing = self._telemetry._passing
-        passing.depth = getattr(passing, "depth", 0) + 1
         return self._telemetry
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if error is not None:
             self._telemetry.capture_exception(error)
-        passing = self._telemetry._passing
-        passing.depth -= 1
-        if not passing.depth:
-            passing.error = None
+
+    def __call__(self, function: Any) -> Any:
+        """Guards each call of a function, coroutine function or generator function.
+
+        Raises:
+            ArgumentTypeError: it is an asynchronous generator function, or no function.
+        """
+        import functools
+        import inspect
+
+        if inspect.isasyncgenfunction(function) or not callable(function):
+            raise ArgumentTypeError(f"a guard decorates a function, coroutine function or generator function, not {function!r}")
+        within = _around
+        if inspect.iscoroutinefunction(function):
+            within = _around_coroutine
+        elif inspect.isgeneratorfunction(function):
+            within = _around_generator
+        return functools.wraps(function)(within(self, function))
+
+
+def _around(guard: Guard, function: Any) -> Any:
+    def guarded(*arguments: Any, **more: Any) -> Any:
+        with guard:
+            return function(*arguments, **more)
+
+    return guarded
+
+
+def _around_coroutine(guard: Guard, function: Any) -> Any:
+    async def guarded(*arguments: Any, **more: Any) -> Any:
+        with guard:
+            return await function(*arguments, **more)
+
+    return guarded
+
+
+def _around_generator(guard: Guard, function: Any) -> Any:
+    def guarded(*arguments: Any, **more: Any) -> Any:
+        with guard:
+            return (yield from function(*arguments, **more))
+
+    return guarded
+
+
+def _before_fork() -> None:
+    for telemetry in list(_live):
+        telemetry._hear_of_workers()
 
 
 def _after_fork() -> None:
@@ -482,7 +543,7 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
 def _installed(app: str) -> dict[str, str]:
@@ -522,6 +583,8 @@ def _declared_commands(commands: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _modules(modules: Any) -> tuple[str, ...]:
+    if not isinstance(modules, Iterable):
+        raise ArgumentTypeError(f"modules are names of import packages in a list or tuple, not {modules!r}")
     if isinstance(modules, str) or not all(isinstance(name, str) and MODULE.fullmatch(name) for name in modules):
         raise ArgumentValueError(f"modules are names of import packages, such as ('mypackage',), not {modules!r}")
     return tuple(modules)
@@ -537,6 +600,10 @@ def _host_settings(exporter: Any, settings: Any) -> dict[str, Any]:
         raise ArgumentTypeError(f"exporter is a name such as 'otlp' or an OpenTelemetry MetricExporter, not {exporter!r}")
     if settings is not None and not isinstance(settings, Mapping):
         raise ArgumentTypeError(f"settings is a mapping such as {{'otlp_endpoint': 'https://...'}}, not {settings!r}")
+    for key in settings or {}:
+        if key not in HOST_KEYS:
+            hint = did_you_mean(str(key), HOST_KEYS)
+            raise ArgumentValueError(f"{key!r} is no setting that a package can have a wish about.{hint}")
     return {**(settings or {}), **({"exporter": exporter} if isinstance(exporter, str) else {})}
 
 

@@ -25,47 +25,35 @@ def taken(telemetry: Telemetry) -> tuple[dict[str, int], dict[str, list[str]], i
     return commands, {command: sorted(given) for command, given in options.items()}, undeclared
 
 
-@click.group()
-@click.option("--verbose", is_flag=True)
-def cli(verbose: bool) -> None:
-    """A program with click."""
+def program_with_click() -> click.Group:
+    @click.group()
+    @click.option("--verbose", is_flag=True)
+    def cli(verbose: bool) -> None:
+        """A program."""
 
+    @cli.command()
+    @click.option("--epochs", default=3)
+    @click.option("--learning-rate", default=0.1, envvar="DIGITS_RATE")
+    @click.option("--data")
+    @click.argument("path")
+    def fit(**values: Any) -> None:
+        """Trains."""
 
-@cli.command()
-@click.option("--epochs", default=3)
-@click.option("--learning-rate", default=0.1, envvar="DIGITS_RATE")
-@click.option("--data")
-@click.argument("path")
-def fit(**values: Any) -> None:
-    """Trains."""
+    @cli.group()
+    def model() -> None:
+        """Models."""
 
+    @model.command()
+    @click.option("--force/--no-force")
+    def save(force: bool) -> None:
+        """Saves."""
 
-@cli.group()
-def model() -> None:
-    """Models."""
+    @cli.command()
+    def boom() -> None:
+        """Fails."""
+        raise RuntimeError("secret")
 
-
-@model.command()
-@click.option("--force/--no-force")
-def save(force: bool) -> None:
-    """Saves."""
-
-
-@cli.command()
-def boom() -> None:
-    """Fails."""
-    raise RuntimeError("secret")
-
-
-@pytest.fixture
-def watched() -> Any:
-    """The program, watched, and as it was afterwards."""
-    telemetry = Telemetry("digits", "1")
-    commands = [cli.commands["fit"], cli.commands["boom"], cli.commands["model"].commands["save"]]  # type: ignore[attr-defined]
-    assert telemetry.watch(cli) is cli
-    yield telemetry
-    for command in commands:
-        del command.invoke
+    return cli
 
 
 @pytest.mark.parametrize(
@@ -80,21 +68,27 @@ def watched() -> Any:
         (["canary"], {}, {}),
     ],
 )
-def test_click(watched: Telemetry, line: list[str], commands: dict[str, int], options: dict[str, list[str]]) -> None:
+def test_click(line: list[str], commands: dict[str, int], options: dict[str, list[str]]) -> None:
+    telemetry, cli = Telemetry("digits", "1"), program_with_click()
+    for _ in range(2):
+        assert telemetry.watch(cli) is cli  # the second time changes nothing
     CliRunner().invoke(cli, line, env={"DIGITS_RATE": "0.5"})
-    assert taken(watched) == (commands, options, 0)
-    assert "canary" not in json.dumps(watched.declared())
+    assert taken(telemetry) == (commands, options, 0)
+    assert "canary" not in json.dumps(telemetry.declared())
 
 
-def test_what_click_runs_is_guarded(watched: Telemetry, home: Path) -> None:
+def test_what_click_runs_is_guarded(home: Path) -> None:
+    cli = Telemetry("digits", "1").watch(program_with_click())
     found = CliRunner().invoke(cli, ["boom"])
     assert isinstance(found.exception, RuntimeError)
     CliRunner().invoke(cli, ["fit"])
     assert len(list((home / "crashes").iterdir())) == 1
 
 
-def test_a_watched_program_says_itself_what_it_has(watched: Telemetry) -> None:
-    assert watched.declared()["commands"] == [
+def test_a_watched_program_says_itself_what_it_has() -> None:
+    telemetry = Telemetry("digits", "1")
+    telemetry.watch(program_with_click())
+    assert telemetry.declared()["commands"] == [
         ["fit", ["epochs", "learning_rate", "data"]],
         ["model.save", ["force"]],
         ["boom", []],
@@ -129,7 +123,35 @@ def test_a_context_in_a_command_or_in_its_group() -> None:
         telemetry.command(context)
 
     CliRunner().invoke(program, ["fit", "--epochs", "canary"])
-    assert taken(telemetry) == ({"fit": 2}, {"fit": ["epochs"]}, 0)
+    assert taken(telemetry) == ({"fit": 1}, {"fit": ["epochs"]}, 0)  # one call, however many say so
+
+
+def test_a_group_that_finds_its_commands_when_they_are_called(home: Path) -> None:
+    telemetry = Telemetry("digits", "1", commands={"fit": ("epochs",)})
+
+    class Lazy(click.Group):
+        def list_commands(self, context: click.Context) -> list[str]:
+            return ["fit", "canary"]
+
+        def get_command(self, context: click.Context, name: str) -> click.Command | None:
+            return click.Command(name, params=[click.Option(["--epochs"])], callback=lambda epochs: 1 / (epochs != "0"))
+
+    cli = telemetry.watch(Lazy("digits"))
+    CliRunner().invoke(cli, ["fit", "--epochs", "3"])
+    CliRunner().invoke(cli, ["canary"])
+    assert isinstance(CliRunner().invoke(cli, ["fit", "--epochs", "0"]).exception, ZeroDivisionError)
+    assert taken(telemetry) == ({"fit": 2}, {"fit": ["epochs"]}, 1)
+    assert "canary" not in json.dumps(telemetry.declared())
+    assert len(list((home / "crashes").iterdir())) == 1
+
+
+def test_the_context_of_a_group_above_groups() -> None:
+    telemetry, cli = Telemetry("digits", "1", commands=("fit", "model.save")), program_with_click()
+    cli.callback = click.pass_context(lambda context, verbose: telemetry.command(context))
+    telemetry.watch(cli)
+    CliRunner().invoke(cli, ["model", "save", "--force"])
+    CliRunner().invoke(cli, ["fit", "x"])
+    assert taken(telemetry) == ({"fit": 1, "model.save": 1}, {"model.save": ["force"]}, 0)
 
 
 def test_typer() -> None:
@@ -149,7 +171,7 @@ def test_typer() -> None:
     command(["train", "canary", "--learning-rate", "0.1"], standalone_mode=False)
     assert taken(telemetry) == ({"train": 1}, {"train": ["learning_rate"]}, 0)
     command(["predict", "--verbose"], standalone_mode=False)
-    assert taken(telemetry) == ({"predict": 2}, {"predict": ["verbose"]}, 0)  # watched, and by its own context
+    assert taken(telemetry) == ({"predict": 1}, {"predict": ["verbose"]}, 0)  # watched, and by its own context
     assert telemetry.declared()["commands"] == [["train", ["epochs", "learning_rate"]], ["predict", ["verbose"]]]
 
 
@@ -185,7 +207,9 @@ def test_argparse(line: list[str], commands: dict[str, int], options: dict[str, 
         arguments = watched.parse_args(line)
         assert vars(arguments) == vars(plain.parse_args(line))
         telemetry.command(arguments)
-        assert taken(telemetry)[:2] == (commands, options)
+        assert taken(telemetry) == (commands, options, 0)
+        with pytest.raises(SystemExit):
+            watched.parse_args(["--verbose", "train", "--epochs", "many"])  # leaves nothing for the next one
     assert dict(telemetry.declared()["commands"]) == {
         "train": ["verbose", "epochs", "data", "cache"],
         "model.save": ["verbose", "force"],
@@ -214,6 +238,7 @@ def test_what_cannot_be_watched_is_told_and_what_cannot_be_counted_harms_nobody(
     telemetry.command(object())
     telemetry.command(None)
     assert taken(telemetry)[:2] == ({}, {})
+    assert Telemetry("digits", "1").watch(parser()).parse_args(["train"]).epochs == 3
     assert telemetry._notes == {"a command could not be counted: TypeError": 2}
 
 
@@ -276,6 +301,12 @@ def test_a_program_of_typers_end_to_end(sink: Sink, home: Path) -> None:
     assert program(sink, "telemetry", "flush").code == 0
     assert counted(metrics(sink)[1])["options", "train", "epochs"] == 1
     assert program(sink, "telemetry", "log").out.count("HTTP 200") == 2
+
+
+def test_ours_are_mounted_in_typers_programs_alone() -> None:
+    for mounting in (mount.settings, lambda app: mount.telemetry(app, Telemetry("digits", "1"))):
+        with pytest.raises(ArgumentTypeError, match="mounted in a Typer app"):
+            mounting(program_with_click())
 
 
 def test_our_own_commands_are_not_counted(sink: Sink, home: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,7 @@ from conftest import Answer, Sink, epochmeter, python
 from exporters import Declared, crash_log, crash_payload
 from exporters.allowlist import EXCEPTIONS, MAX_FRAMES
 from exporters.rules import Frame, Version, coarse
-from profiler import Telemetry
+from profiler import ArgumentTypeError, Telemetry
 from profiler.crash import address_of, is_crash, public, scrubbed
 from profiler.usage import Ledger
 
@@ -205,7 +210,7 @@ def test_nothing_is_reported_unless_the_user_has_switched_it_on(
 def test_crashes_are_in_the_preview_and_the_log_byte_for_byte(sink: Sink, home: Path) -> None:
     choose(home, crash_reports=True)
     answer = host(sink, CRASHES)
-    assert "digits: where in its code an error came from, and the error's class," in answer.err
+    assert "digits: where in its code an error came from, and of which class it is (no names" in answer.err
     (arrived,) = envelopes(sink)
     (told,) = epochmeter("telemetry", "preview", "crashes", "--json").json
     digest = hashlib.sha256(arrived.content).hexdigest()
@@ -288,7 +293,7 @@ state = lambda: {
 }
 crumbs = lambda: [c.get("data", {}).get("url") for c in sentry_sdk.get_isolation_scope()._breadcrumbs]
 before = state()
-from profiler import Telemetry
+from profiler import ArgumentTypeError, Telemetry
 telemetry = Telemetry("digits", "1.2.3", crash_dsn=ours.replace("://", "://key@") + "/42")
 with sentry_sdk.start_transaction(name="mine"):
     try:
@@ -566,6 +571,129 @@ def test_a_crash_within_guards_within_guards_is_one(home: Path) -> None:
     assert len(list((home / "crashes").iterdir())) == 10
     telemetry.close()
     assert [counted.notes for counted in Ledger(home / "usage" / "digits").kept()] == [{"more crashes than are noted": 13}]
+
+
+def test_of_code_that_was_made_from_a_text_no_name_is_told() -> None:
+    try:
+        exec("def alice():\n    raise ValueError\nalice()", globals())  # noqa: S102
+    except ValueError as error:
+        noted = scrubbed(error, ("test_crash",))
+    assert noted["frames"][1:] == ["other", "other"] and noted["frames"][0].startswith("test_crash:")
+
+
+def test_a_guard_in_threads_tasks_and_generators(home: Path) -> None:
+    telemetry = Telemetry("digits", "1", modules=("test_crash",))
+    crashes = home / "crashes"
+
+    def steps() -> Iterator[int]:
+        with telemetry.guard():
+            yield 1
+
+    for end in (lambda one: one.close(), lambda one: one.throw(MyError("the host's"))):
+        one = steps()
+        next(one)
+        found: list[BaseException] = []
+
+        def leave(one: Any = one, end: Any = end, found: list[BaseException] = found) -> None:
+            try:
+                end(one)
+            except Exception as thrown:
+                found.append(thrown)
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        thread.join()
+        assert [type(error) for error in found] in ([], [MyError])
+    assert len(list(crashes.iterdir())) == 1
+
+    @telemetry.guard()
+    async def slow() -> None:
+        with telemetry.guard():
+            try:
+                raise MyError
+            finally:
+                await asyncio.sleep(0.05)
+
+    @telemetry.guard()
+    async def quick() -> None:
+        await asyncio.sleep(0.01)
+        raise KeyError
+
+    async def both() -> None:
+        await asyncio.gather(slow(), quick(), return_exceptions=True)
+
+    asyncio.run(both())
+    assert len(list(crashes.iterdir())) == 3
+
+    @telemetry.guard()
+    def numbers() -> Iterator[int]:
+        yield 1
+        raise MyError
+
+    with pytest.raises(MyError):
+        list(numbers())
+    assert len(list(crashes.iterdir())) == 4
+    with pytest.raises(ArgumentTypeError, match="a guard decorates a function"):
+
+        @telemetry.guard()
+        async def items() -> Any:
+            yield 1
+
+    telemetry.close()
+
+
+def test_no_error_is_held_on_to(home: Path) -> None:
+    telemetry = Telemetry("digits", "1")
+
+    class Held(ValueError):
+        """One that can be referred to weakly."""
+
+    def fail() -> Any:
+        error = Held()
+        with suppress(Held), telemetry.guard():
+            raise error
+        return weakref.ref(error)
+
+    with telemetry.guard():
+        reference = fail()
+        gc.collect()
+        assert reference() is None
+    telemetry.close()
+
+
+def test_two_packages_note_the_same_error_each(home: Path) -> None:
+    first, second = Telemetry("first", "1"), Telemetry("second", "1")
+    with pytest.raises(MyError), first.guard(), second.guard(), second.guard():
+        raise MyError
+    names = [json.loads(path.read_text())["declared"]["app"] for path in sorted((home / "crashes").iterdir())]
+    assert sorted(names) == ["first", "second"]
+    first.close()
+    second.close()
+
+
+class Slotted(Exception):
+    """With nothing that could be noted on it."""
+
+    __slots__ = ()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+
+def test_odd_errors(home: Path) -> None:
+    telemetry = Telemetry("digits", "1", modules=("test_crash",))
+    chained = ValueError()
+    chained.__cause__ = chained
+    odd = [Slotted(), type("Größe", (Exception,), {"__module__": None})(), chained, UnicodeDecodeError("utf-8", b"", 0, 1, "x")]
+    if sys.version_info >= (3, 11):
+        odd.append(ExceptionGroup("secret", [ValueError(), KeyError()]))  # noqa: F821
+    for error in odd:
+        with suppress(Exception), telemetry.guard():
+            raise error
+    kept = [json.loads(path.read_text()) for path in sorted((home / "crashes").iterdir())]
+    assert len(kept) == len(odd) and telemetry._notes == {}
+    assert not {"secret", "Größe"} & set(json.dumps(kept, ensure_ascii=False).split('"'))
+    telemetry.close()
 
 
 def test_an_address_and_what_is_public_of_it() -> None:

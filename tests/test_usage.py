@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from authors import COUNT, HOST, OUTSIDE, choose, counted, facts, host, metrics
-from conftest import Sink, epochmeter, python
+from conftest import PATIENT_S, Sink, epochmeter, python
 
 from profiler import ArgumentTypeError, ArgumentValueError, SettingsError, Telemetry
 from profiler.counters import Counters
@@ -46,25 +46,48 @@ def test_counts_are_exact_with_many_threads_and_while_they_are_read() -> None:
 def test_what_was_taken_is_not_taken_again() -> None:
     counters = Counters(["a"], {"fit": ["epochs"]})
     counters.features["a"].add()
-    assert counters.count_command("fit", ["epochs"])
+    assert counters.count_known("fit", ["epochs"])
     assert counters.take() == ({"a": 1}, {"fit": 1}, {"fit": {"epochs": 1}}, 0)
     assert counters.take() == ({}, {}, {}, 0)
 
 
-def test_a_name_that_is_not_declared_is_counted_as_that_and_said_once(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+class Nasty:
+    """A name that cannot even be looked at."""
+
+    def __hash__(self) -> int:
+        raise RuntimeError
+
+    __repr__ = __hash__  # type: ignore[assignment]
+
+
+def broken() -> Any:
+    raise RuntimeError
+    yield
+
+
+def test_a_name_that_is_not_declared_is_counted_as_that_and_its_author_told_once(home: Path) -> None:
     telemetry = Telemetry("digits", "1.2.3", features=("export",), commands=("fit",))
-    for name in ("secret-one", "secret-two", ["unhashable"], None):
-        telemetry.feature(name)  # type: ignore[arg-type]
-    telemetry.command("secret-command")
-    telemetry.command("fit", ["secret-option"])
+    with pytest.warns(ResourceWarning) as told:
+        for name in ("secret-one", "secret-two", ["unhashable"], None, Nasty()):
+            telemetry.feature(name)  # type: ignore[arg-type]
+        telemetry.command("secret-command")
+        telemetry.command("fit", ["secret-option"])
+        telemetry.command("fit", broken())
+        telemetry.command(Nasty())
     telemetry.close()
     (kept,) = Ledger(home / "usage" / "digits").kept()
-    assert kept.notes == {"names that are not declared": 6}
+    assert kept.notes == {"names that are not declared": 8}
     assert "secret" not in json.dumps([vars(kept.counts), kept.declared, kept.facts])
-    assert [record.getMessage() for record in caplog.records] == [
+    assert [str(record.message) for record in told] == [
         "epochmeter, for digits: a feature 'secret-one' is not declared, and not counted"
     ]
-    assert "names that are not declared (6x)" in epochmeter("doctor").out
+    assert "names that are not declared (8x)" in epochmeter("doctor").out
+
+
+def test_its_users_see_nothing_of_that(home: Path) -> None:
+    script = "from profiler import Telemetry\ntelemetry = Telemetry('digits', '1')\ntelemetry.feature('nope')"
+    assert python("-c", script).err == ""
+    assert "is not declared" in python("-X", "dev", "-c", script).err
 
 
 @pytest.mark.parametrize(
@@ -86,6 +109,9 @@ def test_a_name_that_is_not_declared_is_counted_as_that_and_said_once(home: Path
         (ArgumentTypeError, {"settings": "sync=false"}),
         (ArgumentValueError, {"crash_dsn": "https://host/42"}),
         (ArgumentValueError, {"modules": "digits"}),
+        (ArgumentTypeError, {"modules": 3}),
+        (ArgumentValueError, {"settings": {"retention_days": 1}}),  # it is the user's, and of all packages
+        (ArgumentValueError, {"settings": {"otlp_endpont": "http://c:1"}}),
     ],
 )
 def test_arguments_that_cannot_be_used_are_told_at_once(error: type[Exception], arguments: dict[str, Any]) -> None:
@@ -93,13 +119,20 @@ def test_arguments_that_cannot_be_used_are_told_at_once(error: type[Exception], 
         Telemetry(**{"app": "digits", "version": "1.2.3", **arguments})
 
 
-def test_settings_that_cannot_be_used_are_told_by_check_and_at_the_end(home: Path, caplog: pytest.LogCaptureFixture) -> None:
-    telemetry = Telemetry("digits", "1", features=("export",), exporter="otlp", settings={"otlp_endpont": "http://c:1"})
-    with pytest.raises(SettingsError, match="otlp_endpoint"):
+def test_settings_that_cannot_be_used_are_told_by_check_and_at_the_end(home: Path) -> None:
+    telemetry = Telemetry("digits", "1", features=("export",), exporter="otlp", settings={"otlp_endpoint": "c:1"})
+    with pytest.raises(SettingsError, match="otlp_endpoint takes an address"):
         telemetry.check()
     telemetry.feature("export")
-    telemetry.close()  # raises nothing into the program
-    assert "there is no setting 'otlp_endpont'. Did you mean 'otlp_endpoint'" in caplog.text
+    with pytest.warns(ResourceWarning, match="otlp_endpoint takes an address"):
+        telemetry.close()  # raises nothing into the program
+
+
+def test_the_keys_that_a_package_may_have_a_wish_about_are_settings() -> None:
+    from profiler.preferences import CONSENT, KEYS, WHERE
+    from profiler.telemetry import HOST_KEYS
+
+    assert {*CONSENT, *WHERE} < set(HOST_KEYS) < set(KEYS)
 
 
 # ---- what is sent, and when ----------------------------------------------------------------------------------------
@@ -146,7 +179,7 @@ def test_a_user_who_has_chosen_a_collector_gets_it_there_and_the_package_nothing
     script = HOST.replace("sys.argv[1]}", "'http://127.0.0.1:9'}") + COUNT
     answer = python("-c", script, sink.url, **OUTSIDE)
     assert [counted(received) for received in metrics(sink)] == [SUMMARY]  # from the first time on
-    assert answer.err.count("\n") == 1 and "go to" in answer.err
+    assert answer.err.count("\n") == 1 and f"goes to {sink.url}" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -193,20 +226,27 @@ def test_a_package_cannot_raise_consent_and_can_lower_it(sink: Sink, home: Path)
     ("user", "wish", "in_force"),
     [
         ({}, {"crash_reports": True}, {"crash_reports": False}),
-        ({}, {"retention_days": 7}, {"retention_days": 7}),
-        ({"retention_days": 9}, {"retention_days": 7}, {"retention_days": 9}),
+        ({}, {"export_interval": 7.0}, {"export_interval": 7.0}),
+        ({"export_interval": 9.0}, {"export_interval": 7.0}, {"export_interval": 9.0}),
+        ({}, {"exit_timeout": 600.0}, {"exit_timeout": PATIENT_S}),  # it cannot have the program wait longer
+        ({}, {"exit_timeout": 0.5}, {"exit_timeout": 0.5}),
         ({}, {"exporter": "otlp", "otlp_endpoint": "http://c:1"}, {"exporter": "otlp", "otlp_endpoint": "http://c:1"}),
         ({"exporter": "otlp"}, {"otlp_endpoint": "http://c:1"}, {"exporter": "otlp", "otlp_endpoint": None}),
         ({"exporter": "ga"}, {"exporter": "otlp", "otlp_endpoint": "http://c:1"}, {"exporter": "ga", "otlp_endpoint": None}),
         ({"exporter": "none"}, {"exporter": "otlp"}, {"exporter": "none"}),
         ({"exporter": "otlp"}, {"exporter": "none"}, {"exporter": "none"}),
-        # the user's certificate is for the user's collector
+        # who has named a collector gets it there, with what belongs to it
         (
             {"otlp_endpoint": "https://mine:1", "otlp_client_certificate": "mine.pem"},
+            {"exporter": "otlp", "otlp_endpoint": "http://c:1", "otlp_certificate": "c.pem"},
+            {"otlp_endpoint": "https://mine:1", "otlp_client_certificate": "mine.pem", "otlp_certificate": None},
+        ),
+        # and who has not, does not send a certificate of their own along
+        (
+            {"otlp_client_certificate": "mine.pem"},
             {"exporter": "otlp", "otlp_endpoint": "http://c:1"},
             {"otlp_endpoint": "http://c:1", "otlp_client_certificate": None},
         ),
-        # and a package that names no address goes to the user's
         ({"otlp_endpoint": "https://mine:1"}, {"exporter": "otlp"}, {"exporter": "otlp", "otlp_endpoint": "https://mine:1"}),
     ],
 )
@@ -219,6 +259,105 @@ def test_what_a_package_would_like_is_below_what_its_user_has_chosen(
     resolved = resolve(host=Host("digits", wish))
     assert {key: resolved.values[key].value for key in in_force} == in_force
     assert resolved.host_chose == (wish.get("exporter") == "otlp" and "exporter" not in user)
+
+
+@pytest.mark.parametrize("name", ["EPOCHMETER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"])
+def test_a_collector_in_the_users_environment_gets_it_and_the_packages_nothing(sink: Sink, home: Path, name: str) -> None:
+    script = HOST.replace("sys.argv[1]}", "'http://127.0.0.1:9'}") + COUNT
+    first, _ = (python("-c", script, sink.url, **{**OUTSIDE, name: sink.url}) for _ in range(2))
+    assert "nothing is sent" in first.err  # that it is sent at all was the package's wish
+    assert [counted(received) for received in metrics(sink)] == [SUMMARY]
+
+
+def test_a_long_first_run_and_its_forks_send_nothing_either(sink: Sink, home: Path) -> None:
+    work = """
+import os, time
+for _ in range(4):
+    telemetry._look_at = 0  # a minute later
+    telemetry.feature("export")
+    time.sleep(0.3)
+    for thread in telemetry._threads:
+        thread.join()
+    if hasattr(os, "fork") and os.fork() == 0:
+        telemetry.feature("augment")
+        telemetry.close()
+        os._exit(0)
+with telemetry.profiler("x") as prof:
+    list(prof.train(range(3)))
+"""
+    answer = host(sink, work)
+    assert (answer.code, answer.err.count("nothing is sent"), sink.received) == (0, 1, [])
+
+
+def test_what_is_counted_after_close_is_counted(sink: Sink, home: Path) -> None:
+    host(sink)
+    host(sink, "telemetry.feature('export')\ntelemetry.close()\ntelemetry.close()\ntelemetry.feature('augment')")
+    host(sink, "telemetry.close()")
+    assert [counted(received) for received in metrics(sink)] == [{("features", "export"): 1}, {("features", "augment"): 1}]
+
+
+def test_a_clock_that_was_set_back_stops_nothing(sink: Sink, home: Path) -> None:
+    host(sink)
+    (home / "usage" / "digits" / "exported").touch()
+    os.utime(home / "usage" / "digits" / "exported", (4e9, 4e9))
+    host(sink)
+    assert len(metrics(sink)) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system has no such signal")
+def test_who_interrupts_the_wait_at_the_end_sees_nothing_of_ours(home: Path, sink: Sink) -> None:
+    import signal
+    import socket
+    import subprocess
+    import time
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and answers nothing
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        choose(home, exporter="otlp", otlp_endpoint=url, exit_timeout=60.0)
+        environment = {**os.environ, **OUTSIDE}
+        command = [sys.executable, "-c", HOST + COUNT + "print('over', flush=True)", url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None and process.stdout.readline() == "over\n"
+            silent.settimeout(20)
+            connection, _ = silent.accept()
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+            connection.close()
+    assert "Traceback" not in errors and "Exception ignored" not in errors
+    assert errors.count("\n") == 1  # the first time
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_workers_of_multiprocessing_count_too(home: Path, tmp_path: Path, method: str) -> None:
+    import multiprocessing
+
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system has no {method}")
+    (tmp_path / "program.py").write_text(f"""
+import multiprocessing, warnings
+from profiler import Telemetry
+warnings.simplefilter("ignore")
+telemetry = Telemetry("digits", "1", features=("a",))
+def work(times):
+    for _ in range(times):
+        telemetry.feature("a")
+if __name__ == "__main__":
+    telemetry.feature("a")
+    context = multiprocessing.get_context("{method}")
+    processes = [context.Process(target=work, args=(1_000,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    pool = context.Pool(1)
+    pool.map(work, [1_000])
+    pool.close()
+    pool.join()
+""")
+    answer = python(str(tmp_path / "program.py"))
+    assert (answer.code, answer.err) == (0, "")
+    assert sum(kept.counts.total for kept in Ledger(home / "usage" / "digits").kept()) == 3_001
 
 
 def test_the_users_headers_do_not_go_to_a_packages_collector(sink: Sink, home: Path) -> None:
@@ -408,6 +547,8 @@ telemetry.feature("export")
 """
     answer = host(sink, work)
     assert answer.code == 0, answer.err
+    assert metrics(sink), "nothing was sent on the way"
+    host(sink, "telemetry.close()")  # for what came so late that the next summary was not due
     total: Counter[tuple[str, ...]] = Counter()
     for received in metrics(sink):
         total.update(counted(received))

@@ -12,12 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from profiler.cli.telemetry import COMMANDS
-from profiler.errors import ProfilerError
+from profiler.errors import ArgumentTypeError, ProfilerError
 from profiler.telemetry import Telemetry
 
 
 def settings(app: typer.Typer) -> None:
-    """Mounts ``settings``: shows, changes and resets the settings, which are those of the whole machine."""
+    """Mounts ``settings``: shows, changes and resets the settings, which are those of the whole machine.
+
+    Raises:
+        ArgumentTypeError: it is no Typer app.
+    """
+    _check(app)
     from profiler.cli.settings import settings as command
 
     app.command("settings")(_told(command))
@@ -28,13 +33,24 @@ def telemetry(app: typer.Typer, of: Telemetry) -> None:
 
     Args:
         of: the package's `Telemetry`.
+
+    Raises:
+        ArgumentTypeError: it is no Typer app.
     """
+    _check(app)
     group = typer.Typer(help="See what can leave this machine, what would, what did.", no_args_is_help=True)
     own: dict[str, Callable[..., Any]] = {"schema": _schema(of), "preview": _preview(of), "flush": _flush(of)}
     for name in COMMANDS:
         command = own.get(name) or getattr(importlib.import_module(f"profiler.cli.telemetry.{name}"), name)
         group.command(name)(_told(command))
     app.add_typer(group, name="telemetry")
+
+
+def _check(app: Any) -> None:
+    if not isinstance(app, typer.Typer):
+        raise ArgumentTypeError(
+            f"our commands are mounted in a Typer app, not in {app!r}; 'epochmeter settings' shows the same"
+        )
 
 
 def _told(command: Callable[..., Any]) -> Callable[..., Any]:
