@@ -60,6 +60,7 @@ bench: $(VENV)/.dev  ## what the profiler costs, measured here
 	$(BIN)/python benchmarks/bench_overhead.py
 	$(BIN)/python benchmarks/bench_delivery.py
 	$(BIN)/python benchmarks/bench_attach.py
+	$(BIN)/python benchmarks/bench_telemetry.py
 	$(BIN)/python benchmarks/bench_nvml.py
 	$(BIN)/python benchmarks/bench_agreement.py
 

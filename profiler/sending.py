@@ -628,7 +628,7 @@ def has_been_told(host: Host, resolved: Resolved, exporter: Any = None, *, now: 
     """
     if exporter is None and not resolved.host_chose:
         return True
-    if not_for_hosts():
+    if exporter is not None and not_for_hosts():
         return False
     where = OWN_EXPORTER if exporter is not None else in_words(resolved)
     told = told_at(host.app, where)

@@ -292,9 +292,9 @@ LAYERS = (
     ),
     Layer(
         "the user is told before anything goes where a package has chosen",
-        "profiler/reporting.py",
-        "        if told is None or told * 1e9 > began_ns:\n            return False\n",
-        "",
+        "profiler/sending.py",
+        "    return told is not None and told * 1e9 <= host.began_ns",
+        "    return True",
         "test_usage.py::test_the_first_time_the_user_is_told_and_nothing_is_sent_and_then_one_summary",
     ),
     Layer(
@@ -314,9 +314,16 @@ LAYERS = (
     Layer(
         "of a crash only the package's own places are noted",
         "profiler/crash.py",
-        'if module.partition(".")[0] in modules:',
-        "if True:",
+        'if module.partition(".")[0] in modules and',
+        "if True and",
         "test_crash.py::test_of_an_error_only_its_class_and_its_places_are_noted",
+    ),
+    Layer(
+        "and of those only what is in its files",
+        "profiler/crash.py",
+        ' and code.co_filename == step.tb_frame.f_globals.get("__file__")',
+        "",
+        "test_crash.py::test_of_code_that_was_made_from_a_text_no_name_is_told",
     ),
     Layer(
         "a crash report is rebuilt from the list",

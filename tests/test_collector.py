@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from authors import OUTSIDE, choose, counted, metrics
 from conftest import Sink, free_port, python, wait_for
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 rotel = pytest.importorskip("rotel", reason="the collector's package has no build for this system")
@@ -104,6 +106,41 @@ def test_a_benchmark_arrives_as_its_report_says(collector: dict[str, str], sink:
     (rate,) = metrics["epochmeter.bench.byte_rate"].gauge.data_points
     assert rate.as_double == pytest.approx(told["memory"]["bytes_per_s"], rel=0.005)
     assert "MiB" not in str(request)  # nor any other shape
+
+
+CRASHING = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "sentry_sdk" else find(name, *more)
+from profiler import Telemetry
+telemetry = Telemetry("digits", "1.2.3", features=("export",), commands={"fit": ("epochs",)})
+for _ in range(25):
+    telemetry.feature("export")
+telemetry.command("fit", ["epochs"])
+try:
+    with telemetry.guard():
+        raise ZeroDivisionError("secret")
+except ZeroDivisionError:
+    telemetry.close()
+"""
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+def test_what_a_package_counts_and_its_crash_arrive(collector: dict[str, str], sink: Sink, home: Path, protocol: str) -> None:
+    if protocol == "grpc":
+        pytest.importorskip("grpc")
+    choose(home, exporter="otlp", otlp_endpoint=collector[protocol], otlp_protocol=protocol, crash_reports=True)
+    answer = python("-c", CRASHING, **OUTSIDE)
+    assert (answer.code, answer.out) == (0, ""), answer.err
+    wait_for(lambda: {received.path for received in sink.received} == {"/v1/metrics", "/v1/logs"})
+    (summary,) = metrics(sink)
+    assert counted(summary) == {("features", "export"): 25, ("commands", "fit"): 1, ("options", "fit", "epochs"): 1}
+    (log,) = [received for received in sink.received if received.path == "/v1/logs"]
+    (resource,) = ExportLogsServiceRequest.FromString(log.content).resource_logs
+    assert attributes(resource.resource)["epochmeter.app.name"] == "digits"
+    (record,) = resource.scope_logs[0].log_records
+    assert attributes(record) == {"exception.type": "ZeroDivisionError", "exception.stacktrace": "other"}
+    assert b"secret" not in log.content
 
 
 def compare_totals(metrics: dict[str, Any], summary: dict[str, Any]) -> None:

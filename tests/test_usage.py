@@ -468,6 +468,14 @@ def test_a_version_that_is_not_released_is_not_told(sink: Sink, home: Path) -> N
     assert b"1f2e3d4" not in metrics(sink)[0].content
 
 
+def test_what_kind_of_place_it_is_is_told(sink: Sink, home: Path) -> None:
+    choose(home, exporter="otlp", otlp_endpoint=sink.url)
+    host(sink, CI="canary", KAGGLE_KERNEL_RUN_TYPE="canary", COLAB_RELEASE_TAG="canary", KUBERNETES_SERVICE_HOST="canary")
+    found = {name for name, value in facts(metrics(sink)[0]).items() if value is True}
+    assert found == {f"epochmeter.runtime.{place}" for place in ("ci", "kaggle", "colab", "container")}
+    assert b"canary" not in metrics(sink)[0].content
+
+
 def test_how_it_is_installed_is_told(home: Path) -> None:
     assert Telemetry("nobody-has-this", "1").facts() == {"name": "nobody-has-this", "version": "1", "install": "source"}
     assert Telemetry("epochmeter", "1").facts()["install"] == "direct"  # from this folder
