@@ -77,23 +77,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class ResourceEntry:
-    """One fact about the run or its machine that may leave."""
+    """One fact that may leave: about a run, its machine, a package, or a crash."""
 
     name: str
     rule: Rule
     purpose: str
     since: str = "0.1.0"
     destinations: tuple[str, ...] = ("otlp", "prometheus", "ga")
-
-
-@dataclass(frozen=True)
-class CrashEntry:
-    """One part of a crash report."""
-
-    name: str
-    rule: Rule
-    purpose: str
-    since: str = "0.1.0"
 
 
 EVERYWHERE = ("otlp", "prometheus", "ga")
@@ -366,10 +356,11 @@ EXCEPTIONS = (  # of an error's class and its bases, the first that is one of th
 )
 MAX_FRAMES = 16
 CRASH = (
-    CrashEntry("exception.type", Words(EXCEPTIONS), "What kind of error it is; never its text."),
-    CrashEntry(
+    ResourceEntry(*("exception.type", Words(EXCEPTIONS), "What kind of error it is; never its text."), destinations=("crash",)),
+    ResourceEntry(
         *("exception.stacktrace", Frame()),
         f"Where in the package it came from: at most {MAX_FRAMES} frames, those of other code as one word.",
+        destinations=("crash",),
     ),
 )
 

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
-from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 
 from exporters.allowlist import MAX_FRAMES, SCHEMA_URL, SCOPE_NAME, crash, facts
 from exporters.crash_payload import FRAMES
-from exporters.payload import attribute_faults, field_faults
+from exporters.payload import attribute_faults, field_faults, parsed
 from exporters.rules import Declared, Rule, coarse
 
 EVENT_NAME = "epochmeter.crash"
@@ -64,14 +63,9 @@ def first_fault(
 ) -> str | None:
     """What is in these bytes that the list does not name, or None."""
     try:
-        request = ExportLogsServiceRequest.FromString(body)
-    except DecodeError:
-        return "it is not an OTLP request"
-    known = ExportLogsServiceRequest.FromString(body)
-    known.DiscardUnknownFields()
-    if known.SerializeToString() != body:
-        return "it has fields that OTLP does not know"
-    return next(_faults(request, declared), None)
+        return next(_faults(parsed(ExportLogsServiceRequest, body), declared), None)
+    except ValueError as fault:
+        return str(fault)
 
 
 def _faults(request: ExportLogsServiceRequest, declared: Declared | None) -> Iterator[str]:

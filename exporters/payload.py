@@ -71,14 +71,25 @@ def first_fault(
         declared: what the package has declared that they are of, where they are of one that embeds us.
     """
     try:
-        request = ExportMetricsServiceRequest.FromString(body)
+        return next(_faults(parsed(ExportMetricsServiceRequest, body), target, rest, declared), None)
+    except ValueError as fault:
+        return str(fault)
+
+
+def parsed(kind: Any, body: bytes) -> Any:
+    """A message of this kind.
+
+    Raises:
+        ValueError: it is none, or one with fields that OTLP does not know.
+    """
+    try:
+        message, known = kind.FromString(body), kind.FromString(body)
     except DecodeError:
-        return "it is not an OTLP request"
-    known = ExportMetricsServiceRequest.FromString(body)
+        raise ValueError("it is not an OTLP request") from None
     known.DiscardUnknownFields()
     if known.SerializeToString() != body:
-        return "it has fields that OTLP does not know"
-    return next(_faults(request, target, rest, declared), None)
+        raise ValueError("it has fields that OTLP does not know")
+    return message
 
 
 def _faults(

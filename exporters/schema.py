@@ -17,7 +17,6 @@ from exporters.allowlist import (
     SCOPE_NAME,
     SENTRY_HEADERS,
     USAGE,
-    CrashEntry,
     Entry,
     ResourceEntry,
 )
@@ -61,7 +60,7 @@ def schema(declared: Declared | None = None) -> dict[str, Any]:
         "schema": 1,
         "metrics": [_metric(entry, declared) for entry in METRICS],
         "resource": [_fact(entry, declared) for entry in RESOURCE],
-        "crash": {"parts": [_part(entry, declared) for entry in CRASH], "headers": dict(SENTRY_HEADERS)},
+        "crash": {"parts": [_fact(entry, declared) for entry in CRASH], "headers": dict(SENTRY_HEADERS)},
         "request": {"path": "/v1/metrics", "headers": dict(HEADERS)},
         "ga": {
             "event": EVENT,
@@ -79,8 +78,8 @@ def vocabulary(declared: Declared | None = None) -> list[str]:
     for entry in METRICS:
         found |= {entry.name, entry.unit, entry.purpose, *entry.attributes}
     rules = [rule for entry in METRICS for rule in entry.attributes.values()]
-    found |= {entry.name for entry in RESOURCE} | {entry.name for entry in CRASH}
-    rules += [*(entry.rule for entry in RESOURCE), *(entry.rule for entry in CRASH)]
+    found |= {fact.name for fact in (*RESOURCE, *CRASH)}
+    rules += [fact.rule for fact in (*RESOURCE, *CRASH)]
     found |= {text for rule in rules for text in _texts(filled(rule, declared))}
     for word, cells in ga_words(declared).items():
         found |= {word, *cells}
@@ -100,10 +99,6 @@ def _texts(rule: Rule) -> Iterator[str]:
 def _fact(entry: ResourceEntry, declared: Declared | None) -> dict[str, Any]:
     told = {"name": entry.name, "purpose": entry.purpose, "since": entry.since}
     return {**told, "destinations": list(entry.destinations), **_rule(entry.rule, declared)}
-
-
-def _part(entry: CrashEntry, declared: Declared | None) -> dict[str, Any]:
-    return {"name": entry.name, "purpose": entry.purpose, "since": entry.since, **_rule(entry.rule, declared)}
 
 
 def _metric(entry: Entry, declared: Declared | None = None) -> dict[str, Any]:

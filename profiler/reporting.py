@@ -11,16 +11,15 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiler import crash
-from profiler.destinations import destination, in_words, without_credentials
+from profiler.destinations import destination, in_words
 from profiler.errors import SettingsError
-from profiler.locks import lock
 from profiler.points import runtime_facts
 from profiler.preferences import Host, Resolved, crashes_path, not_for_hosts, resolve, usage_path
 from profiler.sending import (
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 USAGE_TARGETS = ("otlp", "ga")  # a program that has ended cannot be scraped
 LOGS_PATH, METRICS_PATH = "/v1/logs", "/v1/metrics"
 MAX_CRASHES_KEPT = 50
+PATIENCE_S = 1.0  # with another process that sums up the same package's counts
 STOP_CRASHES = "To stop it: epochmeter settings crash_reports=false"
 
 
@@ -120,11 +120,11 @@ def _time_of(date: str) -> float:
 # ---- usage ---------------------------------------------------------------------------------------------------------
 
 
-def export_usage(app: App, resolved: Resolved, consent: Callable[[], bool], patience_s: float = 1.0) -> Delivery | None:
+def export_usage(app: App, resolved: Resolved, consent: Callable[[], bool], note: Callable[[str], None]) -> Delivery | None:
     """Sums up what is to leave and puts it into the outbox; what is to be delivered then, or None.
 
     Args:
-        patience_s: how long to wait for another process that does the same.
+        note: told what does not get there, in words.
 
     Raises:
         OSError, ValueError: nothing can be put there; the text says why.
@@ -133,36 +133,45 @@ def export_usage(app: App, resolved: Resolved, consent: Callable[[], bool], pati
 
     ledger = app.ledger
     choice = list(decision(resolved))
-    with _alone(ledger, patience_s) as alone:
+    with ledger.alone(PATIENCE_S) as alone:
         if not alone:
             return None
         ledger.note_export()
         if app.exporter is not None:
-            _hand_over(app, ledger, choice, consent)
+            _hand_over(app, ledger, choice, consent, note)
             return None
         config = exporters.Config(**destination(resolved))
         post = Post(resolved, outbox_of(resolved), config, exporters.gate_for(config, consent))
         for summary, counted in ledger.summaries(choice):
-            post.put_data(summary, counted.began, usage_of(summary, counted), LAST, declared_from(counted.declared))
-            ledger.sent(summary, keep=resolved.settings.local)
+            declared = declared_from(counted.declared)
+            put = post.put_data(summary, counted.began, usage_of(summary, counted), LAST, declared)
+            if post.gate.reason:
+                note(post.gate.reason)
+            if put or post.gate.reason:  # without consent, it stays where it is, and its choice is over
+                ledger.sent(summary, keep=resolved.settings.local)
         ledger.tidy(resolved.settings.retention_days)
     kind = "which features, commands and options are used, in counts"
     return Delivery(app, post, consent, f"usage of {app.name}", kind, STOP, announced=resolved.host_chose)
 
 
-def export_waiting() -> None:
+def export_waiting() -> list[str]:
     """Puts what waits to be summed up into the outbox, of every package whose counts go where the user has chosen.
 
     Of one that chose the destination itself, its own next run does it.
 
+    Returns:
+        what does not get there, in words.
+
     Raises:
         OSError, ValueError: it cannot be put there.
     """
+    notes: list[str] = []
     for ledger in ledgers(usage_path()):
         app = App(dict, Host(ledger.folder.name), {})
         resolved = app.resolve()
         if ledger.pending() and usage_goes_to(app, resolved) is not None:
-            export_usage(app, resolved, lambda app=app: usage_goes_to(app, app.resolve()) is not None)  # type: ignore[misc]
+            export_usage(app, resolved, lambda app=app: usage_goes_to(app, app.resolve()) is not None, notes.append)  # type: ignore[misc]
+    return notes
 
 
 def usage_of(summary: str, counted: Counted) -> Any:
@@ -172,38 +181,22 @@ def usage_of(summary: str, counted: Counted) -> Any:
     return usage_data(summary, counted.facts, counted.counts, counted.began, counted.ended)
 
 
-def _hand_over(app: App, ledger: Ledger, choice: list[Any], consent: Callable[[], bool]) -> None:
+def _hand_over(app: App, ledger: Ledger, choice: list[Any], consent: Callable[[], bool], note: Callable[[str], None]) -> None:
     import exporters
 
     for summary, counted in ledger.summaries(choice):
         declared = declared_from(counted.declared)
         gated = exporters.behind_gate(app.exporter, consent, record, declared)
+        ledger.sent(summary, keep=True)  # first: what a package's exporter does with a second time is not known
         gated.export(usage_of(summary, counted))
-        ledger.sent(summary, keep=True)
+        if gated.reason:
+            note(gated.reason)
 
 
 def declared_from(data: Mapping[str, Any]) -> Declared:
     from exporters.rules import declared_from
 
     return declared_from(data)
-
-
-@contextlib.contextmanager
-def _alone(ledger: Ledger, patience_s: float) -> Iterator[bool]:
-    """Holds the package's lock; False where another process has it."""
-    import filelock
-
-    ledger.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    held = lock(ledger.folder / "lock")
-    try:
-        held.acquire(timeout=patience_s)
-    except filelock.Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        held.release()
 
 
 class Delivery:
@@ -295,6 +288,7 @@ def keep_crash(app: App, error: BaseException, resolved: Resolved, target: tuple
         path = folder / f"{noted['time_unix_ns']:020d}-{noted['id'][:12]}.json"
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(noted, file)
+        forget_crashes(resolved.settings.retention_days)
     return noted
 
 
@@ -363,17 +357,8 @@ def export_crash(
     if not gate.passes(body, declared=declared):
         return None, gate.reason
     forget_old(resolved)
-    forget_crashes(resolved.settings.retention_days)
     post = Post(resolved, outbox_of(resolved), config, gate)
     post.put_body(noted["id"][:12], noted["time_unix_ns"], LAST, body, declared)
     kind = "where in its code an error came from, and of which class it is"
     announced = target != "sentry" and resolved.host_chose
     return Delivery(app, post, consent, f"crashes of {app.name}", kind, STOP_CRASHES, announced=announced), ""
-
-
-def crash_address(app: App, resolved: Resolved) -> str:
-    """Where crash reports go, as it may be shown; empty where they stay here."""
-    with contextlib.suppress(SettingsError):
-        chosen = crash_target(app, resolved)
-        return "" if chosen is None else without_credentials(chosen[1])
-    return ""

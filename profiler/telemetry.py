@@ -38,7 +38,8 @@ DSN = re.compile(r"https?://[^/@\s]+@[^/@\s]+(/\S+)?/\d+")
 EXPORTERS = ("otlp", "ga", "none")
 HOST_KEYS = (  # what a package may have a wish about; the rest is the machine's
     *("sync", "usage", "local", "crash_reports", "exporter", "otlp_endpoint", "otlp_protocol", "otlp_certificate"),
-    *("otlp_client_certificate", "otlp_client_key", "ga_measurement_id", "ga_endpoint", "export_interval", "exit_timeout"),
+    # not `ga_endpoint`: the secret that goes there is the user's
+    *("otlp_client_certificate", "otlp_client_key", "ga_measurement_id", "export_interval", "exit_timeout"),
 )
 NOTED = "__epochmeter_noted__"  # on an error: the packages that have noted it
 MAX_NAMES = 1_000
@@ -105,6 +106,8 @@ class Telemetry:
         self._crashes = 0
         self._began_ns = self._since_ns = time.time_ns()  # the program with it, and what was counted since the last look
         self._look_at = now() + LOOK_EVERY_S
+        if sys.version_info < (3, 11):  # at the end, when it is needed, this Python cannot load it any more
+            import concurrent.futures.thread  # noqa: F401
         _live.add(self)
         atexit.register(self._at_exit)
         self._hear_of_workers()
@@ -281,9 +284,21 @@ class Telemetry:
         Raises:
             SettingsError: they cannot; the text says which and why.
         """
-        self._host()
+        self._wishes()
 
     def _host(self) -> Host:
+        """The package with its wishes; where they cannot be used, with the one that nothing leaves."""
+        from profiler.preferences import Host
+
+        try:
+            return self._wishes()
+        except SettingsError as error:
+            if not self._has_warned:
+                self._note(f"nothing is sent: {error}")
+            self._warn(f"nothing is sent: {error}")
+            return Host(self._name, {"exporter": "none"}, self._began_ns)
+
+    def _wishes(self) -> Host:
         from profiler.preferences import CONSENT, Host, check_settings
 
         # a package can lower consent, and not raise it
@@ -338,8 +353,13 @@ class Telemetry:
                 from profiler.sending import decision
 
                 counted.facts, counted.choice = self._app().told_facts(), list(decision(resolved))
+            ledger, days = self._ledger(), resolved.settings.retention_days
             try:
-                self._ledger().add(counted)
+                ledger.add(counted)
+                if ledger.is_untidy(days):
+                    with ledger.alone(0.0) as alone:
+                        if alone:
+                            ledger.tidy(days)
             except OSError:
                 self._notes = {**notes, **self._notes}  # told where it can be
                 raise
@@ -363,7 +383,7 @@ class Telemetry:
             found = app.resolve()
             return usage_goes_to(app, found) is not None and decision(found) == choice
 
-        delivery = export_usage(app, resolved, consent)
+        delivery = export_usage(app, resolved, consent, self._note)
         if delivery is not None:
             for note in delivery.run(lambda: self._deadline):
                 self._note(note)
@@ -441,7 +461,7 @@ class Telemetry:
         try:
             action()
         except Exception as error:
-            ours = type(error).__module__.startswith(("profiler.", "exporters."))  # its text was written for the user
+            ours = str(type(error).__module__).startswith(("profiler.", "exporters."))  # its text was written for the user
             told = f"{what}: {getattr(error, 'strerror', None) or (str(error) if ours else type(error).__name__)}"
             self._note(told)
             if isinstance(error, SettingsError):

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from profiler.locks import lock
+
 MERGED_FROM = 64  # files in kept/ become one
 
 
@@ -100,6 +102,23 @@ class Ledger:
         name = f"{counted.began:020d}-{secrets.token_hex(6)}.json"
         self._write("kept" if counted.choice is None else "pending", name, counted)
 
+    @contextlib.contextmanager
+    def alone(self, patience_s: float) -> Iterator[bool]:
+        """Holds the package's lock: True; False where another process has it for longer than that."""
+        import filelock
+
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = lock(self.folder / "lock")
+        try:
+            held.acquire(timeout=patience_s)
+        except filelock.Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            held.release()
+
     def pending(self) -> list[tuple[str, Counted]]:
         """What is to leave and is not on its way yet, as the next `summaries` will sum it up."""
         found: dict[str, tuple[str, Counted]] = {}
@@ -156,9 +175,14 @@ class Ledger:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
-    def tidy(self, days: float, now: float | None = None) -> None:
+    def is_untidy(self, days: float) -> bool:
+        """Whether there are many files, or some that are older than this, as far as their names tell."""
+        names = [path.name for path in _files(self.folder / "kept")]
+        return len(names) > MERGED_FROM or (bool(names) and names[0] < f"{int((time.time() - days * 86_400) * 1e9):020d}")
+
+    def tidy(self, days: float) -> None:
         """Makes one file of many, and removes what is older than this. The caller holds the package's lock."""
-        limit = (time.time() if now is None else now) - days * 86_400
+        limit = time.time() - days * 86_400
         kept = list(self._read(self.folder / "kept"))
         contained = {name for _, counted in kept for name in counted.contains}
         for path, counted in kept:

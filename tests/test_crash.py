@@ -528,6 +528,7 @@ def test_the_known_classes_are_there_and_are_errors() -> None:
         "TabError",
         "StopIteration",
         "PythonFinalizationError",
+        "_IncompleteInputError",
     }
     assert len(set(EXCEPTIONS)) == len(EXCEPTIONS)
 

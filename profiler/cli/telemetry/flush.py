@@ -25,7 +25,7 @@ def flush(
     from profiler.sending import flush as deliver
 
     try:
-        export_waiting()
+        notes = export_waiting()
         done = deliver(adopt=adopt, again=again)
     except ValueError as error:
         raise SettingsError(str(error)) from error
@@ -35,7 +35,7 @@ def flush(
         typer.echo(json.dumps(asdict(done), indent=2))
     else:
         typer.echo(f"{done.delivered} delivered, {done.aside} refused and set aside, {done.left} still waiting")
-    for reason in done.reasons:
+    for reason in (*notes, *done.reasons):
         typer.echo(f"epochmeter: {reason}", err=True)
     if done.aside or done.refused_before:
         refused = done.aside + done.refused_before
