@@ -49,7 +49,9 @@ class Settings:
     sync: bool = setting(True, "may anything leave this machine at all; False is final")
     exporter: str = setting("none", "where measurements go: none, otlp, ga, or prometheus (which fetches them)")
     local: bool = setting(True, "keep the run log on this machine")
-    crash_reports: bool = setting(False, "may Sentry be used (only if sentry-sdk is installed, and sync)")
+    crash_reports: bool = setting(
+        False, "may crashes of packages be reported: to their Sentry, with sentry-sdk, or your collector"
+    )
     usage: bool = setting(True, "may usage counters be part of what is exported")
     otlp_endpoint: str | None = setting(None, "the collector's base URL; default http://localhost:4318")
     otlp_protocol: str = setting("http/protobuf", "http/protobuf or grpc")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from authors import COUNT, HOST, OUTSIDE, choose, counted, facts, host, metrics
 from conftest import PATIENT_S, Sink, epochmeter, python
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from profiler import ArgumentTypeError, ArgumentValueError, SettingsError, Telemetry
 from profiler.counters import Counters
@@ -419,6 +420,38 @@ def test_the_preview_is_what_is_sent_and_the_log_has_it(sink: Sink, home: Path) 
     assert "epochmeter.usage.feature" in epochmeter("telemetry", "preview").out
 
 
+def test_two_users_who_do_the_same_send_the_same(sink: Sink, tmp_path: Path) -> None:
+    """But for ids that are drawn at random, and times."""
+    crashing = f"""
+import sys
+sys.path.insert(0, sys.argv[2])
+{HOST}{COUNT}
+import digits
+with telemetry.guard():
+    digits.fail(sys.argv[3])
+"""
+    bodies = []
+    for user in ("alice", "bob"):
+        place = tmp_path / user / "home of " / user
+        place.mkdir(parents=True)
+        (place / "digits.py").write_text("def fail(text):\n    text = text * 2\n    raise KeyError(text)\n")
+        choose(place / "settings", exporter="otlp", otlp_endpoint=sink.url, crash_reports=True)
+        theirs = {"HOME": str(place), "USER": user, "LOGNAME": user, "EPOCHMETER_HOME": str(place / "settings"), "SECRET": user}
+        python("-c", crashing, sink.url, str(place), f"--token={user}", **{**OUTSIDE, **theirs})
+        sent = {received.path: received.content for received in sink.received}
+        sink.received.clear()
+        summary = ExportMetricsServiceRequest.FromString(sent["/v1/metrics"])
+        for metric in summary.resource_metrics[0].scope_metrics[0].metrics:
+            for point in metric.sum.data_points:
+                point.start_time_unix_nano = point.time_unix_nano = 0
+        id_ = next(a for a in summary.resource_metrics[0].resource.attributes if a.key == "service.instance.id")
+        id_.value.string_value = ""
+        event = json.loads(sent["/api/42/envelope/"].splitlines()[2])
+        assert event["exception"]["values"][0]["stacktrace"]["frames"][-1]["function"] == "digits:fail:+2"
+        bodies.append((summary.SerializeToString(), {**event, "event_id": "", "timestamp": ""}))
+    assert bodies[0] == bodies[1]
+
+
 def test_every_text_of_a_summary_is_on_the_printed_list(sink: Sink, home: Path) -> None:
     from test_wire import texts
 
@@ -429,8 +462,6 @@ def test_every_text_of_a_summary_is_on_the_printed_list(sink: Sink, home: Path) 
         host(sink)
     declared = Declared("digits", ("digits",), ("export", "augment"), (("fit", ("epochs", "data")), ("predict", ())))
     request = metrics(sink)[0].content
-    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-
     found = set(texts(ExportMetricsServiceRequest.FromString(request)))
     random = facts(metrics(sink)[0])["service.instance.id"]
     assert found - {*vocabulary(declared), random, "1.2.3"} == set()

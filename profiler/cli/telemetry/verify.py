@@ -20,6 +20,13 @@ with Profiler("verify") as prof:
             with prof.phase("forward"):
                 pass
 """
+PACKAGE = """
+from profiler import Telemetry
+telemetry = Telemetry("verify", "1", features=("a",), crash_dsn="http://key@192.0.2.1/1")
+telemetry.feature("a")
+telemetry.capture_exception(ValueError())
+telemetry.close()
+"""
 COMPARE = """
 import gzip, hashlib, http.server, json, subprocess, sys, threading
 received = []
@@ -86,6 +93,7 @@ def _workloads() -> list[Any]:
     claims = [
         Workload("import profiler", "import profiler", settings=BY_NAME),
         Workload("a run with the defaults", RUN),
+        Workload("a package that counts and fails, with the defaults", PACKAGE),
         Workload("a run with sync=false in the file", RUN, settings=OFF),
         *(Workload(f"a run with {'='.join(*signal.items())}", RUN, signal, BY_NAME) for signal in off),
         *(Workload(f"a run with {what}", RUN, settings=text) for what, text in (
