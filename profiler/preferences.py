@@ -16,7 +16,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -83,6 +83,7 @@ NOT_FOR_HOSTS = (  # where one of these is set, nothing goes to a destination th
     "OTEL_METRICS_EXPORTER=none",
 )
 OTEL_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
+CRASH_TARGETS = ("sentry", "otlp-logs")  # of the exporters, those that are told of crashes
 WAITING_FOLDERS = ("open", "new", "waiting", "sending", "aside")  # of the outbox
 FROM_ZERO = ("exit_timeout",)  # numbers that may be 0
 HIGHEST = {"prometheus_port": 65_535}  # of numbers, where it is below a thousand million
@@ -549,6 +550,10 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
             _write_whole(path, {"version": VERSION, **changed})
         if is_off(changed):
             empty_outbox()
+        elif changed.get("crash_reports") is False:
+            empty_outbox(CRASH_TARGETS)
+        if is_off(changed) or changed.get("usage") is False:
+            keep_counts()
     except filelock.Timeout:
         raise SettingsError(f"another process has held {path}.lock for {LOCK_TIMEOUT_S:.0f} s; try again.") from None
     except (OSError, RuntimeError) as error:
@@ -563,20 +568,39 @@ def is_off(content: Mapping[str, Any]) -> bool:
     return content.get("sync") is False or content.get("exporter") == "none"
 
 
-def empty_outbox() -> None:
+def empty_outbox(targets: Container[str] | None = None) -> None:
     """Removes all that waits to be sent, because the user has switched off. Each leaves a mark, which is counted.
 
     Not done by the half that sends, which is not even loaded where sending is off.
+
+    Args:
+        targets: what waits for these exporters alone; None: everything.
     """
     with contextlib.suppress(OSError, RuntimeError):
         box = outbox_path()
         for path in [path for folder in WAITING_FOLDERS for path in (box / folder).glob("*")]:
             with contextlib.suppress(OSError):
+                if targets is not None and _target_of(path) not in targets:
+                    continue
                 if path.suffix == ".entry":
                     (box / "dropped").mkdir(exist_ok=True)
                     (box / "dropped" / f"{path.stem}.withdrawn").touch(mode=0o600)
                 path.unlink()
-        for path in usage_path().glob("*/pending/*.json"):  # counts that were to be sent stay here now
+
+
+def _target_of(path: Path) -> str:
+    """The exporter that an entry of the outbox waits for; "" of other files."""
+    try:
+        with path.open("rb") as file:
+            return str(json.loads(file.readline(65_536))["target"]) if path.suffix == ".entry" else ""
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def keep_counts() -> None:
+    """Counts of packages that were to be sent stay here."""
+    with contextlib.suppress(OSError, RuntimeError):
+        for path in usage_path().glob("*/pending/*.json"):
             with contextlib.suppress(OSError):
                 (path.parents[1] / "kept").mkdir(exist_ok=True)
                 os.replace(path, path.parents[1] / "kept" / path.name)

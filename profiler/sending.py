@@ -27,6 +27,7 @@ from profiler.destinations import destination, in_words, without_credentials
 from profiler.errors import SettingsError
 from profiler.locks import lock
 from profiler.preferences import (
+    CRASH_TARGETS,
     Host,
     Resolved,
     data_path,
@@ -53,7 +54,6 @@ STOP = "To stop it: epochmeter settings sync=false"
 OWN_EXPORTER = "an exporter of its own"
 LAST = "final"  # the order of a run's last entry: sorts behind all numbers
 CHOSEN_THERE = ("argument", "environment", "host")
-CRASH_TARGETS = ("sentry", "otlp-logs")
 
 
 def share() -> None:

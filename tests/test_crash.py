@@ -245,15 +245,17 @@ def test_a_sentry_that_is_down_gets_it_later(home: Path, sink: Sink) -> None:
 
 
 def test_switched_off_meanwhile_it_stays(home: Path, sink: Sink) -> None:
-    choose(home, crash_reports=True)
+    choose(home, crash_reports=True, exporter="otlp", otlp_endpoint=sink.url)
     sink.status = 503
-    host(sink, CRASHES)
-    epochmeter("settings", "crash_reports=false")
-    sink.status = 200
-    answer = epochmeter("telemetry", "flush")
+    host(sink, COUNT + CRASHES)
+    answer = epochmeter("telemetry", "flush", EPOCHMETER_CRASH_REPORTS="0")
     assert answer.code == 3 and "crash_reports is off" in answer.err
-    epochmeter("settings", "sync=false")
-    assert not list((home / "outbox" / "waiting").iterdir())
+    assert len(list((home / "outbox" / "waiting").iterdir())) == 2  # counts wait there, too
+    epochmeter("settings", "crash_reports=false")
+    (left,) = (home / "outbox" / "waiting").iterdir()
+    assert b'"otlp"' in left.read_bytes().splitlines()[0]
+    sink.status = 200
+    assert epochmeter("telemetry", "flush").code == 0
     assert len(envelopes(sink)) == 1
 
 

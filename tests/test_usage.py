@@ -387,6 +387,16 @@ def test_switched_off_while_it_waits_nothing_of_it_leaves(sink: Sink, home: Path
     assert len(metrics(sink)) == 1
 
 
+def test_without_usage_what_was_counted_stays(sink: Sink, home: Path) -> None:
+    for _ in range(3):
+        host(sink)
+    assert epochmeter("settings", "usage=false").code == 0
+    assert epochmeter("settings", "usage=true").code == 0
+    host(sink, "telemetry.close()")
+    assert len(metrics(sink)) == 1
+    assert sum(kept.counts.features["export"] for kept in Ledger(home / "usage" / "digits").kept()) == 30
+
+
 def test_what_waits_for_a_collector_that_is_down_is_delivered_later(home: Path, sink: Sink) -> None:
     url, sink.url = sink.url, "http://127.0.0.1:9"
     host(sink)
