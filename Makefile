@@ -29,7 +29,11 @@ demo: $(VENV)/.demo  ## train a small net on real data, profiled, and show the r
 	$(BIN)/epochmeter demo
 
 .PHONY: test
-test: $(VENV)/.dev  ## the whole test suite, with coverage
+test: $(VENV)/.dev  ## the whole test suite
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
+
+.PHONY: coverage
+coverage: $(VENV)/.dev  ## the same, and which lines of ours it runs
 	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --cov --cov-report=term
 
 .PHONY: check

@@ -30,8 +30,9 @@ PAGE_HEAD = """# What can leave your machine
 This page is made from [`exporters/allowlist.py`](../exporters/allowlist.py) by `make docs`; a test fails where the two
 differ. `epochmeter telemetry schema` prints the same from the version that you have installed.
 
-By default nothing of it leaves. Where you choose a destination, what goes there is built from this list alone, and its
-final bytes are checked against it again. [privacy.md](privacy.md) says how to choose, check and switch off.
+By default nothing of it leaves. Where you choose a destination (or a package that embeds Epochmeter has, and has told you so),
+what goes there is built from this list alone, and its final bytes are checked against it again. [privacy.md](privacy.md) says
+how to choose, check and switch off.
 
 Every data point also has two times in nanoseconds: when the run began, and when the point was taken.
 """

@@ -550,9 +550,9 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
             _write_whole(path, {"version": VERSION, **changed})
         if is_off(changed):
             empty_outbox()
-        elif changed.get("crash_reports") is False:
+        if changed.get("crash_reports") is False:
             empty_outbox(CRASH_TARGETS)
-        if is_off(changed) or changed.get("usage") is False:
+        if changed.get("usage") is False:
             keep_counts()
     except filelock.Timeout:
         raise SettingsError(f"another process has held {path}.lock for {LOCK_TIMEOUT_S:.0f} s; try again.") from None
@@ -574,8 +574,10 @@ def empty_outbox(targets: Container[str] | None = None) -> None:
     Not done by the half that sends, which is not even loaded where sending is off.
 
     Args:
-        targets: what waits for these exporters alone; None: everything.
+        targets: what waits for these exporters alone; None: everything, and counts that were to be sent stay here.
     """
+    if targets is None:
+        keep_counts()
     with contextlib.suppress(OSError, RuntimeError):
         box = outbox_path()
         for path in [path for folder in WAITING_FOLDERS for path in (box / folder).glob("*")]:
