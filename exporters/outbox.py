@@ -101,6 +101,7 @@ class Head:
         until: when it is too old to be sent, or None.
         chosen_there: whether its destination was chosen outside the settings file: in code, or in the environment.
         declared: what the package has declared that it is of, where it is of one that embeds us.
+        what: "run", or of a package "usage" or "crash".
     """
 
     key: Key
@@ -109,6 +110,7 @@ class Head:
     until: float | None = None
     chosen_there: bool = False
     declared: Declared | None = None
+    what: str = "run"
     sha256: str = ""
 
 
@@ -169,6 +171,7 @@ class Outbox:
             **({"until": head.until} if head.until is not None else {}),
             **({"chosen_there": True} if head.chosen_there else {}),
             **({"declared": asdict(head.declared)} if head.declared is not None else {}),
+            **({"what": head.what} if head.what != "run" else {}),
         }
         packed = gzip.compress(body, compresslevel=6, mtime=0)
         self._make_room(len(packed) + 512)
@@ -474,7 +477,7 @@ def _head(line: bytes) -> Head:
             raise NewerError(22, f"it was written by a newer epochmeter (version {found['version']}, known is {VERSION})")
         key = Key(found["target"], found["protocol"], found["address"], found["decided"])
         declared = declared_from(found["declared"]) if "declared" in found else None
-        chosen_there = found.get("chosen_there", False)
-        return Head(key, found["run"], found["created"], found.get("until"), chosen_there, declared, found["sha256"])
+        chosen_there, what = found.get("chosen_there", False), found.get("what", "run")
+        return Head(key, found["run"], found["created"], found.get("until"), chosen_there, declared, what, found["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableError("its first line is damaged") from error

@@ -190,10 +190,10 @@ def section(declared: Declared) -> str:
     app, printed = declared.app, schema(declared)
     lines = [
         f"What this table lists, and nothing else, can {app} send: to its author, or to a collector that you choose. The first",
-        "time that it would, one line says so, and where to, and nothing goes yet. Crash reports only if you switch them on;",
-        "in CI, in tests, and with any of the switches below, nothing does. What goes is copied from this list, and the final",
-        "bytes are checked against it again. Not on it, and so never sent: names, paths, arguments and values of yours, images",
-        "and other data, the text of errors, host names, serial numbers.\n",
+        "time, one line says so, and where to; to its author nothing goes in that run. Crash reports go only if you switch",
+        "them on. In CI, in tests, and with any of the switches below, nothing goes. What goes is copied from this list, and",
+        "the final bytes are checked against it again. Not on it, and so never sent: names, paths, arguments and values of",
+        "yours, images and other data, the text of errors, host names, serial numbers.\n",
         "| what | values | for |\n|---|---|---|",
     ]
     of_usage = {entry.name for entry in USAGE}

@@ -16,7 +16,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -83,7 +83,6 @@ NOT_FOR_HOSTS = (  # where one of these is set, nothing goes to a destination th
     "OTEL_METRICS_EXPORTER=none",
 )
 OTEL_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
-CRASH_TARGETS = ("sentry", "otlp-logs")  # of the exporters, those that are told of crashes
 WAITING_FOLDERS = ("open", "new", "waiting", "sending", "aside")  # of the outbox
 FROM_ZERO = ("exit_timeout",)  # numbers that may be 0
 HIGHEST = {"prometheus_port": 65_535}  # of numbers, where it is below a thousand million
@@ -134,6 +133,14 @@ class Resolved(NamedTuple):
         """Whether an exporter that the program brought along may have anything: nobody has said "off" or "none"."""
         exporter = self.values["exporter"]
         return self.values["sync"].value is True and (exporter.value != "none" or exporter.source == "default")
+
+    def unwanted(self, what: str) -> str:
+        """Why something of a package, "usage" or "crash", may not leave though all else may; "" where it may."""
+        if what == "usage" and self.values["usage"].value is not True:
+            return "counts wait, and usage is off"
+        if what == "crash" and self.values["crash_reports"].value is not True:
+            return "crash reports wait, and crash_reports is off"
+        return ""
 
     @property
     def host_chose(self) -> bool:
@@ -551,9 +558,9 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         if is_off(changed):
             empty_outbox()
         if changed.get("crash_reports") is False:
-            empty_outbox(CRASH_TARGETS)
+            empty_outbox("crash")
         if changed.get("usage") is False:
-            keep_counts()
+            empty_outbox("usage")
     except filelock.Timeout:
         raise SettingsError(f"another process has held {path}.lock for {LOCK_TIMEOUT_S:.0f} s; try again.") from None
     except (OSError, RuntimeError) as error:
@@ -568,21 +575,21 @@ def is_off(content: Mapping[str, Any]) -> bool:
     return content.get("sync") is False or content.get("exporter") == "none"
 
 
-def empty_outbox(targets: Container[str] | None = None) -> None:
+def empty_outbox(what: str = "") -> None:
     """Removes all that waits to be sent, because the user has switched off. Each leaves a mark, which is counted.
 
     Not done by the half that sends, which is not even loaded where sending is off.
 
     Args:
-        targets: what waits for these exporters alone; None: everything, and counts that were to be sent stay here.
+        what: "usage", "crash", or "" for everything. Counts that were to be sent then stay here.
     """
-    if targets is None:
+    if what != "crash":
         keep_counts()
     with contextlib.suppress(OSError, RuntimeError):
         box = outbox_path()
         for path in [path for folder in WAITING_FOLDERS for path in (box / folder).glob("*")]:
             with contextlib.suppress(OSError):
-                if targets is not None and _target_of(path) not in targets:
+                if what and _kind_of(path) != what:
                     continue
                 if path.suffix == ".entry":
                     (box / "dropped").mkdir(exist_ok=True)
@@ -590,12 +597,12 @@ def empty_outbox(targets: Container[str] | None = None) -> None:
                 path.unlink()
 
 
-def _target_of(path: Path) -> str:
-    """The exporter that an entry of the outbox waits for; "" of other files."""
+def _kind_of(path: Path) -> str:
+    """What an entry of the outbox is of; "" of other files."""
     try:
         with path.open("rb") as file:
-            return str(json.loads(file.readline(65_536))["target"]) if path.suffix == ".entry" else ""
-    except (ValueError, KeyError, TypeError):
+            return str(json.loads(file.readline(65_536)).get("what", "")) if path.suffix == ".entry" else ""
+    except (ValueError, AttributeError):
         return ""
 
 

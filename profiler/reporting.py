@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiler import crash
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 USAGE_TARGETS = ("otlp", "ga")  # a program that has ended cannot be scraped
 LOGS_PATH, METRICS_PATH = "/v1/logs", "/v1/metrics"
-MAX_CRASHES_KEPT = 50
 PATIENCE_S = 1.0  # with another process that sums up the same package's counts
 STOP_CRASHES = "To stop it: epochmeter settings crash_reports=false"
 
@@ -144,7 +142,7 @@ def export_usage(app: App, resolved: Resolved, consent: Callable[[], bool], note
         post = Post(resolved, outbox_of(resolved), config, exporters.gate_for(config, consent))
         for summary, counted in ledger.summaries(choice):
             declared = declared_from(counted.declared)
-            put = post.put_data(summary, counted.began, usage_of(summary, counted), LAST, declared)
+            put = post.put_data(summary, counted.began, usage_of(summary, counted), LAST, declared, what="usage")
             if post.gate.reason:
                 note(post.gate.reason)
             if put or post.gate.reason:  # without consent, it stays where it is, and its choice is over
@@ -288,32 +286,17 @@ def keep_crash(app: App, error: BaseException, resolved: Resolved, target: tuple
         path = folder / f"{noted['time_unix_ns']:020d}-{noted['id'][:12]}.json"
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(noted, file)
-        forget_crashes(resolved.settings.retention_days)
+        crash.forget_crashes(folder, resolved.settings.retention_days)
     return noted
 
 
 def crashes() -> list[dict[str, Any]]:
     """The crashes that are noted on this machine, oldest first. Spoilt notes are passed over."""
     found = []
-    for path in _crash_files():
+    for path in crash.notes_in(crashes_path()):
         with contextlib.suppress(OSError, ValueError):
             found.append(json.loads(path.read_bytes()))
     return found
-
-
-def forget_crashes(days: float) -> None:
-    """Removes notes that are older than this, and the oldest of many."""
-    paths = _crash_files()
-    for number, path in enumerate(paths):
-        with contextlib.suppress(OSError):
-            if len(paths) - number > MAX_CRASHES_KEPT or time.time() - path.stat().st_mtime > days * 86_400:
-                path.unlink()
-
-
-def _crash_files() -> list[Path]:
-    with contextlib.suppress(OSError):
-        return sorted(path for path in crashes_path().iterdir() if path.suffix == ".json")
-    return []
 
 
 def crash_body(noted: Mapping[str, Any], target: str, *, previewed: bool = False) -> bytes:
@@ -358,7 +341,6 @@ def export_crash(
         return None, gate.reason
     forget_old(resolved)
     post = Post(resolved, outbox_of(resolved), config, gate)
-    post.put_body(noted["id"][:12], noted["time_unix_ns"], LAST, body, declared)
+    post.put_body(noted["id"][:12], noted["time_unix_ns"], LAST, body, declared, "crash")
     kind = "where in its code an error came from, and of which class it is"
-    announced = target != "sentry" and resolved.host_chose
-    return Delivery(app, post, consent, f"crashes of {app.name}", kind, STOP_CRASHES, announced=announced), ""
+    return Delivery(app, post, consent, f"crashes of {app.name}", kind, STOP_CRASHES, announced=False), ""

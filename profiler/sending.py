@@ -27,7 +27,6 @@ from profiler.destinations import destination, in_words, without_credentials
 from profiler.errors import SettingsError
 from profiler.locks import lock
 from profiler.preferences import (
-    CRASH_TARGETS,
     Host,
     Resolved,
     data_path,
@@ -446,7 +445,7 @@ class Post:
         def make() -> Any:
             return exporters.transport_to(self.config)
 
-        return Courier(self._outbox, self.key, self.gate, make, consent, note, _lock_of, takes, rest)
+        return Courier(self._outbox, self.key, self.gate, make, consent, note, _lock_of, takes or _made_for(self.key), rest)
 
     def open_run(self, run: Run, log: str) -> None:
         """Notes that the run's last word is to come.
@@ -473,6 +472,7 @@ class Post:
         order: str,
         declared: Declared | None,
         rest: Callable[[], None] = nothing,
+        what: str = "run",
     ) -> bool:
         """The same of anything that has a name of its own, twelve hexadecimal digits, and a time.
 
@@ -481,10 +481,10 @@ class Post:
         """
         bodies = self.gate.bodies(data, rest, declared)
         for number, body in enumerate(bodies):
-            self.put_body(name, began_ns, order if self.config.target != "ga" else f"ga{number:03d}", body, declared)
+            self.put_body(name, began_ns, order if self.config.target != "ga" else f"ga{number:03d}", body, declared, what)
         return bool(bodies)
 
-    def put_body(self, name: str, began_ns: int, order: str, body: bytes, declared: Declared | None) -> None:
+    def put_body(self, name: str, began_ns: int, order: str, body: bytes, declared: Declared | None, what: str) -> None:
         """One body that has passed the gate.
 
         Raises:
@@ -497,7 +497,7 @@ class Post:
             until = now + GA_HOURS * 3600
             if self._outbox.knows(began_ns, name, order):
                 return  # it is there, or was; to send it again would count it twice
-        head = Head(self.key, name, now, until, self._chosen_there, declared)
+        head = Head(self.key, name, now, until, self._chosen_there, declared, what)
         self._outbox.put(head, began_ns, order, body)
 
     def recover(self, consent: Callable[[], bool], own: str = "", rest: Callable[[], None] = nothing) -> None:
@@ -590,6 +590,16 @@ def _of_runs(where: str, way: str) -> str:
 # ---- a destination that a package has chosen, and not the user -----------------------------------------------------
 
 
+def told() -> list[dict[str, Any]]:
+    """What users of this machine were told: ``app``, ``where`` and ``time``."""
+    found = []
+    with contextlib.suppress(OSError):
+        for path in sorted(told_path().iterdir()):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(json.loads(path.read_bytes()))
+    return found
+
+
 def told_at(app: str, where: str) -> float | None:
     """When the user was told, in seconds since 1970, that this package would send there; None where they were not."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -605,9 +615,9 @@ def tell(app: str, where: str) -> None:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump({"app": app, "where": where, "time": time.time()}, file)
         sys.stderr.write(
-            f"{app}: from the next time on, counts of which features, commands and options are used, timings, and classes of "
-            f"hardware and versions (no names, words or values of yours) go to {where}, which {app} has chosen. This time, "
-            f"nothing is sent. What, exactly: epochmeter telemetry preview. {STOP}\n"
+            f"{app} wishes to send counts of which of its features, commands and options are used, timings, and classes of "
+            f"hardware and versions (no names, words or values of yours), to {where}. It does from the next time on; this "
+            f"time, nothing of that is sent. What, exactly: epochmeter telemetry preview. {STOP}\n"
         )
 
 
@@ -686,14 +696,12 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
         waiting = len(outbox.waiting())
         return Flushed(left=waiting, reasons=(f"nothing leaves this machine: {resolved.why_off}",) if waiting else ())
     forget_old(resolved)
+    _drop_unwanted(resolved)
     if again:
         outbox.take_up_again()
     done, reasons = Flushed(refused_before=len(outbox.aside())), []
     consent = _same_choice(resolved)
     for key, chosen_there in _keys(outbox).items():
-        if key.target in CRASH_TARGETS and resolved.values["crash_reports"].value is not True:
-            reasons.append("crash reports wait, and crash_reports is off")
-            continue
         config, reason = config_for(key, chosen_there, resolved, adopt)
         if config is None:
             reasons.append(reason)
@@ -709,13 +717,26 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
         done.delivered += round_.delivered
         done.aside += round_.aside
         reasons += [round_.reason] if round_.reason else []
+    reasons += [why for what in _kinds(outbox) if (why := resolved.unwanted(what))]
     done.left = len(outbox.waiting()) + len(outbox.under_way())
     done.reasons = tuple(dict.fromkeys(reasons))
     return done
 
 
 def _made_for(key: Key) -> Callable[[Head], bool]:
-    return lambda head: head.key == key
+    """What is for this destination, but for what of it the user does not want to be sent."""
+
+    def takes(head: Head) -> bool:
+        return head.key == key and (head.what == "run" or not resolve().unwanted(head.what))
+
+    return takes
+
+
+def _drop_unwanted(resolved: Resolved) -> None:
+    """What the settings file itself rules out goes, also where that was written into it by hand."""
+    for what, setting in (("usage", "usage"), ("crash", "crash_reports")):
+        if resolved.unwanted(what) and resolved.values[setting].source in ("file", "default"):
+            empty_outbox(what)
 
 
 def _same_choice(before: Resolved) -> Callable[[], bool]:
@@ -724,6 +745,17 @@ def _same_choice(before: Resolved) -> Callable[[], bool]:
         return now.may_hand_over and decision(now) == decision(before)
 
     return consent
+
+
+def _kinds(outbox: Outbox) -> set[str]:
+    """What waits: runs, and of packages counts and crashes."""
+    from exporters.outbox import UnreadableError
+
+    found = set()
+    for entry in outbox.waiting():
+        with contextlib.suppress(OSError, UnreadableError):
+            found.add(outbox.head(entry).what)
+    return found
 
 
 def _keys(outbox: Outbox) -> dict[Key, bool]:
@@ -759,7 +791,7 @@ def config_for(key: Key, chosen_there: bool, resolved: Resolved, adopt: bool = F
     same = here and chosen is not None and (chosen.protocol, without_credentials(chosen.address)) == (key.protocol, key.address)
     if here and (adopt or (same and key.decided == resolved.decided)):
         return chosen, ""
-    if chosen_there and key.decided == resolved.decided and key.target in ("otlp", *CRASH_TARGETS):
+    if chosen_there and key.decided == resolved.decided and key.target in ("otlp", "otlp-logs", "sentry"):
         return exporters.Config(key.target, key.protocol, key.address), ""  # no headers: they are for what is chosen now
     what = "was chosen anew since then" if same else "is not the one that is chosen here now"
     cure = "; 'epochmeter telemetry flush --adopt' sends it to the present one" if here else ""

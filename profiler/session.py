@@ -22,11 +22,12 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from profiler import ranks
 from profiler.clocks import host_clock
+from profiler.crash import forget_crashes
 from profiler.energy import Meter
 from profiler.errors import ArgumentTypeError, ArgumentValueError, ProfilerError
 from profiler.follower import Follower
 from profiler.metrics import Probe
-from profiler.preferences import Host, Resolved, check_exporter, check_settings, resolve, runs_path, variables
+from profiler.preferences import Host, Resolved, check_exporter, check_settings, crashes_path, resolve, runs_path, variables
 from profiler.probes import PROBES, load_probe
 from profiler.ranks import Ranks
 from profiler.record import CaseRecord, Energies, EpochRecord, Run, State, Sums, is_resolved, merge_energy
@@ -554,7 +555,9 @@ class Profiler:
         self._save(None)
         log = self._log
         if log is not None:
-            prune(log.path.parent, self._resolve().settings.retention_days)
+            days = self._resolve().settings.retention_days
+            prune(log.path.parent, days)
+            forget_crashes(crashes_path(), days)
 
     def _save(self, part: EpochRecord | None) -> None:
         with self._log_lock:

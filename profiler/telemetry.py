@@ -102,6 +102,7 @@ class Telemetry:
         self._lock = threading.Lock()
         self._deadline = math.inf
         self._has_warned = False
+        self._is_over = False  # the program is ending, and has waited for what was to be sent
         self._hears = False  # of processes of multiprocessing
         self._crashes = 0
         self._began_ns = self._since_ns = time.time_ns()  # the program with it, and what was counted since the last look
@@ -409,24 +410,31 @@ class Telemetry:
         if target is None and not resolved.settings.local:
             return
         noted = keep_crash(app, error, resolved, target)
-        if target is not None:
-            self._start(lambda: self._export_crash(app, noted, resolved, target))
+        if target is not None and (self._is_over or not self._start(lambda: self._export_crash(app, noted, resolved, target))):
+            self._export_crash(app, noted, resolved, target, deliver=False)  # the program is ending: it is delivered later
 
-    def _export_crash(self, app: App, noted: Mapping[str, Any], resolved: Resolved, target: tuple[str, str]) -> None:
+    def _export_crash(
+        self, app: App, noted: Mapping[str, Any], resolved: Resolved, target: tuple[str, str], *, deliver: bool = True
+    ) -> None:
         from profiler.reporting import crash_target, export_crash
 
         def consent() -> bool:
             return crash_target(app, app.resolve()) == target
 
         delivery, fault = export_crash(app, noted, resolved, consent)
-        for note in [fault] if fault else [] if delivery is None else delivery.run(lambda: self._deadline):
+        notes = [fault] if fault else []
+        if delivery is not None and deliver:
+            notes = delivery.run(lambda: self._deadline)
+        for note in notes:
             self._note(note)
 
     def _send_last(self, closing: bool) -> None:
-        from profiler.preferences import resolve
+        from profiler.crash import forget_crashes
+        from profiler.preferences import crashes_path, resolve
 
         resolved, ledger = resolve(host=self._host()), self._ledger()
         saved = self._save(resolved)
+        forget_crashes(crashes_path(), resolved.settings.retention_days)
         since_s = time.time() - ledger.exported_at()  # below 0 where the clock was set back
         due = saved and not 0 <= since_s < resolved.settings.export_interval
         if due or (closing and ledger.pending() and self._may_leave(resolved, self._since_ns)):
@@ -440,12 +448,12 @@ class Telemetry:
             self._save(resolved)
 
     def _at_exit(self) -> None:
-        self._look_at = math.inf
+        self._look_at, self._is_over = math.inf, True
         if self._counters.any or self._notes or self._threads:
             with suppress(KeyboardInterrupt):  # who does not want to wait for it does not have to
                 self._attempt("counts could not be kept", lambda: self._send_last(closing=False))
 
-    def _start(self, work: Callable[[], None]) -> None:
+    def _start(self, work: Callable[[], None]) -> bool:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         guarded = partial(self._attempt, "something could not be sent", work)
         thread = threading.Thread(target=guarded, name="epochmeter-telemetry", daemon=True)
@@ -453,8 +461,9 @@ class Telemetry:
             thread.start()
         except RuntimeError:  # an interpreter that is ending starts none; what waits is sent the next time
             self._note("a thread could not be started")
-        else:
-            self._threads.append(thread)
+            return False
+        self._threads.append(thread)
+        return True
 
     def _attempt(self, what: str, action: Callable[[], Any]) -> None:
         """Does it; where it fails the program goes on, and it is counted."""
@@ -473,7 +482,10 @@ class Telemetry:
             self._has_warned = True
             import warnings
 
-            warnings.warn(f"epochmeter, for {self._name}: {what}", ResourceWarning, stacklevel=3)
+            level = 1
+            while sys._getframe(level).f_globals is globals():  # up to the line that calls us
+                level += 1
+            warnings.warn(f"epochmeter, for {self._name}: {what}", ResourceWarning, stacklevel=level + 1)
 
     def _note(self, what: str) -> None:
         self._notes[what] = self._notes.get(what, 0) + 1
@@ -572,6 +584,8 @@ def _installed(app: str) -> dict[str, str]:
 
     try:
         found = metadata.distribution(app)
+        if found.read_text("RECORD") is None:  # what a build has left in a folder of sources
+            return {"install": "source"}
         direct = any(file.name == "direct_url.json" for file in found.files or ())
         installer = (found.read_text("INSTALLER") or "").split()
     except (metadata.PackageNotFoundError, ValueError, OSError):

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -112,8 +113,6 @@ def place(tmp_path: Path) -> dict[str, Any]:
 
 def run(place: dict[str, Any], script: str, url: str, **more: str) -> Answer:
     (place["folder"] / "main.py").write_text(script)
-    import os
-
     before = Path.cwd()
     os.chdir(place["folder"])
     try:
@@ -253,7 +252,7 @@ def test_switched_off_meanwhile_it_stays(home: Path, sink: Sink) -> None:
     assert len(list((home / "outbox" / "waiting").iterdir())) == 2  # counts wait there, too
     epochmeter("settings", "crash_reports=false")
     (left,) = (home / "outbox" / "waiting").iterdir()
-    assert b'"otlp"' in left.read_bytes().splitlines()[0]
+    assert b'"usage"' in left.read_bytes().splitlines()[0]
     sink.status = 200
     assert epochmeter("telemetry", "flush").code == 0
     assert len(envelopes(sink)) == 1
@@ -275,6 +274,42 @@ def test_an_envelope_with_something_else_in_it_is_not_even_put_into_the_outbox(
     assert not [folder for folder in ("waiting", "sending", "dropped") if (home / "outbox" / folder).exists()]
     ((note, times),) = Ledger(home / "usage" / "digits").kept()[0].notes.items()
     assert times == 1 and note.startswith("an export was dropped: its event has the fields") and "server_name" in note
+
+
+def test_a_crash_at_the_very_end_is_delivered_later(home: Path, sink: Sink) -> None:
+    choose(home, crash_reports=True)
+    late = """
+import atexit
+def late():
+    with telemetry.guard():
+        raise IndexError("secret")
+"""
+    script = late + "atexit.register(late)\n" + HOST  # registered before ours, it is called after it
+    python("-c", script, sink.url, **OUTSIDE)
+    assert envelopes(sink) == []
+    assert epochmeter("telemetry", "flush").code == 0
+    assert b"IndexError" in envelopes(sink)[0].content
+
+
+def test_where_crashes_go_is_said_for_a_collector_of_the_packages_too(home: Path, sink: Sink) -> None:
+    hidden = "import importlib.util\nfind = importlib.util.find_spec\n"
+    hidden += "importlib.util.find_spec = lambda name, *more: None if name == 'sentry_sdk' else find(name, *more)\n"
+    host(sink)
+    choose(home, crash_reports=True)
+    first, second = (python("-c", hidden + HOST + CRASHES, sink.url, **OUTSIDE) for _ in range(2))
+    assert f"goes to {sink.url}/v1/logs" in first.err and "crash_reports=false" in first.err
+    assert "goes to" not in second.err
+    assert [received.path for received in sink.received] == ["/v1/logs"] * 2
+
+
+def test_notes_of_crashes_age_without_new_ones(home: Path) -> None:
+    old = home / "crashes" / f"{1:020d}-000000000000.json"
+    for work in ("telemetry.feature('a')", "with telemetry.profiler('x') as prof: list(prof.train(range(3)))"):
+        old.parent.mkdir(parents=True, exist_ok=True)
+        old.write_text("{}")
+        os.utime(old, (1, 1))
+        python("-c", f"from profiler import Telemetry\ntelemetry = Telemetry('digits', '1', features=('a',))\n{work}")
+        assert not old.exists()
 
 
 # ---- the program's own Sentry --------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ def test_a_name_that_is_not_declared_is_counted_as_that_and_its_author_told_once
     assert [str(record.message) for record in told] == [
         "epochmeter, for digits: a feature 'secret-one' is not declared, and not counted"
     ]
+    assert told[0].filename == __file__  # it points to the author's line
     assert "names that are not declared (8x)" in epochmeter("doctor").out
 
 
@@ -149,7 +150,13 @@ def test_the_first_time_the_user_is_told_and_nothing_is_sent_and_then_one_summar
     first = host(sink)
     assert (first.code, sink.received) == (0, [])
     assert first.err.count("\n") == 1
-    for told in ("digits: ", sink.url, "nothing is sent", "epochmeter telemetry preview", "epochmeter settings sync=false"):
+    for told in (
+        "digits wishes to send",
+        sink.url,
+        "nothing of that is sent",
+        "epochmeter telemetry preview",
+        "epochmeter settings sync=false",
+    ):
         assert told in first.err
     second = host(sink)
     assert (second.code, second.err) == (0, "")
@@ -272,7 +279,7 @@ def test_what_a_package_would_like_is_below_what_its_user_has_chosen(
 def test_a_collector_in_the_users_environment_gets_it_and_the_packages_nothing(sink: Sink, home: Path, name: str) -> None:
     script = HOST.replace("sys.argv[1]}", "'http://127.0.0.1:9'}") + COUNT
     first, _ = (python("-c", script, sink.url, **{**OUTSIDE, name: sink.url}) for _ in range(2))
-    assert "nothing is sent" in first.err  # that it is sent at all was the package's wish
+    assert "nothing of that is sent" in first.err  # that it is sent at all was the package's wish
     assert [counted(received) for received in metrics(sink)] == [SUMMARY]
 
 
@@ -293,7 +300,7 @@ with telemetry.profiler("x") as prof:
     list(prof.train(range(3)))
 """
     answer = host(sink, work)
-    assert (answer.code, answer.err.count("nothing is sent"), sink.received) == (0, 1, [])
+    assert (answer.code, answer.err.count("nothing of that is sent"), sink.received) == (0, 1, [])
 
 
 def test_what_is_counted_after_close_is_counted(sink: Sink, home: Path) -> None:
@@ -385,6 +392,41 @@ def test_switched_off_while_it_waits_nothing_of_it_leaves(sink: Sink, home: Path
     assert epochmeter("settings", "sync=true").code == 0
     host(sink, "telemetry.close()")
     assert len(metrics(sink)) == 1
+
+
+def test_without_usage_a_summary_that_waits_does_not_leave_either(sink: Sink, home: Path) -> None:
+    """Neither by the command, nor written into the file by hand, nor by the courier of a run to the same collector."""
+    waiting = home / "outbox" / "waiting"
+    mine = {"exporter": "otlp", "otlp_endpoint": sink.url}
+    choose(home, **mine)
+    sink.status = 503
+    host(sink)
+    assert len(list(waiting.iterdir())) == 1
+    sink.received.clear()
+    choose(home, **mine, usage=False)
+    python("-c", "from profiler import Profiler\nwith Profiler('x') as p: list(p.train(range(3)))")
+    assert [counted(received) for received in metrics(sink)] == [{}]  # the run alone was tried
+    sink.received.clear()
+    assert epochmeter("telemetry", "flush", EPOCHMETER_USAGE="0").code == 3
+    sink.status = 200
+    assert epochmeter("telemetry", "flush").code == 0
+    assert [counted(received) for received in metrics(sink)] == [{}] * len(metrics(sink))
+    sink.received.clear()
+    choose(home, **mine)
+    sink.status = 503
+    host(sink, COUNT + "telemetry.close()")
+    assert epochmeter("settings", "usage=false").code == 0
+    assert list(waiting.iterdir()) == []
+
+
+def test_doctor_says_where_packages_send(sink: Sink, home: Path) -> None:
+    host(sink)
+    told = f"export of digits: digits sends to {sink.url}/v1/metrics, as it wishes and you were told"
+    assert told in epochmeter("doctor", **OUTSIDE).out
+    assert f"{told}; but not now: CI" in epochmeter("doctor", **{**OUTSIDE, "CI": "1"}).out
+    assert f"{told}; but not now: sync is off" in epochmeter("doctor", **{**OUTSIDE, "DO_NOT_TRACK": "1"}).out
+    (kept,) = epochmeter("telemetry", "preview", "usage", "--json", **OUTSIDE).json
+    assert kept["why_not"] == "it was counted when it could not be sent, or it has been sent"
 
 
 def test_without_usage_what_was_counted_stays(sink: Sink, home: Path) -> None:
@@ -523,9 +565,13 @@ def test_what_kind_of_place_it_is_is_told(sink: Sink, home: Path) -> None:
     assert b"canary" not in metrics(sink)[0].content
 
 
-def test_how_it_is_installed_is_told(home: Path) -> None:
+def test_how_it_is_installed_is_told(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Telemetry("nobody-has-this", "1").facts() == {"name": "nobody-has-this", "version": "1", "install": "source"}
     assert Telemetry("epochmeter", "1").facts()["install"] == "direct"  # from this folder
+    (tmp_path / "of_sources.egg-info").mkdir()
+    (tmp_path / "of_sources.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: of-sources\nVersion: 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert Telemetry("of-sources", "1").facts()["install"] == "source"  # a folder that something was built in
     assert Telemetry("pytest", "1").facts() == {"name": "pytest", "version": "1", "install": "index", "installer": "pip"}
 
 

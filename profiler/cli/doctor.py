@@ -168,8 +168,9 @@ def _outbox() -> Iterator[Check]:
 def _embedded() -> Iterator[Check]:
     """What packages that embed us have counted here, their crashes, and what went wrong with either."""
     from profiler.crash import has_sentry
-    from profiler.preferences import resolve, usage_path
+    from profiler.preferences import not_for_hosts, resolve, usage_path
     from profiler.reporting import crashes
+    from profiler.sending import told as destinations_told
     from profiler.usage import ledgers
 
     for ledger in ledgers(usage_path()):
@@ -183,7 +184,14 @@ def _embedded() -> Iterator[Check]:
         for what, times in notes.items():
             state = "ok" if _has_been_seen_to(what) else "problem"
             yield Check(f"usage of {ledger.folder.name}", state, f"{what} ({times}x)")
-    noted, reports = crashes(), resolve().values["crash_reports"]
+    resolved = resolve()
+    for entry in destinations_told():
+        where = f"{entry['app']} sends to {entry['where']}, as it wishes and you were told"
+        off = not_for_hosts() or ("" if resolved.may_hand_over else resolved.why_off)
+        if resolved.may_send:
+            off = "goes where you have chosen"
+        yield Check(f"export of {entry['app']}", "ok", f"{where}; but not now: {off}" if off else where)
+    noted, reports = crashes(), resolved.values["crash_reports"]
     if noted or reports.value:
         told = f"{len(noted)} noted here; crash_reports is {'on' if reports.value else 'off'} ({reports.source})"
         yield Check("crash reports", "ok", f"{told}; sentry-sdk is {'' if has_sentry() else 'not '}installed")

@@ -144,7 +144,8 @@ def _usage() -> Iterator[Beside]:
         for name, counted in waiting or [("0" * 12, counted) for counted in known[-1:]]:
             choice = counted.choice or [None, "otlp", None]
             target, declared = ("ga" if choice[1] == "ga" else "otlp"), declared_from(counted.declared)
-            why = "" if waiting else resolved.why_off or "it was counted without consent, or has been sent"
+            kept = "it was counted when it could not be sent, or it has been sent"
+            why = "" if waiting else kept if resolved.may_hand_over else resolved.why_off
             for body in form_of(target).bodies(rebuild(usage_of(name, counted), target, declared), True):
                 yield Beside(ledger.folder.name, USAGE, target, body, why, choice[2] or "")
 
