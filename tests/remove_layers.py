@@ -264,9 +264,9 @@ LAYERS = (
     ),
     Layer(
         "what was made for another destination stays",
-        "exporters/courier.py",
-        "takes or (lambda head: head.key == key)",
-        "takes or (lambda head: True)",
+        "profiler/sending.py",
+        "return head.key == key and (",
+        "return (",
         "test_delivery.py::test_what_was_made_for_another_destination_waits_for_the_users_word",
     ),
     Layer(
@@ -275,6 +275,13 @@ LAYERS = (
         "return exporters.Config(key.target, key.protocol, key.address), ",
         "return exporters.Config(key.target, key.protocol, key.address, chosen.headers if chosen else {}), ",
         "test_delivery.py::test_headers_of_the_present_destination_do_not_go_to_another",
+    ),
+    Layer(
+        "what the user does not want of a package waits, or goes",
+        "profiler/sending.py",
+        'and (head.what == "run" or not resolve().unwanted(head.what))',
+        "",
+        "test_usage.py::test_without_usage_a_summary_that_waits_does_not_leave_either",
     ),
     Layer(
         "a package's wish does not outweigh its user's choice",
