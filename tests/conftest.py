@@ -28,7 +28,7 @@ PATIENT = {"EPOCHMETER_EXIT_TIMEOUT": str(PATIENT_S)}  # the same, for other pro
 OFF_SIGNALS = ("DO_NOT_TRACK", "OTEL_SDK_DISABLED")
 
 
-LONGEST = ("test_layers.py", "test_silence.py", "test_ranks.py")  # begun first, nobody waits for them at the end
+LONGEST = ("test_layers.py", "test_bench.py", "test_ranks.py", "test_faults.py", "test_silence.py", "test_digitreader.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
