@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Two files of tests at once, in the order that tests/conftest.py gives: those that take longest come first.
-AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 
@@ -32,11 +30,11 @@ demo: $(VENV)/.demo  ## train a small net on real data, profiled, and show the r
 
 .PHONY: test
 test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest -m "not gpu" $(AT_ONCE)
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## the same, and which lines of ours it runs
-	$(BIN)/python -m pytest -m "not gpu" $(AT_ONCE) --cov --cov-report=term
+	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --cov --cov-report=term
 
 .PHONY: check
 check: $(VENV)/.dev  ## before each commit: lint, types, layers, fast tests
@@ -44,7 +42,7 @@ check: $(VENV)/.dev  ## before each commit: lint, types, layers, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" $(AT_ONCE)
+	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
 .PHONY: format
 format: $(VENV)/.dev  ## put imports and layout in order

@@ -28,13 +28,6 @@ PATIENT = {"EPOCHMETER_EXIT_TIMEOUT": str(PATIENT_S)}  # the same, for other pro
 OFF_SIGNALS = ("DO_NOT_TRACK", "OTEL_SDK_DISABLED")
 
 
-LONGEST = ("test_layers.py", "test_bench.py", "test_ranks.py", "test_faults.py", "test_silence.py", "test_digitreader.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
-
-
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """EPOCHMETER_HOME in an empty folder, and none of the caller's settings in the environment."""
