@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Sink, python
+from conftest import Sink, python, serving
 
 pytest.importorskip("sentry_sdk")
 pytest.importorskip("opentelemetry.instrumentation.requests")
@@ -136,3 +136,26 @@ def test_no_header_of_a_tracer_reaches_the_destination(sink: Sink, home: Path) -
     assert {"sentry-trace", "baggage", "traceparent"} <= set(own.headers)  # so the patches work
     assert not {"sentry-trace", "baggage", "traceparent"} & set(ours.headers)
     assert "secret" not in str(ours.headers)
+
+
+TRANSACTION = """
+import os, sys
+import sentry_sdk
+sentry_sdk.init(sys.argv[1].replace("://", "://key@") + "/7", traces_sample_rate=1.0)
+from profiler import Profiler
+with sentry_sdk.start_transaction(name="the host's"):
+    with Profiler("x", exporter="otlp", settings={"otlp_endpoint": os.environ["OURS"]}) as prof:
+        list(prof.train(range(3)))
+sentry_sdk.flush(10)
+"""
+
+
+def test_a_request_of_ours_is_no_span_of_the_hosts_transaction(sink: Sink) -> None:
+    own, end = serving()
+    try:
+        assert python("-c", TRANSACTION, own.url, OURS=sink.url).code == 0
+    finally:
+        end()
+    assert [received.path for received in sink.received] == ["/v1/metrics"]
+    told = b"".join(received.content for received in own.received)
+    assert b"the host's" in told and sink.url.encode() not in told
