@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
-from exporters.rules import DEV, OTHER, Declared, Frame, OfApp, Random, Rule, Version, Words, filled
+from exporters.rules import DEV, OTHER, Declared, Frame, OfApp, Random, Rule, Version, Words, coarse, filled
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE_NAME = "epochmeter"
@@ -379,6 +380,12 @@ def metrics(target: str, declared: Declared | None = None) -> tuple[Entry, ...]:
 def facts(target: str, declared: Declared | None = None) -> dict[str, Rule]:
     """The facts that a destination gets, with their blanks filled."""
     return {entry.name: filled(entry.rule, declared) for entry in RESOURCE if target in entry.destinations}
+
+
+def told_facts(known: Mapping[str, Any], target: str, declared: Declared | None = None) -> dict[str, Any]:
+    """Those of these facts that the list names for this destination, as they may be told, in the list's order."""
+    told = {name: coarse(rule, known[name]) for name, rule in facts(target, declared).items() if name in known}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 @lru_cache(maxsize=32)

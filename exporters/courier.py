@@ -200,7 +200,7 @@ class Courier:
         """The body, if it may go; None where the entry was given up, or has been removed."""
         self._share()
         try:
-            body, declared = self._outbox.body(entry), self._outbox.head(entry).declared
+            head, body = self._outbox.whole(entry)
         except FileNotFoundError:  # switched off in another process: all has been removed
             return None
         except UnreadableError as error:
@@ -210,7 +210,7 @@ class Courier:
         except OSError as error:
             raise _WaitsError(f"the outbox could not be read: {error.strerror}") from error
         self._share()
-        if self._gate.passes(body, self._share, declared):
+        if self._gate.passes(body, self._share, head.declared):
             return body
         self._outbox.drop(entry, "fault")
         done.notes.append(self._gate.reason)

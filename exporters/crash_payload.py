@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from exporters.allowlist import MAX_FRAMES, crash, facts
-from exporters.rules import OTHER, Declared, coarse
+from exporters.allowlist import MAX_FRAMES, crash, facts, told_facts
+from exporters.rules import OTHER, Declared, as_text, coarse
 
 ID = re.compile("[0-9a-f]{32}")
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
@@ -39,14 +39,12 @@ def rebuilt(record: Mapping[str, Any], declared: Declared) -> dict[str, Any]:
     """
     rules = crash(declared)
     types = (coarse(rules["exception.type"], name) for name in record["types"])
-    known = facts("crash", declared)
-    told = {name: coarse(rule, record["facts"][name]) for name, rule in known.items() if name in record["facts"]}
     return {
         "id": str(record["id"]) if ID.fullmatch(str(record["id"])) else "0" * 32,
         "time_unix_ns": int(record["time_unix_ns"]) // 1_000_000_000 * 1_000_000_000,
         "type": next((found for found in types if found is not None), "Exception"),
         "frames": list(collapsed(coarse(rules[FRAMES], frame) for frame in record["frames"]))[-MAX_FRAMES:],
-        "facts": {name: value for name, value in told.items() if value is not None},
+        "facts": told_facts(record["facts"], "crash", declared),
     }
 
 
@@ -72,7 +70,7 @@ def event(told: Mapping[str, Any]) -> dict[str, Any]:
         "timestamp": moment(told["time_unix_ns"]),
         **FIXED,
         "release": release(told),
-        "tags": {name: _text(value) for name, value in told["facts"].items()},
+        "tags": {name: as_text(value) for name, value in told["facts"].items()},
         "exception": {"values": [{"type": told["type"], "stacktrace": {"frames": frames}}]},
     }
 
@@ -90,10 +88,6 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 def moment(time_unix_ns: int) -> str:
     return datetime.fromtimestamp(time_unix_ns // 1_000_000_000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # ---- the last check ------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import Any
 from opentelemetry.sdk.metrics.export import ExponentialHistogramDataPoint, Metric, MetricsData, NumberDataPoint
 
 from exporters.allowlist import METRICS, PHASES, RESOURCE, STAGES, USAGE
-from exporters.rules import Declared, Version, Words, coarse, filled
+from exporters.rules import Declared, Version, Words, as_text, coarse, filled
 
 MAX_EVENTS = 25
 MAX_BYTES = 129_999  # the body is to be below 130,000
@@ -106,7 +106,7 @@ def _cells(data: MetricsData, usage: bool) -> Iterator[Cell]:
                 yield _word(metric.name, attributes), cell, count
     for resource_metrics in data.resource_metrics:
         for name, value in resource_metrics.resource.attributes.items():
-            yield _word(name, {}), _text(value), 1
+            yield _word(name, {}), as_text(value), 1
     if usage:
         yield from ((USED, word, 1) for word in used if word in (*STAGES, *PHASES))
 
@@ -120,10 +120,6 @@ def _word(name: str, attributes: Mapping[str, Any]) -> str:
     """A metric's word: its name and the words of its attributes."""
     told = [str(attributes[key]) for key in ("epochmeter.stage", "epochmeter.phase") if key in attributes]
     return "_".join([name.removeprefix("epochmeter.").replace(".", "_"), *told])
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _exponents(point: ExponentialHistogramDataPoint) -> dict[str, int]:
@@ -182,7 +178,7 @@ def vocabulary(declared: Declared | None = None) -> dict[str, tuple[str, ...]]:
     for fact in RESOURCE:
         rule = filled(fact.rule, declared)
         if "ga" in fact.destinations and isinstance(rule, (Words, Version)):
-            words[_word(fact.name, {})] = tuple(_text(value) for value in getattr(rule, "values", ()))
+            words[_word(fact.name, {})] = tuple(as_text(value) for value in getattr(rule, "values", ()))
     return {**words, **_counted(declared), USED: (*STAGES, *PHASES)}
 
 

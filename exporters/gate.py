@@ -27,7 +27,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-from exporters.allowlist import SCHEMA_URL, SCOPE_NAME, Entry, facts, metrics
+from exporters.allowlist import SCHEMA_URL, SCOPE_NAME, Entry, metrics, told_facts
 from exporters.config import Record
 from exporters.payload import encode, told
 from exporters.rules import Declared, Rule, coarse
@@ -177,16 +177,10 @@ def rebuild(data: MetricsData, target: str = "otlp", declared: Declared | None =
     return MetricsData([_resource_metrics(entry, target, declared) for entry in data.resource_metrics])
 
 
-def rebuilt_facts(known: Mapping[str, Any], target: str, declared: Declared | None = None) -> dict[str, Any]:
-    """The facts that the list names for this destination, as they may be told, in the list's order."""
-    told = {name: coarse(rule, known[name]) for name, rule in facts(target, declared).items() if name in known}
-    return {name: value for name, value in told.items() if value is not None}
-
-
 def _resource_metrics(source: ResourceMetrics, target: str, declared: Declared | None) -> ResourceMetrics:
     found = [metric for scope in source.scope_metrics for metric in scope.metrics]
     rebuilt = [_metric(entry, found) for entry in metrics(target, declared)]
-    resource = Resource(rebuilt_facts(source.resource.attributes, target, declared), SCHEMA_URL)
+    resource = Resource(told_facts(source.resource.attributes, target, declared), SCHEMA_URL)
     return ResourceMetrics(resource, [ScopeMetrics(SCOPE, [m for m in rebuilt if m is not None], SCHEMA_URL)], SCHEMA_URL)
 
 

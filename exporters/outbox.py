@@ -268,14 +268,23 @@ class Outbox:
         Raises:
             OSError, UnreadableError: as `head`.
         """
+        return self.whole(entry)[1]
+
+    def whole(self, entry: Entry) -> tuple[Head, bytes]:
+        """What an entry is, and its body.
+
+        Raises:
+            OSError, UnreadableError: as `head`.
+        """
         line, _, packed = entry.path.read_bytes().partition(b"\n")
         try:
             body = gzip.decompress(packed)
         except (OSError, EOFError, ValueError) as error:
             raise UnreadableError("its body is damaged") from error
-        if hashlib.sha256(body).hexdigest() != _head(line).sha256:
+        head = _head(line)
+        if hashlib.sha256(body).hexdigest() != head.sha256:
             raise UnreadableError("its body is not the one that was put here")
-        return body
+        return head, body
 
     def knows(self, started_ns: int, run: str, order: str) -> bool:
         """Whether there is, or was, an entry of this name."""

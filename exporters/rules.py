@@ -146,6 +146,11 @@ def _frame(rule: Frame, value: Any) -> str:
     return str(value) if whole else OTHER
 
 
+def as_text(value: Any) -> str:
+    """A value where only text can stand."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def significant(value: int | float, digits: int) -> int | float:
     """The number with so many significant digits; a whole number stays whole."""
     if not value or not math.isfinite(value):

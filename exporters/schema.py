@@ -22,7 +22,7 @@ from exporters.allowlist import (
 )
 from exporters.ga_payload import CONSENT, COUNTED, DURATIONS, EVENT
 from exporters.ga_payload import vocabulary as ga_words
-from exporters.rules import DEV, Declared, Frame, OfApp, Random, Rule, Version, Words, filled
+from exporters.rules import DEV, Declared, Frame, OfApp, Random, Rule, Version, Words, as_text, filled
 
 BUCKETS = "base-2 exponential histogram of at most 160 buckets, with count, sum, min and max"
 PAGE_HEAD = """# What can leave your machine
@@ -142,8 +142,7 @@ def rule_in_words(described: Mapping[str, Any]) -> str:
     for form in ("random", "form"):
         if form in described:
             return str(described[form])
-    values = [str(value).lower() if isinstance(value, bool) else str(value) for value in described["values"]]
-    return ", ".join(_shortened(values))
+    return ", ".join(_shortened([as_text(value) for value in described["values"]]))
 
 
 def _shortened(values: list[str]) -> Iterable[str]:

@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,10 @@ class Counts:
         return sum(self.features.values()) + sum(self.commands.values())
 
     def merge(self, other: Counts) -> None:
-        pairs = [(self.features, other.features), (self.commands, other.commands)]
-        pairs += [(self.options.setdefault(command, {}), options) for command, options in other.options.items()]
-        for into, added in pairs:
-            for name, times in added.items():
-                into[name] = into.get(name, 0) + times
+        _add(self.features, other.features)
+        _add(self.commands, other.commands)
+        for command, options in other.options.items():
+            _add(self.options.setdefault(command, {}), options)
 
 
 @dataclass
@@ -79,8 +78,7 @@ class Counted:
         self.began, self.ended = min(self.began, other.began), max(self.ended, other.ended)
         self.counts.merge(other.counts)
         self.facts.update(other.facts)
-        for what, times in other.notes.items():
-            self.notes[what] = self.notes.get(what, 0) + times
+        _add(self.notes, other.notes)
 
 
 class Ledger:
@@ -253,6 +251,11 @@ def ledgers(folder: Path) -> list[Ledger]:
     with contextlib.suppress(OSError):
         return [Ledger(path) for path in sorted(folder.iterdir()) if path.is_dir()]
     return []
+
+
+def _add(into: dict[str, int], added: Mapping[str, int]) -> None:
+    for name, times in added.items():
+        into[name] = into.get(name, 0) + times
 
 
 def _kind(counted: Counted) -> str:

@@ -20,6 +20,11 @@ telemetry = Telemetry(
     exporter="otlp", settings={"otlp_endpoint": sys.argv[1]}, crash_dsn=sys.argv[1].replace("://", "://key@") + "/42",
 )
 """
+WITHOUT_SENTRY = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "sentry_sdk" else find(name, *more)
+"""
 COUNT = """
 for _ in range(10):
     telemetry.feature("export")

@@ -62,7 +62,7 @@ LAYERS = (
     Layer(
         "only listed facts are copied",
         "exporters/gate.py",
-        "resource = Resource(rebuilt_facts(source.resource.attributes, target, declared), SCHEMA_URL)",
+        "resource = Resource(told_facts(source.resource.attributes, target, declared), SCHEMA_URL)",
         "resource = Resource(dict(source.resource.attributes), SCHEMA_URL)",
         "test_gate.py::test_nothing_of_the_users_own_goes_out",
     ),
@@ -97,7 +97,7 @@ LAYERS = (
     Layer(
         "only the checked bytes are released",
         "exporters/courier.py",
-        "        if self._gate.passes(body, self._share, declared):",
+        "        if self._gate.passes(body, self._share, head.declared):",
         "        if True:",
         "test_courier.py::test_the_bytes_are_checked_again_before_they_go",
     ),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from authors import OUTSIDE, choose, counted, metrics
+from authors import OUTSIDE, WITHOUT_SENTRY, choose, counted, metrics
 from conftest import Sink, free_port, python, wait_for
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -109,9 +109,6 @@ def test_a_benchmark_arrives_as_its_report_says(collector: dict[str, str], sink:
 
 
 CRASHING = """
-import importlib.util, sys
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *more: None if name == "sentry_sdk" else find(name, *more)
 from profiler import Telemetry
 telemetry = Telemetry("digits", "1.2.3", features=("export",), commands={"fit": ("epochs",)})
 for _ in range(25):
@@ -130,7 +127,7 @@ def test_what_a_package_counts_and_its_crash_arrive(collector: dict[str, str], s
     if protocol == "grpc":
         pytest.importorskip("grpc")
     choose(home, exporter="otlp", otlp_endpoint=collector[protocol], otlp_protocol=protocol, crash_reports=True)
-    answer = python("-c", CRASHING, **OUTSIDE)
+    answer = python("-c", WITHOUT_SENTRY + CRASHING, **OUTSIDE)
     assert (answer.code, answer.out) == (0, ""), answer.err
     wait_for(lambda: {received.path for received in sink.received} == {"/v1/metrics", "/v1/logs"})
     (summary,) = metrics(sink)

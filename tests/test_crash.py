@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from authors import COUNT, HOST, OUTSIDE, choose, envelopes, host
+from authors import COUNT, HOST, OUTSIDE, WITHOUT_SENTRY, choose, envelopes, host
 from conftest import Answer, Sink, epochmeter, python
 
 from exporters import Declared, crash_log, crash_payload
@@ -163,9 +163,7 @@ def test_and_ours_none_and_where_in_the_package_it_was(sink: Sink, home: Path, p
 
 def test_without_sentrys_library_the_same_goes_to_the_collector_as_a_log(sink: Sink, home: Path, place: dict[str, Any]) -> None:
     choose(home, crash_reports=True, exporter="otlp", otlp_endpoint=sink.url)
-    hidden = "import importlib.util, sys\nfind = importlib.util.find_spec\n"
-    hidden += "importlib.util.find_spec = lambda name, *more: None if name == 'sentry_sdk' else find(name, *more)\n"
-    answer = run(place, hidden + OURS, sink.url)
+    answer = run(place, WITHOUT_SENTRY + OURS, sink.url)
     assert answer.code == 1
     (received,) = [received for received in sink.received if received.path == "/v1/logs"]
     assert not envelopes(sink) and seen(place, sink) == set()
@@ -292,11 +290,9 @@ def late():
 
 
 def test_where_crashes_go_is_said_for_a_collector_of_the_packages_too(home: Path, sink: Sink) -> None:
-    hidden = "import importlib.util\nfind = importlib.util.find_spec\n"
-    hidden += "importlib.util.find_spec = lambda name, *more: None if name == 'sentry_sdk' else find(name, *more)\n"
     host(sink)
     choose(home, crash_reports=True)
-    first, second = (python("-c", hidden + HOST + CRASHES, sink.url, **OUTSIDE) for _ in range(2))
+    first, second = (python("-c", WITHOUT_SENTRY + HOST + CRASHES, sink.url, **OUTSIDE) for _ in range(2))
     assert f"goes to {sink.url}/v1/logs" in first.err and "crash_reports=false" in first.err
     assert "goes to" not in second.err
     assert [received.path for received in sink.received] == ["/v1/logs"] * 2

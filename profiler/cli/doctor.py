@@ -6,6 +6,7 @@ import json
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -14,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from profiler.cli.options import AsJson
 
 RUNS_LOOKED_AT = 5
 PROVIDED = ("profiler", "exporters")
@@ -31,7 +34,7 @@ class Check:
 
 def doctor(
     full: Annotated[bool, typer.Option("--full", help="Also ask py-cpuinfo about the CPU, which takes a second.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what works here and, for what does not, why and what helps."""
     checks = [check for look in LOOKS for check in look()]
@@ -174,13 +177,13 @@ def _embedded() -> Iterator[Check]:
     from profiler.usage import ledgers
 
     for ledger in ledgers(usage_path()):
-        waiting, kept = ledger.pending(), ledger.kept()
-        uses = sum(counted.counts.total for counted in [*kept, *(counted for _, counted in waiting)])
+        waiting = ledger.pending()
+        parts = [*ledger.kept(), *(counted for _, counted in waiting)]
+        uses = sum(counted.counts.total for counted in parts)
         yield Check(f"usage of {ledger.folder.name}", "ok", f"{uses} uses counted; {len(waiting)} summaries wait to be made")
-        notes: dict[str, int] = {}
-        for counted in [*kept, *(counted for _, counted in waiting)]:
-            for what, times in counted.notes.items():
-                notes[what] = notes.get(what, 0) + times
+        notes: Counter[str] = Counter()
+        for counted in parts:
+            notes.update(counted.notes)
         for what, times in notes.items():
             state = "ok" if _has_been_seen_to(what) else "problem"
             yield Check(f"usage of {ledger.folder.name}", state, f"{what} ({times}x)")

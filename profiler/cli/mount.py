@@ -4,14 +4,21 @@ mount.settings(app)
 mount.telemetry(app, telemetry)
 """
 
+from __future__ import annotations
+
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from profiler.cli.options import AsJson
 from profiler.cli.telemetry import COMMANDS
+from profiler.cli.telemetry.flush import Adopt, Again
+from profiler.cli.telemetry.flush import flush as deliver
+from profiler.cli.telemetry.preview import show_own
+from profiler.cli.telemetry.schema import Markdown, show
 from profiler.errors import ArgumentTypeError, ProfilerError
 from profiler.telemetry import Telemetry
 
@@ -68,12 +75,7 @@ def _told(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _schema(of: Telemetry) -> Callable[..., None]:
-    from profiler.cli.telemetry.schema import JSON, MARKDOWN, show
-
-    def schema(
-        as_json: Annotated[bool, JSON] = False,
-        markdown: Annotated[bool, MARKDOWN] = False,
-    ) -> None:
+    def schema(as_json: AsJson = False, markdown: Markdown = False) -> None:
         """List every field that can leave this machine, its values, and its purpose."""
         show(as_json, markdown, of.declared())
 
@@ -81,9 +83,7 @@ def _schema(of: Telemetry) -> Callable[..., None]:
 
 
 def _preview(of: Telemetry) -> Callable[..., None]:
-    from profiler.cli.telemetry.preview import JSON, show_own
-
-    def preview(as_json: Annotated[bool, JSON] = False) -> None:
+    def preview(as_json: AsJson = False) -> None:
         """Show the exact bytes of what was counted, and of crashes. Nothing is sent."""
         show_own(of.declared()["app"], as_json)
 
@@ -91,14 +91,7 @@ def _preview(of: Telemetry) -> Callable[..., None]:
 
 
 def _flush(of: Telemetry) -> Callable[..., None]:
-    from profiler.cli.telemetry.flush import ADOPT, AGAIN, JSON
-    from profiler.cli.telemetry.flush import flush as deliver
-
-    def flush(
-        adopt: Annotated[bool, ADOPT] = False,
-        again: Annotated[bool, AGAIN] = False,
-        as_json: Annotated[bool, JSON] = False,
-    ) -> None:
+    def flush(adopt: Adopt = False, again: Again = False, as_json: AsJson = False) -> None:
         """Deliver what waits, now. Exit code 3: some remains."""
         of.close()
         deliver(adopt, again, as_json)

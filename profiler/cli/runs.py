@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich import box
@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from profiler.cli.options import AsJson
 
-def runs(as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False) -> None:
+
+def runs(as_json: AsJson = False) -> None:
     """List recorded runs, newest first."""
     from profiler.preferences import runs_path
     from profiler.runlog import run_paths

@@ -10,13 +10,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from profiler.cli.options import AsJson
 from profiler.errors import SettingsError
 
 
 def settings(
     changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]... | reset", help="What to change.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say where each value comes from, and what it means.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the settings, change them (sync=false), or restore the defaults (reset)."""
     from profiler import preferences

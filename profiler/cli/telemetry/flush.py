@@ -8,17 +8,18 @@ from typing import Annotated
 
 import typer
 
+from profiler.cli.options import AsJson
+
 REMAIN = 3
 
 
-ADOPT = typer.Option("--adopt", help="Also what was made for another destination: to the one that is chosen now.")
-AGAIN = typer.Option("--again", help="Also what a destination refused and was set aside.")
-JSON = typer.Option("--json", help="As JSON, on stdout alone.")
+Adopt = Annotated[
+    bool, typer.Option("--adopt", help="Also what was made for another destination: to the one that is chosen now.")
+]
+Again = Annotated[bool, typer.Option("--again", help="Also what a destination refused and was set aside.")]
 
 
-def flush(
-    adopt: Annotated[bool, ADOPT] = False, again: Annotated[bool, AGAIN] = False, as_json: Annotated[bool, JSON] = False
-) -> None:
+def flush(adopt: Adopt = False, again: Again = False, as_json: AsJson = False) -> None:
     """Deliver what waits in the outbox, now. Exit code 3: some remains."""
     from profiler.errors import SettingsError
     from profiler.reporting import export_waiting

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from profiler.cli.options import AsJson
+
 INVALID = 1
 
 
-JSON = typer.Option("--json", help="As JSON, on stdout alone.")
 USAGE, CRASHES = "usage", "crashes"
 
 
@@ -22,7 +23,7 @@ def preview(
     run: Annotated[
         str | None, typer.Argument(help="A run's id, the beginning of one, 'last', 'usage' or 'crashes'; else all three.")
     ] = None,
-    as_json: Annotated[bool, JSON] = False,
+    as_json: AsJson = False,
     raw: Annotated[bool, typer.Option("--bytes", help="The bytes themselves, on stdout, not compressed.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Google Analytics: asks its validation server, which keeps nothing, about them.")

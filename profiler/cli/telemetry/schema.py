@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-JSON = typer.Option("--json", help="As JSON, on stdout alone.")
-MARKDOWN = typer.Option("--markdown", help="As a page: docs/telemetry.md, or a section of a package's README.")
+from profiler.cli.options import AsJson
+
+Markdown = Annotated[bool, typer.Option("--markdown", help="As a page: docs/telemetry.md, or a section of a package's README.")]
 
 
-def schema(as_json: Annotated[bool, JSON] = False, markdown: Annotated[bool, MARKDOWN] = False) -> None:
+def schema(as_json: AsJson = False, markdown: Markdown = False) -> None:
     """List every field that can leave this machine, its values, and its purpose."""
     show(as_json, markdown)
 

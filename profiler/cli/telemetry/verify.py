@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from profiler.cli.options import AsJson
 
 FAILED, FORBIDDEN = 1, 4
 RUN = """
@@ -64,7 +66,7 @@ BY_ADDRESS = '{"version": 2, "exporter": "otlp", "otlp_endpoint": "http://192.0.
 OFF = '{"version": 2, "sync": false, "exporter": "otlp", "otlp_endpoint": "http://192.0.2.1:4318"}'
 
 
-def verify(as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")] = False) -> None:
+def verify(as_json: AsJson = False) -> None:
     """Prove on this machine that off is off, and that the preview is what is sent. Exit code 1: a claim failed; 4: the
     system forbids the proof."""
     from profiler.proof import ProofUnavailableError, watch
