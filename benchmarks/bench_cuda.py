@@ -2,16 +2,19 @@
 
     python benchmarks/bench_cuda.py [--json benchmarks/results/cuda.json]
 
-- **A step** with and without the profiler, three nets: a small launch-bound one, ResNet-50, a transformer block.
-  Rounds take turns; the difference is told beside the spread of the rounds without. Losses are compared to the last bit.
+- **A step** with and without the profiler, three nets: a small launch-bound one, ResNet-50, a transformer block. Rounds take
+  turns, and turns in who is first; the ratio is told with its 95 % interval, beside the spread of the rounds without.
+- **Losses**, to the last bit, with torch's deterministic algorithms; a control without the profiler stands beside.
 - **Synchronisations**, counted by torch's own profiler, with and without: the difference is to be 0.
-- **Device time** of a phase against the sum of its kernels' times, by torch's own profiler.
+- **Device time** of a phase against its kernels' times by torch's own profiler: from the first one's begin to the last one's
+  end, and their sum. The GPU sleeps before each phase, so that its kernels wait in line, and no gap is the host's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -22,7 +25,11 @@ from typing import Any
 
 ROUNDS, STEPS, WARM_UP = 9, 60, 15
 GOALS = {"added_synchronisations": 0, "device_time": 0.02}
-SYNCHRONISATIONS = ("cudaDeviceSynchronize", "cudaStreamSynchronize", "cudaEventSynchronize")
+SYNCHRONISATIONS = tuple(
+    call for of in ("Device", "Stream", "Event", "Ctx") for call in (f"cuda{of}Synchronize", f"cu{of}Synchronize")
+)
+SLEEP = 20_000_000  # cycles: about 10 ms
+SLEEPER = "spin_kernel"  # what torch.cuda._sleep runs
 
 
 def small(torch: Any) -> tuple[Any, Any]:
@@ -84,28 +91,53 @@ def profiled(loop: Loop, steps: int) -> tuple[list[Any], Any]:
     return losses, prof
 
 
-def step_times(torch: Any, make: Any) -> dict[str, Any]:
-    bare, ours = Loop(torch, make), Loop(torch, make)
-    same = all(bool(a == b) for a, b in zip(bare.run(WARM_UP), profiled(ours, WARM_UP)[0], strict=True))
-    rounds: dict[str, list[float]] = {"bare": [], "profiled": []}
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        bare.run(STEPS)
-        rounds["bare"].append((time.perf_counter() - began) / STEPS)
-        from profiler import Profiler
+def same_losses(torch: Any, make: Any) -> dict[str, bool]:
+    """Whether a profiled loop's losses are those of a bare one, and a second bare one's as well."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:  # making a loop seeds the random numbers, so each runs before the next is made
+        bare = Loop(torch, make).run(WARM_UP)
+        ours = profiled(Loop(torch, make), WARM_UP)[0]
+        control = Loop(torch, make).run(WARM_UP)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    same = [all(bool(a == b) for a, b in zip(bare, other, strict=True)) for other in (ours, control)]
+    return dict(zip(("losses_identical", "losses_of_control_identical"), same, strict=True))
 
+
+def step_times(torch: Any, make: Any) -> dict[str, Any]:
+    from profiler import Profiler
+    from profiler.bench.estimate import interval
+
+    loops = {"bare": Loop(torch, make), "profiled": Loop(torch, make)}
+    rounds: dict[str, list[float]] = {"bare": [], "profiled": []}
+
+    def bare() -> float:
+        began = time.perf_counter()
+        loops["bare"].run(STEPS)
+        return (time.perf_counter() - began) / STEPS
+
+    def ours() -> float:
         with Profiler("cuda", exporter="none", settings={"local": False}) as prof:
             prof.start()
             began = time.perf_counter()
-            ours.run(STEPS, prof)
-            rounds["profiled"].append((time.perf_counter() - began) / STEPS)
-    medians = {way: statistics.median(times) for way, times in rounds.items()}
+            loops["profiled"].run(STEPS, prof)
+            return (time.perf_counter() - began) / STEPS
+
+    ways = {"bare": bare, "profiled": ours}
+    for turn in range(-1, ROUNDS):  # the first is to warm up
+        for way in ways if turn % 2 else reversed(ways):
+            took = ways[way]()
+            if turn >= 0:
+                rounds[way].append(took)
+    ratios = [ours / bare for ours, bare in zip(rounds["profiled"], rounds["bare"], strict=True)]
+    low, high = interval(ratios)
     spread = statistics.quantiles(rounds["bare"], n=4)
     return {
-        "bare_ms": medians["bare"] * 1e3,
-        "ratio": medians["profiled"] / medians["bare"],
-        "bare_spread": (spread[2] - spread[0]) / medians["bare"],
-        "losses_identical": same,
+        "bare_ms": statistics.median(rounds["bare"]) * 1e3,
+        "ratio": statistics.median(ratios),
+        "low": low,
+        "high": high,
+        "bare_spread": (spread[2] - spread[0]) / statistics.median(rounds["bare"]),
     }
 
 
@@ -117,43 +149,68 @@ def traced(torch: Any, work: Callable[[], Any]) -> Any:
 
 
 def synchronisations(torch: Any, make: Any) -> int:
-    """Those of 20 profiled steps, less those of 20 bare ones."""
+    """Those of 20 profiled steps, less those of 20 bare ones; of three turns, the one that differs most."""
     loop = Loop(torch, make)
-    loop.run(WARM_UP)
-    profiled(loop, WARM_UP)
-    counts = []
-    for work in (lambda: loop.run(20), lambda: profiled(loop, 20)):
-        events = traced(torch, work).events()
-        counts.append(sum(event.name in SYNCHRONISATIONS for event in events))
-    return counts[1] - counts[0]
+    ways = (lambda: loop.run(20), lambda: profiled(loop, 20))
+    for work in ways:
+        traced(torch, work)  # the first trace has synchronisations of its own
+    differences = []
+    for _ in range(3):
+        bare, ours = (sum(event.name in SYNCHRONISATIONS for event in traced(torch, work).events()) for work in ways)
+        differences.append(ours - bare)
+    return max(differences, key=abs)
 
 
-def device_time(torch: Any, make: Any) -> float:
-    """A forward phase's device time, as a ratio to its kernels' times."""
+def device_time(torch: Any, make: Any) -> dict[str, float]:
+    """A forward phase's device time, as ratios to its kernels' span and to the sum of their times."""
     from profiler import Profiler
 
     loop = Loop(torch, make)
     loop.run(WARM_UP)
+    steps = 20
     found: dict[str, float] = {}
 
     def work() -> None:
         with Profiler("cuda", exporter="none", settings={"local": False}) as prof:
-            for _ in prof.train(range(20)):
-                with prof.phase("forward"), torch.profiler.record_function("the forward"):
+            for _ in prof.train(range(steps)):
+                torch.cuda._sleep(SLEEP)
+                with prof.phase("forward"):
                     loop.model(loop.batch)
-            torch.cuda.synchronize()
+                torch.cuda.synchronize()
         phase = prof.summary.stages["train"]["phases"]["forward"]["device"]
-        found["ours"] = phase["total_s"] / phase["count"]
+        found["ours"] = phase["total_s"] / phase["count"] * 1e6
 
-    events = [event for event in traced(torch, work).key_averages() if event.key == "the forward"]
-    kernels = sum(event.device_time_total for event in events) / sum(event.count for event in events)
-    return found["ours"] / (kernels / 1e6)
+    spans, sums = kernel_times(torch, traced(torch, work).events())
+    if len(spans) != steps:
+        raise SystemExit(f"torch's profiler shows {len(spans)} of {steps} phases")
+    # Without the first: the run tells it apart.
+    return {
+        "device_time_to_kernels_span": found["ours"] / statistics.mean(spans[1:]),
+        "device_time_to_kernels_sum": found["ours"] / statistics.mean(sums[1:]),
+    }
+
+
+def kernel_times(torch: Any, events: Any) -> tuple[list[float], list[float]]:
+    """Of the kernels after each sleep, in us: from the first one's begin to the last one's end, and their sum."""
+    on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    spans, sums = [], []
+    kernels: list[Any] = []
+    for event in [*sorted(on_device, key=lambda event: event.time_range.start), None]:
+        if event is None or SLEEPER in event.name:
+            if kernels:
+                spans.append(max(kernel.time_range.end for kernel in kernels) - kernels[0].time_range.start)
+                sums.append(sum(kernel.time_range.elapsed_us() for kernel in kernels))
+            kernels = []
+        elif not getattr(event, "is_user_annotation", False):
+            kernels.append(event)
+    return spans, sums
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it, cuBLAS is not deterministic
     import torch
 
     if not torch.cuda.is_available():
@@ -162,9 +219,8 @@ def main() -> None:
     where = f"{card}, Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()} {sys.platform}"
     result: dict[str, Any] = {"where": where, "goals": GOALS, "nets": {}}
     for name, make in NETS.items():
-        told = step_times(torch, make)
+        told = step_times(torch, make) | same_losses(torch, make) | device_time(torch, make)
         told["added_synchronisations"] = synchronisations(torch, make)
-        told["device_time_ratio"] = device_time(torch, make)
         result["nets"][name] = told
         print(name, json.dumps(told))
     if arguments.json:

@@ -225,7 +225,9 @@ METRICS = (
         *("epochmeter.gpu.throttled_time", "sum", "s", "What holds clocks down."),
         attributes={
             **GPU,
-            "epochmeter.gpu.throttle_reason": Words(("power_cap", "thermal", "sync_boost", "board_limit", "reliability")),
+            "epochmeter.gpu.throttle_reason": Words(
+                ("power_cap", "thermal", "sync_boost", "board_limit", "reliability", "sw_thermal", "hw_thermal", "power_brake")
+            ),
         },
         digits=3,
     ),

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Clock = Callable[[], int]
 host_clock: Clock = time.perf_counter_ns
@@ -22,6 +22,13 @@ class Event(Protocol):
     def record(self, stream: Any, /) -> None: ...
     def query(self) -> bool: ...
     def elapsed_time(self, end_event: Any, /) -> float: ...
+
+
+class Mark(NamedTuple):
+    """An event, and the stream that it was recorded on."""
+
+    event: Event
+    stream: Any
 
 
 class DeviceClock:
@@ -45,7 +52,7 @@ class DeviceClock:
         self._pool: deque[Event] = deque()
         self.fault: str | None = None
 
-    def mark(self) -> Event | None:
+    def mark(self) -> Mark | None:
         """An event recorded on the current stream; None while a graph is being captured, or once the clock has failed."""
         if self.fault is not None:
             return None
@@ -53,29 +60,30 @@ class DeviceClock:
             if self._is_capturing():
                 return None
             event = self._pool.pop() if self._pool else self._new_event()
-            event.record(self._current_stream())
-            return event
+            stream = self._current_stream()
+            event.record(stream)
+            return Mark(event, stream)
         except Exception as error:
             self.fault = type(error).__name__
             return None
 
-    def elapsed_ns(self, begin: Event, end: Event) -> int | None:
-        """Device time between two marks in ns, or None while the device has not reached the second one.
+    def elapsed_ns(self, begin: Mark, end: Mark) -> int | None:
+        """Device time between two marks on one stream in ns, or None while the device has not reached the second one.
 
-        A mark that was read goes back to the pool.
+        The events of marks that were read go back to the pool.
         """
         if self.fault is not None:
             return None
         try:
             # While a graph is being captured, even asking for an event would spoil it.
-            if self._is_capturing() or not end.query():
+            if self._is_capturing() or not end.event.query():
                 return None
-            elapsed = round(begin.elapsed_time(end) * 1e6)  # torch answers in milliseconds
+            elapsed = round(begin.event.elapsed_time(end.event) * 1e6)  # torch answers in milliseconds
         except Exception as error:
             self.fault = type(error).__name__
             return None
-        self._pool.append(begin)
-        self._pool.append(end)
+        self._pool.append(begin.event)
+        self._pool.append(end.event)
         return max(elapsed, 0)
 
 

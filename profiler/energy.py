@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-from profiler.record import Energies, Energy, merge_energy
+from profiler.record import STEP_NS, Energies, Energy, merge_energy
 
 MAX_EDGES = 4096  # between two readings; a service has many calls a second
-STEP_NS = 100_000_000  # NVIDIA's counters move every 20 to 100 ms, by kind of card; sooner, another reading tells nothing
+POWER_OVER_NS = 1_000_000_000  # between two readings that lie close together, a counter's step says little of the power
 Place = tuple["int | None", str]  # the epoch and the stage, "" for none
 
 
@@ -72,6 +72,38 @@ class Spent:
                 into[place] = into.get(place, 0) + value
 
 
+class Counter:
+    """A GPU's energy counter: what it grew by, and about what power it stands for.
+
+    A reading below the one before is a counter that was reset, unless the next is up again: then it was no answer.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = Spent()  # since it was last read
+        self.is_doubted = False
+        self._last: float | None = None  # J
+        self._joules = self._time = 0.0
+
+    def read(self, counter: float) -> float | None:
+        """The joules since the reading before; None where there is none, or while this one is doubted."""
+        before = self._last
+        if before is not None and counter < before and not self.is_doubted:
+            self.is_doubted = True
+            return None
+        self._last, self.is_doubted = counter, False
+        if before is None:
+            return None
+        return counter - before if counter >= before else counter
+
+    def step(self, used: float, time: int) -> float:
+        """The joules in which it moves, by the power of about the last second."""
+        fade = POWER_OVER_NS / (self._time + time)
+        self._joules, self._time = self._joules + used, self._time + time
+        if fade < 1:
+            self._joules, self._time = self._joules * fade, self._time * fade
+        return self._joules / self._time * STEP_NS
+
+
 class Meter:
     """Shares out what the counters say.
 
@@ -86,8 +118,7 @@ class Meter:
         self._lock = threading.Lock()
         self._at: int | None = None
         self._now = Edge(0, None, None)
-        self._counters: dict[str, float] = {}
-        self._open: dict[str, Spent] = {}  # for each GPU, since its counter was last read
+        self._counters: dict[str, Counter] = {}
         self._used: dict[int | None, Energies] = {}
         self._is_over = False
 
@@ -135,24 +166,46 @@ class Meter:
         return spent
 
     def _gather(self, gpu: str, spent: Spent, counter: float | None) -> None:
-        waiting = self._open.setdefault(gpu, Spent())
-        waiting.add(spent)
+        meter = self._counters.setdefault(gpu, Counter())
+        meter.waiting.add(spent)
         if counter is None:
             return
-        before, self._counters[gpu] = self._counters.get(gpu), counter
-        self._open[gpu] = Spent()
-        if before is not None and waiting.times:
-            # A counter that falls back was reset: what it stands at has been used since.
-            self._share_out(gpu, counter - before if counter >= before else counter, waiting)
+        used = meter.read(counter)
+        if meter.is_doubted:
+            return
+        if used is not None and meter.waiting.times:
+            self._share_out(gpu, used, meter)
+        meter.waiting = Spent()
 
-    def _share_out(self, gpu: str, used: float, spent: Spent) -> None:
+    def _share_out(self, gpu: str, used: float, meter: Counter) -> None:
+        spent = meter.waiting
         whole = sum(spent.times.values())
-        for epoch, stage in {**spent.times, **spent.ends}:
-            share = spent.times.get((epoch, stage), 0) / whole
-            step = used / whole * STEP_NS
-            ends = spent.ends.get((epoch, stage), 0)
-            energy = Energy(used * share, whole * share / 1e9, used * min(share, 1 - share), ends * step * step)
+        step = meter.step(used, whole)
+        of_epoch, of_stage = _sums(spent.times, 0), _sums(spent.times, 1)
+        for place in {**spent.times, **spent.ends}:
+            time, (epoch, stage) = spent.times.get(place, 0), place
+
+            def mixed(own: int, time: int = time) -> float:
+                """Of what may be of another than this one's kind, this place's part."""
+                return used * min(own, whole - own) / whole * (time / own) if own else 0.0
+
+            energy = Energy(
+                joules=used * time / whole,
+                seconds=time / 1e9,
+                mixed=mixed(time),
+                variance=spent.ends.get(place, 0) * step * step,
+                between_epochs=mixed(of_epoch.get(epoch, 0)),
+                between_stages=mixed(of_stage.get(stage, 0)),
+            )
             merge_energy(self._used.setdefault(epoch, {}), {stage: {gpu: energy}})
+
+
+def _sums(times: Mapping[Place, int], part: int) -> dict[object, int]:
+    """The times by epoch (0) or by stage (1)."""
+    found: dict[object, int] = {}
+    for place, time in times.items():
+        found[place[part]] = found.get(place[part], 0) + time
+    return found
 
 
 def _place(edge: Edge) -> Place:

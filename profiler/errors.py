@@ -41,7 +41,17 @@ class RunLogError(ProfilerError):
 
 
 class ProbeUnavailableError(ProfilerError):
-    """A source of readings is not there. The text says why, and what to do about it."""
+    """A source of readings is not there. The text says why, and what to do about it.
+
+    Attributes:
+        is_trouble: it should be there: the report says so, once.
+        may_come: it may be there later in the run.
+    """
+
+    def __init__(self, text: str, *, is_trouble: bool = False, may_come: bool = False) -> None:
+        super().__init__(text)
+        self.is_trouble = is_trouble
+        self.may_come = may_come
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -22,13 +22,11 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from profiler import timing
-from profiler.record import Timing
+from profiler.record import AFTER, GAPS, Timing
 from profiler.timing import DeviceSpan, Segment, Span, Stage, ThreadState, Timer, batch_size
 
 DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER = "data_wait", "forward", "backward", "optimizer"
 CHECKPOINT = "checkpoint"
-AFTER = {word: f"after {word}" for word in (DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER)}
-GAPS = frozenset(AFTER.values())
 MAX_FAULTS = 5
 MEASURED = frozenset((Span, DeviceSpan))
 

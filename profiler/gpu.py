@@ -8,7 +8,9 @@ from __future__ import annotations
 from profiler.metrics import MetricSpec
 
 UTILIZATION = MetricSpec("hw.gpu.utilization", "1", "gauge", "Share of time in which at least one kernel ran.")
-MEMORY_USAGE = MetricSpec("hw.gpu.memory.usage", "By", "updowncounter", "GPU memory in use, the driver's own not counted.")
+MEMORY_USAGE = MetricSpec(
+    "hw.gpu.memory.usage", "By", "updowncounter", "GPU memory in use; the driver's own is in it where it cannot be told apart."
+)
 MEMORY_LIMIT = MetricSpec("hw.gpu.memory.limit", "By", "updowncounter", "GPU memory there is.")
 POWER = MetricSpec("hw.power", "W", "gauge", "Power draw; on NVIDIA's Ampere (not GA100) and newer a 1 s average.")
 TEMPERATURE = MetricSpec("hw.temperature", "Cel", "gauge", "Temperature of the GPU die, and of its memory.")

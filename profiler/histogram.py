@@ -63,8 +63,8 @@ class Histogram:
 
     __slots__ = ("_bounds", "_first", "counts", "max_ns", "min_ns", "scale", "sum_ns", "zero_count")
 
-    def __init__(self) -> None:
-        self.scale = MAX_SCALE
+    def __init__(self, scale: int = MAX_SCALE) -> None:
+        self.scale = scale  # to begin with: the finest there will be
         self.counts: dict[int, int] = {}
         self.zero_count = 0
         self.sum_ns = 0

@@ -63,7 +63,7 @@ class Reading:
     def all(self) -> Sequence[Sample | Samples]:
         """The samples, with whatever goes wrong on the way to the last of them raised here."""
         answer = self.read()
-        return answer if isinstance(answer, tuple) else list(answer)
+        return answer if isinstance(answer, (tuple, list)) else list(answer)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,9 @@ SPECS = {  # name: (unit, help)
     "epochmeter.gpu.energy.used": ("J", "Energy that a GPU used in a stage, or in none."),
     "epochmeter.gpu.energy.uncertain": ("J", "How much of it may belong to what was before or after."),
     "epochmeter.gpu.energy.metered": ("s", "For how long its counter was read."),
-    "epochmeter.gpu.energy.mixed": ("J", "Energy from times in which something else went on as well."),
+    "epochmeter.gpu.energy.mixed": ("J", "Energy that may be of what was before or after."),
+    "epochmeter.gpu.energy.between_epochs": ("J", "Of that, what may be of another epoch."),
+    "epochmeter.gpu.energy.between_stages": ("J", "Of that, what may be of another stage."),
     "epochmeter.gpu.energy.deviation": ("J", "What the steps of the counter leave open."),
     "epochmeter.bench.cases": ("{case}", "Cases of a benchmark, by how they ended."),
     "epochmeter.bench.sample_rate": ("{sample}/s", "Samples that a benchmark's case gets through."),
@@ -266,6 +268,7 @@ def _local_energy(energy: Energy) -> Mapping[str, float]:
         "metered": energy.seconds,
         "mixed": energy.mixed,
         "deviation": math.sqrt(energy.variance),
+        **{name: value for name in ("between_epochs", "between_stages") if (value := getattr(energy, name))},
     }
 
 

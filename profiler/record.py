@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from profiler.histogram import NS, Histogram
@@ -17,7 +17,9 @@ Path = tuple[str, ...]  # a phase and what it is nested in, outermost first: ("f
 State = Literal["running", "finished", "interrupted", "crashed"]
 FactValue = str | int | float | bool
 NOTE_LIMIT = 20
+STEP_NS = 100_000_000  # NVIDIA's energy counters move every 20 to 100 ms, by kind of card
 MAX_WAITING = 250  # values of a buffer; what waits at an epoch's end is counted by the loop's thread
+SENSOR_SCALE = 7  # of a histogram of readings: percentiles within 0.3 %, nearer than any sensor; fewer buckets cost less
 READING_PREFIX = "epochmeter.reading."  # the statistics of a reading, in the run log
 FACT_NAMES = {  # facts that OpenTelemetry has a name for; all others are epochmeter.<section>.<key>
     ("runtime", "os"): "os.type",
@@ -25,6 +27,11 @@ FACT_NAMES = {  # facts that OpenTelemetry has a name for; all others are epochm
     ("runtime", "implementation"): "process.runtime.name",
     ("runtime", "python"): "process.runtime.version",
 }
+
+
+AFTER = {word: f"after {word}" for word in ("data_wait", "forward", "backward", "optimizer")}
+GAPS = frozenset(AFTER.values())  # what lies between two known phases of a loop that names none
+OF_THE_HOST = GAPS | {"data_wait", "checkpoint", "logging"}  # phases in which the GPU need not be at work
 
 
 @dataclass
@@ -85,7 +92,8 @@ class StageRecord:
     def device_share(self) -> float | None:
         """Of a step, the share that its top-level phases took on the GPU's own clock, once the first step is over.
 
-        The two clocks are compared over the whole stage, never added: a phase may end on the GPU long after it did here.
+        Without gaps and what is the host's work. The two clocks are compared over the whole stage, never added: a phase may
+        end on the GPU long after it did here. None where the device reached less than half of the marks.
         """
         return self._share_of_step(lambda timing: timing.device.sum_ns / timing.device.count)
 
@@ -95,8 +103,12 @@ class StageRecord:
         return self._share_of_step(lambda timing: timing.steady.sum_ns / timing.steady.count)
 
     def _share_of_step(self, mean: Callable[[Timing], float]) -> float | None:
-        phases = [t for path, t in self.phases.items() if len(path) == 1 and t.device.count and t.steady.count]
-        if not phases or not self.step.steady.sum_ns:
+        phases = [
+            timing
+            for path, timing in self.phases.items()
+            if len(path) == 1 and path[0] not in OF_THE_HOST and timing.device.count and timing.steady.count
+        ]
+        if not phases or not self.step.steady.sum_ns or any(t.device.count * 2 < t.steady.count for t in phases):
             return None
         # some marks may not have been reached yet: the mean stands for them
         return min(sum(mean(t) * t.steady.count for t in phases) / self.step.steady.sum_ns, 1.0)
@@ -119,7 +131,8 @@ class ReadingRecord:
     """One metric with one set of attributes, over the ticks of the sampling thread.
 
     A counter is kept as what it grew by, so that a counter that runs since the machine was started tells of this run
-    alone; a counter that falls back has been restarted, and what it stands at is the growth since then.
+    alone; a counter that falls back, and is not up again the next time, has been restarted: what it stands at is the growth
+    since then.
     """
 
     spec: MetricSpec
@@ -129,7 +142,7 @@ class ReadingRecord:
     maximum: Number = 0
     total: Number = 0
     last: Number = 0
-    _histogram: Histogram = field(default_factory=Histogram)
+    _histogram: Histogram = field(default_factory=lambda: Histogram(SENSOR_SCALE))
     _waiting: list[int] = field(default_factory=list)
     _per: int = 1
 
@@ -211,36 +224,58 @@ class Energy:
 
     Attributes:
         seconds: for how long it was metered.
-        mixed: of the joules, those from times in which something else went on as well, as far as they may be its own:
-            always in the same direction, so they add up.
+        mixed: of the joules, those that may be of what went on before or after, between the same two readings: always in
+            the same direction, so they add up.
         variance: of the steps in which a counter moves, in J²: independent of each other, so their squares add up.
+        between_epochs: of what is mixed, that with another epoch.
+        between_stages: of what is mixed, that with another stage.
     """
 
     joules: float = 0.0
     seconds: float = 0.0
     mixed: float = 0.0
     variance: float = 0.0
+    between_epochs: float = 0.0
+    between_stages: float = 0.0
 
     @property
     def uncertain(self) -> float:
         return self.mixed + math.sqrt(self.variance)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the counters moved, and most of it is sure to belong here."""
+        return 0 < self.joules >= 2 * self.uncertain
 
     def add(self, other: Energy) -> None:
         self.joules += other.joules
         self.seconds += other.seconds
         self.mixed += other.mixed
         self.variance += other.variance
+        self.between_epochs += other.between_epochs
+        self.between_stages += other.between_stages
 
 
 Energies = dict[str, dict[str, Energy]]  # by stage ("" is what was in none), and by the GPU's hw.id
 
 
-def is_resolved(used: Iterable[Energy]) -> bool:
-    """Whether the counters moved, and most of it is sure to belong here."""
+def sum_of(energies: Iterable[Energy]) -> Energy:
     total = Energy()
-    for energy in used:
+    for energy in energies:
         total.add(energy)
-    return 0 < total.joules >= 2 * total.uncertain
+    return total
+
+
+def energy_by_gpu(energies: Energies) -> dict[str, Energy]:
+    """What each GPU used in an epoch, or in a run: what its stages share is its own, and one step of the counter is open."""
+    found: dict[str, Energy] = {}
+    for gpus in energies.values():
+        for gpu, energy in gpus.items():
+            found.setdefault(gpu, Energy()).add(replace(energy, mixed=energy.between_epochs))
+    for energy in found.values():
+        step = energy.joules / energy.seconds * STEP_NS / NS if energy.seconds else 0.0
+        energy.variance = step * step
+    return found
 
 
 def merge_energy(into: Energies, other: Energies) -> None:
@@ -394,12 +429,16 @@ class Sums:
 
     def __init__(self) -> None:
         self._whole = EpochRecord(None)
-        self._seen = 0
+        self._seen = self._seen_late = 0
         self.epochs = Histogram()  # how long each epoch took
         self.stages: dict[str, Histogram] = {}  # how long each stage took in each epoch
 
     def of(self, run: Run) -> EpochRecord:
         """Everything the run measured so far."""
+        for position, part in run.late[self._seen_late :]:
+            if position < self._seen:
+                self._whole.merge(part)
+        self._seen_late = len(run.late)
         for epoch in run.epochs[self._seen :]:
             self._whole.merge(epoch)
             self.epochs.add([epoch.duration_ns])
@@ -428,6 +467,7 @@ class Run:
     hardware: Hardware = field(default_factory=Hardware)
     epochs: list[EpochRecord] = field(default_factory=list)
     outside: EpochRecord = field(default_factory=lambda: EpochRecord(None))
+    late: list[tuple[int, EpochRecord]] = field(default_factory=list, compare=False)  # what was added to finished epochs
     overhead_ns: int | None = None  # on the loop's own threads
     background_ns: int | None = None  # CPU time of the sampling thread
     notes: dict[str, int] = field(default_factory=dict)  # what went wrong on our side, and how often
@@ -441,10 +481,16 @@ class Run:
         return Sums().of(self)
 
     def energy(self) -> Energies:
-        """What the GPUs used, over all epochs. Not in `whole`: it becomes known when an epoch has been added up."""
+        """What the GPUs used, over all epochs: what those share is the stage's own.
+
+        Not in `whole`: it becomes known when an epoch has been added up.
+        """
         total: Energies = {}
         for part in self.parts():
             merge_energy(total, part.energy)
+        for gpus in total.values():
+            for energy in gpus.values():
+                energy.mixed, energy.between_epochs = energy.between_stages, 0.0
         return total
 
     def note(self, what: str, times: int = 1) -> None:

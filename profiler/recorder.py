@@ -23,8 +23,10 @@ from profiler.record import Hardware, ReadingKey, ReadingRecord, Readings, readi
 PATIENCE = 5  # failures in a row after which a reading is asked only now and then
 REST_TICKS = 60
 STOP_TIMEOUT_S = 0.04  # with all else that is to be done at the end, less than 50 ms
-DEADLINE_S = 10.0  # without persistence mode, the first call to a driver takes seconds for each GPU
-SLOW_CALL_S = 0.2  # a round of calls takes a millisecond or two
+OPEN_DEADLINE_S = 10.0  # without persistence mode, the first call to a driver takes seconds for each GPU
+ROUND_DEADLINE_S = 2.0  # a round of calls takes a millisecond or two
+SLOW_CALL_S = 0.2
+FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0  # before a driver that does not start is tried again
 MAX_SLOTS = 4096
 EnergyListener = Callable[[int, Mapping[str, float]], None]
 
@@ -35,6 +37,7 @@ class _Row:
     reading: Reading
     failures: int = 0
     rest: int = 0
+    has_answered: bool = False
 
 
 class _Slot(NamedTuple):
@@ -44,6 +47,7 @@ class _Slot(NamedTuple):
     attributes: Attributes
     key: ReadingKey
     record: ReadingRecord
+    is_counter: bool
 
 
 class _Lane:
@@ -55,6 +59,7 @@ class _Lane:
         self.sources: list[Any] = []  # those of them that count energy
         self.rows: list[_Row] = []
         self.facts: list[tuple[str, Fact]] = []
+        self.hopeful: list[str] = list(self.names)  # probes that are not open, and may yet be
         self.ticks = 0
         self.cpu_ns: int | None = None
         self.asked_at: float | None = None  # since when it has been asking, while it does
@@ -101,6 +106,7 @@ class Recorder:
         self._readings: Readings = {}
         self._slots: dict[tuple[int, int], _Slot] = {}  # by the identity of spec and attributes, which a probe gives again
         self._counters: dict[ReadingKey, Number] = {}
+        self._doubted: set[ReadingKey] = set()  # counters that fell back at their last reading
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
@@ -187,8 +193,12 @@ class Recorder:
             try:
                 probe.start()
             except ProbeUnavailableError as error:
+                if error.is_trouble and name not in self.missing:
+                    self.note(f"{name}: {error}")
                 self.missing[name] = str(error)
+                lane.hopeful += [name] if error.may_come else []
                 return (), ()
+            self.missing.pop(name, None)
             lane.probes.append(probe)
             lane.sources += [probe] if isinstance(probe, EnergySource) else []
             return probe.facts(), probe.readings()
@@ -230,10 +240,7 @@ class Recorder:
         self._end(lane)
 
     def _main_of_drivers(self, lane: _Lane) -> None:
-        lane.asked_at = time.monotonic()
-        for name in lane.names:
-            if not lane.probes and not self._stop.is_set():
-                self.open(name)
+        self._open_drivers(lane)
         due = time.monotonic()
         while lane.probes and not self._stop.is_set():  # without a GPU, the thread ends here
             lane.asked_at = time.monotonic()
@@ -249,6 +256,20 @@ class Recorder:
         self._tick(lane)
         self._end(lane)
 
+    def _open_drivers(self, lane: _Lane) -> None:
+        """Opens the first one that is there; one that does not start now is tried again, more and more rarely."""
+        rest_s = FIRST_REST_S
+        while lane.hopeful and not lane.probes and not self._stop.is_set():
+            lane.asked_at = time.monotonic()
+            names, lane.hopeful = lane.hopeful, []
+            for name in names:
+                if not lane.probes and not self._stop.is_set():
+                    self.open(name)
+            lane.asked_at, lane.is_overdue = None, False
+            if not lane.probes and lane.hopeful:
+                self._stop.wait(rest_s)
+                rest_s = min(rest_s * 2, LONGEST_REST_S)
+
     def _end(self, lane: _Lane) -> None:
         lane.asked_at = None
         lane.cpu_ns = time.thread_time_ns()
@@ -259,9 +280,10 @@ class Recorder:
     def _watch(self, lane: _Lane) -> None:
         """Counts a driver that takes longer to answer than any should."""
         asked_at = lane.asked_at
-        if asked_at is not None and not lane.is_overdue and time.monotonic() - asked_at > DEADLINE_S:
+        deadline = ROUND_DEADLINE_S if lane.probes else OPEN_DEADLINE_S
+        if asked_at is not None and not lane.is_overdue and time.monotonic() - asked_at > deadline:
             lane.is_overdue = True
-            self.note(f"no answer from the GPU's driver within {DEADLINE_S:g} s")
+            self.note(f"no answer from the GPU's driver within {deadline:g} s")
 
     def _read_energy(self, lane: _Lane) -> None:
         listener = self._energy
@@ -303,7 +325,7 @@ class Recorder:
             answer = read()
         except ProbeUnavailableError:
             if row is not None:
-                self._drop(row)  # this machine cannot tell: not an error, and not asked again
+                self._refuse(row)
             return None
         except Exception as error:
             self.note(f"{probe}: {type(error).__name__}")
@@ -313,9 +335,16 @@ class Recorder:
             return None
         if row is not None:
             row.failures = 0
+            if answer:
+                row.has_answered = True
         return answer
 
-    def _drop(self, row: _Row) -> None:
+    def _refuse(self, row: _Row) -> None:
+        """This machine cannot tell: not an error, and not asked again, unless it could before."""
+        if row.has_answered:
+            row.failures += 1
+            row.rest = REST_TICKS if row.failures >= PATIENCE else 0
+            return
         for lane in self._lanes():
             if row in lane.rows:
                 lane.rows.remove(row)
@@ -329,14 +358,18 @@ class Recorder:
                 value = sample[1]
                 if isinstance(value, float) and not math.isfinite(value):
                     continue
-                slot = slots.get((id(sample.spec), id(sample.attributes))) or self._slot_for(sample)
+                slot = slots.get((id(sample[0]), id(sample[-1]))) or self._slot_for(sample)
                 if isinstance(sample, Samples):
                     slot.record.add_all(sample.values, sample.per)
                     continue
                 value = sample.value
-                if sample.spec.kind == "counter":
+                if slot.is_counter:
                     before = self._counters.get(slot.key, value)
+                    if value < before and slot.key not in self._doubted:
+                        self._doubted.add(slot.key)  # a reset, unless it is up again the next time
+                        continue
                     self._counters[slot.key] = value
+                    self._doubted.discard(slot.key)
                     value = value - before if value >= before else value
                 slot.record.add(value)
 
@@ -344,7 +377,8 @@ class Recorder:
         if len(self._slots) >= MAX_SLOTS:  # a probe that makes its attributes anew each time
             self._slots.clear()
         key = reading_key(sample)
-        slot = _Slot(sample.spec, sample.attributes, key, reading_of(self._readings, sample, key))
+        record = reading_of(self._readings, sample, key)
+        slot = _Slot(sample.spec, sample.attributes, key, record, sample.spec.kind == "counter")
         self._slots[id(sample.spec), id(sample.attributes)] = slot
         return slot
 

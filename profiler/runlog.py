@@ -345,8 +345,8 @@ def _take_energy(part: EpochRecord, name: str, at: Mapping[str, Any], value: flo
         energy.joules += value
     elif told == "metered":
         energy.seconds += value
-    elif told == "mixed":
-        energy.mixed += value
+    elif told in ("mixed", "between_epochs", "between_stages"):
+        setattr(energy, told, getattr(energy, told) + value)
     else:
         energy.variance += value * value
 

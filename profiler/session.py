@@ -30,7 +30,7 @@ from profiler.metrics import Probe
 from profiler.preferences import Host, Resolved, check_exporter, check_settings, crashes_path, resolve, runs_path, variables
 from profiler.probes import PROBES, load_probe
 from profiler.ranks import Ranks
-from profiler.record import CaseRecord, Energies, EpochRecord, Run, State, Sums, is_resolved, merge_energy
+from profiler.record import CaseRecord, Energies, EpochRecord, Run, State, Sums, energy_by_gpu, merge_energy, sum_of
 from profiler.recorder import Recorder
 from profiler.runlog import RunLog, prune
 from profiler.sending import Sending
@@ -44,6 +44,7 @@ R = TypeVar("R")
 PROBE_MODULES = (*(f"profiler.probes.{name}" for name in PROBES), "psutil", "pynvml")
 LOG_MODULES = ("filelock", "platformdirs")
 KEEP_NS = 60_000_000_000  # a service's calls are kept that often
+UNREAD_SHARE = 0.1  # of the phases, whose GPU time is not known at the end: more is worth a note
 MAX_UNSAVED = 16  # epochs kept for a disk that may have room again
 logger = logging.getLogger("epochmeter")
 _live: weakref.WeakSet[Profiler] = weakref.WeakSet()
@@ -459,7 +460,22 @@ class Profiler:
 
     def _collect(self, into: EpochRecord) -> None:
         with self._run_lock:
-            self._timer.take(into, ended=self._state == "over")
+            known = self._timer.take(into, ended=self._state == "over")
+        for part in known:
+            self._add_late(part)
+
+    def _add_late(self, part: EpochRecord) -> None:
+        """Device times of an epoch that has ended: the device was behind."""
+        positions = [position for position, epoch in enumerate(self._run.epochs) if epoch.index == part.index]
+        if not positions:
+            self._add_outside(part)
+            return
+        with self._run_lock:
+            epoch = self._run.epochs[positions[-1]]
+            epoch.merge(part)
+            self._run.late.append((positions[-1], part))
+        part.started_ns = epoch.started_ns
+        self._save(part)
 
     def _keep_outside(self) -> None:
         """What lies outside every epoch goes on disk as soon as it is known, too."""
@@ -487,7 +503,7 @@ class Profiler:
         """What an epoch used, as soon as the counters have been read after its end; called beside the loop."""
         with self._run_lock:
             epoch = next((epoch for epoch in reversed(self._run.epochs) if epoch.index == index), self._run.outside)
-            if not is_resolved(used for gpus in energy.values() for used in gpus.values()):
+            if not sum_of(energy_by_gpu(energy).values()).is_resolved:
                 epoch = self._run.outside  # so short that it is only told in the sums, and no line of the log is spent on it
             merge_energy(epoch.energy, energy)
             if epoch is self._run.outside:
@@ -525,12 +541,19 @@ class Profiler:
             self._save(self._late)
         if self._timer.device_fault is not None:
             self._run.note(f"the GPU's clock failed: {self._timer.device_fault}")
+        self._collect(tail)  # the device has gone on meanwhile
+        self._note_unread(len(self._timer.late))
         tail.readings = self._recorder.take()
         self._run.state = state
         self._run.overhead_ns = self._timer.overhead_ns + self._hot_path_ns(tail)
         self._add_outside(tail)
         self._send_last()
         self._close_log()
+
+    def _note_unread(self, unread: int) -> None:
+        read = sum(t.device.count for stage in self._run.whole().stages.values() for t in stage.phases.values())
+        if unread > UNREAD_SHARE * (read + unread):
+            self._run.note("phases that the GPU was still at work on when the run ended: their GPU time is not known", unread)
 
     def _hot_path_ns(self, tail: EpochRecord) -> int:
         """What the phases and steps themselves cost: how many there were, times what one costs here and now."""

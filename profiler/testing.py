@@ -40,16 +40,21 @@ class FakeDevice:
     def __init__(self, clock: Callable[[], int], lag_ns: int) -> None:
         self.clock = clock
         self.lag_ns = lag_ns
+        self.stream: object = "default"
         self.capturing = False
         self.error: Exception | None = None  # what every call raises, as after an error in a kernel
-        self.events = 0
+        self.made: list[FakeEvent] = []
 
-    def current_stream(self) -> FakeDevice:
-        return self
+    def current_stream(self) -> object:
+        return self.stream
+
+    @property
+    def events(self) -> int:
+        return len(self.made)
 
     def new_event(self) -> Event:
-        self.events += 1
-        return FakeEvent(self)
+        self.made.append(FakeEvent(self))
+        return self.made[-1]
 
     def is_capturing(self) -> bool:
         return self.capturing

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from enum import Enum
 from threading import get_ident
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
-from profiler.clocks import DeviceClock, Event, find_device_clock, host_clock
+from profiler.clocks import DeviceClock, Mark, find_device_clock, host_clock
 from profiler.energy import Edges
 from profiler.errors import ArgumentTypeError, ArgumentValueError
 from profiler.histogram import NS
@@ -214,7 +214,10 @@ class DeviceSpan(Span):
     """A span that also marks both its ends on the current CUDA stream; the marks are read later, never waited for."""
 
     __slots__ = ("begin",)
-    begin: Event | None
+
+    def __init__(self, tree: Tree, parent: Span | None, name: str) -> None:
+        super().__init__(tree, parent, name)
+        self.begin: Mark | None = None
 
     def __enter__(self) -> Span:
         super().__enter__()
@@ -238,7 +241,7 @@ class DeviceSpan(Span):
         device, self.begin = tree.device, None
         if device is not None and begin is not None and not self.shared and len(tree.pending) < MAX_PENDING:
             end = device.mark()
-            if end is not None:
+            if end is not None and end.stream == begin.stream:  # else the time between them is nobody's
                 tree.pending.append((None if tree.cold else self, begin, end))
 
 
@@ -252,6 +255,16 @@ class TooDeep(Span):
 
     def __exit__(self, *exc: object) -> None:
         return None
+
+
+class LateMarks(NamedTuple):
+    """The two ends of a phase that the device had not reached when what was measured then was taken."""
+
+    epoch: int | None
+    stage: str
+    path: Path
+    begin: Mark
+    end: Mark
 
 
 class Tree:
@@ -272,7 +285,7 @@ class Tree:
         self.in_use = False
         self.is_empty = True  # nothing was measured since it was last taken: it may serve another stage
         self.device = device
-        self.pending: deque[tuple[DeviceSpan | None, Event, Event]] = deque()
+        self.pending: deque[tuple[DeviceSpan | None, Mark, Mark]] = deque()
         self.span_type: type[Span] = DeviceSpan if device else Span
         self.root = Span(self, None, "")
         self.step = Span(self, self.root, "step")  # these three are never entered: they are a buffer and a histogram
@@ -316,6 +329,11 @@ class Tree:
             self.pending.popleft()
             if span is not None:  # the first step's marks are read too, to have them back
                 span.timing.device.add((elapsed,))
+
+    def set_aside(self, epoch: int | None) -> list[LateMarks]:
+        """The marks that the device has not reached, out of the way of what is measured from now on."""
+        pending, self.pending = self.pending, deque()
+        return [LateMarks(epoch, self.stage_name, path_of(span), *marks) for span, *marks in pending if span is not None]
 
     def take(self) -> StageRecord:
         """What was measured since the last time it was taken."""
@@ -410,6 +428,7 @@ class ThreadState:
         for other, t0 in reversed(inner):  # those opened later go on, no longer inside the one that was left
             self.current = self.current.child(other)
             self.current.t0 = t0
+            drop_mark(self.current)
 
     def pause(self, by: int) -> None:
         """Stops the clock of all that is open, for time that was ours."""
@@ -452,6 +471,10 @@ class Segment:
         state.current = tree.root
         if state.is_owner:
             state.timer.edges.note(self.started, tree)
+        span = self.resume
+        while span.parent is not None:  # the host's clock stops for them; the device's does not
+            drop_mark(span)
+            span = span.parent
 
     def begin_wait(self) -> None:
         """The loop comes for the next batch: the step with the last one is over. One reading of the clock for both."""
@@ -563,6 +586,7 @@ class Segment:
             tree.in_use = False
             if tree.stage is None:
                 state.outside.keep(tree.take())
+                tree.set_aside(None)
             if tree.cold and tree.stage and not tree.record.steps:  # an empty loader warms nothing up
                 tree.cold = False
                 timer.warm.discard(tree.stage)
@@ -609,6 +633,7 @@ class Timer:
         self._idle: list[ThreadState] = []  # places that tasks have left
         self.owner = ThreadState(self, is_owner=True)
         self._states = [self.owner]
+        self.late: list[LateMarks] = []
         self._local = threading.local()
         self._local.state = self.owner
 
@@ -805,12 +830,16 @@ class Timer:
                     if segment.tree.stage is not None or not keep_undecided:
                         segment.close(partial=True)
 
-    def take(self, into: EpochRecord, *, ended: bool = False) -> None:
+    def take(self, into: EpochRecord, *, ended: bool = False) -> list[EpochRecord]:
         """Moves all that was measured since the last time into a record.
 
         The owning thread writes without the lock, so what it measured is taken in that thread, or when the run has ended.
+
+        Returns:
+            Device times of earlier epochs that have become known meanwhile.
         """
         with self.lock:
+            known = self._read_late() if ended or get_ident() == self.owner.thread else {}
             for state in self._states:
                 if state.is_owner and not ended and get_ident() != state.thread:
                     continue
@@ -818,13 +847,42 @@ class Timer:
                     if tree.stage is None and tree.in_use:  # it will soon be known what that pass is for
                         continue
                     taken = tree.take()
+                    self.late += tree.set_aside(into.index)
                     if not taken.is_empty:
                         into.stage(taken.stage).merge(taken)
                 merge_phases(into.phases, state.outside.take().phases)
+            if into.index in known:
+                into.merge(known.pop(into.index))
+        return list(known.values())
+
+    def _read_late(self) -> dict[int | None, EpochRecord]:
+        known: dict[int | None, EpochRecord] = {}
+        waiting = []
+        clock = self.device_clock() if self.late else None
+        for late in self.late:
+            elapsed = None if clock is None else clock.elapsed_ns(late.begin, late.end)
+            if elapsed is None:
+                waiting.append(late)
+                continue
+            stage = known.setdefault(late.epoch, EpochRecord(late.epoch)).stage(late.stage)
+            stage.phases.setdefault(late.path, Timing()).device.add((elapsed,))
+        self.late = waiting
+        return known
 
     def forget_threads(self) -> None:
         """After a fork: the lock may be held by a thread that does not exist here."""
         self.lock = threading.RLock()
+
+
+def path_of(span: Span) -> Path:
+    """Its name, after those of the phases that it is in."""
+    return () if span.parent is None else (*path_of(span.parent), span.name)
+
+
+def drop_mark(span: Span) -> None:
+    """What the device does until the span's end is not, or not only, the span's."""
+    if isinstance(span, DeviceSpan):
+        span.begin = None
 
 
 def current_task() -> object:

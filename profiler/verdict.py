@@ -17,7 +17,8 @@ MEMORY_SHARE = 0.95  # of a memory limit
 WAIT_SHARE = 0.30  # of training time, spent waiting for the loader
 COMPUTE_SHARE = 0.60  # of training time, in forward, loss, backward and optimizer
 OTHER_SHARE = 0.50  # of training time, in no phase, when compute is timed
-HELD_DOWN_SHARE = 0.10  # of the readings, in which heat or a brake slowed a GPU's clocks
+HELD_DOWN_SHARE = 0.10  # of the run's time, or of the readings, in which heat or a brake slowed a GPU's clocks
+HELD_DOWN_BY = {"thermal": "heat", "sw_thermal": "heat", "hw_thermal": "heat", "power_brake": "a power brake"}
 AHEAD = 1.2  # phases take so much longer on the GPU than here: the host runs ahead, and the GPU always has work
 GPU_BUSY = 0.80
 GPU_IDLE = 0.40
@@ -45,7 +46,13 @@ def judge(run: Run) -> Verdict:
     waited = _waited(run, stage)
     if waited is not None:
         return waited
-    return _throttled(run, readings) or _memory(readings) or _time(stage, readings)
+    return _throttled(run, readings) or _memory(readings) or _time(stage, readings if _may_use_gpus(run, readings) else [])
+
+
+def _may_use_gpus(run: Run, readings: list[ReadingRecord]) -> bool:
+    """False where torch was there and had nothing on a GPU: what GPUs did then was the work of others."""
+    held = [r.maximum for r in readings if r.spec.name == "epochmeter.torch.memory.reserved"]
+    return any(held) or "torch" not in run.hardware.runtime
 
 
 def _waited(run: Run, stage: StageRecord) -> Verdict | None:
@@ -64,6 +71,19 @@ def _throttled(run: Run, readings: list[ReadingRecord]) -> Verdict | None:
     share = stopped / (run.duration_ns / 1e9) if run.duration_ns else 0.0
     if share >= THROTTLED_SHARE:
         return Verdict("throttled", [f"the container's CPU quota stopped it for {stopped:.1f} s, {share:.0%} of the run"])
+    return _held_down(run, readings)
+
+
+def _held_down(run: Run, readings: list[ReadingRecord]) -> Verdict | None:
+    """By the driver's counters of time; else by the state, which was looked at now and then."""
+    for reading in readings:
+        by = HELD_DOWN_BY.get(reading.attributes.get("epochmeter.gpu.throttle_reason", ""))
+        share = reading.last / (run.duration_ns / 1e9) if run.duration_ns else 0.0
+        if by is not None and share >= HELD_DOWN_SHARE:
+            gpu = reading.attributes.get("hw.id", "a GPU")
+            return Verdict(
+                "throttled", [f"{by} held the clocks of {gpu} down for {reading.last:.1f} s, {share:.0%} of the run"]
+            )
     for reading in readings:
         if reading.spec.name == "hw.status" and reading.attributes.get("hw.state") == "degraded" and reading.count:
             held = reading.total / reading.count
@@ -91,14 +111,16 @@ def _time(stage: StageRecord, readings: list[ReadingRecord]) -> Verdict:
     waited = [f"{wait:.0%} of {stage.stage} time was spent waiting for data"] if "data_wait" in shares else []
     if wait >= WAIT_SHARE:
         return Verdict("input-bound", waited)
-    device = _device(stage)
+    busy = [r.total / r.count for r in readings if r.spec.name == "hw.gpu.utilization" and r.count]
+    device = _device(stage, max(busy, default=None))
     if device is not None:
         return Verdict(device.kind, [*device.evidence, *waited])
-    busy = [r.total / r.count for r in readings if r.spec.name == "hw.gpu.utilization" and r.count]
     if busy and max(busy) >= GPU_BUSY:
         return Verdict("compute-bound", [f"the busiest GPU ran kernels {max(busy):.0%} of the time", *waited])
     if busy and 0 < max(busy) < GPU_IDLE:
         return Verdict("host-bound", [f"the busiest GPU ran kernels only {max(busy):.0%} of the time", *waited])
+    if stage.device_share is not None:  # on a GPU, the host's clock only says how long it took to tell it what to do
+        return Verdict("unknown", [_as_long(stage), *waited])
     if compute >= COMPUTE_SHARE:
         return Verdict("compute-bound", [f"{compute:.0%} of {stage.stage} time was spent in {_named(shares)}", *waited])
     if compute and other >= OTHER_SHARE:
@@ -108,17 +130,34 @@ def _time(stage: StageRecord, readings: list[ReadingRecord]) -> Verdict:
     return Verdict("balanced", [*waited, f"compute took {compute:.0%}, everything else {1 - compute - wait:.0%}"])
 
 
-def _device(stage: StageRecord) -> Verdict | None:
-    """By the GPU's own clock: what is in no phase there is idle; what is, may be, unless the host runs ahead."""
+def _device(stage: StageRecord, busy: float | None) -> Verdict | None:
+    """By the GPU's own clock: what is in no phase is idle there, if the work is named; what is in one may be idle, too,
+    unless the host runs ahead.
+
+    Args:
+        busy: the share of time in which the busiest GPU ran kernels, where that was read.
+    """
     on_device, here = stage.device_share, stage.host_share
     if on_device is None or not here:
         return None
-    if on_device < GPU_IDLE:
+    named = {path[0] for path in stage.phases}
+    is_named = named >= ({"forward", "backward"} if stage.stage == "train" else {"forward"})
+    if on_device < GPU_IDLE and is_named and (busy is None or busy < GPU_BUSY):
         return Verdict("host-bound", [f"the GPU was in no phase for {1 - on_device:.0%} of a {stage.stage} step"])
     if on_device >= GPU_BUSY and on_device >= here * AHEAD:
         longer = f"phases take {on_device / here:.1f} times as long there as here: the host runs ahead"
         return Verdict("compute-bound", [f"the GPU was in a phase for {on_device:.0%} of a {stage.stage} step", longer])
     return None
+
+
+def _as_long(stage: StageRecord) -> str:
+    on_device, here = stage.device_share or 0.0, stage.host_share or 0.0
+    if on_device >= here * AHEAD:
+        return f"the GPU was in a phase for {on_device:.0%} of a {stage.stage} step; its utilization was not read"
+    return (
+        "phases take as long on the GPU as here: the loop launches too little at a time, or waits for the GPU within them; "
+        "its utilization, which would tell, was not read or lies between"
+    )
 
 
 def _named(shares: dict[str, float]) -> str:

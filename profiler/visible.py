@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 PREFIXES = ("GPU-", "MIG-")
-NUMBER = re.compile(r"[+-]?\d+")  # what C's strtoul reads of an entry: "1gpu2" is 1
+NUMBER = re.compile(r"[+-]?[0-9]+")  # what C's strtoul reads of an entry: "1gpu2" is 1
 
 
 def parse(text: str | None) -> list[int] | list[str] | None:

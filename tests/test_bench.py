@@ -370,7 +370,7 @@ def test_a_gpu_is_measured_by_its_own_clock(folder: Path) -> None:
     assert cases["memory", "cpu", None, None]["bytes_per_s"] < cases["memory", "cuda", None, None]["bytes_per_s"]
     train, inference = cases["resnet50", "cuda", "train", "float32"], cases["resnet50", "cuda", "inference", "float32"]
     assert 0.05 < train["share_of_limit"]["operations"] < 1.2 and train["memory_peak_bytes"] > 2**30
-    assert inference["device_time_s"] <= inference["time_s"]["median"]
+    assert inference["device_time_s"] <= 1.05 * inference["time_s"]["median"]
     assert train["joules_per_sample"] > 0
 
 

@@ -54,21 +54,34 @@ def test_losses_are_identical_and_phases_have_device_time(torch: Any, ways: dict
     assert "notes" not in prof.summary.to_dict()
 
 
-def test_nothing_of_ours_synchronises(torch: Any) -> None:
+def test_nothing_of_ours_synchronises(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's own watch, and by those calls that it does not watch."""
     model = torch.nn.Linear(64, 64).cuda()
     x = torch.randn(32, 64, device="cuda")
     with Profiler("cuda", interval=0.05) as prof:
         model(x)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
-        try:
-            for _ in prof.epochs(2):
-                for _ in prof.train(range(STEPS)):
-                    with prof.phase("forward"):
-                        model(x)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert prof.summary.stages["train"]["phases"]["forward"]["count"] == 2 * STEPS
+        waited: list[str] = []
+        with monkeypatch.context() as patch:
+            for of, name in (
+                (torch.cuda, "synchronize"),
+                (torch.cuda.Event, "synchronize"),
+                (torch.cuda.Stream, "synchronize"),
+            ):
+                patch.setattr(of, name, lambda *_, name=f"{of.__name__}.{name}": waited.append(name))
+            try:
+                for _ in prof.epochs(2):
+                    for _ in prof.train(range(STEPS)):
+                        with prof.phase("forward"):
+                            model(x)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.synchronize()
+    assert waited == []
+    forward = prof.summary.stages["train"]["phases"]["forward"]
+    assert (forward["count"], forward["device"]["count"]) == (2 * STEPS, 2 * STEPS - 1)  # and the clock did not fail
+    assert "notes" not in prof.summary.to_dict()
 
 
 def test_device_time_is_the_devices(torch: Any) -> None:
@@ -80,6 +93,44 @@ def test_device_time_is_the_devices(torch: Any) -> None:
         torch.cuda.synchronize()
     forward = prof.summary.stages["train"]["phases"]["forward"]
     assert forward["device"]["p50_s"] > 0.005 > forward["p50_s"]
+
+
+def test_what_the_gpu_does_later_is_told_where_it_belongs(torch: Any) -> None:
+    torch.zeros(1, device="cuda")
+    with Profiler("cuda") as prof:
+        for epoch in prof.epochs(2):
+            for way, cycles in ((prof.validate, 40_000_000), (prof.train, 2_000_000)):
+                for _ in way(range(6)):  # the host is through with it at once
+                    with prof.phase("forward"):
+                        torch.cuda._sleep(cycles * (epoch + 1))
+        torch.cuda.synchronize()
+    epochs = prof.summary.to_dict()["epochs"]
+    found = [{stage["stage"]: stage["phases"]["forward"]["device"] for stage in epoch["stages"]} for epoch in epochs]
+    assert [{stage: times["count"] for stage, times in epoch.items()} for epoch in found] == [
+        {"val": 5, "train": 5},
+        {"val": 6, "train": 6},
+    ]
+    for epoch in found:
+        assert 10 < epoch["val"]["p50_s"] / epoch["train"]["p50_s"] < 40  # 20
+    assert 1.5 < found[1]["val"]["p50_s"] / found[0]["val"]["p50_s"] < 2.5  # 2
+
+
+def test_a_phase_that_ends_on_another_stream_spoils_nothing(torch: Any) -> None:
+    torch.zeros(1, device="cuda")
+    side = torch.cuda.Stream()
+    with Profiler("cuda") as prof:
+        for _ in prof.train(range(10)):
+            phase = prof.phase("copy")
+            phase.__enter__()
+            torch.cuda._sleep(20_000_000)
+            with torch.cuda.stream(side):
+                phase.__exit__()
+            with prof.phase("forward"):
+                torch.cuda._sleep(20_000_000)
+        torch.cuda.synchronize()
+    phases = prof.summary.stages["train"]["phases"]
+    assert "device" not in phases["copy"] and phases["forward"]["device"]["count"] == 9
+    assert "notes" not in prof.summary.to_dict()
 
 
 def test_a_graph_is_captured_and_replayed_as_ever(torch: Any) -> None:

@@ -15,7 +15,9 @@ import pytest
 
 from profiler import Profiler
 from profiler.clocks import DeviceClock, find_device_clock
-from profiler.record import EpochRecord
+from profiler.record import EpochRecord, Run, Sums, Timing
+from profiler.report.document import document
+from profiler.runlog import load, run_paths
 from profiler.testing import FakeClock, FakeDevice
 from profiler.timing import Stage, Timer, batch_size
 
@@ -82,6 +84,155 @@ def test_marks_that_are_not_reached_are_not_waited_for(clock: FakeClock, device:
     timer.take(record)
     forward = record.stages["train"].phases[("forward",)]
     assert (forward.count, forward.device.count) == (5, 0)
+
+
+def timed(record: EpochRecord, stage: str, phase: str = "forward") -> tuple[int, int]:
+    """How many device times there are, and what they add up to, in ms."""
+    device = record.stages[stage].phases[(phase,)].device
+    return device.count, device.sum_ns // MS
+
+
+def test_marks_that_are_reached_late_stay_their_epochs(clock: FakeClock, device: FakeDevice) -> None:
+    device.lag_ns = 50 * MS
+    timer = Timer()
+    loop(timer, clock, 4)  # 12 ms
+    first, second = EpochRecord(0), EpochRecord(1)
+    assert timer.take(first) == []
+    assert timed(first, "train") == (0, 0)
+    loop(timer, clock, 30)
+    (late,) = timer.take(second)
+    assert late.index == 0 and timed(late, "train") == (3, 9)  # without the first step's
+    assert (late.duration_ns, late.stages["train"].steps, late.stages["train"].passes) == (0, 0, 0)
+    counted, total = timed(second, "train")
+    assert (counted, total) == (13, 39)  # those of 90 ms that lie 50 ms back
+    clock.pass_ms(50)
+    (late,) = timer.take(EpochRecord(2))
+    assert timed(late, "train") == (17, 51)
+    assert timer.late == []
+    assert device.events <= 2 * 34
+
+
+def test_marks_that_are_reached_late_stay_their_stages(clock: FakeClock, device: FakeDevice) -> None:
+    timer = Timer()
+    device.lag_ns = 50 * MS
+    record = EpochRecord(None)
+    for _ in timer.iterate(Stage.VAL, range(4), batch_size):
+        with timer.phase("forward"):
+            clock.pass_ms(3)
+    timer.take(record)
+    for _ in timer.iterate(Stage.TRAIN, range(40), batch_size):
+        with timer.phase("forward"):
+            clock.pass_ms(2)
+    clock.pass_ms(50)
+    timer.take(record)
+    for part in timer.take(EpochRecord(7)):
+        record.merge(part)
+    assert timed(record, "val") == (3, 9)
+    assert timed(record, "train") == (39, 78)
+
+
+def test_a_late_part_is_in_the_sums_once(clock: FakeClock) -> None:
+    run, sums = Run("0a1b", "made", 0), Sums()
+    late = EpochRecord(0)
+    late.stage("train").phases["forward",] = Timing()
+    late.stage("train").phases["forward",].device.add((5,))
+    for seen in (False, True):
+        run.epochs.append(EpochRecord(0))
+        if seen:
+            sums.of(run)
+        run.epochs[-1].merge(late)
+        run.late.append((len(run.epochs) - 1, late))
+        whole = sums.of(run)
+        assert whole.stages["train"].phases["forward",].device.count == len(run.epochs)
+        assert run.whole().stages["train"].phases["forward",].device.count == len(run.epochs)
+
+
+def test_a_phase_that_ends_on_another_stream_has_no_device_time(clock: FakeClock, device: FakeDevice) -> None:
+    timer = Timer()
+    for step in timer.iterate(Stage.TRAIN, range(10), batch_size):
+        with timer.phase("forward"):
+            clock.pass_ms(3)
+            device.stream = f"side {step}"
+        with timer.phase("backward"):
+            clock.pass_ms(1)
+    clock.pass_ms(10)
+    record = EpochRecord(0)
+    timer.take(record)
+    assert timed(record, "train") == (0, 0)
+    assert timed(record, "train", "backward") == (9, 9)
+    assert timer.device_fault is None
+
+
+def test_a_phase_around_another_pass_has_no_device_time(clock: FakeClock, device: FakeDevice) -> None:
+    """Its host's clock stops meanwhile, the device's cannot."""
+    timer = Timer()
+    for _ in timer.iterate(Stage.TRAIN, range(5), batch_size):
+        with timer.phase("metrics"):
+            for _ in timer.iterate(Stage.VAL, range(5), batch_size):
+                with timer.phase("forward"):
+                    clock.pass_ms(3)
+        with timer.phase("metrics"):
+            clock.pass_ms(1)
+    clock.pass_ms(10)
+    record = EpochRecord(0)
+    timer.take(record)
+    assert record.stages["train"].phases[("metrics",)].count == 10
+    assert timed(record, "train", "metrics") == (4, 4)
+    assert timed(record, "val") == (24, 72)
+
+
+def test_phases_that_overlap_have_no_device_time(clock: FakeClock, device: FakeDevice) -> None:
+    timer = Timer()
+    for _ in timer.iterate(Stage.TRAIN, range(5), batch_size):
+        outer, inner = timer.phase("load"), None
+        outer.__enter__()
+        inner = timer.phase("forward")
+        inner.__enter__()
+        outer.__exit__()
+        clock.pass_ms(1)
+        inner.__exit__()
+        with timer.phase("forward"):
+            clock.pass_ms(3)
+    clock.pass_ms(10)
+    record = EpochRecord(0)
+    timer.take(record)
+    assert record.stages["train"].phases[("forward",)].count == 10
+    assert timed(record, "train") == (4, 12)
+
+
+def test_a_run_says_what_the_gpu_had_not_done_when_it_ended(
+    home: Path, clock: FakeClock, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device.lag_ns = 10**12
+    with Profiler("ahead") as prof:
+        for _ in prof.train(range(20)):
+            with prof.phase("forward"):
+                pass
+    found = prof.summary.to_dict()
+    (note,) = found["notes"].items()
+    assert "the GPU was still at work" in note[0] and note[1] == 19
+    assert "device_busy" not in found["stages"]["train"]
+
+
+def test_late_device_times_come_back_from_the_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count(0, MS)
+    fake = FakeDevice(lambda: next(ticks), 0)
+    device_clock = DeviceClock(fake.new_event, fake.current_stream, fake.is_capturing)
+    monkeypatch.setattr(Timer, "device_clock", lambda self: device_clock)
+    with Profiler("late") as prof:
+        for _ in prof.epochs(3):
+            fake.lag_ns = 10**12
+            for step in prof.train(range(20)):
+                fake.lag_ns = 10**12 if step >= 10 else 0
+                with prof.phase("forward"):
+                    pass
+            for event in fake.made:
+                event.reached_at = 0
+    found = prof.summary.to_dict()
+    assert [epoch["stages"][0]["phases"]["forward"]["device"]["count"] for epoch in found["epochs"]] == [19, 20, 20]
+    assert found["stages"]["train"]["phases"]["forward"]["device"]["count"] == 59
+    (path,) = run_paths(home / "runs")
+    assert document(load(path)) == found
 
 
 def test_nothing_is_recorded_into_a_graph_that_is_captured(clock: FakeClock, device: FakeDevice) -> None:

@@ -11,8 +11,8 @@ import pytest
 from conftest import Machine
 
 from profiler import Profiler
-from profiler.energy import MAX_EDGES, STEP_NS, Edges, Meter
-from profiler.record import Energies, EpochRecord, Run, StageRecord, merge_energy
+from profiler.energy import MAX_EDGES, Edges, Meter
+from profiler.record import STEP_NS, Energies, EpochRecord, Run, StageRecord, merge_energy
 from profiler.report.document import document
 from profiler.report.text import text
 from profiler.runlog import load, run_paths
@@ -103,11 +103,68 @@ def test_a_reset_counter_and_one_that_is_not_read_for_a_while() -> None:
     bench.edge(0, 0, TRAIN)
     bench.read(0, a=5000, b=10)
     bench.read(1, a=5100)
+    bench.read(1.5, a=20)
     bench.read(2, a=60, b=40)
     bench.edge(2, None, None)
     bench.read(3, a=60, b=40)
     assert bench.used(0, "train", "a") == 160
     assert bench.used(0, "train", "b") == 30
+
+
+def test_one_answer_that_is_too_low_is_no_reset() -> None:
+    bench = Bench()
+    bench.edge(0, 0, TRAIN)
+    bench.read(0, a=100_000)
+    bench.read(1, a=100_100)
+    bench.read(2, a=0)
+    bench.read(3, a=100_300)
+    bench.edge(3, None, None)
+    bench.read(4, a=100_400)
+    assert bench.used(0, "train") == 300
+    assert bench.told[0]["train"]["a"].seconds == pytest.approx(3)
+
+
+def test_a_step_is_that_of_the_power_whatever_the_last_reading_showed() -> None:
+    """Two readings that lie close together show no step of the counter, or a whole one."""
+    for last in (300, 310):  # between 2.999 and 3 s
+        bench = Bench()
+        bench.read(0, a=0)
+        bench.edge(0, 0, TRAIN)
+        bench.read(1, a=100)
+        bench.read(2, a=200)
+        bench.read(2.999, a=300)
+        bench.edge(3, None, None)
+        bench.read(3, a=last)
+        bench.read(3.001, a=last)
+        assert bench.told[0]["train"]["a"].uncertain == pytest.approx(100 * STEP_NS / S, rel=0.1)
+
+
+def test_a_gap_between_readings_leaves_open_which_epoch_it_was_and_not_which_stage() -> None:
+    bench = Bench()
+    bench.read(0, a=0)
+    for epoch in range(3):
+        bench.edge(epoch, epoch, TRAIN)
+        bench.edge(epoch + 0.9, epoch, VAL)
+    bench.read(0.8, a=80)  # from here on the driver hangs, until the third epoch
+    bench.read(2.3, a=230)
+    bench.edge(3, None, None)
+    bench.read(3.001, a=300)
+    bench.meter.finish()
+    run = Run("0a1b", "made", S, "finished", 3 * S)
+    for index in range(3):
+        epoch = EpochRecord(index, duration_ns=S, energy=bench.told[index])
+        epoch.stages = {"train": StageRecord("train", 9 * S // 10, 10, 10, 1), "val": StageRecord("val", S // 10, 1, 1, 1)}
+        run.epochs.append(epoch)
+    found = document(run)
+    assert found["energy"]["total_j"] == pytest.approx(300, rel=0.01)
+    assert found["energy"]["uncertainty_j"] == pytest.approx(10, rel=0.1)  # a step
+    first, second, third = (epoch["energy"] for epoch in found["epochs"])
+    assert first["uncertainty_j"] == pytest.approx(20 + 10, rel=0.1)
+    assert second == {"below_resolution": True}  # most of it may be another's
+    assert third["uncertainty_j"] == pytest.approx(30 + 10, rel=0.1)
+    assert found["stages"]["train"]["energy"]["uncertainty_j"] == pytest.approx(
+        30 + 10 * math.sqrt(3), rel=0.1
+    )  # what may be val's
 
 
 def test_a_counter_that_did_not_move_is_zero_joules_below_resolution() -> None:

@@ -29,6 +29,7 @@ def run(
     readings: dict[str, list[float]] | None = None,
     device: dict[str, tuple[float, float]] | None = None,
     states: list[int] | None = None,
+    held: dict[str, float] | None = None,
 ) -> Run:
     epoch = EpochRecord(0, duration_ns=round(total * SECOND))
     stage = StageRecord("train", round(total * SECOND), steps, passes=1, step=timing(total, steps))
@@ -40,6 +41,10 @@ def run(
     for state in states or ():
         sample = Sample(MetricSpec("hw.status", "1", "updowncounter", ""), state, {"hw.id": "gpu-0", "hw.state": "degraded"})
         reading_of(epoch.readings, sample).add(state)
+    for reason, seconds in (held or {}).items():
+        spec = MetricSpec("epochmeter.gpu.throttled_time", "s", "counter", "")
+        sample = Sample(spec, seconds, {"hw.id": "gpu-0", "epochmeter.gpu.throttle_reason": reason})
+        reading_of(epoch.readings, sample).add(seconds)
     for name, values in (readings or {}).items():
         kind = "counter" if "time" in name else "gauge"
         for value in values:
@@ -59,14 +64,34 @@ def run(
         (run({"data_wait": 1.0}, readings={"hw.gpu.utilization": [0.9, 1.0]}), "compute-bound", "95% of the time"),
         (run({"data_wait": 1.0}, readings={"hw.gpu.utilization": [0.1, 0.2]}), "host-bound", "only 15%"),
         (run({"data_wait": 9.0}, readings={"epochmeter.container.cpu.throttled_time": [2.0]}), "throttled", "20% of the run"),
-        (run({"data_wait": 1.0}, device={"forward": (1.0, 2.0)}), "host-bound", "in no phase for 80%"),
+        (run({"data_wait": 1.0}, device={"forward": (0.5, 1.0), "backward": (0.5, 1.0)}), "host-bound", "in no phase for 80%"),
+        (run({"data_wait": 1.0}, device={"forward": (1.0, 2.0)}), "unknown", "its utilization was not read"),  # and the rest?
+        (
+            run({"data_wait": 1.0}, device={"forward": (1.0, 2.0)}, readings={"hw.gpu.utilization": [0.95]}),
+            *("compute-bound", "95% of the time"),
+        ),
+        (
+            run(
+                {"data_wait": 1.0},
+                device={"forward": (0.5, 1.0), "backward": (0.5, 1.0)},
+                readings={"hw.gpu.utilization": [0.95]},
+            ),
+            *("compute-bound", "95% of the time"),
+        ),
         (
             run({"data_wait": 1.0}, device={"forward": (1.0, 4.0), "backward": (2.0, 5.0)}),
             "compute-bound",
             "the host runs ahead",
         ),
-        (run({"data_wait": 1.0}, device={"forward": (9.0, 9.0)}), "compute-bound", "90% of train time"),  # by this clock
+        (run({"data_wait": 1.0}, device={"forward": (9.0, 9.0)}), "unknown", "launches too little at a time, or waits"),
+        (
+            run({"data_wait": 1.0}, device={"forward": (9.0, 9.0)}, readings={"hw.gpu.utilization": [0.1]}),
+            *("host-bound", "only 10%"),
+        ),
         (run({"data_wait": 1.0}, states=[0, 0, 1, 1]), "throttled", "slowed gpu-0 in 50%"),
+        (run({"data_wait": 1.0}, held={"hw_thermal": 3.0}), "throttled", "heat held the clocks of gpu-0 down for 3.0 s, 30%"),
+        (run({"data_wait": 1.0}, held={"power_brake": 3.0}, states=[1]), "throttled", "a power brake held"),
+        (run({"data_wait": 9.0}, held={"power_cap": 9.0}), "input-bound", "90% of train time"),  # a card at work is often there
         (
             run({"data_wait": 9.0}, readings={"container.memory.working_set": [97.0], "container.memory.available": [3.0]}),
             *("memory-bound", "97% of the container's limit"),

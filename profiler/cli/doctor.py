@@ -202,7 +202,7 @@ def _embedded() -> Iterator[Check]:
 
 def _probes() -> Iterator[Check]:
     from profiler.probes import PROBES
-    from profiler.recorder import DEADLINE_S, Recorder
+    from profiler.recorder import OPEN_DEADLINE_S, Recorder
 
     for name in PROBES:
         recorder = Recorder(1.0, probes=(name,))
@@ -211,10 +211,10 @@ def _probes() -> Iterator[Check]:
             target=lambda recorder=recorder, name=name, told=told: told.append(recorder.open(name)), daemon=True
         )
         thread.start()
-        thread.join(DEADLINE_S)
+        thread.join(OPEN_DEADLINE_S)
         if not told:
             cure = "runs go on without its readings; if nvidia-smi hangs, too, the driver or the card needs a reset"
-            yield Check(f"probe {name}", "problem", f"the driver does not answer within {DEADLINE_S:g} s", cure)
+            yield Check(f"probe {name}", "problem", f"the driver does not answer within {OPEN_DEADLINE_S:g} s", cure)
             continue
         facts, readings = told[0]
         if name in recorder.missing:

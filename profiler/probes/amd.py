@@ -63,11 +63,14 @@ class AmdProbe:
 
     def __init__(self, load: Callable[[], Library] = load_library, device: str | None = None) -> None:
         self._load = load
+        self._wanted = device
         self._device = int(device[5:]) if device is not None and device.startswith("cuda:") else None
         self._library: Any = None
         self._gpus: dict[int, Any] = {}
 
     def start(self) -> None:
+        if self._wanted is not None and not self._wanted.startswith("cuda"):
+            raise ProbeUnavailableError(f"the run's device is {self._wanted}")
         try:
             self._library = library = self._load()
         except ImportError:

@@ -26,6 +26,7 @@ AVAILABLE = MetricSpec("container.memory.available", "By", "updowncounter", "Mem
 THROTTLED = MetricSpec(
     "epochmeter.container.cpu.throttled_time", "s", "counter", "Time for which the CPU quota stopped the container."
 )
+USED = {"system.memory.state": "used"}
 SPECS = (CPU_UTILIZATION, MEMORY_USAGE, MEMORY_UTILIZATION, WORKING_SET, AVAILABLE, THROTTLED)
 
 CPU_FAMILIES = (  # first match wins
@@ -97,8 +98,8 @@ class HostProbe:
 
     def _memory(self) -> Iterable[Sample]:
         total, available = _virtual_memory()
-        yield Sample(MEMORY_USAGE, total - available, {"system.memory.state": "used"})
-        yield Sample(MEMORY_UTILIZATION, (total - available) / total, {"system.memory.state": "used"})
+        yield Sample(MEMORY_USAGE, total - available, USED)
+        yield Sample(MEMORY_UTILIZATION, (total - available) / total, USED)
 
     def _container_memory(self) -> Iterable[Sample]:
         used = self._cgroups.memory_working_set()

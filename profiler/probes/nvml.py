@@ -67,7 +67,7 @@ ABSENT_CODES = (3, 4, 13)  # NotSupported, NoPermission, FunctionNotFound: this 
 UNASKED_CODES = (2, *ABSENT_CODES, 26)  # InvalidArgument, Deprecated: of one field among many, the same
 NOTHING_NEW_CODES = (6, 10, 21, 27)  # NotFound, Timeout, NoData, NotReady
 LOST_CODES = (1, 15, 16, 28, 999)  # Uninitialized, GpuIsLost, ResetRequired, GpuNotFound, Unknown
-TOO_SMALL, NO_LIBRARY = 7, 12
+UNINITIALISED, TOO_SMALL, NO_LIBRARY = 1, 7, 12
 SLOW_TICKS = 10
 FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
 GPM_GAP_S = 0.1  # two GPM samples lie further apart than this (nvml.h)
@@ -139,7 +139,7 @@ class Gpu:
         self.instance: Any = None
         self.instance_id: int | None = None
         self.cuda_index: int | None = None
-        self.is_degraded = False
+        self.chosen: Any = None  # the handle of the MIG instance that it is to be taken with
         self.remap_trouble: bool | None = None
         self.has_fields: set[int] = set()  # those that were answered
         self.lost_until: float | None = None
@@ -149,6 +149,11 @@ class Gpu:
         self.own: dict[str, str] = dict(self.card)  # what is of the instance, where there is one
         self.general = {**self.card, "hw.gpu.task": "general"}
         self.states = {state: {**self.typed, "hw.state": state} for state in ("ok", "degraded", "failed", "predicted_failure")}
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the run may use it, lost or not."""
+        return self.handle is not None or self.lost_until is not None
 
     @property
     def is_asked(self) -> bool:
@@ -181,15 +186,20 @@ class NvmlProbe:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._load = load
+        self._wanted = device
         self._device = int(device[5:]) if device is not None and device.startswith("cuda:") else None
         self._clock = clock
         self._library: Any = None
         self._gpus: list[Gpu] = []
+        self._handles: dict[int, Any] = {}
         self._is_confirmed = False  # by the UUIDs of the devices that torch uses
         self._memory_version: Any = None
         self._gpm: list[Gpm] = []
 
     def start(self) -> None:
+        global _initialised
+        if self._wanted is not None and not self._wanted.startswith("cuda"):
+            raise ProbeUnavailableError(f"the run's device is {self._wanted}")
         try:
             self._library = library = self._load()
         except ImportError:
@@ -200,9 +210,20 @@ class NvmlProbe:
             is_known = self._select()
         except library.NVMLError as error:
             code = getattr(error, "value", None)
-            raise ProbeUnavailableError(CURES.get(code or 0, f"NVML does not start: {error}")) from None
-        if is_known and not any(gpu.handle is not None for gpu in self._gpus):
-            raise ProbeUnavailableError("no NVIDIA GPU is visible to this process")
+            if code == UNINITIALISED:
+                _initialised = None
+            raise ProbeUnavailableError(
+                CURES.get(code or 0, f"NVML does not start: {error}"),
+                is_trouble=code != NO_LIBRARY,
+                may_come=code not in (NO_LIBRARY, *ABSENT_CODES),
+            ) from None
+        if is_known and not any(gpu.is_ours for gpu in self._gpus):
+            there_are = len(self._gpus)
+            which = "" if self._device is None else f" as {self._wanted}"
+            raise ProbeUnavailableError(
+                f"no NVIDIA GPU is visible to this process{which}" + (f", of {there_are} that there are" if there_are else ""),
+                is_trouble=self._device is not None,
+            )
         self._memory_version = getattr(library, "nvmlMemory_v2", None)
 
     def close(self) -> None:
@@ -260,21 +281,35 @@ class NvmlProbe:
         elif _is_rank() and not is_confirmed and len(chosen) > 1:
             return False  # it sees the GPUs of all ranks
         for gpu in self._gpus:
-            gpu.handle = None
+            gpu.handle = gpu.lost_until = None
         for order, (index, instance) in chosen.items():
-            self._gpus[index].cuda_index = order
-            self._attempt(partial(self._take, self._gpus[index], instance))
+            gpu = self._gpus[index]
+            gpu.cuda_index, gpu.chosen = order, instance
+            try:
+                self._take(gpu, instance)
+            except ProbeUnavailableError:
+                continue
+            except self._library.NVMLError as error:  # without permission, it is not the run's
+                if getattr(error, "value", None) in LOST_CODES:
+                    self._lose(gpu)
         return True
 
     def _take(self, gpu: Gpu, instance: Any) -> None:
-        handle = self._library.nvmlDeviceGetHandleByIndex(gpu.index)
-        if instance is None:  # the first one on the card is the one that CUDA shows
-            instance = next(self._instances(handle), None)
+        handle = self._handle(gpu.index)
         gpu.take(handle, instance, None if instance is None else self._call("nvmlDeviceGetGpuInstanceId", instance))
+
+    def _handle(self, index: int) -> Any:
+        if index not in self._handles:
+            self._handles[index] = self._library.nvmlDeviceGetHandleByIndex(index)
+        return self._handles[index]
 
     def _take_again(self, gpu: Gpu) -> None:
         """The same card, and the same instance on it."""
-        handle, number = self._library.nvmlDeviceGetHandleByIndex(gpu.index), gpu.instance_id
+        self._handles.pop(gpu.index, None)
+        if gpu.handle is None:  # it was lost before it could be taken
+            self._take(gpu, gpu.chosen)
+            return
+        handle, number = self._handle(gpu.index), gpu.instance_id
         if number is None:
             gpu.take(handle, None, None)
             return
@@ -321,14 +356,25 @@ class NvmlProbe:
         named = parse(variable("CUDA_VISIBLE_DEVICES"))
         count = len(self._gpus)
         if named is None:
-            return _in_order(range(count))
+            return self._as_cuda_shows(range(count))
         if named and isinstance(named[0], str):
             return self._by_uuid([str(name) for name in named])
         numbers = [number if isinstance(number, int) and number < count else None for number in named]
         if None in numbers:  # CUDA stops at the first that is not there
             del numbers[numbers.index(None) :]
         is_ordered = variable("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len(numbers) in (0, count) or self._are_alike()
-        return _in_order(number for number in numbers if number is not None) if is_ordered else None
+        return self._as_cuda_shows([number for number in numbers if number is not None]) if is_ordered else None
+
+    def _as_cuda_shows(self, indices: Sequence[int]) -> dict[int, tuple[int, Any]]:
+        """CUDA shows one MIG instance, the first, and then no other GPU ("CUDA Device Enumeration", MIG User Guide)."""
+        if _is_rank() and len(indices) > 1:  # it is not yet known which is this rank's, and none is woken for nothing
+            return _in_order(indices)
+        for index in indices:
+            handle = self._attempt(partial(self._handle, index))
+            instance = None if handle is None else next(self._instances(handle), None)
+            if instance is not None:
+                return {0: (index, instance)}
+        return _in_order(indices)
 
     def _by_uuid(self, named: list[str]) -> dict[int, tuple[int, Any]]:
         if named[0].startswith("MIG-"):  # CUDA shows one MIG instance to a process
@@ -336,13 +382,13 @@ class NvmlProbe:
             return {} if found is None else {0: found}
         uuids = []
         for gpu in self._gpus:
-            handle = self._attempt(partial(self._library.nvmlDeviceGetHandleByIndex, gpu.index))
+            handle = self._attempt(partial(self._handle, gpu.index))
             uuids.append("" if handle is None else self._attempt(partial(self._library.nvmlDeviceGetUUID, handle)) or "")
         return _in_order(ordinals(named, uuids))
 
     def _are_alike(self) -> bool:
         """Whether all GPUs are of one kind: then CUDA's order, the fastest first, is NVML's."""
-        handles = [self._attempt(partial(self._library.nvmlDeviceGetHandleByIndex, gpu.index)) for gpu in self._gpus]
+        handles = [self._attempt(partial(self._handle, gpu.index)) for gpu in self._gpus]
         return len({self._library.nvmlDeviceGetName(handle) for handle in handles if handle is not None}) <= 1
 
     def _instances(self, handle: Any) -> Iterator[Any]:
@@ -418,7 +464,7 @@ class NvmlProbe:
         if gpu.lost_until is None or self._clock() < gpu.lost_until:
             return
         try:
-            if all(other.lost_until is not None for other in self._gpus if other.handle is not None):
+            if all(other.lost_until is not None for other in self._gpus if other.is_ours):
                 self._attempt(library.nvmlShutdown)
                 _initialised = None
                 _initialise(library)
@@ -439,15 +485,15 @@ class NvmlProbe:
             return Reading(specs, partial(self._answered, gpu, read), every)
 
         return [
-            Reading((STATUS,), partial(self._degraded, gpu)),
+            Reading((STATUS,), partial(self._states, gpu)),
             row((UTILIZATION, CONTROLLER), partial(self._utilization, gpu)),
             row((MEMORY_USAGE,), partial(self._memory_in_use, gpu)),
             row((MEMORY_LIMIT, MEMORY_RESERVED), partial(self._memory_there_is, gpu), SLOW_TICKS),
             row(tuple(field.spec for field in (*QUICK, *SLOW)), fields.read_all, SLOW_TICKS),
             row(tuple(field.spec for field in QUICK), fields.read),
-            Reading((STATUS,), partial(self._status, gpu), SLOW_TICKS),
-            row((POWER,), partial(self._power, gpu)),
-            row((ENERGY,), partial(self._energy, gpu)),
+            Reading((STATUS,), partial(self._prediction, gpu), SLOW_TICKS),
+            Reading((POWER,), partial(self._power, gpu)),
+            Reading((ENERGY,), partial(self._energy, gpu)),
             row(GPM, gpm.read),
             row((TEMPERATURE,), partial(self._temperature, gpu, gpu.sensor("die", "gpu_die")), SLOW_TICKS),
             *(
@@ -458,29 +504,34 @@ class NvmlProbe:
             row((UTILIZATION_SAMPLES,), Buffer(self._library, gpu, 1, UTILIZATION_SAMPLES, 100).read, SLOW_TICKS),
         ]
 
-    def _degraded(self, gpu: Gpu) -> Iterable[Sample]:
-        """Whether heat or a brake slows it now. Answered for a lost GPU, too, whose way back begins here."""
-        if gpu.handle is None:
+    def _states(self, gpu: Gpu) -> Iterable[Sample]:
+        """Whether it is there, and whether heat or a brake slows it now. A lost GPU's way back begins here."""
+        if not gpu.is_ours:
             return ()
-        was_lost = gpu.lost_until is not None
         self._recover(gpu)
         try:
-            reasons = self._guarded(gpu, partial(self._reasons, gpu))
+            reasons = self._guarded(gpu, partial(self._reasons, gpu)) or 0
         except ProbeUnavailableError:
             reasons = 0
-        gpu.is_degraded = bool(reasons) and bool(reasons & DEGRADED)
-        told = Sample(STATUS, int(gpu.is_degraded), gpu.states["degraded"])
-        return (told, *self._status(gpu)) if was_lost or gpu.lost_until is not None else (told,)
+        except self._library.NVMLError:
+            if gpu.lost_until is None:
+                raise
+            reasons = 0  # its state says so
+        is_lost, is_degraded = gpu.lost_until is not None, bool(reasons & DEGRADED)
+        states = gpu.states
+        return (
+            Sample(STATUS, int(not is_lost and not is_degraded), states["ok"]),
+            Sample(STATUS, int(is_degraded), states["degraded"]),
+            Sample(STATUS, int(is_lost), states["failed"]),
+        )
 
-    def _status(self, gpu: Gpu) -> Iterable[Sample]:
-        if gpu.handle is None:
-            return
-        is_lost = gpu.lost_until is not None
-        gpu.rest_s = gpu.rest_s if is_lost else FIRST_REST_S
-        yield Sample(STATUS, int(not is_lost and not gpu.is_degraded), gpu.states["ok"])
-        yield Sample(STATUS, int(is_lost), gpu.states["failed"])
-        if gpu.remap_trouble is not None:
-            yield Sample(STATUS, int(gpu.remap_trouble), gpu.states["predicted_failure"])
+    def _prediction(self, gpu: Gpu) -> Iterable[Sample]:
+        """What rows of memory that wait to be replaced, or could not be, say of the card."""
+        if gpu.is_asked:
+            gpu.rest_s = FIRST_REST_S
+            if gpu.remap_trouble is not None:
+                return (Sample(STATUS, int(gpu.remap_trouble), gpu.states["predicted_failure"]),)
+        return ()
 
     def _reasons(self, gpu: Gpu) -> int:
         """Renamed with driver 535; the older name leaves with CUDA 14."""
@@ -520,14 +571,18 @@ class NvmlProbe:
         return self._library.nvmlDeviceGetMemoryInfo(handle)
 
     def _power(self, gpu: Gpu) -> Iterable[Sample]:
+        """Where no field value tells it."""
         if POWER_AVERAGE in gpu.has_fields:
-            raise ProbeUnavailableError("a field value tells it")
-        return (Sample(POWER, self._library.nvmlDeviceGetPowerUsage(gpu.handle) / 1000, gpu.typed),)
+            return ()
+        milliwatts = self._guarded(gpu, lambda: self._library.nvmlDeviceGetPowerUsage(gpu.handle))
+        return () if milliwatts is None else (Sample(POWER, milliwatts / 1000, gpu.typed),)
 
     def _energy(self, gpu: Gpu) -> Iterable[Sample]:
+        """Where no field value tells it."""
         if ENERGY_COUNTER in gpu.has_fields:
-            raise ProbeUnavailableError("a field value tells it")
-        return (Sample(ENERGY, self._library.nvmlDeviceGetTotalEnergyConsumption(gpu.handle) / 1000, gpu.typed),)
+            return ()
+        millijoules = self._guarded(gpu, lambda: self._library.nvmlDeviceGetTotalEnergyConsumption(gpu.handle))
+        return () if millijoules is None else (Sample(ENERGY, millijoules / 1000, gpu.typed),)
 
     def _temperature(self, gpu: Gpu, attributes: Attributes) -> Iterable[Sample]:
         """The older call leaves with CUDA 14."""
@@ -558,7 +613,12 @@ class Field(NamedTuple):
 
 
 POWER_AVERAGE, POWER_NOW, ENERGY_COUNTER = 185, 186, 83
+PATIENCE = 5  # refusals in a row of a field that was answered before
 REMAP_TROUBLE = (144, 145)  # pending, failed
+# Of software's and hardware's thermal slowdown and the power brake. nvml.h of CUDA 13 has them at 269, where a driver 580
+# still answers at 251, as nvml.h of CUDA 12 has it (github.com/NVIDIA/k8s-test-infra/pull/691); each has another thing,
+# of power smoothing, where the other has these.
+HELD_DOWN = ((251, 252, 253), (269, 270, 271))
 QUICK = (
     Field(ENERGY_COUNTER, ENERGY, {"hw.type": "gpu"}, 1000),
     Field(POWER_AVERAGE, POWER, {"hw.type": "gpu"}, 1000),
@@ -566,11 +626,14 @@ QUICK = (
 )
 SLOW = (  # counters among them lose nothing by being read less often
     Field(82, TEMPERATURE, {"hw.sensor_location": "hbm"}),
-    # Cumulative, in ns. Those of the HW reasons have changed their numbers between drivers (251 to 253, 269 to 271), and
-    # are other things elsewhere: the state "degraded" tells of them.
-    *(
+    *(  # cumulative, in ns
         Field(number, THROTTLED, {"epochmeter.gpu.throttle_reason": reason}, 10**9)
         for number, reason in ((74, "power_cap"), (75, "thermal"), (76, "sync_boost"), (77, "board_limit"), (79, "reliability"))
+    ),
+    *(
+        Field(number, THROTTLED, {"epochmeter.gpu.throttle_reason": reason}, 10**9, is_wide=True)
+        for numbers in HELD_DOWN
+        for number, reason in zip(numbers, ("sw_thermal", "hw_thermal", "power_brake"), strict=True)
     ),
     *(
         Field(number, spec, {"network.io.direction": direction}, per, scope, is_wide)
@@ -602,6 +665,7 @@ class Fields:
         self._quick = [*map(self._placed, QUICK)]
         self._slow = [*map(self._placed, SLOW)]
         self._arrays: dict[bool, Any] = {}  # with the slow ones, and without
+        self._refusals: dict[int, int] = {}  # in a row, of fields that were answered before
 
     def _placed(self, field: Field) -> Field:
         """With the attributes of this GPU."""
@@ -622,21 +686,42 @@ class Fields:
             raise ProbeUnavailableError("no field is supported")
         array = self._array(with_slow, asked)
         _call_past(self._library, "nvmlDeviceGetFieldValues", self._gpu.handle, len(asked), array)
-        found, refused = [], set()
+        found, refused = [], set[int]()
         for field, (*_, kind, code, raw) in zip(asked, FIELD_VALUE.iter_unpack(array), strict=True):
             if code == 0 and not (field.is_wide and kind not in WIDE_TYPES):
                 sample = self._sample(field, _number(kind, raw))
                 if sample is not None:
                     found.append(sample)
             elif code == 0 or code in UNASKED_CODES:
-                refused.add(field.id)
+                if self._is_refused(field):
+                    refused.add(field.id)
             elif code in LOST_CODES[:-1]:
                 raise self._library.NVMLError(code)
+        if with_slow:
+            refused |= self._misnumbered({field.id for field in asked} - refused)
         if refused:
+            dropped = {id(field.attributes) for field in asked if field.id in refused}
+            found = [sample for sample in found if id(sample.attributes) not in dropped]
             self._quick = [field for field in self._quick if field.id not in refused]
             self._slow = [field for field in self._slow if field.id not in refused]
             self._arrays.clear()
         return found
+
+    def _is_refused(self, field: Field) -> bool:
+        """Whether it is not to be asked any more: at once, or after some times where it was answered before."""
+        self._gpu.has_fields.discard(field.id)
+        if field.id not in self._refusals:
+            return True
+        self._refusals[field.id] += 1
+        return self._refusals[field.id] >= PATIENCE
+
+    @staticmethod
+    def _misnumbered(answered: set[int]) -> set[int]:
+        """Of the two numberings of what held the clocks down, the one that is not this driver's; both, where all of both
+        are answered, or not all of either."""
+        asked = [numbers for numbers in HELD_DOWN if answered.intersection(numbers)]
+        whole = [numbers for numbers in asked if answered.issuperset(numbers)]
+        return {number for numbers in asked if [numbers] != whole for number in numbers}
 
     def _array(self, with_slow: bool, asked: Sequence[Field]) -> Any:
         array = self._arrays.get(with_slow)
@@ -649,6 +734,7 @@ class Fields:
     def _sample(self, field: Field, value: Number) -> Sample | None:
         gpu = self._gpu
         gpu.has_fields.add(field.id)
+        self._refusals[field.id] = 0
         if field.id in REMAP_TROUBLE:
             gpu.remap_trouble = bool(value) or (field.id == REMAP_TROUBLE[1] and bool(gpu.remap_trouble))
             return None
@@ -781,14 +867,14 @@ class Buffer:
         if value_type.value not in WHOLE_TYPES:
             raise ProbeUnavailableError("the samples are no whole numbers")
         given = memoryview(array).cast("B")[: 16 * count.value]  # timestamp and value, in turn, of 64 bits each
-        stamps = given.cast("Q").tolist()[::2]
+        stamps = given.cast("Q")[::2].tolist()
         if not stamps:
             return ()
         self._last = max(stamps)
         if last is None:  # what was before the run
             return ()
         is_narrow = value_type.value == WHOLE_TYPES[0]
-        values = given.cast("I").tolist()[2::4] if is_narrow else given.cast("Q").tolist()[1::2]
+        values = (given.cast("I")[2::4] if is_narrow else given.cast("Q")[1::2]).tolist()
         if min(stamps) <= last:
             values = [value for stamp, value in zip(stamps, values, strict=True) if stamp > last]
         return (Samples(self._spec, values, self._per, self._gpu.card),) if values else ()

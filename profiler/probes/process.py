@@ -14,6 +14,7 @@ CPU_UTILIZATION = MetricSpec(
     "process.cpu.utilization", "1", "gauge", "CPU time over elapsed time and over the CPUs available to the process."
 )
 MEMORY_USAGE = MetricSpec("process.memory.usage", "By", "updowncounter", "Physical memory of this process.")
+USER, SYSTEM = {"cpu.mode": "user"}, {"cpu.mode": "system"}
 SPECS = (CPU_TIME, CPU_UTILIZATION, MEMORY_USAGE)
 
 
@@ -62,5 +63,5 @@ class ProcessProbe:
 
 def _cpu_time() -> Iterable[Sample]:
     times = os.times()
-    yield Sample(CPU_TIME, times.user, {"cpu.mode": "user"})
-    yield Sample(CPU_TIME, times.system, {"cpu.mode": "system"})
+    yield Sample(CPU_TIME, times.user, USER)
+    yield Sample(CPU_TIME, times.system, SYSTEM)

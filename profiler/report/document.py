@@ -5,11 +5,10 @@ The rule it keeps: what was not measured is not in it, neither as 0 nor as null.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from profiler.energy import STEP_NS
 from profiler.histogram import NS, Histogram
 from profiler.record import (
     CaseRecord,
@@ -21,9 +20,10 @@ from profiler.record import (
     Run,
     StageRecord,
     Timing,
-    is_resolved,
+    energy_by_gpu,
     rates,
     shares,
+    sum_of,
 )
 from profiler.stragglers import rank_table
 from profiler.verdict import judge
@@ -49,7 +49,7 @@ def document(run: Run) -> dict[str, Any]:
     if whole.phases:
         result["phases"] = _phases(whole.phases)
     if energy:
-        result["energy"] = _energy(run, list(energy.values()), run.duration_ns)
+        result["energy"] = _energy(run, energy_by_gpu(energy), run.duration_ns)
     if whole.cases:
         result["bench"] = {"cases": [bench_case(case) for case in sorted(whole.cases, key=_suite_order)]}
     if run.overhead_ns is not None:
@@ -96,7 +96,7 @@ def _epoch(run: Run, epoch: EpochRecord) -> dict[str, Any]:
         "stages": [_stage(run, stage, epoch.energy) for stage in epoch.stages.values()],
     }
     if epoch.energy:
-        result["energy"] = _energy(run, [*epoch.energy.values()], epoch.duration_ns)
+        result["energy"] = _energy(run, energy_by_gpu(epoch.energy), epoch.duration_ns)
     if epoch.inferred:
         result["inferred"] = True
     if epoch.phases:
@@ -123,7 +123,7 @@ def _stage(run: Run, stage: StageRecord, energy: Energies) -> dict[str, Any]:
     if stage.device_share is not None:
         result["device_busy"] = stage.device_share
     if stage.stage in energy:
-        result["energy"] = _energy(run, [energy[stage.stage]], stage.duration_ns, stage.samples)
+        result["energy"] = _energy(run, energy[stage.stage], stage.duration_ns, stage.samples)
     result["phases"] = {**_phases(stage.phases), "other": {"total_s": stage.other_ns / NS}}
     return result
 
@@ -160,23 +160,14 @@ def _timing(timing: Timing) -> dict[str, Any]:
     return result
 
 
-def _energy(run: Run, used: Sequence[Mapping[str, Energy]], duration_ns: int, samples: int | None = None) -> dict[str, Any]:
+def _energy(run: Run, gpus: Mapping[str, Energy], duration_ns: int, samples: int | None = None) -> dict[str, Any]:
     """Joules of all GPUs together; "below resolution" where most of it may belong to what was before or after.
 
-    Of an epoch or a run, whose parts' uncertainties are each other's, only its own ends are uncertain: one step. The mean
-    power is that of the time in which the counters were read.
+    The mean power is that of the time in which the counters were read.
     """
-    gpus: dict[str, Energy] = {}
-    for part in used:
-        for gpu, energy in part.items():
-            gpus.setdefault(gpu, Energy()).add(energy)
     watts = sum(energy.joules / energy.seconds for energy in gpus.values() if energy.seconds)
-    total = Energy()
-    for energy in gpus.values():
-        total.add(energy)
-    if len(used) > 1:
-        total.mixed, total.variance = 0.0, (watts * STEP_NS / NS) ** 2
-    if not is_resolved([total]):
+    total = sum_of(gpus.values())
+    if not total.is_resolved:
         return {"below_resolution": True}
     result: dict[str, Any] = {"total_j": total.joules, "uncertainty_j": total.uncertain, "mean_w": watts}
     metered = min(energy.seconds for energy in gpus.values())

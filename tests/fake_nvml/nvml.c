@@ -11,7 +11,8 @@
  *   mig@0=1,5               MIG is on: GPU instances 1 and 5, in slots 0 and 2 (slot 1 is empty)
  *
  * Values: gpus, uuid, name, util, controller, total, used, reserved, power, energy, temperature, sm_clock, memory_clock,
- * reasons, limit, driver, architecture, sample_ms.
+ * reasons, limit, driver, architecture, sample_ms, held_at (where the fields of what held the clocks down begin), smoothing
+ * (1: the card has fields of power smoothing, where another driver's held_at is).
  */
 #include <math.h>
 #include <pthread.h>
@@ -288,6 +289,9 @@ static int field(const Device *device, Field *asked) {
     asked->latency = 5;
     asked->value.ull = 0;
     if (ret) return ret;
+    u64 held_at = value("held_at", device->gpu, 269);
+    if (asked->id >= held_at && asked->id < held_at + 3) return asked->type = 3, asked->value.ull = number, OK;
+    if (asked->id >= 251 && asked->id <= 273) return asked->type = 1, value("smoothing", device->gpu, 0) ? OK : NOT_SUPPORTED;
     switch (asked->id) {
     case 3: case 4: case 74: case 75: case 76: case 77: case 79: asked->type = 3; break;
     case 138: case 139: case 202: case 204: asked->type = 3; if (asked->scope != 0xffffffffu) return INVALID; break;
