@@ -22,6 +22,7 @@ from profiler.record import Hardware, ReadingKey, ReadingRecord, Readings, readi
 
 PATIENCE = 5  # failures in a row after which a reading is asked only now and then
 REST_TICKS = 60
+FACT_TICKS = 5  # between two looks for facts that are not known yet, such as torch's version before torch is imported
 STOP_TIMEOUT_S = 0.04  # with all else that is to be done at the end, less than 50 ms
 OPEN_DEADLINE_S = 10.0  # without persistence mode, the first call to a driver takes seconds for each GPU
 ROUND_DEADLINE_S = 2.0  # a round of calls takes a millisecond or two
@@ -297,14 +298,17 @@ class Recorder:
 
     def _tick(self, lane: _Lane) -> None:
         is_last = self._stop.is_set()
+        found: list[Sample | Samples] = []
         for row in list(lane.rows):
             if row.rest:
                 row.rest -= 1
                 continue
             if is_last or lane.ticks % row.reading.every == 0:
-                self._keep(self._attempt(row.probe, row.reading.all, row) or ())
+                found += self._attempt(row.probe, row.reading.all, row) or ()
+        self._keep(found)
+        if is_last or lane.ticks % FACT_TICKS == 0:
+            self._ask_facts(lane)
         lane.ticks += 1
-        self._ask_facts(lane)
 
     def _ask_facts(self, lane: _Lane) -> int:
         """Asks for the facts that are not known yet, and says how many became known; most are asked only once."""
@@ -352,11 +356,11 @@ class Recorder:
     # ---- what was read ---------------------------------------------------------------------------------------------
 
     def _keep(self, samples: Iterable[Sample | Samples]) -> None:
-        slots = self._slots
+        slots, isfinite = self._slots, math.isfinite
         with self._lock:
             for sample in samples:
                 value = sample[1]
-                if isinstance(value, float) and not math.isfinite(value):
+                if isinstance(value, float) and not isfinite(value):
                     continue
                 slot = slots.get((id(sample[0]), id(sample[-1]))) or self._slot_for(sample)
                 if isinstance(sample, Samples):

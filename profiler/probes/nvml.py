@@ -236,7 +236,7 @@ class NvmlProbe:
             "name": self._name,
             "memory_class_gb": self._memory_class,
             "power_limit_w": lambda gpu: self._call("nvmlDeviceGetEnforcedPowerLimit", gpu.handle) / 1000,
-            "cuda_index": lambda gpu: gpu.cuda_index,
+            "cuda_index": lambda gpu: gpu.cuda_index if self._is_confirmed else None,  # else it is assumed, from a variable
             "mig_instance": lambda gpu: gpu.instance_id,
         }
         return [
@@ -437,8 +437,13 @@ class NvmlProbe:
 
     def _answered(self, gpu: Gpu, read: Callable[[], Iterable[Sample | Samples]]) -> Sequence[Sample | Samples]:
         """The samples of a row, none while there are none."""
-        samples: Sequence[Sample | Samples] = self._guarded(gpu, lambda: tuple(read())) or ()
-        return samples
+        if gpu.handle is None or gpu.lost_until is not None:
+            return ()
+        try:
+            return tuple(read())
+        except self._library.NVMLError as error:
+            self._judge(gpu, error)
+            return ()
 
     def _judge(self, gpu: Gpu, error: Any) -> None:
         """What an error means: nothing for now, or that it is raised, as it came or as `ProbeUnavailableError`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -263,7 +264,8 @@ def _hardware(hardware: dict[str, Any]) -> str:
         words.append(f"{cpu['available_cores']:g} of {cpu['logical_cores']} cores")
     if "total_class_gib" in memory:
         words.append(f"{memory['total_class_gib']} GiB class")
-    words += [gpu.get("name", f"GPU {gpu['index']}") for gpu in hardware["gpus"]]
+    cards = Counter(gpu.get("name", "GPU without a name") for gpu in hardware["gpus"])
+    words += [f"{times} x {name}" if times > 1 else name for name, times in cards.items()]
     words += [
         f"{label} {runtime[key]}"
         for key, label in (("python", "Python"), ("torch", "torch"), ("cuda", "CUDA"))
