@@ -844,7 +844,7 @@ def test_doctor_says_that_a_driver_hangs(fake_nvml_folder: Path) -> None:
     hung = python("-c", DOCTOR, LD_LIBRARY_PATH=str(fake_nvml_folder), FAKE_NVML="nvmlInitWithFlags~60000", COLUMNS="200")
     assert "the driver does not answer within 0.5 s" in hung.out, hung.err
     well = python("-c", DOCTOR, LD_LIBRARY_PATH=str(fake_nvml_folder), FAKE_NVML="gpus=2", COLUMNS="200")
-    assert re.search(r"probe nvml.* 8 facts, \d+ readings", well.out), well.out
+    assert re.search(r"probe nvml.* 6 facts, \d+ readings", well.out), well.out
 
 
 FORKS = """

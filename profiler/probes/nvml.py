@@ -333,7 +333,10 @@ class NvmlProbe:
             return None
         found: dict[int, tuple[int, Any]] = {}
         for order in range(cuda.device_count()):
-            uuid = getattr(cuda.get_device_properties(order), "uuid", None)
+            try:
+                uuid = getattr(cuda.get_device_properties(order), "uuid", None)
+            except (AssertionError, RuntimeError):  # CUDA has failed: the program will see it, too
+                return None
             handle = next(
                 filter(None, (self._attempt(partial(self._of_uuid, f"{kind}-{uuid}")) for kind in ("GPU", "MIG"))), None
             )
