@@ -2,8 +2,8 @@
 
 The loop's thread only notes when something began (an edge); the counters are read beside it, once a second and soon after
 an edge. Between two readings the energy is shared out by time, and what may belong elsewhere is kept beside it: the
-counter moves in steps, so that what a pass used is uncertain by a step's worth. A pass that is shorter than that shows as
-below resolution, not as a guess.
+counter moves in steps, and is always behind, so that what a pass used is uncertain by a step's worth. A pass that is shorter
+than that shows as below resolution, not as a guess.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from profiler.record import STEP_NS, Energies, Energy, merge_energy
 
 MAX_EDGES = 4096  # between two readings; a service has many calls a second
+RESET_AFTER_NS = 2_000_000_000  # a counter that stays below what it was for so long was reset
 POWER_OVER_NS = 1_000_000_000  # between two readings that lie close together, a counter's step says little of the power
 Place = tuple["int | None", str]  # the epoch and the stage, "" for none
 
@@ -75,25 +76,34 @@ class Spent:
 class Counter:
     """A GPU's energy counter: what it grew by, and about what power it stands for.
 
-    A reading below the one before is a counter that was reset, unless the next is up again: then it was no answer.
+    A reading below the one before is a counter that was reset, unless one of the next is up again: then it was no answer.
     """
 
     def __init__(self) -> None:
         self.waiting = Spent()  # since it was last read
-        self.is_doubted = False
+        self.fell_at: int | None = None  # ns; while its answers are doubted
         self._last: float | None = None  # J
+        self._last_at = 0
         self._joules = self._time = 0.0
 
-    def read(self, counter: float) -> float | None:
-        """The joules since the reading before; None where there is none, or while this one is doubted."""
-        before = self._last
-        if before is not None and counter < before and not self.is_doubted:
-            self.is_doubted = True
-            return None
-        self._last, self.is_doubted = counter, False
+    def read(self, counter: float, at: int) -> tuple[float, float] | None:
+        """The joules since the reading before, and how many are missing that a reset has taken away.
+
+        None where there is no reading before, or while this one is doubted.
+        """
+        before, before_at = self._last, self._last_at
+        missing = 0.0
+        if before is not None and counter < before:
+            if self.fell_at is None:
+                self.fell_at = at
+            if at - self.fell_at < RESET_AFTER_NS:
+                return None
+            if self._time:
+                missing = self._joules / self._time * (self.fell_at - before_at)
+        self._last, self._last_at, self.fell_at = counter, at, None
         if before is None:
             return None
-        return counter - before if counter >= before else counter
+        return (counter - before if counter >= before else counter), missing
 
     def step(self, used: float, time: int) -> float:
         """The joules in which it moves, by the power of about the last second."""
@@ -129,7 +139,7 @@ class Meter:
                 return
             spent = self._spent_until(at)
             for gpu in sorted({*self._counters, *counters}):
-                self._gather(gpu, spent, counters.get(gpu))
+                self._gather(gpu, spent, counters.get(gpu), at)
             over = [epoch for epoch in self._used if epoch != self._now.epoch]
             for epoch in over:
                 self._done(epoch, self._used.pop(epoch))
@@ -165,19 +175,19 @@ class Meter:
         _stay(spent, self._now, at - began)
         return spent
 
-    def _gather(self, gpu: str, spent: Spent, counter: float | None) -> None:
+    def _gather(self, gpu: str, spent: Spent, counter: float | None, at: int) -> None:
         meter = self._counters.setdefault(gpu, Counter())
         meter.waiting.add(spent)
         if counter is None:
             return
-        used = meter.read(counter)
-        if meter.is_doubted:
+        used = meter.read(counter, at)
+        if meter.fell_at is not None:
             return
         if used is not None and meter.waiting.times:
-            self._share_out(gpu, used, meter)
+            self._share_out(gpu, *used, meter)
         meter.waiting = Spent()
 
-    def _share_out(self, gpu: str, used: float, meter: Counter) -> None:
+    def _share_out(self, gpu: str, used: float, missing: float, meter: Counter) -> None:
         spent = meter.waiting
         whole = sum(spent.times.values())
         step = meter.step(used, whole)
@@ -189,13 +199,13 @@ class Meter:
                 """Of what may be of another than this one's kind, this place's part."""
                 return used * min(own, whole - own) / whole * (time / own) if own else 0.0
 
+            lost, steps = missing * time / whole, spent.ends.get(place, 0) * step
             energy = Energy(
                 joules=used * time / whole,
                 seconds=time / 1e9,
-                mixed=mixed(time),
-                variance=spent.ends.get(place, 0) * step * step,
-                between_epochs=mixed(of_epoch.get(epoch, 0)),
-                between_stages=mixed(of_stage.get(stage, 0)),
+                uncertain=mixed(time) + steps + lost,
+                between_epochs=mixed(of_epoch.get(epoch, 0)) + lost,
+                between_stages=mixed(of_stage.get(stage, 0)) + steps + lost,
             )
             merge_energy(self._used.setdefault(epoch, {}), {stage: {gpu: energy}})
 

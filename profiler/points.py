@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,10 +60,8 @@ SPECS = {  # name: (unit, help)
     "epochmeter.gpu.energy.used": ("J", "Energy that a GPU used in a stage, or in none."),
     "epochmeter.gpu.energy.uncertain": ("J", "How much of it may belong to what was before or after."),
     "epochmeter.gpu.energy.metered": ("s", "For how long its counter was read."),
-    "epochmeter.gpu.energy.mixed": ("J", "Energy that may be of what was before or after."),
     "epochmeter.gpu.energy.between_epochs": ("J", "Of that, what may be of another epoch."),
     "epochmeter.gpu.energy.between_stages": ("J", "Of that, what may be of another stage."),
-    "epochmeter.gpu.energy.deviation": ("J", "What the steps of the counter leave open."),
     "epochmeter.bench.cases": ("{case}", "Cases of a benchmark, by how they ended."),
     "epochmeter.bench.sample_rate": ("{sample}/s", "Samples that a benchmark's case gets through."),
     "epochmeter.bench.operation_rate": ("{operation}/s", "Floating-point operations that it makes."),
@@ -266,8 +263,7 @@ def _local_energy(energy: Energy) -> Mapping[str, float]:
     return {
         "used": energy.joules,
         "metered": energy.seconds,
-        "mixed": energy.mixed,
-        "deviation": math.sqrt(energy.variance),
+        "uncertain": energy.uncertain,
         **{name: value for name in ("between_epochs", "between_stages") if (value := getattr(energy, name))},
     }
 

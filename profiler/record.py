@@ -5,7 +5,6 @@ Times are whole nanoseconds of the monotonic clock; only `Run.started_unix_ns` i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -17,6 +16,7 @@ Path = tuple[str, ...]  # a phase and what it is nested in, outermost first: ("f
 State = Literal["running", "finished", "interrupted", "crashed"]
 FactValue = str | int | float | bool
 NOTE_LIMIT = 20
+UNREAD = "phases that the GPU was still at work on when the run ended: their GPU time is not known"  # a note
 STEP_NS = 100_000_000  # NVIDIA's energy counters move every 20 to 100 ms, by kind of card
 MAX_WAITING = 250  # values of a buffer; what waits at an epoch's end is counted by the loop's thread
 SENSOR_SCALE = 7  # of a histogram of readings: percentiles within 0.3 %, nearer than any sensor; fewer buckets cost less
@@ -131,8 +131,7 @@ class ReadingRecord:
     """One metric with one set of attributes, over the ticks of the sampling thread.
 
     A counter is kept as what it grew by, so that a counter that runs since the machine was started tells of this run
-    alone; a counter that falls back, and is not up again the next time, has been restarted: what it stands at is the growth
-    since then.
+    alone; a counter that falls back, and is not up again soon, has been restarted: what it stands at is the growth since then.
     """
 
     spec: MetricSpec
@@ -224,23 +223,17 @@ class Energy:
 
     Attributes:
         seconds: for how long it was metered.
-        mixed: of the joules, those that may be of what went on before or after, between the same two readings: always in
-            the same direction, so they add up.
-        variance: of the steps in which a counter moves, in J²: independent of each other, so their squares add up.
-        between_epochs: of what is mixed, that with another epoch.
-        between_stages: of what is mixed, that with another stage.
+        uncertain: of the joules, those that may be of what went on before or after: between the same two readings, or within
+            a step of the counter. As a counter is always behind, these lie in one direction, and add up.
+        between_epochs: of what lay between two readings, that with another epoch.
+        between_stages: of what is uncertain, that with another stage.
     """
 
     joules: float = 0.0
     seconds: float = 0.0
-    mixed: float = 0.0
-    variance: float = 0.0
+    uncertain: float = 0.0
     between_epochs: float = 0.0
     between_stages: float = 0.0
-
-    @property
-    def uncertain(self) -> float:
-        return self.mixed + math.sqrt(self.variance)
 
     @property
     def is_resolved(self) -> bool:
@@ -250,8 +243,7 @@ class Energy:
     def add(self, other: Energy) -> None:
         self.joules += other.joules
         self.seconds += other.seconds
-        self.mixed += other.mixed
-        self.variance += other.variance
+        self.uncertain += other.uncertain
         self.between_epochs += other.between_epochs
         self.between_stages += other.between_stages
 
@@ -271,10 +263,9 @@ def energy_by_gpu(energies: Energies) -> dict[str, Energy]:
     found: dict[str, Energy] = {}
     for gpus in energies.values():
         for gpu, energy in gpus.items():
-            found.setdefault(gpu, Energy()).add(replace(energy, mixed=energy.between_epochs))
+            found.setdefault(gpu, Energy()).add(replace(energy, uncertain=energy.between_epochs))
     for energy in found.values():
-        step = energy.joules / energy.seconds * STEP_NS / NS if energy.seconds else 0.0
-        energy.variance = step * step
+        energy.uncertain += energy.joules / energy.seconds * STEP_NS / NS if energy.seconds else 0.0
     return found
 
 
@@ -429,16 +420,17 @@ class Sums:
 
     def __init__(self) -> None:
         self._whole = EpochRecord(None)
-        self._seen = self._seen_late = 0
+        self._seen = 0
         self.epochs = Histogram()  # how long each epoch took
         self.stages: dict[str, Histogram] = {}  # how long each stage took in each epoch
 
+    def add_late(self, position: int, part: EpochRecord) -> None:
+        """What was added to an epoch after its end."""
+        if position < self._seen:
+            self._whole.merge(part)
+
     def of(self, run: Run) -> EpochRecord:
         """Everything the run measured so far."""
-        for position, part in run.late[self._seen_late :]:
-            if position < self._seen:
-                self._whole.merge(part)
-        self._seen_late = len(run.late)
         for epoch in run.epochs[self._seen :]:
             self._whole.merge(epoch)
             self.epochs.add([epoch.duration_ns])
@@ -467,7 +459,6 @@ class Run:
     hardware: Hardware = field(default_factory=Hardware)
     epochs: list[EpochRecord] = field(default_factory=list)
     outside: EpochRecord = field(default_factory=lambda: EpochRecord(None))
-    late: list[tuple[int, EpochRecord]] = field(default_factory=list, compare=False)  # what was added to finished epochs
     overhead_ns: int | None = None  # on the loop's own threads
     background_ns: int | None = None  # CPU time of the sampling thread
     notes: dict[str, int] = field(default_factory=dict)  # what went wrong on our side, and how often
@@ -490,7 +481,7 @@ class Run:
             merge_energy(total, part.energy)
         for gpus in total.values():
             for energy in gpus.values():
-                energy.mixed, energy.between_epochs = energy.between_stages, 0.0
+                energy.uncertain, energy.between_epochs = energy.between_stages, 0.0
         return total
 
     def note(self, what: str, times: int = 1) -> None:

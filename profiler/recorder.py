@@ -22,6 +22,7 @@ from profiler.record import Hardware, ReadingKey, ReadingRecord, Readings, readi
 
 PATIENCE = 5  # failures in a row after which a reading is asked only now and then
 REST_TICKS = 60
+RESET_AFTER_S = 2.0  # a counter that stays below what it was for so long was reset
 FACT_TICKS = 5  # between two looks for facts that are not known yet, such as torch's version before torch is imported
 STOP_TIMEOUT_S = 0.04  # with all else that is to be done at the end, less than 50 ms
 OPEN_DEADLINE_S = 10.0  # without persistence mode, the first call to a driver takes seconds for each GPU
@@ -107,7 +108,7 @@ class Recorder:
         self._readings: Readings = {}
         self._slots: dict[tuple[int, int], _Slot] = {}  # by the identity of spec and attributes, which a probe gives again
         self._counters: dict[ReadingKey, Number] = {}
-        self._doubted: set[ReadingKey] = set()  # counters that fell back at their last reading
+        self._fell_at: dict[ReadingKey, float] = {}  # counters that stand below what they did
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
@@ -369,11 +370,13 @@ class Recorder:
                 value = sample.value
                 if slot.is_counter:
                     before = self._counters.get(slot.key, value)
-                    if value < before and slot.key not in self._doubted:
-                        self._doubted.add(slot.key)  # a reset, unless it is up again the next time
-                        continue
+                    if value < before:
+                        fell_at = self._fell_at.setdefault(slot.key, time.monotonic())
+                        if time.monotonic() - fell_at < RESET_AFTER_S:
+                            continue  # it was reset, unless it is up again soon
                     self._counters[slot.key] = value
-                    self._doubted.discard(slot.key)
+                    if self._fell_at:
+                        self._fell_at.pop(slot.key, None)
                     value = value - before if value >= before else value
                 slot.record.add(value)
 

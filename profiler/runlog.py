@@ -345,10 +345,8 @@ def _take_energy(part: EpochRecord, name: str, at: Mapping[str, Any], value: flo
         energy.joules += value
     elif told == "metered":
         energy.seconds += value
-    elif told in ("mixed", "between_epochs", "between_stages"):
+    else:  # uncertain, between_epochs, between_stages
         setattr(energy, told, getattr(energy, told) + value)
-    else:
-        energy.variance += value * value
 
 
 def _take_case(part: EpochRecord, name: str, at: dict[str, Any], value: float) -> None:

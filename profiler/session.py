@@ -30,7 +30,7 @@ from profiler.metrics import Probe
 from profiler.preferences import Host, Resolved, check_exporter, check_settings, crashes_path, resolve, runs_path, variables
 from profiler.probes import PROBES, load_probe
 from profiler.ranks import Ranks
-from profiler.record import CaseRecord, Energies, EpochRecord, Run, State, Sums, energy_by_gpu, merge_energy, sum_of
+from profiler.record import UNREAD, CaseRecord, Energies, EpochRecord, Run, State, Sums, energy_by_gpu, merge_energy, sum_of
 from profiler.recorder import Recorder
 from profiler.runlog import RunLog, prune
 from profiler.sending import Sending
@@ -207,10 +207,11 @@ class Profiler:
         """What was measured so far; passes that are still open are not in it."""
         if self._state == "running":
             self._refresh()
-            if self._epoch is not None:
-                self._collect(self._epoch)
-                self._epoch.duration_ns = self._now() - self._epoch.started_ns
-                shown = Run(**{**vars(self._run), "epochs": [*self._run.epochs, self._epoch]})
+            epoch = self._epoch  # the loop's thread may end it meanwhile
+            if epoch is not None:
+                self._collect(epoch)
+                epoch.duration_ns = self._now() - epoch.started_ns
+                shown = Run(**{**vars(self._run), "epochs": [*self._run.epochs, epoch]})
                 return RunSummary(shown)
             self._keep_outside()
         return RunSummary(self._run)
@@ -473,7 +474,7 @@ class Profiler:
         with self._run_lock:
             epoch = self._run.epochs[positions[-1]]
             epoch.merge(part)
-            self._run.late.append((positions[-1], part))
+            self._sums.add_late(positions[-1], part)
         part.started_ns = epoch.started_ns
         self._save(part)
 
@@ -542,7 +543,7 @@ class Profiler:
         if self._timer.device_fault is not None:
             self._run.note(f"the GPU's clock failed: {self._timer.device_fault}")
         self._collect(tail)  # the device has gone on meanwhile
-        self._note_unread(len(self._timer.late))
+        self._note_unread(tail)
         tail.readings = self._recorder.take()
         self._run.state = state
         self._run.overhead_ns = self._timer.overhead_ns + self._hot_path_ns(tail)
@@ -550,10 +551,13 @@ class Profiler:
         self._send_last()
         self._close_log()
 
-    def _note_unread(self, unread: int) -> None:
-        read = sum(t.device.count for stage in self._run.whole().stages.values() for t in stage.phases.values())
+    def _note_unread(self, tail: EpochRecord) -> None:
+        whole = self._run.whole()
+        whole.merge(tail)
+        read = sum(t.device.count for stage in whole.stages.values() for t in stage.phases.values())
+        unread = self._timer.unread
         if unread > UNREAD_SHARE * (read + unread):
-            self._run.note("phases that the GPU was still at work on when the run ended: their GPU time is not known", unread)
+            self._run.note(UNREAD, unread)
 
     def _hot_path_ns(self, tail: EpochRecord) -> int:
         """What the phases and steps themselves cost: how many there were, times what one costs here and now."""

@@ -634,6 +634,7 @@ class Timer:
         self.owner = ThreadState(self, is_owner=True)
         self._states = [self.owner]
         self.late: list[LateMarks] = []
+        self.forgotten = 0  # marks that were waited for in vain
         self._local = threading.local()
         self._local.state = self.owner
 
@@ -847,7 +848,7 @@ class Timer:
                     if tree.stage is None and tree.in_use:  # it will soon be known what that pass is for
                         continue
                     taken = tree.take()
-                    self.late += tree.set_aside(into.index)
+                    self._set_aside(tree, into.index)
                     if not taken.is_empty:
                         into.stage(taken.stage).merge(taken)
                 merge_phases(into.phases, state.outside.take().phases)
@@ -855,23 +856,42 @@ class Timer:
                 into.merge(known.pop(into.index))
         return list(known.values())
 
+    @property
+    def unread(self) -> int:
+        """Phases whose device time is not known."""
+        return len(self.late) + self.forgotten
+
+    def _set_aside(self, tree: Tree, epoch: int | None) -> None:
+        self.late += tree.set_aside(epoch)
+        excess = max(len(self.late) - MAX_PENDING, 0)
+        self.forgotten += excess
+        del self.late[:excess]
+
     def _read_late(self) -> dict[int | None, EpochRecord]:
         known: dict[int | None, EpochRecord] = {}
-        waiting = []
         clock = self.device_clock() if self.late else None
+        if clock is None:
+            return known
+        began = now()
+        waiting = []
+        streams: list[object] = []  # whose marks are not all reached: they are reached in their order
         for late in self.late:
-            elapsed = None if clock is None else clock.elapsed_ns(late.begin, late.end)
+            elapsed = None if late.end.stream in streams else clock.elapsed_ns(late.begin, late.end)
             if elapsed is None:
                 waiting.append(late)
+                streams += [] if late.end.stream in streams else [late.end.stream]
                 continue
             stage = known.setdefault(late.epoch, EpochRecord(late.epoch)).stage(late.stage)
             stage.phases.setdefault(late.path, Timing()).device.add((elapsed,))
         self.late = waiting
+        self.overhead_ns += now() - began
         return known
 
     def forget_threads(self) -> None:
-        """After a fork: the lock may be held by a thread that does not exist here."""
+        """After a fork: the lock may be held by a thread that does not exist here, and CUDA cannot be used."""
         self.lock = threading.RLock()
+        if self._device_clock is not None:
+            self._device_clock.fault = "fork"
 
 
 def path_of(span: Span) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from profiler.record import ReadingRecord, Run, StageRecord
+from profiler.record import UNREAD, ReadingRecord, Run, StageRecord
 from profiler.stragglers import rank_table
 
 MIN_STEPS = 8  # below this a share of the time says little
@@ -46,7 +46,7 @@ def judge(run: Run) -> Verdict:
     waited = _waited(run, stage)
     if waited is not None:
         return waited
-    return _throttled(run, readings) or _memory(readings) or _time(stage, readings if _may_use_gpus(run, readings) else [])
+    return _throttled(run, readings) or _memory(readings) or _time(run, stage, readings if _may_use_gpus(run, readings) else [])
 
 
 def _may_use_gpus(run: Run, readings: list[ReadingRecord]) -> bool:
@@ -103,7 +103,7 @@ def _memory(readings: list[ReadingRecord]) -> Verdict | None:
     return None
 
 
-def _time(stage: StageRecord, readings: list[ReadingRecord]) -> Verdict:
+def _time(run: Run, stage: StageRecord, readings: list[ReadingRecord]) -> Verdict:
     shares = {path[0]: t.total_ns / stage.duration_ns for path, t in stage.phases.items() if len(path) == 1}
     wait = shares.get("data_wait", 0.0)
     compute = sum(shares.get(phase, 0.0) for phase in COMPUTE_PHASES)
@@ -119,6 +119,9 @@ def _time(stage: StageRecord, readings: list[ReadingRecord]) -> Verdict:
         return Verdict("compute-bound", [f"the busiest GPU ran kernels {max(busy):.0%} of the time", *waited])
     if busy and 0 < max(busy) < GPU_IDLE:
         return Verdict("host-bound", [f"the busiest GPU ran kernels only {max(busy):.0%} of the time", *waited])
+    unread = run.notes.get(UNREAD)
+    if unread:
+        return Verdict("unknown", [f"the GPU was still at work on {unread} phases when the run ended", *waited])
     if stage.device_share is not None:  # on a GPU, the host's clock only says how long it took to tell it what to do
         return Verdict("unknown", [_as_long(stage), *waited])
     if compute >= COMPUTE_SHARE:

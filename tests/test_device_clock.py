@@ -141,7 +141,7 @@ def test_a_late_part_is_in_the_sums_once(clock: FakeClock) -> None:
         if seen:
             sums.of(run)
         run.epochs[-1].merge(late)
-        run.late.append((len(run.epochs) - 1, late))
+        sums.add_late(len(run.epochs) - 1, late)
         whole = sums.of(run)
         assert whole.stages["train"].phases["forward",].device.count == len(run.epochs)
         assert run.whole().stages["train"].phases["forward",].device.count == len(run.epochs)
@@ -207,11 +207,32 @@ def test_a_run_says_what_the_gpu_had_not_done_when_it_ended(
     with Profiler("ahead") as prof:
         for _ in prof.train(range(20)):
             with prof.phase("forward"):
-                pass
+                clock.pass_ms(3)
     found = prof.summary.to_dict()
     (note,) = found["notes"].items()
     assert "the GPU was still at work" in note[0] and note[1] == 19
     assert "device_busy" not in found["stages"]["train"]
+    assert found["verdict"]["kind"] == "unknown" and "still at work on 19 phases" in found["verdict"]["evidence"][0]
+
+
+def test_marks_that_are_never_reached_do_not_pile_up(
+    clock: FakeClock, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("profiler.timing.MAX_PENDING", 100)
+    device.lag_ns = 10**12
+    timer = Timer()
+    for epoch in range(30):
+        loop(timer, clock, 10)
+        timer.take(EpochRecord(epoch))
+    assert len(timer.late) == 100 and timer.unread == 299
+
+
+def test_after_a_fork_no_mark_is_made(clock: FakeClock, device: FakeDevice) -> None:
+    timer = Timer()
+    timer._device_clock = timer.device_clock()
+    timer.forget_threads()  # as in the child
+    loop(timer, clock, 5)
+    assert device.events == 0
 
 
 def test_late_device_times_come_back_from_the_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -478,7 +478,8 @@ def test_one_low_answer_of_a_counter_is_no_reset(machine: Machine) -> None:
     assert last(it.taken(), "hw.energy") == 400
 
 
-def test_an_energy_counter_that_falls_back_was_reset(machine: Machine) -> None:
+def test_an_energy_counter_that_falls_back_was_reset(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.recorder.RESET_AFTER_S", 0)  # it stays there
     it = Watched()
     total = 0.0
     for energy in (5_000_000, 5_400_000, 100_000, 300_000):

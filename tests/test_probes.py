@@ -220,7 +220,8 @@ def test_a_reading_that_keeps_failing_is_asked_less() -> None:
     assert recorder.notes == {"it: RuntimeError": PATIENCE}
 
 
-def test_counters_are_told_as_what_they_grew_by() -> None:
+def test_counters_are_told_as_what_they_grew_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.recorder.RESET_AFTER_S", 0)
     recorder = sampled(Scripted(COUNTER, [1000, 1002, 1005, 3, 4]), ticks=5)
     assert of(recorder.take(), COUNTER).last == 2 + 3 + 3 + 1
     assert of(recorder.take(), COUNTER) is None

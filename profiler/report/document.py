@@ -174,7 +174,7 @@ def _energy(run: Run, gpus: Mapping[str, Energy], duration_ns: int, samples: int
     is_whole = metered >= METERED_SHARE * duration_ns / NS
     if not is_whole:
         result["metered_s"] = metered
-    if len(gpus) > 1:
+    if len(gpus) > 1 or len(run.hardware.gpus) > len(gpus):  # one of several may not have been read
         result["gpus"] = {gpu: energy.joules for gpu, energy in gpus.items()}
     if any("mig_instance" in facts for facts in run.hardware.gpus.values()):
         result["shared"] = True  # the counter is the whole card's, whoever else has an instance on it

@@ -140,6 +140,8 @@ def _energy(used: dict[str, Any]) -> str:
         words.append(f"{used['mean_w']:.0f} W")
     if "samples_per_j" in used:
         words.append(f"{used['samples_per_j']:.3g} samples/J")
+    if len(used.get("gpus", ())) == 1:
+        words.append(f"of {next(iter(used['gpus']))} alone")
     if "metered_s" in used:
         words.append(f"metered for {duration(used['metered_s'])} of it")
     if used.get("shared"):
