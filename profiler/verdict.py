@@ -42,17 +42,19 @@ def judge(run: Run) -> Verdict:
     if stage is None or stage.steps < MIN_STEPS or not stage.duration_ns:
         steps = stage.steps if stage else 0
         return Verdict("unknown", [f"{steps} steps were timed; at least {MIN_STEPS} are needed"])
-    readings = list(whole.readings.values())
+    readings = _own(run, list(whole.readings.values()))
     waited = _waited(run, stage)
     if waited is not None:
         return waited
-    return _throttled(run, readings) or _memory(readings) or _time(run, stage, readings if _may_use_gpus(run, readings) else [])
+    return _throttled(run, readings) or _memory(readings) or _time(run, stage, readings)
 
 
-def _may_use_gpus(run: Run, readings: list[ReadingRecord]) -> bool:
-    """False where torch was there and had nothing on a GPU: what GPUs did then was the work of others."""
+def _own(run: Run, readings: list[ReadingRecord]) -> list[ReadingRecord]:
+    """Without those of GPUs, where torch was there and had nothing on one: what they did then was the work of others."""
     held = [r.maximum for r in readings if r.spec.name == "epochmeter.torch.memory.reserved"]
-    return any(held) or "torch" not in run.hardware.runtime
+    if any(held) or "torch" not in run.hardware.runtime:
+        return readings
+    return [r for r in readings if not r.spec.name.startswith(("hw.", "epochmeter.gpu."))]
 
 
 def _waited(run: Run, stage: StageRecord) -> Verdict | None:

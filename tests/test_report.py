@@ -105,6 +105,16 @@ def test_the_verdict_quotes_what_decided_it(made: Run, kind: str, says: str) -> 
     assert says in " ".join(verdict.evidence)
 
 
+def test_what_gpus_do_while_the_run_has_nothing_there_is_the_work_of_others() -> None:
+    made = run({"data_wait": 1.0}, readings={"hw.gpu.utilization": [0.9, 1.0]}, held={"hw_thermal": 5.0})
+    assert judge(made).kind == "throttled"
+    made.hardware.runtime["torch"] = "2.13.0"
+    assert judge(made).kind == "unknown"
+    memory = Sample(MetricSpec("epochmeter.torch.memory.reserved", "By", "updowncounter", ""), 2**30)
+    reading_of(made.epochs[0].readings, memory).add(2**30)
+    assert judge(made).kind == "throttled"
+
+
 def test_the_parts_of_a_stage_add_up_in_the_document() -> None:
     stage = document(run({"data_wait": 4.0, "forward": 5.0}))["stages"]["train"]
     assert sum(phase["total_s"] for phase in stage["phases"].values()) == pytest.approx(stage["duration_s"])
