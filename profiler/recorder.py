@@ -15,20 +15,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from profiler.energy import RESET_AFTER_NS
 from profiler.errors import ProbeUnavailableError
+from profiler.gpu import FIRST_REST_S, LONGEST_REST_S
 from profiler.metrics import Attributes, EnergySource, Fact, MetricSpec, Number, Probe, Reading, Sample, Samples
 from profiler.probes import DRIVERS, PROBES, load_probe
 from profiler.record import Hardware, ReadingKey, ReadingRecord, Readings, reading_key, reading_of
 
 PATIENCE = 5  # failures in a row after which a reading is asked only now and then
 REST_TICKS = 60
-RESET_AFTER_S = 2.0  # a counter that stays below what it was for so long was reset
+RESET_AFTER_S = RESET_AFTER_NS / 1e9
 FACT_TICKS = 5  # between two looks for facts that are not known yet, such as torch's version before torch is imported
 STOP_TIMEOUT_S = 0.04  # with all else that is to be done at the end, less than 50 ms
 OPEN_DEADLINE_S = 10.0  # without persistence mode, the first call to a driver takes seconds for each GPU
 ROUND_DEADLINE_S = 2.0  # a round of calls takes a millisecond or two
 SLOW_CALL_S = 0.2
-FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0  # before a driver that does not start is tried again
 MAX_SLOTS = 4096
 EnergyListener = Callable[[int, Mapping[str, float]], None]
 

@@ -467,14 +467,14 @@ class Profiler:
 
     def _add_late(self, part: EpochRecord) -> None:
         """Device times of an epoch that has ended: the device was behind."""
-        positions = [position for position, epoch in enumerate(self._run.epochs) if epoch.index == part.index]
-        if not positions:
+        position = self._position(part.index)
+        if position is None:
             self._add_outside(part)
             return
         with self._run_lock:
-            epoch = self._run.epochs[positions[-1]]
+            epoch = self._run.epochs[position]
             epoch.merge(part)
-            self._sums.add_late(positions[-1], part)
+            self._sums.add_late(position, part)
         part.started_ns = epoch.started_ns
         self._save(part)
 
@@ -485,6 +485,11 @@ class Profiler:
         self._collect(part)
         if not part.is_empty:
             self._add_outside(part)
+
+    def _position(self, index: int | None) -> int | None:
+        """Where in the run the epoch of this number is, if it has ended; the latest one, where there are several."""
+        epochs = self._run.epochs
+        return next((position for position in reversed(range(len(epochs))) if epochs[position].index == index), None)
 
     def _add_outside(self, part: EpochRecord) -> None:
         with self._run_lock:
@@ -503,7 +508,8 @@ class Profiler:
     def _add_energy(self, index: int | None, energy: Energies) -> None:
         """What an epoch used, as soon as the counters have been read after its end; called beside the loop."""
         with self._run_lock:
-            epoch = next((epoch for epoch in reversed(self._run.epochs) if epoch.index == index), self._run.outside)
+            position = self._position(index)
+            epoch = self._run.outside if position is None else self._run.epochs[position]
             if not sum_of(energy_by_gpu(energy).values()).is_resolved:
                 epoch = self._run.outside  # so short that it is only told in the sums, and no line of the log is spent on it
             merge_energy(epoch.energy, energy)

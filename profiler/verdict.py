@@ -113,19 +113,20 @@ def _time(run: Run, stage: StageRecord, readings: list[ReadingRecord]) -> Verdic
     waited = [f"{wait:.0%} of {stage.stage} time was spent waiting for data"] if "data_wait" in shares else []
     if wait >= WAIT_SHARE:
         return Verdict("input-bound", waited)
-    busy = [r.total / r.count for r in readings if r.spec.name == "hw.gpu.utilization" and r.count]
-    device = _device(stage, max(busy, default=None))
+    utilization = (r.total / r.count for r in readings if r.spec.name == "hw.gpu.utilization" and r.count)
+    busy = max(utilization, default=None)
+    device = _device(stage, busy)
     if device is not None:
         return Verdict(device.kind, [*device.evidence, *waited])
-    if busy and max(busy) >= GPU_BUSY:
-        return Verdict("compute-bound", [f"the busiest GPU ran kernels {max(busy):.0%} of the time", *waited])
-    if busy and 0 < max(busy) < GPU_IDLE:
-        return Verdict("host-bound", [f"the busiest GPU ran kernels only {max(busy):.0%} of the time", *waited])
+    if busy is not None and busy >= GPU_BUSY:
+        return Verdict("compute-bound", [f"the busiest GPU ran kernels {busy:.0%} of the time", *waited])
+    if busy is not None and 0 < busy < GPU_IDLE:
+        return Verdict("host-bound", [f"the busiest GPU ran kernels only {busy:.0%} of the time", *waited])
     unread = run.notes.get(UNREAD)
     if unread:
         return Verdict("unknown", [f"the GPU was still at work on {unread} phases when the run ended", *waited])
     if stage.device_share is not None:  # on a GPU, the host's clock only says how long it took to tell it what to do
-        return Verdict("unknown", [_as_long(stage), *waited])
+        return Verdict("unknown", [_undecided(stage, busy), *waited])
     if compute >= COMPUTE_SHARE:
         return Verdict("compute-bound", [f"{compute:.0%} of {stage.stage} time was spent in {_named(shares)}", *waited])
     if compute and other >= OTHER_SHARE:
@@ -155,14 +156,13 @@ def _device(stage: StageRecord, busy: float | None) -> Verdict | None:
     return None
 
 
-def _as_long(stage: StageRecord) -> str:
+def _undecided(stage: StageRecord, busy: float | None) -> str:
     on_device, here = stage.device_share or 0.0, stage.host_share or 0.0
+    told = "its utilization was not read" if busy is None else f"it ran kernels {busy:.0%} of the time"
     if on_device >= here * AHEAD:
-        return f"the GPU was in a phase for {on_device:.0%} of a {stage.stage} step; its utilization was not read"
-    return (
-        "phases take as long on the GPU as here: the loop launches too little at a time, or waits for the GPU within them; "
-        "its utilization, which would tell, was not read or lies between"
-    )
+        return f"the GPU was in a phase for {on_device:.0%} of a {stage.stage} step; {told}"
+    why = "the loop launches too little at a time, or waits for the GPU within them"
+    return f"phases take as long on the GPU as here: {why}; {told}"
 
 
 def _named(shares: dict[str, float]) -> str:

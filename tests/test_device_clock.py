@@ -42,9 +42,7 @@ def loop(timer: Timer, clock: FakeClock, steps: int) -> None:
 def test_device_time_stands_beside_host_time(clock: FakeClock, device: FakeDevice) -> None:
     timer = Timer()
     loop(timer, clock, 10)
-    clock.pass_ms(10)
-    record = EpochRecord(0)
-    timer.take(record)
+    record = taken(timer, clock)
     forward = record.stages["train"].phases[("forward",)]
     assert forward.count == 10
     assert forward.device.count == 9  # the first step is warm-up
@@ -84,6 +82,14 @@ def test_marks_that_are_not_reached_are_not_waited_for(clock: FakeClock, device:
     timer.take(record)
     forward = record.stages["train"].phases[("forward",)]
     assert (forward.count, forward.device.count) == (5, 0)
+
+
+def taken(timer: Timer, clock: FakeClock) -> EpochRecord:
+    """What was measured, once the device has reached all marks."""
+    clock.pass_ms(10)
+    record = EpochRecord(0)
+    timer.take(record)
+    return record
 
 
 def timed(record: EpochRecord, stage: str, phase: str = "forward") -> tuple[int, int]:
@@ -155,9 +161,7 @@ def test_a_phase_that_ends_on_another_stream_has_no_device_time(clock: FakeClock
             device.stream = f"side {step}"
         with timer.phase("backward"):
             clock.pass_ms(1)
-    clock.pass_ms(10)
-    record = EpochRecord(0)
-    timer.take(record)
+    record = taken(timer, clock)
     assert timed(record, "train") == (0, 0)
     assert timed(record, "train", "backward") == (9, 9)
     assert timer.device_fault is None
@@ -173,9 +177,7 @@ def test_a_phase_around_another_pass_has_no_device_time(clock: FakeClock, device
                     clock.pass_ms(3)
         with timer.phase("metrics"):
             clock.pass_ms(1)
-    clock.pass_ms(10)
-    record = EpochRecord(0)
-    timer.take(record)
+    record = taken(timer, clock)
     assert record.stages["train"].phases[("metrics",)].count == 10
     assert timed(record, "train", "metrics") == (4, 4)
     assert timed(record, "val") == (24, 72)
@@ -184,7 +186,7 @@ def test_a_phase_around_another_pass_has_no_device_time(clock: FakeClock, device
 def test_phases_that_overlap_have_no_device_time(clock: FakeClock, device: FakeDevice) -> None:
     timer = Timer()
     for _ in timer.iterate(Stage.TRAIN, range(5), batch_size):
-        outer, inner = timer.phase("load"), None
+        outer = timer.phase("load")
         outer.__enter__()
         inner = timer.phase("forward")
         inner.__enter__()
@@ -193,9 +195,7 @@ def test_phases_that_overlap_have_no_device_time(clock: FakeClock, device: FakeD
         inner.__exit__()
         with timer.phase("forward"):
             clock.pass_ms(3)
-    clock.pass_ms(10)
-    record = EpochRecord(0)
-    timer.take(record)
+    record = taken(timer, clock)
     assert record.stages["train"].phases[("forward",)].count == 10
     assert timed(record, "train") == (4, 12)
 
@@ -269,9 +269,7 @@ def test_a_graph_that_is_captured_in_mid_run_is_left_alone(clock: FakeClock, dev
         device.capturing = 4 <= step < 8  # marks of before are waiting meanwhile: not even asked for
         with timer.phase("forward"):
             clock.pass_ms(3)
-    clock.pass_ms(10)
-    record = EpochRecord(0)
-    timer.take(record)
+    record = taken(timer, clock)
     forward = record.stages["train"].phases[("forward",)]
     assert (forward.count, forward.device.count) == (12, 7)
     assert forward.device.sum_ns == 7 * 3 * MS

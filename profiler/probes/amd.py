@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from profiler.errors import ProbeUnavailableError
-from profiler.gpu import ENERGY, MEMORY_LIMIT, MEMORY_USAGE, POWER, TEMPERATURE, UTILIZATION, memory_class_gb
+from profiler.gpu import ENERGY, MEMORY_LIMIT, MEMORY_USAGE, POWER, TEMPERATURE, UTILIZATION, check_device, memory_class_gb
 from profiler.metrics import Attributes, Fact, Reading, Sample
 from profiler.preferences import variable
 from profiler.visible import parse
@@ -69,8 +69,7 @@ class AmdProbe:
         self._gpus: dict[int, Any] = {}
 
     def start(self) -> None:
-        if self._wanted is not None and not self._wanted.startswith("cuda"):
-            raise ProbeUnavailableError(f"the run's device is {self._wanted}")
+        check_device(self._wanted, "cuda")
         try:
             self._library = library = self._load()
         except ImportError:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from profiler.errors import ProbeUnavailableError
-from profiler.gpu import MEMORY_LIMIT, MEMORY_USAGE
+from profiler.gpu import MEMORY_LIMIT, MEMORY_USAGE, check_device
 from profiler.metrics import Fact, Reading, Sample
 
 SPECS = (MEMORY_USAGE, MEMORY_LIMIT)
@@ -34,8 +34,7 @@ class AppleProbe:
     def start(self) -> None:
         if sys.platform != "darwin":
             raise ProbeUnavailableError("Apple's GPUs are in Apple's machines")
-        if self._device not in (None, "mps"):
-            raise ProbeUnavailableError(f"the run's device is {self._device}")
+        check_device(self._device, "mps")
 
     def close(self) -> None:
         """Nothing is held."""

@@ -24,7 +24,18 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from profiler.errors import ProbeUnavailableError
-from profiler.gpu import ENERGY, MEMORY_LIMIT, MEMORY_USAGE, POWER, TEMPERATURE, UTILIZATION, memory_class_gb
+from profiler.gpu import (
+    ENERGY,
+    FIRST_REST_S,
+    LONGEST_REST_S,
+    MEMORY_LIMIT,
+    MEMORY_USAGE,
+    POWER,
+    TEMPERATURE,
+    UTILIZATION,
+    check_device,
+    memory_class_gb,
+)
 from profiler.metrics import NO_ATTRIBUTES, Attributes, Fact, MetricSpec, Number, Reading, Sample, Samples
 from profiler.preferences import variable
 from profiler.visible import ordinals, parse
@@ -69,7 +80,6 @@ NOTHING_NEW_CODES = (6, 10, 21, 27)  # NotFound, Timeout, NoData, NotReady
 LOST_CODES = (1, 15, 16, 28, 999)  # Uninitialized, GpuIsLost, ResetRequired, GpuNotFound, Unknown
 UNINITIALISED, TOO_SMALL, NO_LIBRARY = 1, 7, 12
 SLOW_TICKS = 10
-FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0
 GPM_GAP_S = 0.1  # two GPM samples lie further apart than this (nvml.h)
 ALL_LINKS = 0xFFFFFFFF  # scope of NVLink fields: "aggregate value summed up across all links" (nvml.h)
 DEGRADED = 0x8 | 0x20 | 0x40 | 0x80  # HW slowdown, SW and HW thermal slowdown, power brake; a power cap is normal
@@ -198,8 +208,7 @@ class NvmlProbe:
 
     def start(self) -> None:
         global _initialised
-        if self._wanted is not None and not self._wanted.startswith("cuda"):
-            raise ProbeUnavailableError(f"the run's device is {self._wanted}")
+        check_device(self._wanted, "cuda")
         try:
             self._library = library = self._load()
         except ImportError:
