@@ -110,11 +110,11 @@ print(json.dumps({**told, "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF)
 FILL = """
 import sys, time
 from profiler import Profiler
-from profiler.record import EpochRecord, Run
-from profiler.otel import run_data
-from profiler.preferences import resolve
-from profiler.sending import Post, outbox_of
-from profiler.destinations import destination
+from profiler.records.run import EpochRecord, Run
+from profiler.sending.otel_data import run_data
+from profiler.config.resolve import resolve
+from profiler.sending.outlet import Post, outbox_of
+from profiler.sending.destination import destination
 import copy, exporters
 arguments = {"exporter": "otlp", "otlp_endpoint": sys.argv[1]}
 with Profiler("fill", interval=0.05) as prof:
@@ -135,7 +135,7 @@ for number in range(int(sys.argv[2])):
 """
 FLUSH = """
 import json, resource, time
-from profiler.sending import flush
+from profiler.sending.outlet import flush
 began = time.perf_counter()
 done = flush()
 told = {"seconds": time.perf_counter() - began, "delivered": done.delivered, "left": done.left}

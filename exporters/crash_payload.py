@@ -1,7 +1,7 @@
 """Crash reports: rebuilt from the list, and the check of an envelope's bytes as Sentry takes them.
 
 The rule it keeps: what is told of a crash is copied from the record part by part, each as the list allows; the text of an
-error is on no list. Sentry's own library makes the envelope around it (`profiler.crash`); what it adds is a fault here.
+error is on no list. Sentry's own library makes the envelope around it (`embedding.crash`); what it adds is a fault here.
 
 Format: https://develop.sentry.dev/sdk/data-model/envelopes/
 """

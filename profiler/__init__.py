@@ -7,6 +7,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from profiler.config.resolve import settings
+    from profiler.embedding.telemetry import Telemetry
     from profiler.errors import (
         ArgumentTypeError,
         ArgumentValueError,
@@ -16,28 +18,26 @@ if TYPE_CHECKING:
         RunNotFoundError,
         SettingsError,
     )
-    from profiler.preferences import settings
-    from profiler.session import Profiler
-    from profiler.summary import RunSummary
-    from profiler.telemetry import Telemetry
-    from profiler.timing import Phase, Stage
+    from profiler.measure.timer import Phase, Stage
+    from profiler.report.summary import RunSummary
+    from profiler.session.profiler import Profiler
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ArgumentTypeError": "errors",
     "ArgumentValueError": "errors",
-    "Phase": "timing",
+    "Phase": "measure.timer",
     "ProbeUnavailableError": "errors",
-    "Profiler": "session",
+    "Profiler": "session.profiler",
     "ProfilerError": "errors",
     "RunLogError": "errors",
     "RunNotFoundError": "errors",
-    "RunSummary": "summary",
+    "RunSummary": "report.summary",
     "SettingsError": "errors",
-    "Stage": "timing",
-    "Telemetry": "telemetry",
-    "settings": "preferences",
+    "Stage": "measure.timer",
+    "Telemetry": "embedding.telemetry",
+    "settings": "config.resolve",
 }
 
 __all__ = [

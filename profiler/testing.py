@@ -14,8 +14,8 @@ from typing import Any
 import pynvml
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 
-from profiler.clocks import Event
-from profiler.probes.nvml import Library
+from profiler.hardware.nvidia.probe import Library
+from profiler.measure.clocks import Event
 
 
 class FakeClock:
@@ -34,7 +34,7 @@ class FakeClock:
 class FakeDevice:
     """A CUDA stream that runs behind the host by ``lag_ns`` of a clock.
 
-    It has what `profiler.clocks` uses of one, and nothing with which a host could wait for it.
+    It has what `profiler.measure.clocks` uses of one, and nothing with which a host could wait for it.
     """
 
     def __init__(self, clock: Callable[[], int], lag_ns: int) -> None:

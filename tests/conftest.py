@@ -20,7 +20,9 @@ from typing import Any
 
 import pytest
 
-from profiler import preferences, session, timing
+from profiler.config import resolve as preferences
+from profiler.measure import timer as timing
+from profiler.session import profiler as session
 from profiler.testing import FakeClock
 
 PATIENT_S = 20.0  # a run's end waits so long for its delivery, on machines that have other things to do
@@ -160,7 +162,7 @@ class Machine:
 def machine(fake_nvml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     import pynvml
 
-    from profiler.probes import nvml
+    from profiler.hardware.nvidia import probe as nvml
 
     library = ctypes.CDLL(str(fake_nvml_folder / "libnvidia-ml.so.1"))
     monkeypatch.setattr(pynvml, "nvmlLib", library)

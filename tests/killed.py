@@ -10,6 +10,7 @@ how many epochs the run's log has, what is still in the outbox, and what was giv
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from exporters import courier, ga, otlp, outbox, sentlog
-from profiler import Profiler, runlog, sending
-from profiler.probes import PROBES
+from profiler import Profiler
+from profiler.hardware import PROBES, module_of
+from profiler.sending import outlet as sending
+from profiler.storage import run_log as runlog
 
 CHANGES = {"open", "write", "fsync", "close", "replace", "unlink", "link", "truncate"}
 EPOCHS = 3
@@ -102,7 +105,7 @@ def main() -> None:
     folder, target = Path(sys.argv[1]), sys.argv[2]
     os.environ["EPOCHMETER_EXPORTER"] = target
     for name in PROBES:
-        __import__(f"profiler.probes.{name}")
+        importlib.import_module(module_of(name))
     assert courier
     for fatal in itertools.count(1):
         home = folder / str(fatal)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pynvml
 
-from profiler.probes.nvml import QUICK, SLOW, Gpm
+from profiler.hardware.nvidia.probe import QUICK, SLOW, Gpm
 
 FOLDER = Path(__file__).parent / "recordings"
 TICKS, APART_S = 5, 1.0

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from profiler import ArgumentTypeError, ArgumentValueError, Profiler
-from profiler.preferences import runs_path
-from profiler.runlog import load, run_paths
-from profiler.torch_hooks import PATCHES
+from profiler.config.resolve import runs_path
+from profiler.measure.follow.torch_hooks import PATCHES
+from profiler.storage.run_log import load, run_paths
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")

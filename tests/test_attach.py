@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from profiler import ArgumentTypeError, Profiler
-from profiler.torch_hooks import PATCHES
+from profiler.measure.follow.torch_hooks import PATCHES
 
 torch = pytest.importorskip("torch")
 sklearn_datasets = pytest.importorskip("sklearn.datasets")

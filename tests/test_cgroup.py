@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from profiler.cgroup import Cgroups
+from profiler.hardware.cgroup import Cgroups
 
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 V1_MOUNTS = (

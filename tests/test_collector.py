@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 TRAIN = """
 import json
 from profiler import Profiler
-from profiler.demo import prepare, train
+from profiler.session.demo import prepare, train
 setup = prepare()
 with Profiler("demo", exporter="otlp", interval=0.05) as prof:
     train(setup, 2, prof)

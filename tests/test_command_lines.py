@@ -16,7 +16,7 @@ from conftest import Sink, epochmeter, python
 
 from profiler import ArgumentTypeError, Telemetry
 from profiler.cli import mount
-from profiler.usage import Ledger
+from profiler.storage.usage_ledger import Ledger
 
 
 def taken(telemetry: Telemetry) -> tuple[dict[str, int], dict[str, list[str]], int]:

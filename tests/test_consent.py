@@ -11,9 +11,10 @@ import pytest
 from conftest import Sink, epochmeter, wait_for
 
 from exporters import outbox
-from profiler import Profiler, preferences, settings
-from profiler.preferences import resolve
-from profiler.sending import flush
+from profiler import Profiler, settings
+from profiler.config import resolve as preferences
+from profiler.config.resolve import resolve
+from profiler.sending.outlet import flush
 from profiler.testing import RecordingExporter
 
 

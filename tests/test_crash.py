@@ -25,8 +25,8 @@ from exporters import Declared, crash_log, crash_payload
 from exporters.allowlist import EXCEPTIONS, MAX_FRAMES
 from exporters.rules import Frame, Version, coarse
 from profiler import ArgumentTypeError, Telemetry
-from profiler.crash import address_of, is_crash, public, scrubbed
-from profiler.usage import Ledger
+from profiler.embedding.crash import address_of, is_crash, public, scrubbed
+from profiler.storage.usage_ledger import Ledger
 
 pytest.importorskip("sentry_sdk")
 
@@ -259,7 +259,7 @@ def test_switched_off_meanwhile_it_stays(home: Path, sink: Sink) -> None:
 def test_an_envelope_with_something_else_in_it_is_not_even_put_into_the_outbox(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from profiler import crash
+    from profiler.embedding import crash
 
     for name in OUTSIDE:
         monkeypatch.setenv(name, "")

@@ -23,8 +23,9 @@ from exporters.config import Config
 from exporters.otlp import Otlp
 from exporters.outbox import Outbox
 from exporters.transport import retry_after
-from profiler import Profiler, preferences, settings
-from profiler.sending import flush
+from profiler import Profiler, settings
+from profiler.config import resolve as preferences
+from profiler.sending.outlet import flush
 
 DEAD = "http://127.0.0.1:9"
 HANG_S = 8.0
@@ -425,7 +426,7 @@ def test_a_failure_of_our_own_does_not_end_the_deliveries_of_a_run(sink: Sink, m
         real(self, *arguments)
 
     monkeypatch.setattr(Outbox, "expire", expire)
-    monkeypatch.setattr("profiler.sending.LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr("profiler.sending.outlet.LOOK_AGAIN_S", 0.05)
     with Profiler("x", exporter="otlp", settings={"otlp_endpoint": sink.url, "export_interval": 0.05}, interval=0.02) as prof:
         wait_for(lambda: sink.received)
     notes = prof.summary.to_dict()["notes"]

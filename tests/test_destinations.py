@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from profiler.destinations import destination, in_words, without_credentials
+from profiler.config.resolve import resolve
 from profiler.errors import SettingsError
-from profiler.preferences import resolve
+from profiler.sending.destination import destination, in_words, without_credentials
 
 OTLP = "OTEL_EXPORTER_OTLP_"
 

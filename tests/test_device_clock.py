@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from profiler import Profiler
-from profiler.clocks import DeviceClock, find_device_clock
-from profiler.record import EpochRecord, Run, Sums, Timing
+from profiler.measure.clocks import DeviceClock, find_device_clock
+from profiler.measure.timer import Stage, Timer, batch_size
+from profiler.records.run import EpochRecord, Run, Sums, Timing
 from profiler.report.document import document
-from profiler.runlog import load, run_paths
+from profiler.storage.run_log import load, run_paths
 from profiler.testing import FakeClock, FakeDevice
-from profiler.timing import Stage, Timer, batch_size
 
 MS = 1_000_000
 
@@ -218,7 +218,7 @@ def test_a_run_says_what_the_gpu_had_not_done_when_it_ended(
 def test_marks_that_are_never_reached_do_not_pile_up(
     clock: FakeClock, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("profiler.timing.MAX_PENDING", 100)
+    monkeypatch.setattr("profiler.measure.timer.MAX_PENDING", 100)
     device.lag_ns = 10**12
     timer = Timer()
     for epoch in range(30):
@@ -340,7 +340,7 @@ def test_a_failing_clock_is_counted(home: Path, monkeypatch: pytest.MonkeyPatch)
     fake = FakeDevice(time.perf_counter_ns, 0)
     fake.error = RuntimeError("CUDA error: an illegal memory access was encountered")
     device_clock = DeviceClock(fake.new_event, fake.current_stream, fake.is_capturing)
-    monkeypatch.setattr("profiler.timing.find_device_clock", lambda device: device_clock)
+    monkeypatch.setattr("profiler.measure.timer.find_device_clock", lambda device: device_clock)
     with Profiler("failing") as prof:
         trained(5, prof.attach)
     assert prof.summary.to_dict()["notes"] == {"the GPU's clock failed: RuntimeError": 1}

@@ -12,7 +12,7 @@ from conftest import python
 
 import profiler
 from profiler import Phase, Profiler
-from profiler.runlog import find, load, run_paths
+from profiler.storage.run_log import find, load, run_paths
 
 HEAVY = ("torch", "opentelemetry", "grpc", "psutil", "pynvml", "cpuinfo", "numpy", "rich", "typer", "requests", "filelock")
 

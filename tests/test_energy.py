@@ -10,11 +10,11 @@ import pytest
 from conftest import Machine
 
 from profiler import Profiler
-from profiler.energy import MAX_EDGES, Edges, Meter
-from profiler.record import STEP_NS, Energies, EpochRecord, Run, StageRecord, merge_energy
+from profiler.measure.energy_meter import MAX_EDGES, Edges, Meter
+from profiler.records.run import STEP_NS, Energies, EpochRecord, Run, StageRecord, merge_energy
 from profiler.report.document import document
 from profiler.report.text import text
-from profiler.runlog import load, run_paths
+from profiler.storage.run_log import load, run_paths
 
 S = 1_000_000_000
 

@@ -20,10 +20,10 @@ from exporters import ga_payload
 from exporters.gate import rebuild
 from exporters.outbox import Outbox
 from profiler import Phase, Profiler, settings
-from profiler.histogram import Histogram
-from profiler.otel import run_data
-from profiler.record import EpochRecord, Run, Timing
-from profiler.sending import flush
+from profiler.records.histogram import Histogram
+from profiler.records.run import EpochRecord, Run, Timing
+from profiler.sending.otel_data import run_data
+from profiler.sending.outlet import flush
 
 GOLDEN = Path(__file__).parent / "golden" / "ga"
 STARTED = 1_790_000_000_000_000_000
@@ -345,8 +345,8 @@ def test_without_usage_nothing_is_told_of_it(server: Google) -> None:
 
 
 def test_the_eu_endpoint_and_a_proxys_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    from profiler.destinations import destination
-    from profiler.preferences import resolve
+    from profiler.config.resolve import resolve
+    from profiler.sending.destination import destination
 
     monkeypatch.setenv("EPOCHMETER_GA_API_SECRET", "x")
     for endpoint, address in (

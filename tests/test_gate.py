@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import epochmeter
+from metric_catalog import units
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.sdk.metrics.export import Gauge, Metric, MetricExportResult, MetricsData, NumberDataPoint
@@ -19,9 +20,10 @@ from exporters.allowlist import GPU_MEMORY_CLASSES, GPU_MODELS, METRICS, PHASES,
 from exporters.gate import GatedExporter, rebuild
 from exporters.payload import encode, first_fault
 from exporters.rules import OTHER, Random, Words, coarse, significant, size_class
-from profiler import Phase, Profiler, Stage, __version__, otel, points
-from profiler.catalog import units
-from profiler.record import Run
+from profiler import Phase, Profiler, Stage, __version__
+from profiler.records.run import Run
+from profiler.sending import otel_data as otel
+from profiler.storage import points
 from profiler.testing import RecordingExporter
 
 SECRETS = ("secret-run", "secret-phase", "secret-host", "NVIDIA Secret 9000", "GPU-1234")

@@ -13,12 +13,12 @@ import pytest
 from conftest import wait_for
 
 from profiler.errors import ProbeUnavailableError
-from profiler.metrics import EnergySource
-from profiler.probes import load_probe
-from profiler.probes.amd import AmdProbe
-from profiler.probes.amd import Library as AmdLibrary
-from profiler.probes.apple import AppleProbe
-from profiler.recorder import Recorder
+from profiler.hardware import load_probe
+from profiler.hardware.amd import AmdProbe
+from profiler.hardware.amd import Library as AmdLibrary
+from profiler.hardware.apple import AppleProbe
+from profiler.hardware.sampler import Recorder
+from profiler.records.readings import EnergySource
 
 RECORDING = Path(__file__).parent / "recordings" / "amd-two-cards.json"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.metrics._internal.exponential_histogram.mapping.exponent_mapping import ExponentMapping
 from opentelemetry.sdk.metrics._internal.exponential_histogram.mapping.logarithm_mapping import LogarithmMapping
 
-from profiler.histogram import MAX_BUCKETS, NS, Histogram, bucket_index, upper_bound_ns
+from profiler.records.histogram import MAX_BUCKETS, NS, Histogram, bucket_index, upper_bound_ns
 
 durations = st.integers(min_value=0, max_value=10**15)
 lists = st.lists(durations, min_size=1, max_size=600)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from profiler import ArgumentTypeError, Profiler, session
-from profiler.preferences import runs_path
-from profiler.runlog import load, run_paths
-from profiler.timing import TASK_BUFFER_SIZE
+from profiler import ArgumentTypeError, Profiler
+from profiler.config.resolve import runs_path
+from profiler.measure.timer import TASK_BUFFER_SIZE
+from profiler.session import profiler as session
+from profiler.storage.run_log import load, run_paths
 
 
 class Batch:

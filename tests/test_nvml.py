@@ -16,13 +16,13 @@ from conftest import Machine, Sink, build_fake_nvml, python, wait_for
 
 from profiler import Profiler
 from profiler.errors import ProbeUnavailableError
-from profiler.gpu import memory_class_gb
-from profiler.metrics import Sample, Samples
-from profiler.probes.nvml import FIRST_REST_S, SLOW_TICKS, SPECS, NvmlProbe
-from profiler.record import ReadingRecord
-from profiler.recorder import FACT_TICKS, Recorder
+from profiler.hardware.gpu import memory_class_gb
+from profiler.hardware.nvidia.probe import FIRST_REST_S, SLOW_TICKS, SPECS, NvmlProbe
+from profiler.hardware.sampler import FACT_TICKS, Recorder
+from profiler.hardware.visible import ordinals, parse
+from profiler.records.readings import Sample, Samples
+from profiler.records.run import ReadingRecord
 from profiler.testing import Driver, FakeGpu, FakeNvml
-from profiler.visible import ordinals, parse
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("nvidia-*.json"))
 SLOW_MACHINE_S = 0.25  # what else a run's end takes on a machine that has other things to do; benchmarks measure it
@@ -303,7 +303,7 @@ def test_before_hopper_there_is_no_gpm(machine: Machine) -> None:
 def test_an_old_driver_lacks_the_newer_calls(tmp_path: Path) -> None:
     build_fake_nvml(tmp_path / "old", "-DOLD_DRIVER")
     code = """
-from profiler.recorder import Recorder
+from profiler.hardware.sampler import Recorder
 recorder = Recorder(1.0, probes=("nvml",))
 recorder.open("nvml"); recorder.tick(); recorder.tick()
 for (name, attributes), record in recorder.take().items():
@@ -354,7 +354,8 @@ def test_without_the_binding_it_is_said_how_to_get_it() -> None:
 
 def test_where_there_is_no_driver_it_is_said() -> None:
     told = python(
-        "-c", "from profiler.recorder import Recorder; r = Recorder(1.0, probes=('nvml',)); r.open('nvml'); print(r.missing)"
+        "-c",
+        "from profiler.hardware.sampler import Recorder; r = Recorder(1.0, probes=('nvml',)); r.open('nvml'); print(r.missing)",
     )
     assert "nvml" in told.out and "Traceback" not in told.err
 
@@ -479,7 +480,7 @@ def test_one_low_answer_of_a_counter_is_no_reset(machine: Machine) -> None:
 
 
 def test_an_energy_counter_that_falls_back_was_reset(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiler.recorder.RESET_AFTER_S", 0)  # it stays there
+    monkeypatch.setattr("profiler.hardware.sampler.RESET_AFTER_S", 0)  # it stays there
     it = Watched()
     total = 0.0
     for energy in (5_000_000, 5_400_000, 100_000, 300_000):
@@ -801,7 +802,7 @@ def test_a_call_that_hangs_leaves_the_other_readings_and_delays_nothing(machine:
 
 
 def test_a_driver_that_does_not_answer_is_counted(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiler.recorder.OPEN_DEADLINE_S", 0.2)
+    monkeypatch.setattr("profiler.hardware.sampler.OPEN_DEADLINE_S", 0.2)
     machine.plays("nvmlInitWithFlags~1500")
     with Profiler("hung", interval=0.05) as prof:
         time.sleep(0.6)
@@ -832,7 +833,7 @@ def test_a_process_ends_though_a_call_hangs(fake_nvml_folder: Path, call: str) -
 
 DOCTOR = """
 import sys
-import profiler.recorder as recorder
+import profiler.hardware.sampler as recorder
 from profiler.cli import main
 recorder.OPEN_DEADLINE_S = 0.5
 sys.argv[1:] = ["doctor"]

@@ -15,9 +15,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 import exporters
 from exporters import Config, ExporterError
 from profiler import Profiler, settings
-from profiler.destinations import in_words
-from profiler.preferences import resolve
-from profiler.runlog import find, load
+from profiler.config.resolve import resolve
+from profiler.sending.destination import in_words
+from profiler.storage.run_log import find, load
 
 
 def trained(endpoint: str | None, **options: Any) -> Any:

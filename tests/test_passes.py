@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from profiler.record import EpochRecord, StageRecord
+from profiler.measure.timer import Stage, Timer, batch_size
+from profiler.records.run import EpochRecord, StageRecord
 from profiler.testing import FakeClock
-from profiler.timing import Stage, Timer, batch_size
 
 MS = 1_000_000
 

@@ -11,10 +11,11 @@ from conftest import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiler import ArgumentTypeError, ArgumentValueError, Phase, timing
-from profiler.record import EpochRecord, Path, StageRecord
+from profiler import ArgumentTypeError, ArgumentValueError, Phase
+from profiler.measure import timer as timing
+from profiler.measure.timer import BUFFER_SIZE, Stage, Timer, batch_size
+from profiler.records.run import EpochRecord, Path, StageRecord
 from profiler.testing import FakeClock
-from profiler.timing import BUFFER_SIZE, Stage, Timer, batch_size
 
 MS = 1_000_000
 
@@ -244,7 +245,7 @@ def test_more_than_a_buffer_full_is_all_there(clock: FakeClock) -> None:
 
 MANY_STEPS = """
 import tracemalloc
-from profiler.timing import BUFFER_SIZE, Stage, Timer, batch_size
+from profiler.measure.timer import BUFFER_SIZE, Stage, Timer, batch_size
 timer = Timer()
 def run(steps):
     for _ in timer.iterate(Stage.TRAIN, range(steps), batch_size):

@@ -12,18 +12,18 @@ from typing import Any
 
 import pytest
 from conftest import wait_for
+from metric_catalog import probe_specs, units
 
-from profiler.catalog import probe_specs, units
-from profiler.cgroup import Cgroups
 from profiler.errors import ProbeUnavailableError
-from profiler.metrics import Fact, MetricSpec, Probe, Reading, Sample
-from profiler.probes import PROBES, load_probe
-from profiler.probes.host import HostProbe, cpu_family, size_class_gib
-from profiler.probes.process import ProcessProbe
-from profiler.probes.runtime import RuntimeProbe, short_version
-from profiler.probes.torch_memory import TorchMemoryProbe
-from profiler.record import Readings
-from profiler.recorder import PATIENCE, Recorder
+from profiler.hardware import PROBES, load_probe
+from profiler.hardware.cgroup import Cgroups
+from profiler.hardware.host import HostProbe, cpu_family, size_class_gib
+from profiler.hardware.process import ProcessProbe
+from profiler.hardware.runtime import RuntimeProbe, short_version
+from profiler.hardware.sampler import PATIENCE, Recorder
+from profiler.hardware.torch_memory import TorchMemoryProbe
+from profiler.records.readings import Fact, MetricSpec, Probe, Reading, Sample
+from profiler.records.run import Readings
 
 
 def facts(probe: Probe) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def test_a_reading_that_keeps_failing_is_asked_less() -> None:
 
 
 def test_counters_are_told_as_what_they_grew_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiler.recorder.RESET_AFTER_S", 0)
+    monkeypatch.setattr("profiler.hardware.sampler.RESET_AFTER_S", 0)
     recorder = sampled(Scripted(COUNTER, [1000, 1002, 1005, 3, 4]), ticks=5)
     assert of(recorder.take(), COUNTER).last == 2 + 3 + 3 + 1
     assert of(recorder.take(), COUNTER) is None

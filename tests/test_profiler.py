@@ -16,7 +16,7 @@ from conftest import wait_for
 
 from profiler import ArgumentTypeError, ArgumentValueError, Phase, Profiler, ProfilerError, SettingsError
 from profiler.report.document import document
-from profiler.runlog import load, run_paths
+from profiler.storage.run_log import load, run_paths
 
 
 def quick(name: str = "test", **options: Any) -> Profiler:

@@ -28,7 +28,7 @@ from exporters.allowlist import metrics as listed
 from exporters.gate import rebuild
 from exporters.rules import Random
 from profiler import Phase, Profiler, settings
-from profiler.histogram import Histogram
+from profiler.records.histogram import Histogram
 
 page = pytest.importorskip("exporters.prometheus", reason="the extra prometheus is not installed")
 KIT = Path(__file__).parents[1] / "examples" / "pipeline"
@@ -100,7 +100,7 @@ def test_histograms_keep_every_count(port: int) -> None:
 
 @pytest.mark.parametrize("seconds", [1e-9, 2.0**-20, 0.25, 0.2500001, 1.0, 3.7, 16_384.0, 20_000.0])
 def test_a_duration_is_below_its_bound_and_above_the_one_before(seconds: float) -> None:
-    from profiler.otel import histogram_point
+    from profiler.sending.otel_data import histogram_point
 
     made = Histogram()
     made.add([round(seconds * 1e9)])
@@ -204,7 +204,7 @@ def every_metric() -> str:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
-    from profiler.otel import histogram_point
+    from profiler.sending.otel_data import histogram_point
 
     made = Histogram()
     made.add([10**6])

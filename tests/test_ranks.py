@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from conftest import PATIENT, epochmeter, free_port
 
-from profiler import stragglers
-from profiler.preferences import runs_path
-from profiler.ranks import told_by
-from profiler.record import EpochRecord, RankStage, Run
+from profiler.config.resolve import runs_path
+from profiler.measure.ranks import told_by
+from profiler.records.run import EpochRecord, RankStage, Run
+from profiler.report import stragglers
 from profiler.report.text import text
-from profiler.runlog import find, load, run_paths
+from profiler.storage.run_log import find, load, run_paths
 
 torch = pytest.importorskip("torch")
 
@@ -253,7 +253,7 @@ def test_what_a_launcher_says(variables: dict[str, Any], found: Any) -> None:
 
 def test_waiting_is_bounded_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store in which the others' words never come."""
-    from profiler import ranks as module
+    from profiler.measure import ranks as module
 
     class Store:
         def set(self, key: str, value: str) -> None: ...

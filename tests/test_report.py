@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from profiler.histogram import NS, Histogram
-from profiler.metrics import MetricSpec, Sample
-from profiler.record import EpochRecord, Run, StageRecord, Timing, reading_of
+from profiler.records.histogram import NS, Histogram
+from profiler.records.readings import MetricSpec, Sample
+from profiler.records.run import EpochRecord, Run, StageRecord, Timing, reading_of
 from profiler.report.document import document
 from profiler.report.layout import duration
 from profiler.report.text import MAX_EPOCH_ROWS, text
-from profiler.verdict import judge
+from profiler.report.verdict import judge
 
 SECOND = NS
 

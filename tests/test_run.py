@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from conftest import Answer, epochmeter, python
 
-from profiler.preferences import runs_path
-from profiler.runlog import load, run_paths
+from profiler.config.resolve import runs_path
 from profiler.startup.sitecustomize import is_launcher, what_runs
+from profiler.storage.run_log import load, run_paths
 
 pytestmark = pytest.mark.slow  # each starts programs
 MIRROR = """

@@ -18,9 +18,9 @@ from google.protobuf.json_format import Parse
 from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 
 from profiler import Profiler, RunLogError, RunNotFoundError
-from profiler.metrics import MetricSpec, Sample
-from profiler.record import EpochRecord, Hardware, RankStage, Run, Timing, reading_of
-from profiler.runlog import RunLog, find, load, prune, run_id, run_paths
+from profiler.records.readings import MetricSpec, Sample
+from profiler.records.run import EpochRecord, Hardware, RankStage, Run, Timing, reading_of
+from profiler.storage.run_log import RunLog, find, load, prune, run_id, run_paths
 
 LOOP = """
 import sys, time
@@ -226,8 +226,9 @@ def test_a_line_is_what_opentelemetrys_own_encoder_makes_of_it() -> None:
     from google.protobuf.json_format import MessageToDict
     from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 
-    from profiler import lines, otel
-    from profiler.points import epoch_attributes, epoch_points, local_resource
+    from profiler.sending import otel_data as otel
+    from profiler.storage import otlp_json as lines
+    from profiler.storage.points import epoch_attributes, epoch_points, local_resource
 
     run = Run("0123456789ab", "half characters and 語", 1_700_000_000_000_000_000, "running", 5_000_000_000, planned_epochs=3)
     run.hardware = Hardware({"family": "Intel Xeon", "available_cores": 1.5}, {}, {0: {"name": "H100"}}, {"notebook": True})

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from conftest import Sink, epochmeter, python
 
-from profiler import Profiler, SettingsError, preferences, settings
-from profiler.preferences import KEYS, check_value, resolve
+from profiler import Profiler, SettingsError, settings
+from profiler.config import resolve as preferences
+from profiler.config.resolve import KEYS, check_value, resolve
 
 
 def write(home: Path, text: str | bytes) -> Path:
@@ -192,7 +193,8 @@ def test_without_a_home_it_works_from_memory() -> None:
 
 WRITER = """
 import sys
-from profiler import preferences, settings
+from profiler import settings
+from profiler.config import resolve as preferences
 me, rounds, version = map(int, sys.argv[1:])
 preferences.VERSION = version
 for turn in range(rounds):
@@ -322,7 +324,7 @@ with tempfile.TemporaryDirectory() as folder:  # this user may not even read the
     out, sys.stdout = sys.stdout, open(os.devnull, "w")
     exec(everything)
     sys.stdout = out
-from profiler import session
+from profiler.session import profiler as session
 session._said.clear()
 os.environ.clear()
 os.environ.update(eval(sys.argv[2]))

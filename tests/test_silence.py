@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from authors import OUTSIDE
 
-from profiler import proof
 from profiler.cli.telemetry.verify import BY_ADDRESS, BY_NAME, LOOK_UP, OFF, RUN
-from profiler.proof import Workload
+from profiler.sending import proof
+from profiler.sending.proof import Workload
 
 HINDERED = proof.hinders()
 pytestmark = [
@@ -85,7 +85,7 @@ TOLD = PACKAGE.replace(
     "from profiler import Telemetry",
     """
 import os, pathlib
-from profiler import sending
+from profiler.sending import outlet as sending
 from profiler import Telemetry
 sending.tell("digits", "http://192.0.2.1:4318/v1/metrics")
 """,

@@ -18,9 +18,9 @@ from conftest import PATIENT_S, Sink, epochmeter, python
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from profiler import ArgumentTypeError, ArgumentValueError, SettingsError, Telemetry
-from profiler.counters import Counters
-from profiler.preferences import Host, resolve
-from profiler.usage import MERGED_FROM, Counted, Counts, Ledger
+from profiler.config.resolve import Host, resolve
+from profiler.embedding.counters import Counters
+from profiler.storage.usage_ledger import MERGED_FROM, Counted, Counts, Ledger
 
 SUMMARY = {("features", "export"): 10, ("features", "augment"): 1, ("commands", "fit"): 1, ("options", "fit", "epochs"): 1}
 
@@ -137,8 +137,8 @@ def test_settings_that_cannot_be_used_are_told_by_check_and_at_the_end(home: Pat
 
 
 def test_the_keys_that_a_package_may_have_a_wish_about_are_settings() -> None:
-    from profiler.preferences import CONSENT, KEYS, WHERE
-    from profiler.telemetry import HOST_KEYS
+    from profiler.config.resolve import CONSENT, KEYS, WHERE
+    from profiler.embedding.telemetry import HOST_KEYS
 
     assert {*CONSENT, *WHERE} - {"ga_endpoint"} < set(HOST_KEYS) < set(KEYS)
 
@@ -591,7 +591,13 @@ print(set(sys.modules) - before, threading.active_count(), " ".join(sys.modules)
     loaded, threads, *modules = python("-c", script).out.split("|")
     assert (loaded if sys.version_info >= (3, 11) else "set()", threads) == ("set()", "1")
     ours = {name for name in modules[0].split() if name.startswith(("profiler", "exporters"))}
-    assert ours == {"profiler", "profiler.telemetry", "profiler.counters", "profiler.errors"}
+    assert ours == {
+        "profiler",
+        "profiler.embedding",
+        "profiler.embedding.telemetry",
+        "profiler.embedding.counters",
+        "profiler.errors",
+    }
     assert not {"torch", "opentelemetry", "requests", "sentry_sdk", "psutil", "typer", "rich"} & set(modules[0].split())
 
 

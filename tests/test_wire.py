@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from profiler import Phase, Profiler
-from profiler.runlog import run_paths
+from profiler.storage.run_log import run_paths
 
 
 def trained(sink: Sink) -> str:
@@ -84,9 +84,10 @@ TWIN = """
 import random, sys, time
 random.seed(sys.argv[2])
 from functools import partial
-from profiler import session, timing
-from profiler.metrics import Fact, MetricSpec, Reading, Sample
-from profiler.recorder import Recorder
+from profiler.measure import timer as timing
+from profiler.session import profiler as session
+from profiler.records.readings import Fact, MetricSpec, Reading, Sample
+from profiler.hardware.sampler import Recorder
 from profiler.testing import FakeClock
 SPEC = MetricSpec("process.memory.usage", "By", "updowncounter", "")
 class Fixed:
@@ -317,7 +318,7 @@ def test_the_preview_of_other_measurements_is_another(sink: Sink) -> None:
 def test_the_preview_of_the_demo_is_what_it_sent(sink: Sink) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    script = "from profiler.demo import prepare, train\nfrom profiler import Profiler\ns = prepare()\n"
+    script = "from profiler.session.demo import prepare, train\nfrom profiler import Profiler\ns = prepare()\n"
     script += "with Profiler('demo', epochs=3) as prof: train(s, 3, prof)"
     python("-c", script, EPOCHMETER_EXPORTER="otlp", EPOCHMETER_OTLP_ENDPOINT=sink.url, timeout=120)
     arrived: Any = hashlib.sha256(sink.received[-1].content).hexdigest()

@@ -10,9 +10,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from profiler.session import Profiler
-from profiler.summary import RunSummary
-from profiler.timing import Segment, Stage, batch_size
+from profiler.measure.timer import Segment, Stage, batch_size
+from profiler.report.summary import RunSummary
+from profiler.session.profiler import Profiler
 
 P = ParamSpec("P")
 R = TypeVar("R")

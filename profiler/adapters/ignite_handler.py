@@ -14,8 +14,8 @@ from ignite.engine import Engine, Events
 from profiler.adapters.driver import Driver
 from profiler.adapters.events import Phases, check_phases
 from profiler.errors import ArgumentTypeError
-from profiler.session import Profiler
-from profiler.timing import Stage
+from profiler.measure.timer import Stage
+from profiler.session.profiler import Profiler
 
 
 def attach(

@@ -10,9 +10,9 @@ import sys
 from typing import Any
 
 from profiler.adapters.driver import Driver
-from profiler.session import Profiler
-from profiler.summary import RunSummary
-from profiler.timing import Stage
+from profiler.measure.timer import Stage
+from profiler.report.summary import RunSummary
+from profiler.session.profiler import Profiler
 
 if "pytorch_lightning" in sys.modules and "lightning" not in sys.modules:
     from pytorch_lightning import Callback

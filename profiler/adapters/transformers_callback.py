@@ -12,8 +12,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from profiler.adapters.driver import Driver
-from profiler.session import Profiler
-from profiler.summary import RunSummary
+from profiler.report.summary import RunSummary
+from profiler.session.profiler import Profiler
 
 
 class ProfilerCallback(TrainerCallback):  # type: ignore[misc]  # Transformers', untyped here

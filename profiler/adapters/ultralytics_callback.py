@@ -12,8 +12,8 @@ from typing import Any
 from profiler.adapters.driver import Driver
 from profiler.adapters.events import Phases, check_event, check_phases
 from profiler.errors import ArgumentTypeError
-from profiler.session import Profiler
-from profiler.timing import Stage
+from profiler.measure.timer import Stage
+from profiler.session.profiler import Profiler
 
 
 def register(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from profiler.bench import plan, runner
 from profiler.bench.plan import Case, Machine, Method
 from profiler.bench.results import Ledger
-from profiler.session import Profiler
+from profiler.session.profiler import Profiler
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import psutil
 
-from profiler.cgroup import Cgroups
-from profiler.metrics import EnergySource, Fact, Probe, Reading, Sample
-from profiler.probes import DRIVERS, load_probe
+from profiler.hardware import DRIVERS, load_probe
+from profiler.hardware.cgroup import Cgroups
+from profiler.records.readings import EnergySource, Fact, Probe, Reading, Sample
 
 HELD, CLOCK = "epochmeter.gpu.throttled_time", "epochmeter.gpu.clock.frequency"
 OTHERS_SHARE = 0.10  # of the machine's CPU time, used by other programs

@@ -25,7 +25,7 @@ from profiler.bench.plan import DTYPES, Case, Machine, Method, halved
 from profiler.bench.watch import Watch, joules_per_call
 from profiler.bench.work import NothingToDoError, Work, dtype_of, is_out_of_memory, set_precision, synchronizer
 from profiler.errors import ProfilerError
-from profiler.probes.runtime import short_version
+from profiler.hardware.runtime import short_version
 
 # torch imports its compiler with the first optimizer; here, so that no case's first call has that in it. Nothing may ask for
 # CUDA devices: on Linux this module is imported in the process whose copies measure, and CUDA does not survive the copying.

@@ -47,8 +47,8 @@ def bench(
         raise ProfilerError("bench needs torch, which is not installed: pip install 'epochmeter[torch]'")
     from profiler.bench import plan
     from profiler.bench.suite import Request
-    from profiler.preferences import variables
-    from profiler.ranks import told_by
+    from profiler.config.resolve import variables
+    from profiler.measure.ranks import told_by
 
     method = plan.QUICK if quick else plan.FULL
     if compiled or time_limit is not None:
@@ -76,7 +76,7 @@ def _measured(request: Any) -> tuple[dict[str, Any], bool]:
     """The run's document, and whether Ctrl-C ended it."""
     from profiler.bench import runner, suite
     from profiler.report.document import document
-    from profiler.session import Profiler
+    from profiler.session.profiler import Profiler
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
@@ -110,7 +110,7 @@ def _told(progress: Progress, task: TaskID) -> Any:
 def _follow(request: Any) -> None:
     """What the ranks behind the first one do: their share of the all-reduce, and nothing else."""
     from profiler.bench import plan, runner
-    from profiler.preferences import variables
+    from profiler.config.resolve import variables
 
     names, _ = plan.chosen(request.words)
     if {"limits", "all_reduce"} & set(names):
@@ -124,7 +124,7 @@ def _follow(request: Any) -> None:
 
 
 def _show(document: dict[str, Any], outputs: dict[str, Path | None]) -> None:
-    from profiler.preferences import resolve
+    from profiler.config.resolve import resolve
     from profiler.report.bench import as_csv, markdown, tables
 
     cases = document.get("bench", {}).get("cases", [])

@@ -74,13 +74,13 @@ def _packages() -> Iterator[Check]:
 
 
 def _settings_folder() -> Path:
-    from profiler.preferences import settings_path
+    from profiler.config.resolve import settings_path
 
     return settings_path().parent
 
 
 def _runs_folder() -> Path:
-    from profiler.preferences import runs_path
+    from profiler.config.resolve import runs_path
 
     return runs_path()
 
@@ -102,7 +102,7 @@ def _folders() -> Iterator[Check]:
 
 
 def _settings() -> Iterator[Check]:
-    from profiler.preferences import resolve
+    from profiler.config.resolve import resolve
 
     resolved = resolve()
     for problem in resolved.problems:
@@ -111,8 +111,8 @@ def _settings() -> Iterator[Check]:
         yield Check("export", "ok", f"nothing leaves this machine: {resolved.why_off}")
         return
     from exporters import why_not
-    from profiler.destinations import destination, in_words
     from profiler.errors import SettingsError
+    from profiler.sending.destination import destination, in_words
 
     exporter = resolved.values["exporter"]
     try:
@@ -133,12 +133,12 @@ def _settings() -> Iterator[Check]:
 
 def _outbox() -> Iterator[Check]:
     """What waits, what was refused, and every entry that was given up."""
-    from profiler.preferences import outbox_path, resolve
+    from profiler.config.resolve import outbox_path, resolve
 
     if not outbox_path().exists():
         return
     from exporters.outbox import REASONS, UnreadableError
-    from profiler.sending import config_for, outbox_of
+    from profiler.sending.outlet import config_for, outbox_of
 
     resolved = resolve()
     outbox = outbox_of(resolved)
@@ -170,11 +170,11 @@ def _outbox() -> Iterator[Check]:
 
 def _embedded() -> Iterator[Check]:
     """What packages that embed us have counted here, their crashes, and what went wrong with either."""
-    from profiler.crash import has_sentry
-    from profiler.preferences import not_for_hosts, resolve, usage_path
-    from profiler.reporting import crashes
-    from profiler.sending import told as destinations_told
-    from profiler.usage import ledgers
+    from profiler.config.resolve import not_for_hosts, resolve, usage_path
+    from profiler.embedding.crash import has_sentry
+    from profiler.embedding.delivery import crashes
+    from profiler.sending.outlet import told as destinations_told
+    from profiler.storage.usage_ledger import ledgers
 
     for ledger in ledgers(usage_path()):
         waiting = ledger.pending()
@@ -201,8 +201,8 @@ def _embedded() -> Iterator[Check]:
 
 
 def _probes() -> Iterator[Check]:
-    from profiler.probes import PROBES
-    from profiler.recorder import OPEN_DEADLINE_S, Recorder
+    from profiler.hardware import PROBES
+    from profiler.hardware.sampler import OPEN_DEADLINE_S, Recorder
 
     for name in PROBES:
         recorder = Recorder(1.0, probes=(name,))
@@ -238,7 +238,7 @@ def _optional() -> Iterator[Check]:
 
 def _recent_runs() -> Iterator[Check]:
     from profiler.errors import RunLogError
-    from profiler.runlog import load, run_paths
+    from profiler.storage.run_log import load, run_paths
 
     paths = run_paths(_runs_folder())
     yield Check("recorded runs", "ok", str(len(paths)))
@@ -266,7 +266,7 @@ def _cpu() -> Iterator[Check]:
     except ImportError:
         yield Check("py-cpuinfo", "missing", "not installed", "pip install py-cpuinfo")
         return
-    from profiler.probes.host import cpu_family
+    from profiler.hardware.host import cpu_family
 
     info = cpuinfo.get_cpu_info()
     features = [flag for flag in ("avx2", "avx512f", "amx_tile", "asimd", "sve") if flag in info.get("flags", ())]

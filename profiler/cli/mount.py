@@ -19,8 +19,8 @@ from profiler.cli.telemetry.flush import Adopt, Again
 from profiler.cli.telemetry.flush import flush as deliver
 from profiler.cli.telemetry.preview import show_own
 from profiler.cli.telemetry.schema import Markdown, show
+from profiler.embedding.telemetry import Telemetry
 from profiler.errors import ArgumentTypeError, ProfilerError
-from profiler.telemetry import Telemetry
 
 
 def settings(app: typer.Typer) -> None:

@@ -27,10 +27,10 @@ def run(
     """Run a training script unchanged and show where its time went. Its output, exit code and signals are its own."""
     import os
 
-    from profiler.preferences import environment_for_run, resolve
+    from profiler.config.resolve import environment_for_run, resolve
 
     if name is not None:
-        from profiler.session import Profiler
+        from profiler.session.profiler import Profiler
 
         Profiler(name)  # says what is wrong with it
     resolve()
@@ -48,7 +48,7 @@ def _command(target: str, arguments: list[str], module: bool) -> list[str]:
     Raises:
         ArgumentValueError: there is no such script or program, or one whose folder hides our modules.
     """
-    from profiler.launch import hides
+    from profiler.session.launch import hides
 
     python = [sys.executable, *(flag for flag in subprocess._args_from_interpreter_flags() if flag not in SHUT)]  # type: ignore[attr-defined]
     path = Path(target)

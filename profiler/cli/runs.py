@@ -16,8 +16,8 @@ from profiler.cli.options import AsJson
 
 def runs(as_json: AsJson = False) -> None:
     """List recorded runs, newest first."""
-    from profiler.preferences import runs_path
-    from profiler.runlog import run_paths
+    from profiler.config.resolve import runs_path
+    from profiler.storage.run_log import run_paths
 
     rows = [row for row in map(_row, run_paths(runs_path())) if row is not None]
     if as_json:
@@ -38,7 +38,7 @@ def runs(as_json: AsJson = False) -> None:
 def _row(path: Any) -> dict[str, Any] | None:
     from profiler.errors import RunLogError
     from profiler.report.document import rfc3339
-    from profiler.runlog import outline
+    from profiler.storage.run_log import outline
 
     try:
         run = outline(path)

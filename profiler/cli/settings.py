@@ -20,7 +20,7 @@ def settings(
     as_json: AsJson = False,
 ) -> None:
     """Show the settings, change them (sync=false), or restore the defaults (reset)."""
-    from profiler import preferences
+    from profiler.config import resolve as preferences
 
     if changes == ["reset"]:
         preferences.reset()
@@ -51,7 +51,7 @@ def _as_data(values: dict[str, Any], explain: bool) -> dict[str, Any]:
 
 
 def _print(resolved: Any, explain: bool) -> None:
-    from profiler.preferences import HELP, settings_path
+    from profiler.config.resolve import HELP, settings_path
 
     table = Table("setting", "value", *(("from", "meaning") if explain else ()), box=box.SIMPLE_HEAD, show_edge=False)
     for key, value in resolved.values.items():

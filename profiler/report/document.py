@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from profiler.histogram import NS, Histogram
-from profiler.record import (
+from profiler.records.histogram import NS, Histogram
+from profiler.records.run import (
     CaseRecord,
     Energies,
     Energy,
@@ -25,8 +25,8 @@ from profiler.record import (
     shares,
     sum_of,
 )
-from profiler.stragglers import rank_table
-from profiler.verdict import judge
+from profiler.report.stragglers import rank_table
+from profiler.report.verdict import judge
 
 SCHEMA = 1
 METERED_SHARE = 0.9  # of the time: less is said

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from profiler.record import Run
+from profiler.records.run import Run
 from profiler.report.bench import tables
 from profiler.report.document import document
 from profiler.report.layout import duration, new_table

@@ -54,7 +54,7 @@ def begin() -> None:
         os.environ["PYTHONPATH"] = request["pythonpath"]
     if kind:
         try:
-            from profiler.launch import measure
+            from profiler.session.launch import measure
         except ImportError:
             print("epochmeter: not installed for the Python that runs this; nothing is measured", file=sys.stderr)  # noqa: T201
             return

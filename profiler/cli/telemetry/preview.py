@@ -31,8 +31,8 @@ def preview(
 ) -> None:
     """Show the exact bytes that a run sends at its end, and those of what packages have counted and of their crashes.
     Nothing is sent, except with --check."""
-    from profiler.preferences import resolve, runs_path
-    from profiler.runlog import find, load, run_paths
+    from profiler.config.resolve import resolve, runs_path
+    from profiler.storage.run_log import find, load, run_paths
 
     resolved = resolve()
     beside = [] if check or raw or run not in (None, USAGE, CRASHES) else _beside(run)
@@ -66,8 +66,8 @@ def payload(recorded: Any, target: str, usage: bool) -> list[bytes]:
     """The bodies of the requests with which this run ends. Those for Google have random ids: others each time."""
     from exporters import form_of
     from exporters.gate import rebuild
-    from profiler.otel import run_data
-    from profiler.sending import declared_of
+    from profiler.sending.otel_data import run_data
+    from profiler.sending.outlet import declared_of
 
     declared = declared_of(recorded)
     data = rebuild(run_data(recorded, recorded.started_unix_ns + recorded.duration_ns), target, declared)
@@ -134,9 +134,9 @@ def _usage() -> Iterator[Beside]:
     """The next summary of each package; where nothing is to leave, what was counted last, as it would."""
     from exporters import form_of
     from exporters.gate import rebuild
-    from profiler.preferences import resolve, usage_path
-    from profiler.reporting import declared_from, usage_of
-    from profiler.usage import ledgers
+    from profiler.config.resolve import resolve, usage_path
+    from profiler.embedding.delivery import declared_from, usage_of
+    from profiler.storage.usage_ledger import ledgers
 
     for ledger in ledgers(usage_path()):
         resolved = resolve()
@@ -153,9 +153,9 @@ def _usage() -> Iterator[Beside]:
 
 def _crashes() -> Iterator[Beside]:
     """Every crash that is noted here, as its report is."""
-    from profiler.crash import has_sentry
-    from profiler.preferences import resolve
-    from profiler.reporting import crash_body, crashes
+    from profiler.config.resolve import resolve
+    from profiler.embedding.crash import has_sentry
+    from profiler.embedding.delivery import crash_body, crashes
 
     resolved = resolve()
     reports = resolved.values["crash_reports"].value is True and resolved.may_hand_over
@@ -182,8 +182,8 @@ def _of_body(target: str, body: bytes) -> dict[str, Any]:
 def _where(resolved: Any) -> tuple[str, str]:
     """Where it would go, and why it would not, both in words."""
     from exporters import why_not
-    from profiler.destinations import destination, in_words
     from profiler.errors import SettingsError
+    from profiler.sending.destination import destination, in_words
 
     try:
         where = in_words(resolved)
@@ -214,9 +214,9 @@ def _check(resolved: Any, bodies: list[bytes]) -> None:
     """On the user's explicit word, and noted like anything that leaves."""
     from exporters import Config, ExporterError
     from exporters.ga import check, checked_body, validation_of
-    from profiler.destinations import destination, without_credentials
     from profiler.errors import SettingsError
-    from profiler.sending import record
+    from profiler.sending.destination import destination, without_credentials
+    from profiler.sending.outlet import record
 
     if resolved.settings.exporter != "ga" or not resolved.may_send:
         reason = resolved.why_off or f"exporter is {resolved.settings.exporter}"

@@ -69,7 +69,7 @@ OFF = '{"version": 2, "sync": false, "exporter": "otlp", "otlp_endpoint": "http:
 def verify(as_json: AsJson = False) -> None:
     """Prove on this machine that off is off, and that the preview is what is sent. Exit code 1: a claim failed; 4: the
     system forbids the proof."""
-    from profiler.proof import ProofUnavailableError, watch
+    from profiler.sending.proof import ProofUnavailableError, watch
 
     try:
         outcomes = watch(_workloads())
@@ -88,8 +88,8 @@ def verify(as_json: AsJson = False) -> None:
 
 
 def _workloads() -> list[Any]:
-    from profiler.preferences import resolve
-    from profiler.proof import Workload
+    from profiler.config.resolve import resolve
+    from profiler.sending.proof import Workload
 
     off = {"DO_NOT_TRACK": "1"}, {"EPOCHMETER_SYNC": "0"}, {"OTEL_SDK_DISABLED": "true"}, {"EPOCHMETER_EXPORTER": "none"}
     claims = [
@@ -118,8 +118,8 @@ def _workloads() -> list[Any]:
 
 def _as_it_is() -> Any:
     """A run with this machine's own settings and environment, as they are."""
-    from profiler.preferences import choices, settings_path
-    from profiler.proof import Workload
+    from profiler.config.resolve import choices, settings_path
+    from profiler.sending.proof import Workload
 
     try:
         text = settings_path().read_text("utf-8", "surrogateescape")

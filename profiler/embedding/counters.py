@@ -1,0 +1,112 @@
+"""Counters in memory: which feature, which command, which option was used, and how often.
+
+The rule it keeps: counting is one step of an iterator, without a lock, so that it is exact with any number of threads and
+cannot stand still in a signal handler or a forked process. Nothing is imported for it: a host's start is not ours to slow.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from itertools import count
+
+
+class Tally:
+    """A number that only grows. ``add`` counts; it is one call of an iterator in C, which no thread can interrupt."""
+
+    __slots__ = ("_looks", "_taken", "add")
+
+    def __init__(self) -> None:
+        self.add = count().__next__
+        self._looks = 0
+        self._taken = 0
+
+    def take(self) -> int:
+        """How much was added since the last time. One thread at a time."""
+        total = self._total()
+        added, self._taken = total - self._taken, total
+        return added
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything was."""
+        return self._total() > self._taken
+
+    def _total(self) -> int:
+        total = self.add() - self._looks
+        self._looks += 1
+        return total
+
+
+class Counters:
+    """The counters of a process.
+
+    Args:
+        features: the names that can be counted.
+        commands: the same of commands, each with its options.
+    """
+
+    def __init__(self, features: Iterable[str], commands: Mapping[str, Iterable[str]]) -> None:
+        self.features = {name: Tally() for name in features}
+        self.commands = {name: Tally() for name in commands}
+        self.options = {(name, option): Tally() for name, options in commands.items() for option in options}
+        self.undeclared = Tally()
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """How many names there are."""
+        return len(self.features) + len(self.commands) + len(self.options)
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was counted since the last time that it was taken."""
+        options = self.options.values()
+        return any(tally.waits for tally in (*self.features.values(), *self.commands.values(), *options, self.undeclared))
+
+    def count(self, command: str, options: Iterable[str]) -> None:
+        """Counts a command and the options that were given with it, all or none.
+
+        Raises:
+            KeyError, TypeError: one is not known, or no name.
+        """
+        tallies = [self.commands[command]]
+        for option in options:
+            tallies.append(self.options[command, option])
+        for tally in tallies:
+            tally.add()
+
+    def learn(self, command: str, options: Iterable[str]) -> None:
+        """One more command, or more options of one."""
+        self.commands.setdefault(command, Tally())
+        for option in options:
+            self.options.setdefault((command, option), Tally())
+
+    def count_known(self, command: str, options: Iterable[str], *, again: bool = False) -> bool:
+        """Counts what is known of a command and the options that were given with it; whether all of them are.
+
+        Args:
+            again: the command itself has been counted, and its options alone are new.
+        """
+        found = [] if again else [self.commands.get(command)]
+        found += [self.options.get((command, option)) for option in options]
+        for tally in found:
+            (tally or self.undeclared).add()
+        return None not in found
+
+    def forget(self) -> None:
+        """In a forked process: begins anew."""
+        self._lock = threading.Lock()
+        self.take()
+
+    def take(self) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, int]], int]:
+        """What was counted since the last time: features, commands, options by command, and how often a name was counted
+        that is not declared."""
+        with self._lock:
+            features = {name: added for name, tally in list(self.features.items()) if (added := tally.take())}
+            commands = {name: added for name, tally in list(self.commands.items()) if (added := tally.take())}
+            options: dict[str, dict[str, int]] = {}
+            for (command, option), tally in list(self.options.items()):
+                if added := tally.take():
+                    options.setdefault(command, {})[option] = added
+            return features, commands, options, self.undeclared.take()

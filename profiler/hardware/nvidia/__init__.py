@@ -1,0 +1,1 @@
+"""NVIDIA GPUs through NVML: the library, the cards, the fields, the choice of cards."""

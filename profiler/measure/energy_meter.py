@@ -1,0 +1,235 @@
+"""What the GPUs used in each epoch and stage: the differences of their energy counters, shared out over what went on.
+
+The loop's thread only notes when something began (an edge); the counters are read beside it, once a second and soon after
+an edge. Between two readings the energy is shared out by time, and what may belong elsewhere is kept beside it: the
+counter moves in steps, and is always behind, so that what a pass used is uncertain by a step's worth. A pass that is shorter
+than that shows as below resolution, not as a guess.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+from profiler.records.run import STEP_NS, Energy, merge_energy
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.records.run import Energies
+
+
+MAX_EDGES = 4096  # between two readings; a service has many calls a second
+RESET_AFTER_NS = 2_000_000_000  # a counter that stays below what it was for so long was reset
+POWER_OVER_NS = 1_000_000_000  # between two readings that lie close together, a counter's step says little of the power
+Place = tuple["int | None", str]  # the epoch and the stage, "" for none
+
+
+class Staged(Protocol):
+    """A pass, which may show only later what it is for."""
+
+    @property
+    def stage_name(self) -> str: ...
+
+
+class Edge(NamedTuple):
+    """From that moment (ns of the host's clock) on it was this epoch and this pass, or none."""
+
+    at: int
+    epoch: int | None
+    of: Staged | None
+
+
+class Edges:
+    """The edges since the last reading. Written by the loop's thread, without a lock; read by another one.
+
+    Where no GPU counts its energy, only the last one is kept.
+    """
+
+    def __init__(self) -> None:
+        self.noted: deque[Edge] = deque(maxlen=MAX_EDGES)
+        self.last = Edge(0, None, None)
+        self.is_read = False
+        self.epoch: int | None = None
+        self.on_edge: Callable[[], None] = lambda: None
+        self._told_at = 0
+
+    def note(self, at: int, of: Staged | None) -> None:
+        self.last = edge = Edge(at, self.epoch, of)
+        if not self.is_read:
+            return
+        self.noted.append(edge)
+        if at - self._told_at >= STEP_NS:
+            self._told_at = at
+            self.on_edge()
+
+
+class Spent:
+    """What it was since a counter was last read: how long in each place, and how often that place was left."""
+
+    def __init__(self) -> None:
+        self.times: dict[Place, int] = {}
+        self.ends: dict[Place, int] = {}
+
+    def add(self, other: Spent) -> None:
+        for into, more in ((self.times, other.times), (self.ends, other.ends)):
+            for place, value in more.items():
+                into[place] = into.get(place, 0) + value
+
+
+class Counter:
+    """A GPU's energy counter: what it grew by, and about what power it stands for.
+
+    A reading below the one before is a counter that was reset, unless one of the next is up again: then it was no answer.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = Spent()  # since it was last read
+        self.fell_at: int | None = None  # ns; while its answers are doubted
+        self._last: float | None = None  # J
+        self._last_at = 0
+        self._joules = self._time = 0.0
+
+    def read(self, counter: float, at: int) -> tuple[float, float] | None:
+        """The joules since the reading before, and how many are missing that a reset has taken away.
+
+        None where there is no reading before, or while this one is doubted.
+        """
+        before, before_at = self._last, self._last_at
+        missing = 0.0
+        if before is not None and counter < before:
+            if self.fell_at is None:
+                self.fell_at = at
+            if at - self.fell_at < RESET_AFTER_NS:
+                return None
+            if self._time:
+                missing = self._joules / self._time * (self.fell_at - before_at)
+        self._last, self._last_at, self.fell_at = counter, at, None
+        if before is None:
+            return None
+        return (counter - before if counter >= before else counter), missing
+
+    def step(self, used: float, time: int) -> float:
+        """The joules in which it moves, by the power of about the last second."""
+        fade = POWER_OVER_NS / (self._time + time)
+        self._joules, self._time = self._joules + used, self._time + time
+        if fade < 1:
+            self._joules, self._time = self._joules * fade, self._time * fade
+        return self._joules / self._time * STEP_NS
+
+
+class Meter:
+    """Shares out what the counters say.
+
+    Args:
+        edges: what began when.
+        done: given what an epoch used, by stage and GPU, when it is over; None stands for what was in no epoch.
+    """
+
+    def __init__(self, edges: Edges, done: Callable[[int | None, Energies], None]) -> None:
+        self._edges = edges
+        self._done = done
+        self._lock = threading.Lock()
+        self._at: int | None = None
+        self._now = Edge(0, None, None)
+        self._counters: dict[str, Counter] = {}
+        self._used: dict[int | None, Energies] = {}
+        self._is_over = False
+
+    def add(self, at: int, counters: Mapping[str, float]) -> None:
+        """The counters (J, by ``hw.id``) as they were read at that moment."""
+        with self._lock:
+            if self._is_over:
+                return
+            spent = self._spent_until(at)
+            for gpu in sorted({*self._counters, *counters}):
+                self._gather(gpu, spent, counters.get(gpu), at)
+            over = [epoch for epoch in self._used if epoch != self._now.epoch]
+            for epoch in over:
+                self._done(epoch, self._used.pop(epoch))
+
+    def finish(self) -> None:
+        """Gives all that is not yet given."""
+        with self._lock:
+            self._is_over = True
+            while self._used:
+                self._done(*self._used.popitem())
+
+    def _spent_until(self, at: int) -> Spent:
+        """What it was since the reading before."""
+        noted = self._edges.noted
+        edges = []
+        while noted and noted[0].at <= at:
+            edges.append(noted.popleft())
+        spent = Spent()
+        began, self._at = self._at, at
+        if began is None:
+            self._edges.is_read = True
+            self._now = self._edges.last
+            return spent
+        if len(edges) == MAX_EDGES:  # some have been lost: nobody knows
+            self._now = edges[-1]
+            return spent
+        for edge in sorted(edges, key=lambda edge: edge.at):  # an epoch can show late when it began
+            moment = max(edge.at, began)
+            before = _stay(spent, self._now, moment - began)
+            if before != _place(edge):
+                spent.ends[before] = spent.ends.get(before, 0) + 1
+            began, self._now = moment, edge
+        _stay(spent, self._now, at - began)
+        return spent
+
+    def _gather(self, gpu: str, spent: Spent, counter: float | None, at: int) -> None:
+        meter = self._counters.setdefault(gpu, Counter())
+        meter.waiting.add(spent)
+        if counter is None:
+            return
+        used = meter.read(counter, at)
+        if meter.fell_at is not None:
+            return
+        if used is not None and meter.waiting.times:
+            self._share_out(gpu, *used, meter)
+        meter.waiting = Spent()
+
+    def _share_out(self, gpu: str, used: float, missing: float, meter: Counter) -> None:
+        spent = meter.waiting
+        whole = sum(spent.times.values())
+        step = meter.step(used, whole)
+        of_epoch, of_stage = _sums(spent.times, 0), _sums(spent.times, 1)
+        for place in {**spent.times, **spent.ends}:
+            time, (epoch, stage) = spent.times.get(place, 0), place
+
+            def mixed(own: int, time: int = time) -> float:
+                """Of what may be of another than this one's kind, this place's part."""
+                return used * min(own, whole - own) / whole * (time / own) if own else 0.0
+
+            lost, steps = missing * time / whole, spent.ends.get(place, 0) * step
+            energy = Energy(
+                joules=used * time / whole,
+                seconds=time / 1e9,
+                uncertain=mixed(time) + steps + lost,
+                between_epochs=mixed(of_epoch.get(epoch, 0)) + lost,
+                between_stages=mixed(of_stage.get(stage, 0)) + steps + lost,
+            )
+            merge_energy(self._used.setdefault(epoch, {}), {stage: {gpu: energy}})
+
+
+def _sums(times: Mapping[Place, int], part: int) -> dict[object, int]:
+    """The times by epoch (0) or by stage (1)."""
+    found: dict[object, int] = {}
+    for place, time in times.items():
+        found[place[part]] = found.get(place[part], 0) + time
+    return found
+
+
+def _place(edge: Edge) -> Place:
+    return edge.epoch, edge.of.stage_name if edge.of is not None else ""
+
+
+def _stay(spent: Spent, edge: Edge, time: int) -> Place:
+    """Adds time in the place that an edge led to."""
+    place = _place(edge)
+    if time > 0:
+        spent.times[place] = spent.times.get(place, 0) + time
+    return place

@@ -1,0 +1,1 @@
+"""Follow a training loop from what torch announces, without changes to the loop."""

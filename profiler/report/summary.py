@@ -1,0 +1,81 @@
+"""What a user gets of a run: ``prof.summary``, printable and as plain data."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from profiler.report.document import document
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.records.run import Run
+
+
+class RunSummary:
+    """A run up to the moment it was asked for.
+
+    ``print()`` gives the tables; the attributes hold the parts of `to_dict`.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = copy.deepcopy(run)
+        self._document = document(self._run)
+
+    @property
+    def run(self) -> Run:
+        """The record itself, for a renderer."""
+        return self._run
+
+    @property
+    def id(self) -> str:
+        return self._run.id
+
+    @property
+    def name(self) -> str:
+        return self._run.name
+
+    @property
+    def state(self) -> str:
+        """running, finished, interrupted or crashed."""
+        return self._run.state
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """Finished epochs, each with its stages."""
+        epochs: list[dict[str, Any]] = self._document["epochs"]
+        return epochs
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """``train``, ``val`` and ``inference`` over the whole run, those there were."""
+        stages: dict[str, dict[str, Any]] = self._document["stages"]
+        return stages
+
+    @property
+    def phases(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """For each stage its phases over the whole run, in seconds."""
+        return {name: stage["phases"] for name, stage in self.stages.items()}
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        hardware: dict[str, Any] = self._document["hardware"]
+        return hardware
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        """``kind`` and ``evidence``: what held the run back."""
+        verdict: dict[str, Any] = self._document["verdict"]
+        return verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document of ``epochmeter report --format json``; times in seconds."""
+        return copy.deepcopy(self._document)
+
+    def __str__(self) -> str:
+        from profiler.report.text import text  # loads rich, which a run that prints nothing does not need
+
+        return text(self._run)
+
+    def __repr__(self) -> str:
+        return f"<RunSummary {self.name!r} {self.id} {self.state}: {len(self.epochs)} epochs>"

@@ -1,0 +1,142 @@
+"""A run as OpenTelemetry's ``MetricsData``, cumulative, so that sending it twice does no harm: what exporters are given.
+
+The rule it keeps: no provider, global or private, is made or touched; the resource is built from what is listed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    ExponentialHistogram,
+    ExponentialHistogramDataPoint,
+    Gauge,
+    HistogramDataPoint,
+    Metric,
+    MetricsData,
+    NumberDataPoint,
+    ResourceMetrics,
+    ScopeMetrics,
+    Sum,
+)
+from opentelemetry.sdk.metrics.export import (
+    Histogram as StatisticsHistogram,
+)
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+import profiler
+
+from opentelemetry.sdk.metrics.export import Buckets  # isort: skip
+
+from profiler.records.histogram import NS
+from profiler.records.run import Sums
+from profiler.storage.points import SCHEMA_URL, SCOPE, exported_resource, summed_points, usage_points
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.records.histogram import Histogram
+    from profiler.records.run import EpochRecord, ReadingRecord, Run
+    from profiler.storage.points import Attributes, Point
+    from profiler.storage.usage_ledger import Counts
+
+
+DELTA, CUMULATIVE = AggregationTemporality.DELTA, AggregationTemporality.CUMULATIVE
+
+
+def run_data(run: Run, now_unix_ns: int) -> MetricsData:
+    """The run so far, as an exporter may have it: no name of the run, no phase names but those of `Phase`."""
+    sums = Sums()
+    return summed_data(run, now_unix_ns, sums, sums.of(run))
+
+
+def summed_data(
+    run: Run, now_unix_ns: int, sums: Sums, whole: EpochRecord, rest: Callable[[], None] = lambda: None
+) -> MetricsData:
+    """The same, from sums that are kept; the arguments are those of `summed_points`."""
+    points = summed_points(run, sums, whole, rest)
+    return metrics_data(exported_resource(run), points, CUMULATIVE, run.started_unix_ns, now_unix_ns, {})
+
+
+def usage_data(summary: str, facts: Mapping[str, Any], counts: Counts, began: int, ended: int) -> MetricsData:
+    """What a package that embeds us has counted between two moments (ns since 1970).
+
+    Args:
+        summary: its id. Sent twice, it is the same cumulative sum of the same instance.
+        facts: of the package and of what it runs on.
+    """
+    ours = {"service.name": "epochmeter", "service.version": profiler.__version__, "service.instance.id": summary}
+    return metrics_data({**ours, **facts}, list(usage_points(counts)), CUMULATIVE, began, ended, {})
+
+
+def metrics_data(
+    resource: Mapping[str, Any],
+    points: Iterable[Point],
+    temporality: AggregationTemporality,
+    began: int,
+    now: int,
+    extra: Attributes,
+) -> MetricsData:
+    """Points as the SDK has them; ``extra`` attributes are added to each."""
+    groups: dict[tuple[str, str], list[Point]] = {}
+    for point in points:
+        groups.setdefault((point.name, point.kind), []).append(point)
+    metrics = [
+        Metric(name, group[0].help, group[0].unit, _data(kind, group, temporality, began, now, extra))
+        for (name, kind), group in groups.items()
+    ]
+    scope = InstrumentationScope(SCOPE, profiler.__version__, SCHEMA_URL)
+    return MetricsData(
+        [ResourceMetrics(Resource(resource, SCHEMA_URL), [ScopeMetrics(scope, metrics, SCHEMA_URL)], SCHEMA_URL)]
+    )
+
+
+def _data(kind: str, group: list[Point], temporality: AggregationTemporality, began: int, now: int, extra: Attributes) -> Any:
+    if kind == "histogram":
+        return ExponentialHistogram(
+            [histogram_point(p.value, {**p.attributes, **extra}, began, now) for p in group], temporality
+        )
+    if kind == "statistics":
+        return StatisticsHistogram([_statistics(p.value, {**p.attributes, **extra}, began, now) for p in group], temporality)
+    numbers = [NumberDataPoint({**p.attributes, **extra}, began, now, p.value) for p in group]
+    if kind == "gauge":
+        return Gauge(numbers)
+    if kind == "updowncounter":
+        return Sum(numbers, CUMULATIVE, is_monotonic=False)
+    return Sum(numbers, temporality, is_monotonic=True)
+
+
+def histogram_point(histogram: Histogram, attributes: Attributes, began: int, now: int) -> ExponentialHistogramDataPoint:
+    """A histogram in seconds, bucket for bucket."""
+    offset, counts = histogram.dense()
+    return ExponentialHistogramDataPoint(
+        attributes=dict(attributes),
+        start_time_unix_nano=began,
+        time_unix_nano=now,
+        count=histogram.count,
+        sum=histogram.sum_ns / NS,
+        scale=histogram.scale,
+        zero_count=histogram.zero_count,
+        positive=Buckets(offset, counts),
+        negative=Buckets(0, []),
+        flags=0,
+        min=(histogram.min_ns or 0) / NS,
+        max=(histogram.max_ns or 0) / NS,
+    )
+
+
+def _statistics(reading: ReadingRecord, attributes: Attributes, began: int, now: int) -> HistogramDataPoint:
+    """Count, sum, min and max of a reading, as a histogram of one bucket."""
+    return HistogramDataPoint(
+        attributes=dict(attributes),
+        start_time_unix_nano=began,
+        time_unix_nano=now,
+        count=reading.count,
+        sum=reading.total,
+        bucket_counts=[reading.count],
+        explicit_bounds=[],
+        min=reading.minimum,
+        max=reading.maximum,
+    )

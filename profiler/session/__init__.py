@@ -1,0 +1,1 @@
+"""The room where the parts are put together: `Profiler`, `epochmeter run` and the demo."""

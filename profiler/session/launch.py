@@ -1,0 +1,200 @@
+"""Runs a script that knows nothing of us: the other end of ``epochmeter run``, inside the process that runs the script.
+
+The script is Python's own ``__main__``, run by Python itself: its arguments, exit code and signals are nobody else's.
+What is done before it begins: a run is started, and once the script has imported torch, all of its loaders, modules and
+optimizers are followed.
+
+The rules it keeps: the script runs whatever happens here; nothing is printed before its end.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+import types
+from collections.abc import Callable, Mapping
+from importlib.machinery import ModuleSpec
+from pathlib import Path, PurePath
+from typing import Any
+
+from profiler.errors import ProfilerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.session.profiler import Profiler
+
+
+PACKAGES = ("profiler", "exporters")
+
+
+def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
+    """Begins the run.
+
+    Args:
+        kind: "script" or "module".
+        target: its path or name.
+        request: ``name`` (None: the script's) and ``quiet``.
+    """
+    from profiler.session.profiler import Profiler  # the command asks this module, too, and has no need of that one
+
+    hidden = hides(Path(target).parent if kind == "script" else Path())
+    if hidden:
+        _say(f"nothing is measured: {hidden}")
+        return
+    try:
+        session = Profiler(request["name"] or name_of(kind, target))
+        atexit.register(_show, session, os.getpid(), bool(request["quiet"]))  # run after the session's own, which ends it
+        session.start()
+    except ProfilerError as error:
+        _say(f"nothing is measured: {error}")
+        return
+    sys.excepthook = _hook_without_us(sys.excepthook)
+    when_imported("torch", lambda: session._attempt("torch could not be followed", lambda: _follow(session, request)))
+
+
+def _follow(session: Profiler, request: Mapping[str, Any]) -> None:
+    session._follow_everything()
+    spawning = importlib.import_module("torch.multiprocessing.spawn")
+    start = spawning.start_processes
+
+    @functools.wraps(start)
+    def start_processes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        Rank.were_spawned = True
+        return start(Rank(fn, session._run.name, bool(request["quiet"])), *args, **kwargs)
+
+    for module in (spawning, importlib.import_module("torch.multiprocessing")):
+        vars(module)["start_processes"] = start_processes
+
+
+class Rank:
+    """What ``torch.multiprocessing.spawn`` runs in each process it starts: the script's own function, measured there."""
+
+    were_spawned = False  # by this process, which then only waits for them
+
+    def __init__(self, function: Callable[..., Any], name: str, quiet: bool) -> None:
+        self._function = function
+        self._name = name
+        self._quiet = quiet
+
+    def __call__(self, *args: Any) -> Any:
+        from profiler.session.profiler import Profiler
+
+        session = Profiler(self._name)
+        error: BaseException | None = None
+        session.start()
+        when_imported("torch", lambda: session._attempt("torch could not be followed", session._follow_everything))
+        try:
+            return self._function(*args)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            session.__exit__(None if error is None else type(error), error, None)
+            if session._run.rank is not None:
+                _show(session, os.getpid(), self._quiet)
+
+
+def name_of(kind: str, target: str) -> str:
+    """What a run is called if nobody says: as its script, without folders."""
+    return (PurePath(target).stem if kind == "script" else target.rpartition(".")[2]) or "run"
+
+
+def hides(folder: Path) -> str:
+    """Why a script in this folder cannot be measured: it has a module of one of our names. Empty where it can."""
+    for name in PACKAGES:
+        if (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists():
+            return f"the script's folder has a module {name!r} of its own, which would get ours instead; rename one of them"
+    return ""
+
+
+def when_imported(name: str, action: Callable[[], None]) -> None:
+    """Does it once that module has been imported; at once where it has been."""
+    if name in sys.modules:
+        action()
+    else:
+        sys.meta_path.insert(0, _Watch(name, action))
+
+
+class _Watch:
+    """A finder that finds nothing: it has the others find a module, and sees that it was executed."""
+
+    def __init__(self, name: str, action: Callable[[], None]) -> None:
+        self._name = name
+        self._action = action
+        self._is_asking = False
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != self._name or self._is_asking:
+            return None
+        self._is_asking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._is_asking = False
+        loader: Any = spec.loader if spec is not None else None
+        if loader is None:
+            return spec
+        execute = loader.exec_module
+
+        def exec_module(module: types.ModuleType) -> None:
+            del loader.exec_module
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            self._action()
+
+        loader.exec_module = exec_module
+        return spec
+
+
+def _show(session: Profiler, pid: int, quiet: bool) -> None:
+    """The report, on stderr, at the very end; not in a forked child, not in any rank but the first."""
+    if quiet or os.getpid() != pid or session._run.rank or Rank.were_spawned or session.summary.state == "running":
+        return
+    try:
+        sys.stderr.write(
+            f"\n{session.summary}\nkept on this machine; show it again with: epochmeter report {session.summary.id}\n"
+        )
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # closed, or none at all
+        pass
+
+
+def _say(text: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(f"epochmeter: {text}\n")
+
+
+def _hook_without_us(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """An exception of the script's is shown without the frames of ours that it passed through."""
+
+    def excepthook(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
+        seen: set[int] = set()
+        waiting: list[BaseException | None] = [error]
+        while waiting:
+            shown = waiting.pop()
+            if shown is None or id(shown) in seen:
+                continue
+            seen.add(id(shown))
+            shown.__traceback__ = _without_us(shown.__traceback__)
+            waiting += [shown.__cause__, shown.__context__, *getattr(shown, "exceptions", ())]
+        hook(kind, error, error.__traceback__)
+
+    return excepthook
+
+
+def _without_us(traceback: types.TracebackType | None) -> types.TracebackType | None:
+    ours = str(Path(__file__).parents[1])
+    kept = []
+    while traceback is not None:
+        if not traceback.tb_frame.f_code.co_filename.startswith(ours):
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    result: types.TracebackType | None = None
+    for entry in reversed(kept):
+        result = types.TracebackType(result, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    return result
