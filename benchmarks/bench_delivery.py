@@ -113,7 +113,7 @@ from profiler import Profiler
 from profiler.records.run import EpochRecord, Run
 from profiler.sending.otel_data import run_data
 from profiler.config.resolve import resolve
-from profiler.sending.outlet import Post, outbox_of
+from profiler.sending.dispatch import Dispatch, outbox_of
 from profiler.sending.destination import destination
 import copy, exporters
 arguments = {"exporter": "otlp", "otlp_endpoint": sys.argv[1]}
@@ -127,15 +127,15 @@ with Profiler("fill", interval=0.05) as prof:
     time.sleep(0.3)
 resolved = resolve(arguments)
 config = exporters.Config(**destination(resolved))
-post = Post(resolved, outbox_of(resolved), config, exporters.gate_for(config, lambda: True))
+post = Dispatch(resolved, outbox_of(resolved), config, exporters.gate_for(config, lambda: True))
 for number in range(int(sys.argv[2])):
-    run = copy.copy(prof._run)
-    run.id, run.started_unix_ns = f"{number:012x}", prof._run.started_unix_ns + number
+    run = copy.copy(prof.session.run)
+    run.id, run.started_unix_ns = f"{number:012x}", prof.session.run.started_unix_ns + number
     post.put(run, run_data(run, run.started_unix_ns + run.duration_ns), "final")
 """
 FLUSH = """
 import json, resource, time
-from profiler.sending.outlet import flush
+from profiler.sending.flush import flush
 began = time.perf_counter()
 done = flush()
 told = {"seconds": time.perf_counter() - began, "delivered": done.delivered, "left": done.left}

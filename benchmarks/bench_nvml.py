@@ -60,12 +60,12 @@ print(sorted(shares)[len(shares) // 2])
 WATCHERS = {  # name: (set-up, what is done each second, by us)
     "sleep": ("", "pass", True),
     "epochmeter, NVML alone": (
-        "from profiler.hardware.sampler import Recorder\nr = Recorder(1.0, probes=('nvml',))\nr.start()",
+        "from profiler.hardware.sampler import Sampler\nr = Sampler(1.0, probes=('nvml',))\nr.start()",
         "pass",
         True,
     ),
     "epochmeter, all probes": (
-        "from profiler.hardware.sampler import Recorder\nr = Recorder(1.0)\nr.start()",
+        "from profiler.hardware.sampler import Sampler\nr = Sampler(1.0)\nr.start()",
         "pass",
         True,
     ),
@@ -109,7 +109,8 @@ class Raw:
     """The same calls as the probe's, and the same values, as one would write them with ctypes alone."""
 
     def __init__(self, library: Any, pynvml: Any, gpus: int) -> None:
-        from profiler.hardware.nvidia.probe import QUICK, SLOW, Gpm
+        from profiler.hardware.nvidia.fields import QUICK, SLOW
+        from profiler.hardware.nvidia.gpm import Gpm
 
         self.library = library
         self.handles = []
@@ -209,7 +210,7 @@ def median_us(once: Callable[[], Any], pass_a_second: Callable[[], None]) -> flo
 def ticks(library: Any, pynvml: Any, gpus: int) -> dict[str, float]:
     """Microseconds of a tick: the mean of each round, as every tenth tick is dearer; the median of the rounds."""
     from profiler.hardware.nvidia.probe import NvmlProbe
-    from profiler.hardware.sampler import Recorder
+    from profiler.hardware.sampler import Sampler
 
     os.environ["FAKE_NVML"] = f"gpus={gpus}"
     now = [0.0]
@@ -219,7 +220,7 @@ def ticks(library: Any, pynvml: Any, gpus: int) -> dict[str, float]:
         library.fake_nvml_pass(1000)
 
     probe = NvmlProbe(clock=lambda: now[0])
-    recorder = Recorder(1.0, probes=("nvml",), load=lambda name: probe)
+    recorder = Sampler(1.0, probes=("nvml",), load=lambda name: probe)
     recorder.open("nvml")
     raw = Raw(library, pynvml, gpus)
     ways: dict[str, Callable[[], Any]] = {"raw": raw.read, "probe": lambda: read_all(recorder), "kept": recorder.tick}

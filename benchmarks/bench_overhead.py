@@ -22,7 +22,7 @@ from pathlib import Path
 from time import perf_counter_ns
 
 from profiler import Profiler
-from profiler.measure.timer import BUFFER_SIZE
+from profiler.measure.spans import BUFFER_SIZE
 
 ROUNDS = 200
 SHORT = 1_500  # less than a buffer

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from exporters.config import Answer, Record, Transport
+from exporters.entry import DestinationKey, Entry, Head, UnreadableError
 from exporters.gate import Gate
-from exporters.outbox import AT_ONCE, Entry, Head, Key, Outbox, UnreadableError
+from exporters.outbox import AT_ONCE, Outbox
 
 NOT_AT_ONCE = "not delivered at once: "  # of a note: what is to be sent waits, or has been delivered since
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0
@@ -62,20 +63,20 @@ class Courier:
         record: notes what is sent.
         lock: a lock between processes by name, with ``acquire(timeout=)`` and ``release()``.
         takes: which entries to deliver, where it is not those with just this key.
-        rest: called between two pieces of work, to let the loop's thread have its turn.
+        yield_gil: called between two pieces of work, to let the loop's thread have its turn.
     """
 
     def __init__(
         self,
         outbox: Outbox,
-        key: Key,
+        key: DestinationKey,
         gate: Gate,
         make: Callable[[], Transport],
         consent: Callable[[], bool],
         record: Record,
         lock: Callable[[str], Any],
         takes: Callable[[Head], bool] | None = None,
-        rest: Callable[[], None] = lambda: None,
+        yield_gil: Callable[[], None] = lambda: None,
     ) -> None:
         self._outbox = outbox
         self._key = key
@@ -84,14 +85,14 @@ class Courier:
         self._consent = consent
         self._record = record
         self._lock = lock
-        self._share = rest
+        self._share = yield_gil
         self._takes = takes or (lambda head: head.key == key)
         self._transport: Transport | None = None
         self._failures = 0
         self._not_before = 0.0  # by the monotonic clock
 
     @property
-    def rests_for(self) -> float:
+    def backoff_s(self) -> float:
         """Seconds until the next attempt makes sense."""
         return max(self._not_before - time.monotonic(), self._outbox.trouble(self._key.digest)[1], 0.0)
 
@@ -99,7 +100,7 @@ class Courier:
         """Delivers what waits, oldest first, until there is no more, the destination fails, or the time is over.
 
         A destination that asked for patience is left alone; whether to wait after other failures is the caller's
-        to decide, by `rests_for`.
+        to decide, by `backoff_s`.
 
         Args:
             until: when the time is over, by the monotonic clock; no attempt begins after it.
@@ -229,7 +230,7 @@ class Courier:
     def _settle(self, entry: Entry, answer: Answer, done: Round) -> None:
         if answer.verdict == "later":
             self._outbox.put_back(entry)
-            self._rest(answer)
+            self._back_off(answer)
             done.reason = answer.text
             done.notes.append(f"{NOT_AT_ONCE}{answer.text}")
             return
@@ -250,7 +251,7 @@ class Courier:
         self._outbox.delivered(entry, once=once)
         done.delivered += 1
 
-    def _rest(self, answer: Answer) -> None:
+    def _back_off(self, answer: Answer) -> None:
         """Longer after each failure, and never at the same moment as others; or as long as the destination asks."""
         self._failures += 1
         wait = min(FIRST_WAIT_S * 2.0 ** (self._failures - 1), LONGEST_WAIT_S) * _draw.uniform(0.5, 1.0)

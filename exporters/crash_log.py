@@ -59,7 +59,7 @@ def readable(body: bytes) -> dict[str, Any]:
 
 
 def first_fault(
-    body: bytes, target: str = "otlp-logs", rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+    body: bytes, target: str = "otlp-logs", yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
 ) -> str | None:
     """What is in these bytes that the list does not name, or None."""
     try:

@@ -115,7 +115,7 @@ def _parts(body: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
 def first_fault(
-    body: bytes, target: str = "sentry", rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+    body: bytes, target: str = "sentry", yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
 ) -> str | None:
     """What is in these bytes that the list does not name, or None."""
     try:

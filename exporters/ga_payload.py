@@ -200,7 +200,7 @@ def readable(body: bytes) -> dict[str, Any]:
 
 
 def first_fault(
-    body: bytes, target: str = "ga", rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+    body: bytes, target: str = "ga", yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
 ) -> str | None:
     """What is in these bytes that is not in the vocabulary, or over a limit of the protocol; or None."""
     try:

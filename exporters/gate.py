@@ -61,48 +61,48 @@ class Gate:
         self.reason = ""
 
     def outgoing(
-        self, data: MetricsData, rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+        self, data: MetricsData, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
     ) -> MetricsData | None:
         """What may leave of this data, rebuilt from the list, or None without consent.
 
         Args:
-            rest: called between two pieces of work, to let the loop's thread have its turn.
+            yield_gil: called between two pieces of work, to let the loop's thread have its turn.
             declared: what the package has declared that the data is of, where it is of one that embeds us.
         """
         self.reason = ""
         if not self._consent():
             self.refused += 1
             return None
-        rest()
+        yield_gil()
         outgoing = rebuild(data, self._target, declared)
-        rest()
+        yield_gil()
         return outgoing
 
     def bodies(
-        self, data: MetricsData, rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+        self, data: MetricsData, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
     ) -> list[bytes]:
         """The bodies to send, checked; none without consent, and none where one of them has a fault."""
-        outgoing = self.outgoing(data, rest, declared)
+        outgoing = self.outgoing(data, yield_gil, declared)
         if outgoing is None:
             return []
         bodies: list[bytes] = self._form.bodies(outgoing, self._usage)
-        rest()
+        yield_gil()
         for body in bodies:
-            if not self.passes(body, rest, declared):
+            if not self.passes(body, yield_gil, declared):
                 return []
-            rest()
+            yield_gil()
         if not self._consent():
             self.refused += 1
             return []
         return bodies
 
-    def passes(self, body: bytes, rest: Callable[[], None] = lambda: None, declared: Declared | None = None) -> bool:
+    def passes(self, body: bytes, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None) -> bool:
         """Whether these bytes hold nothing but what the list names for this destination; asked again before they go.
 
         Args:
             declared: what the package has declared that they are of, where they are of one.
         """
-        fault = self._form.first_fault(body, self._target, rest, declared)
+        fault = self._form.first_fault(body, self._target, yield_gil, declared)
         if fault is None:
             return True
         self.dropped += 1

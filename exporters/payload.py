@@ -62,16 +62,16 @@ def readable(body: bytes) -> dict[str, Any]:
 
 
 def first_fault(
-    body: bytes, target: str = "otlp", rest: Callable[[], None] = lambda: None, declared: Declared | None = None
+    body: bytes, target: str = "otlp", yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
 ) -> str | None:
     """What is in these bytes that the list does not name for this destination, or None.
 
     Args:
-        rest: called between two pieces of work, to let other threads have their turn.
+        yield_gil: called between two pieces of work, to let other threads have their turn.
         declared: what the package has declared that they are of, where they are of one that embeds us.
     """
     try:
-        return next(_faults(parsed(ExportMetricsServiceRequest, body), target, rest, declared), None)
+        return next(_faults(parsed(ExportMetricsServiceRequest, body), target, yield_gil, declared), None)
     except ValueError as fault:
         return str(fault)
 
@@ -93,10 +93,10 @@ def parsed(kind: Any, body: bytes) -> Any:
 
 
 def _faults(
-    request: ExportMetricsServiceRequest, target: str, rest: Callable[[], None], declared: Declared | None
+    request: ExportMetricsServiceRequest, target: str, yield_gil: Callable[[], None], declared: Declared | None
 ) -> Iterator[str]:
     yield from field_faults(request, FIELDS)
-    rest()
+    yield_gil()
     known = {entry.name: entry for entry in metrics(target, declared)}
     for resource_metrics in request.resource_metrics:
         yield from attribute_faults("the resource", resource_metrics.resource.attributes, facts(target, declared))

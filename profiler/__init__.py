@@ -7,7 +7,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.config.resolve import settings
+    from profiler.config.view import settings
     from profiler.embedding.telemetry import Telemetry
     from profiler.errors import (
         ArgumentTypeError,
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         RunNotFoundError,
         SettingsError,
     )
-    from profiler.measure.timer import Phase, Stage
+    from profiler.records.vocabulary import Phase, Stage
     from profiler.report.summary import RunSummary
     from profiler.session.profiler import Profiler
 
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "ArgumentTypeError": "errors",
     "ArgumentValueError": "errors",
-    "Phase": "measure.timer",
+    "Phase": "records.vocabulary",
     "ProbeUnavailableError": "errors",
     "Profiler": "session.profiler",
     "ProfilerError": "errors",
@@ -35,9 +35,9 @@ _HOMES = {
     "RunNotFoundError": "errors",
     "RunSummary": "report.summary",
     "SettingsError": "errors",
-    "Stage": "measure.timer",
+    "Stage": "records.vocabulary",
     "Telemetry": "embedding.telemetry",
-    "settings": "config.resolve",
+    "settings": "config.view",
 }
 
 __all__ = [

@@ -14,7 +14,7 @@ from typing import Any
 import pynvml
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 
-from profiler.hardware.nvidia.probe import Library
+from profiler.hardware.nvidia.library import Library
 from profiler.measure.clocks import Event
 
 

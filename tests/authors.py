@@ -9,7 +9,7 @@ from typing import Any
 from conftest import Answer, Received, Sink, python
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from profiler.config.resolve import NOT_FOR_HOSTS
+from profiler.config.environment import NOT_FOR_HOSTS
 
 OUTSIDE = {name.partition("=")[0]: "" for name in NOT_FOR_HOSTS}  # not in CI, and not in a test
 HOST = """

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from profiler.config import resolve as preferences
-from profiler.measure import timer as timing
-from profiler.session import profiler as session
+from profiler.config import schema as config_schema
+from profiler.measure import hot_path
+from profiler.records import faults
 from profiler.testing import FakeClock
 
 PATIENT_S = 20.0  # a run's end waits so long for its delivery, on machines that have other things to do
@@ -38,8 +38,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             monkeypatch.delenv(name)
     folder = tmp_path / "home"
     monkeypatch.setenv("EPOCHMETER_HOME", str(folder))
-    monkeypatch.setitem(preferences.KEYS, "exit_timeout", PATIENT_S)
-    session._said.clear()
+    monkeypatch.setitem(config_schema.KEYS, "exit_timeout", PATIENT_S)
+    faults.forget_warnings()
     return folder
 
 
@@ -47,7 +47,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     """The timers' clock, standing still."""
     fake = FakeClock(1_000_000)
-    monkeypatch.setattr(timing, "now", fake)
+    monkeypatch.setattr(hot_path, "now", fake)
     return fake
 
 

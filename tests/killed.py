@@ -19,11 +19,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from exporters import courier, ga, otlp, outbox, sentlog
+from exporters import courier, ga, otlp, outbox, outbox_folder, sentlog
 from profiler import Profiler
 from profiler.hardware import PROBES, module_of
-from profiler.sending import outlet as sending
+from profiler.sending.flush import flush
 from profiler.storage import run_log as runlog
+from profiler.storage.run_reader import load
 
 CHANGES = {"open", "write", "fsync", "close", "replace", "unlink", "link", "truncate"}
 EPOCHS = 3
@@ -54,14 +55,14 @@ class Steps:
 
 
 def train(steps: Steps) -> None:
-    for module in (outbox, sentlog, runlog):
+    for module in (outbox, outbox_folder, sentlog, runlog):
         module.os = steps  # type: ignore[attr-defined]
     for transport in (otlp.Otlp, ga.Ga):
         transport.send = counted(transport.send, steps)  # type: ignore[method-assign]
     with Profiler("killed", interval=3600) as prof:
         for _ in prof.epochs(EPOCHS):
             list(prof.train(range(3)))
-            prof._export()  # as the sampling thread does every `export_interval`
+            prof.session.export()  # as the sampling thread does every `export_interval`
 
 
 def counted(send: Any, steps: Steps) -> Any:
@@ -91,10 +92,10 @@ def in_a_process(function: Any, *arguments: Any) -> int:
 
 def look_after(home: Path, fatal: int) -> None:
     outbox.OPEN_GRACE_S = 0.0
-    done = sending.flush()
-    again = sending.flush()
+    done = flush()
+    again = flush()
     paths = runlog.run_paths(home / "runs")
-    runs = {runlog.run_id(path): len(runlog.load(path).epochs) for path in paths if path.stat().st_size}
+    runs = {runlog.run_id(path): len(load(path).epochs) for path in paths if path.stat().st_size}
     box = outbox.Outbox(home / "outbox")
     told = {"fatal": fatal, "runs": runs, "left": again.left, "reasons": done.reasons + again.reasons, "dropped": box.dropped()}
     kept = [str(path.relative_to(home)) for path in (home / "outbox").rglob("*") if path.is_file()]

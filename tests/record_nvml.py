@@ -16,7 +16,8 @@ from typing import Any
 
 import pynvml
 
-from profiler.hardware.nvidia.probe import QUICK, SLOW, Gpm
+from profiler.hardware.nvidia.fields import QUICK, SLOW
+from profiler.hardware.nvidia.gpm import Gpm
 
 FOLDER = Path(__file__).parent / "recordings"
 TICKS, APART_S = 5, 1.0

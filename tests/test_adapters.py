@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from profiler import ArgumentTypeError, ArgumentValueError, Profiler
-from profiler.config.resolve import runs_path
-from profiler.measure.follow.torch_hooks import PATCHES
-from profiler.storage.run_log import load, run_paths
+from profiler.config.paths import runs_path
+from profiler.measure.follow.torch_patches import PATCHES
+from profiler.storage.run_log import run_paths
+from profiler.storage.run_reader import load
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")

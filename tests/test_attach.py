@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from profiler import ArgumentTypeError, Profiler
-from profiler.measure.follow.torch_hooks import PATCHES
+from profiler.measure.follow.torch_patches import PATCHES
+from profiler.session.keeper import RunKeeper
 
 torch = pytest.importorskip("torch")
 sklearn_datasets = pytest.importorskip("sklearn.datasets")
@@ -52,7 +53,7 @@ def _functions_of_torch() -> list[Any]:
 
 def _is_ours(function: Any) -> bool:
     while function is not None:
-        if "torch_hooks" in function.__code__.co_filename:
+        if "torch_patches" in function.__code__.co_filename:
             return True
         function = getattr(function, "__wrapped__", None)
     return False
@@ -409,7 +410,7 @@ class TestInferredPasses:
     def test_the_end_of_an_epoch_is_no_phase_of_the_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, optimizer = net()
         train = digits()
-        monkeypatch.setattr(Profiler, "_save", lambda self, part: time.sleep(0.5))
+        monkeypatch.setattr(RunKeeper, "save", lambda self, part: time.sleep(0.5))
         with Profiler("ours") as prof:
             prof.attach(model, optimizer, train)
             for _ in range(3):
@@ -643,14 +644,14 @@ class TestTorchsOwnWays:
         broken = torch.utils.data.DataLoader(Broken())
         with Profiler("frames") as prof:
             prof.attach(model, optimizer, broken)
-            prof._follow_loaders()
+            prof.session.observation.follow_loaders()
             loss = model(torch.ones(1, 64)).sum()
             loss.backward()
             for action in (loss.backward, lambda: next(iter(broken)), lambda: torch.save(model, "/nowhere/at/all.pt")):
                 with pytest.raises((RuntimeError, KeyError)) as raised:
                     action()
                 names = [frame.filename for frame in traceback.extract_tb(raised.value.__traceback__)]
-                assert not any("torch_hooks" in name for name in names), names
+                assert not any("torch_patches" in name for name in names), names
 
     def test_an_exception_in_forward_passes_through_and_ends_the_phase(self) -> None:
         model, optimizer = net()
@@ -775,8 +776,8 @@ class TestHandles:
         model, optimizer = net()
         with Profiler("fault") as prof:
             prof.attach(model, optimizer)
-            follower = prof._hooks.follower  # type: ignore[union-attr]
-            monkeypatch.setattr(follower, "_begin_phase", lambda *_: 1 / 0)
+            observer = prof.session.observation.hooks.observer  # type: ignore[union-attr]
+            monkeypatch.setattr(observer.phases, "begin", lambda *_: 1 / 0)
             losses = [train_step(model, optimizer, x, y) for x, y in prof.train(digits())]
         assert len(losses) == BATCHES
         assert prof.summary.to_dict()["notes"] == {"a loop could not be followed: ZeroDivisionError": 5}

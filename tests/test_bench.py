@@ -19,13 +19,15 @@ from conftest import Answer, epochmeter, python, wait_for
 from profiler.bench import plan, runner
 from profiler.bench.plan import Method
 from profiler.cli.bench import _compared
-from profiler.config.resolve import runs_path
-from profiler.records.run import CaseRecord, EpochRecord, Run, Sums
+from profiler.config.paths import runs_path
+from profiler.records.case import CaseRecord
+from profiler.records.run import EpochRecord, Run, Sums
 from profiler.report.bench import as_csv, compared, markdown, sentences
 from profiler.report.document import document
 from profiler.report.text import text
 from profiler.storage.points import summed_points
-from profiler.storage.run_log import RunLog, load, run_paths
+from profiler.storage.run_log import RunLog, run_paths
+from profiler.storage.run_reader import load
 
 YOURS = """
 import os, signal, sys, time

@@ -239,7 +239,7 @@ def test_what_cannot_be_watched_is_told_and_what_cannot_be_counted_harms_nobody(
     telemetry.command(None)
     assert taken(telemetry)[:2] == ({}, {})
     assert Telemetry("digits", "1").watch(parser()).parse_args(["train"]).epochs == 3
-    assert telemetry._notes == {"a command could not be counted: TypeError": 2}
+    assert telemetry._shipper.notes == {"a command could not be counted: TypeError": 2}
 
 
 # ---- ours in theirs ------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from conftest import Sink, epochmeter, wait_for
 
 from exporters import outbox
 from profiler import Profiler, settings
-from profiler.config import resolve as preferences
+from profiler.config import file as config_file
 from profiler.config.resolve import resolve
-from profiler.sending.outlet import flush
+from profiler.sending.flush import flush
 from profiler.testing import RecordingExporter
 
 
@@ -66,7 +66,7 @@ def test_off_and_on_again_between_two_looks_ends_the_sending_of_this_run(sink: S
     for chosen in (None, exporter):
         with Profiler("x", exporter=chosen, interval=60) as prof:
             epoch(prof)
-            looked = prof._recorder._quick
+            looked = prof.session.sampler.threads[0]
             wait_for(lambda looked=looked: looked.cpu_ns is not None)  # the first look is past, the next one far away
             settings.update(sync=False)
             epoch(prof)
@@ -92,7 +92,7 @@ def test_off_written_into_the_file_by_hand_is_seen_at_the_next_reading(sink: Sin
         epoch(prof)
         time.sleep(0.2)  # what is looked at when a run begins is past: from now on, it is the readings that look
         path.write_text(json.dumps({**json.loads(before), "sync": False}))
-        wait_for(lambda: prof._sending._withdrawn)
+        wait_for(lambda: prof.session.sending.is_withdrawn)
         path.write_text(before)
         epoch(prof)
     assert sink.received == []
@@ -102,7 +102,7 @@ def test_off_in_the_environment_of_the_process(sink: Sink, monkeypatch: pytest.M
     on(sink)
     with Profiler("x", interval=0.02) as prof:
         monkeypatch.setenv("DO_NOT_TRACK", "1")
-        wait_for(lambda: prof._sending._withdrawn)
+        wait_for(lambda: prof.session.sending.is_withdrawn)
         monkeypatch.delenv("DO_NOT_TRACK")
         epoch(prof)
     assert sink.received == []
@@ -115,7 +115,7 @@ def test_off_that_is_seen_at_the_end_alone_keeps_the_run_here_for_good(
     on(sink)
     with Profiler("x", interval=60) as prof:
         epoch(prof)
-        wait_for(lambda: prof._recorder._quick.cpu_ns is not None)
+        wait_for(lambda: prof.session.sampler.threads[0].cpu_ns is not None)
         monkeypatch.setenv("DO_NOT_TRACK", "1")
     monkeypatch.delenv("DO_NOT_TRACK")
     monkeypatch.setattr(outbox, "OPEN_GRACE_S", 0.0)
@@ -143,14 +143,14 @@ def test_other_settings_change_nothing_about_it(sink: Sink) -> None:
 
 
 def test_every_change_of_the_choice_has_a_date_of_its_own(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    class Standing(preferences.datetime):  # type: ignore[name-defined,misc]
+    class Standing(config_file.datetime):  # type: ignore[name-defined,misc]
         hours = iter((12, 11, 10, 9, 8))  # a clock that goes backwards
 
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return cls(2026, 1, 1, next(cls.hours), tzinfo=tz)
 
-    monkeypatch.setattr(preferences, "datetime", Standing)
+    monkeypatch.setattr(config_file, "datetime", Standing)
     seen = [decided()]
     for changes in ({"exporter": "otlp"}, {"sync": False}, {"sync": True}, {"otlp_endpoint": "http://other:1"}):
         settings.update(changes)

@@ -14,11 +14,12 @@ from test_gate import a_run, answers, data
 import exporters
 from exporters.config import Answer, Config
 from exporters.courier import Courier, Round
+from exporters.entry import DestinationKey, Head
 from exporters.gate import rebuild
-from exporters.outbox import Head, Key, Outbox
+from exporters.outbox import Outbox
 from exporters.payload import encode
 
-KEY = Key("otlp", "http/protobuf", "http://collector", None)
+KEY = DestinationKey("otlp", "http/protobuf", "http://collector", None)
 
 
 class Scripted:
@@ -143,10 +144,10 @@ def test_after_a_failure_the_rest_waits_and_the_destination_rests(tmp_path: Path
     found = courier(box, transport)
     done = found.deliver(forever)
     assert (len(transport.sent), done.left, done.reason) == (1, 2, "HTTP 503")
-    assert 0.3 < found.rests_for <= 1.0
+    assert 0.3 < found.backoff_s <= 1.0
     assert box.trouble(KEY.digest) == ("HTTP 503", 0.0)
     assert found.deliver(forever) == Round(delivered=2)
-    assert (found.rests_for, box.trouble(KEY.digest)) == (0.0, ("", 0.0))
+    assert (found.backoff_s, box.trouble(KEY.digest)) == (0.0, ("", 0.0))
 
 
 def test_the_rest_doubles_up_to_five_minutes(tmp_path: Path, body: bytes) -> None:
@@ -155,7 +156,7 @@ def test_the_rest_doubles_up_to_five_minutes(tmp_path: Path, body: bytes) -> Non
     rests = []
     for _ in range(12):
         found.deliver(forever)
-        rests.append(found.rests_for)
+        rests.append(found.backoff_s)
     assert all(0.45 * min(2**n, 300) < rest <= min(2**n, 300) for n, rest in enumerate(rests))
 
 
@@ -175,7 +176,11 @@ def test_where_another_process_delivers_nothing_is_done(tmp_path: Path, body: by
 def test_another_destinations_entries_are_left_alone(tmp_path: Path, body: bytes) -> None:
     box = filled(tmp_path, body)
     for number, key in enumerate(
-        (Key("otlp", "grpc", KEY.address), Key(*vars(KEY).values()), Key("otlp", KEY.protocol, KEY.address, "2026-01-01"))
+        (
+            DestinationKey("otlp", "grpc", KEY.address),
+            DestinationKey(*vars(KEY).values()),
+            DestinationKey("otlp", KEY.protocol, KEY.address, "2026-01-01"),
+        )
     ):
         box.put(Head(key, "bb", box.now()), 2, f"{number:08d}", body)
     transport = Scripted()

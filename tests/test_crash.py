@@ -336,7 +336,7 @@ with sentry_sdk.start_transaction(name="mine"):
             raise KeyError("secret")
     except KeyError:
         pass
-    for thread in telemetry._threads:
+    for thread in telemetry._shipper.threads:
         thread.join()
     import urllib.request
     urllib.request.urlopen(urllib.request.Request(mine + "/requests%20made%20by%20mine", data=b""))
@@ -727,7 +727,7 @@ def test_odd_errors(home: Path) -> None:
         with suppress(Exception), telemetry.guard():
             raise error
     kept = [json.loads(path.read_text()) for path in sorted((home / "crashes").iterdir())]
-    assert len(kept) == len(odd) and telemetry._notes == {}
+    assert len(kept) == len(odd) and telemetry._shipper.notes == {}
     assert not {"secret", "Größe"} & set(json.dumps(kept, ensure_ascii=False).split('"'))
     telemetry.close()
 

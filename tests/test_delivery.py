@@ -24,8 +24,8 @@ from exporters.otlp import Otlp
 from exporters.outbox import Outbox
 from exporters.transport import retry_after
 from profiler import Profiler, settings
-from profiler.config import resolve as preferences
-from profiler.sending.outlet import flush
+from profiler.config import schema as config_schema
+from profiler.sending.flush import flush
 
 DEAD = "http://127.0.0.1:9"
 HANG_S = 8.0
@@ -219,7 +219,7 @@ def test_a_web_page_is_no_delivery(home: Path, sink: Sink) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's end as users have it."""
-    monkeypatch.setitem(preferences.KEYS, "exit_timeout", 1.0)
+    monkeypatch.setitem(config_schema.KEYS, "exit_timeout", 1.0)
 
 
 def test_a_runs_end_waits_a_second_unless_told_otherwise() -> None:

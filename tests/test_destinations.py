@@ -49,7 +49,12 @@ def test_the_address(
 
 def test_headers_timeout_compression_and_certificates_of_the_standard_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {
-        *(("HEADERS", "a=1"), ("METRICS_HEADERS", "Api-Key=k%3D1, b=2"), ("TIMEOUT", "3.5"), ("COMPRESSION", "none")),
+        *(
+            ("HEADERS", "a=1"),
+            ("METRICS_HEADERS", "Api-Key=k%3D1, b=2"),
+            ("TIMEOUT", "3.5"),
+            ("COMPRESSION", "none"),
+        ),
         *(("CERTIFICATE", "ca"), ("CLIENT_CERTIFICATE", "me"), ("CLIENT_KEY", "key")),
     }
     told = found(monkeypatch, {OTLP + name: value for name, value in names})

@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 
 from profiler import Profiler
+from profiler.measure.batch_size import batch_size
 from profiler.measure.clocks import DeviceClock, find_device_clock
-from profiler.measure.timer import Stage, Timer, batch_size
-from profiler.records.run import EpochRecord, Run, Sums, Timing
+from profiler.measure.timer import Timer
+from profiler.records.run import EpochRecord, Run, Sums
+from profiler.records.timing import Timing
+from profiler.records.vocabulary import Stage
 from profiler.report.document import document
-from profiler.storage.run_log import load, run_paths
+from profiler.storage.run_log import run_paths
+from profiler.storage.run_reader import load
 from profiler.testing import FakeClock, FakeDevice
 
 MS = 1_000_000
@@ -218,7 +222,7 @@ def test_a_run_says_what_the_gpu_had_not_done_when_it_ended(
 def test_marks_that_are_never_reached_do_not_pile_up(
     clock: FakeClock, device: FakeDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("profiler.measure.timer.MAX_PENDING", 100)
+    monkeypatch.setattr("profiler.measure.spans.MAX_PENDING", 100)
     device.lag_ns = 10**12
     timer = Timer()
     for epoch in range(30):
@@ -317,7 +321,7 @@ def test_hooked_phases_have_device_time_and_the_losses_stay(home: Path, monkeypa
     monkeypatch.setattr(Timer, "device_clock", lambda self: device_clock)
     with Profiler("hooks") as prof:
         if way == "run":
-            prof._follow_everything()
+            prof.session.observation.follow_everything()
             losses = trained(40, lambda *_: None)
         else:
             losses = trained(40, prof.attach, prof.train if way == "passes" else iter)

@@ -12,7 +12,8 @@ from conftest import python
 
 import profiler
 from profiler import Phase, Profiler
-from profiler.storage.run_log import find, load, run_paths
+from profiler.storage.run_log import run_paths
+from profiler.storage.run_reader import find, load
 
 HEAVY = ("torch", "opentelemetry", "grpc", "psutil", "pynvml", "cpuinfo", "numpy", "rich", "typer", "requests", "filelock")
 

@@ -10,11 +10,14 @@ import pytest
 from conftest import Machine
 
 from profiler import Profiler
-from profiler.measure.energy_meter import MAX_EDGES, Edges, Meter
-from profiler.records.run import STEP_NS, Energies, EpochRecord, Run, StageRecord, merge_energy
+from profiler.measure.energy_meter import MAX_EDGES, Edges, EnergyMeter
+from profiler.records.energy import STEP_NS, Energies, merge_energy
+from profiler.records.run import EpochRecord, Run
+from profiler.records.timing import StageRecord
 from profiler.report.document import document
 from profiler.report.text import text
-from profiler.storage.run_log import load, run_paths
+from profiler.storage.run_log import run_paths
+from profiler.storage.run_reader import load
 
 S = 1_000_000_000
 
@@ -33,11 +36,11 @@ class Bench:
     def __init__(self) -> None:
         self.edges = Edges()
         self.told: dict[int | None, Energies] = {}
-        self.meter = Meter(self.edges, self.told.__setitem__)
+        self.meter = EnergyMeter(self.edges, self.told.__setitem__)
 
     def edge(self, at_s: float, epoch: int | None, of: Pass | None) -> None:
         self.edges.epoch = epoch
-        self.edges.note(round(at_s * S), of)
+        self.edges.add(round(at_s * S), of)
 
     def read(self, at_s: float, **joules: float) -> None:
         self.meter.add(round(at_s * S), joules)
@@ -220,7 +223,7 @@ def test_where_nothing_is_read_nothing_is_kept() -> None:
     edges = Edges()
     edges.on_edge = lambda: pytest.fail("nobody reads")
     for at in range(10):
-        edges.note(at * S, TRAIN)
+        edges.add(at * S, TRAIN)
     assert not edges.noted
 
 
@@ -277,7 +280,7 @@ def test_the_loop_wakes_the_reader_at_most_every_step() -> None:
     edges.is_read = True
     edges.on_edge = lambda: woken.append(1)
     for at in range(1000):
-        edges.note(at * 1_000_000, None)  # one a millisecond
+        edges.add(at * 1_000_000, None)  # one a millisecond
     assert len(woken) == 9
 
 

@@ -109,8 +109,8 @@ def test_eight_processes_share_one_outbox(sink: Sink, home: Path) -> None:
 FULL = """
 import os, sys
 from profiler import Profiler
-from profiler.config.resolve import outbox_path
-from profiler.sending.outlet import flush
+from profiler.config.paths import outbox_path
+from profiler.sending.flush import flush
 home, free = sys.argv[1], int(sys.argv[2])
 room = os.statvfs(home).f_bavail * os.statvfs(home).f_bsize
 with open(f"{home}/filler", "wb") as file:

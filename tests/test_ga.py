@@ -21,9 +21,10 @@ from exporters.gate import rebuild
 from exporters.outbox import Outbox
 from profiler import Phase, Profiler, settings
 from profiler.records.histogram import Histogram
-from profiler.records.run import EpochRecord, Run, Timing
+from profiler.records.run import EpochRecord, Run
+from profiler.records.timing import Timing
+from profiler.sending.flush import flush
 from profiler.sending.otel_data import run_data
-from profiler.sending.outlet import flush
 
 GOLDEN = Path(__file__).parent / "golden" / "ga"
 STARTED = 1_790_000_000_000_000_000

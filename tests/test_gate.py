@@ -37,7 +37,7 @@ def a_run() -> Run:
                     pass
                 with prof.phase("secret-phase"), prof.phase(Phase.LOSS):
                     pass
-    run = copy.deepcopy(prof._run)
+    run = copy.deepcopy(prof.session.run)
     run.hardware.gpus = {0: {"name": "NVIDIA Secret 9000", "memory_class_gb": 80}}
     run.hardware.runtime["host"] = "secret-host"
     return run

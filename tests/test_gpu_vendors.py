@@ -17,7 +17,7 @@ from profiler.hardware import load_probe
 from profiler.hardware.amd import AmdProbe
 from profiler.hardware.amd import Library as AmdLibrary
 from profiler.hardware.apple import AppleProbe
-from profiler.hardware.sampler import Recorder
+from profiler.hardware.sampler import Sampler
 from profiler.records.readings import EnergySource
 
 RECORDING = Path(__file__).parent / "recordings" / "amd-two-cards.json"
@@ -84,8 +84,8 @@ def _is_library(recorded: RecordedAmd) -> AmdLibrary:
     return recorded
 
 
-def sampled(probe: Any, ticks: int = 2) -> tuple[Recorder, dict[tuple[str, str], Any]]:
-    recorder = Recorder(1.0, probes=(probe.name,), load=lambda name: probe)
+def sampled(probe: Any, ticks: int = 2) -> tuple[Sampler, dict[tuple[str, str], Any]]:
+    recorder = Sampler(1.0, probes=(probe.name,), load=lambda name: probe)
     recorder.open(probe.name)
     for _ in range(ticks):
         recorder.tick()
@@ -210,7 +210,7 @@ def test_one_vendor_is_asked() -> None:
 
     started: list[str] = []
     closed: list[str] = []
-    recorder = Recorder(0.01, probes=("nvml", "amd", "apple"), load=Silent)
+    recorder = Sampler(0.01, probes=("nvml", "amd", "apple"), load=Silent)
     recorder.start()
     wait_for(lambda: len(started) == 2)
     recorder.stop(5)

@@ -17,11 +17,12 @@ from conftest import Machine, Sink, build_fake_nvml, python, wait_for
 from profiler import Profiler
 from profiler.errors import ProbeUnavailableError
 from profiler.hardware.gpu import memory_class_gb
-from profiler.hardware.nvidia.probe import FIRST_REST_S, SLOW_TICKS, SPECS, NvmlProbe
-from profiler.hardware.sampler import FACT_TICKS, Recorder
+from profiler.hardware.nvidia.probe import FIRST_BACKOFF_S, SLOW_TICKS, NvmlProbe
+from profiler.hardware.nvidia.specs import SPECS
+from profiler.hardware.sampler import FACT_TICKS, Sampler
 from profiler.hardware.visible import ordinals, parse
+from profiler.records.reading_record import ReadingRecord
 from profiler.records.readings import Sample, Samples
-from profiler.records.run import ReadingRecord
 from profiler.testing import Driver, FakeGpu, FakeNvml
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("nvidia-*.json"))
@@ -36,7 +37,7 @@ class Watched:
         self.now = 1000.0
         arguments: dict[str, Any] = {} if load is None else {"load": load}
         self.probe = NvmlProbe(device=device, clock=lambda: self.now, **arguments)
-        self.recorder = Recorder(1.0, probes=("nvml",), load=lambda name: self.probe)
+        self.recorder = Sampler(1.0, probes=("nvml",), load=lambda name: self.probe)
         self.opened = self.recorder.open("nvml")
 
     def ticks(self, times: int = 1, apart: float = 1.0) -> dict[tuple[str, str], ReadingRecord]:
@@ -303,8 +304,8 @@ def test_before_hopper_there_is_no_gpm(machine: Machine) -> None:
 def test_an_old_driver_lacks_the_newer_calls(tmp_path: Path) -> None:
     build_fake_nvml(tmp_path / "old", "-DOLD_DRIVER")
     code = """
-from profiler.hardware.sampler import Recorder
-recorder = Recorder(1.0, probes=("nvml",))
+from profiler.hardware.sampler import Sampler
+recorder = Sampler(1.0, probes=("nvml",))
 recorder.open("nvml"); recorder.tick(); recorder.tick()
 for (name, attributes), record in recorder.take().items():
     print(name, record.last, *[v for k, v in attributes if k != "hw.id"])
@@ -355,7 +356,7 @@ def test_without_the_binding_it_is_said_how_to_get_it() -> None:
 def test_where_there_is_no_driver_it_is_said() -> None:
     told = python(
         "-c",
-        "from profiler.hardware.sampler import Recorder; r = Recorder(1.0, probes=('nvml',)); r.open('nvml'); print(r.missing)",
+        "from profiler.hardware.sampler import Sampler; r = Sampler(1.0, probes=('nvml',)); r.open('nvml'); print(r.missing)",
     )
     assert "nvml" in told.out and "Traceback" not in told.err
 
@@ -420,7 +421,7 @@ def test_a_lost_gpu_is_asked_less_and_less(machine: Machine) -> None:
     machine.plays(*lost(0))
     it.ticks(1)
     before = machine.calls("nvmlDeviceGetName")
-    it.ticks(1000, apart=FIRST_REST_S / 4)
+    it.ticks(1000, apart=FIRST_BACKOFF_S / 4)
     assert 8 <= machine.calls("nvmlDeviceGetName") - before <= 16  # after 1, 2, 4, 8, 16, 30, 30 ... of 250 s
 
 
@@ -441,7 +442,7 @@ def test_a_driver_that_does_not_start_is_tried_again(machine: Machine, call: str
     with Profiler("late", interval=0.05) as prof:
         wait_for(lambda: prof.summary.to_dict().get("notes"))
         machine.plays("")
-        wait_for(lambda: "nvml" not in prof._recorder.missing)
+        wait_for(lambda: "nvml" not in prof.session.sampler.missing)
     found = prof.summary.to_dict()
     (note,) = found["notes"]
     assert note.startswith("nvml: ")
@@ -480,7 +481,7 @@ def test_one_low_answer_of_a_counter_is_no_reset(machine: Machine) -> None:
 
 
 def test_an_energy_counter_that_falls_back_was_reset(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiler.hardware.sampler.RESET_AFTER_S", 0)  # it stays there
+    monkeypatch.setattr("profiler.hardware.accumulator.RESET_AFTER_S", 0)  # it stays there
     it = Watched()
     total = 0.0
     for energy in (5_000_000, 5_400_000, 100_000, 300_000):

@@ -17,7 +17,7 @@ from exporters import Config, ExporterError
 from profiler import Profiler, settings
 from profiler.config.resolve import resolve
 from profiler.sending.destination import in_words
-from profiler.storage.run_log import find, load
+from profiler.storage.run_reader import find, load
 
 
 def trained(endpoint: str | None, **options: Any) -> Any:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from exporters.outbox import REASONS, Head, Key, Outbox, UnreadableError
+from exporters.entry import DestinationKey, Head, UnreadableError
+from exporters.outbox import REASONS, Outbox
 
-KEY = Key("otlp", "http/protobuf", "http://collector:4318/v1/metrics", None)
-GA = Key("ga", "ga4", "https://www.google-analytics.com/mp/collect", None)
+KEY = DestinationKey("otlp", "http/protobuf", "http://collector:4318/v1/metrics", None)
+GA = DestinationKey("ga", "ga4", "https://www.google-analytics.com/mp/collect", None)
 DAY = 86_400.0
 
 
@@ -24,7 +25,9 @@ class Clock:
         return self.now
 
 
-def put(box: Outbox, run: str, order: str, body: bytes = b"body", started: int = 1, key: Key = KEY, **head: float) -> None:
+def put(
+    box: Outbox, run: str, order: str, body: bytes = b"body", started: int = 1, key: DestinationKey = KEY, **head: float
+) -> None:
     box.put(Head(key, run, head.get("created", box.now()), head.get("until")), started, order, body)
 
 
@@ -207,7 +210,9 @@ def test_an_entry_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "order", "left", "dropped"), [(KEY, "final", 1, {}), (GA, "ga000", 0, {"unknown": 1})])
-def test_what_a_killed_process_was_sending(tmp_path: Path, key: Key, order: str, left: int, dropped: dict[str, int]) -> None:
+def test_what_a_killed_process_was_sending(
+    tmp_path: Path, key: DestinationKey, order: str, left: int, dropped: dict[str, int]
+) -> None:
     """Sent again where that does no harm; given up where it would be counted twice."""
     box = Outbox(tmp_path)
     put(box, "aa", order, key=key)

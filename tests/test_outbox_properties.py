@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from exporters import outbox
 from exporters.config import Answer
 from exporters.courier import Courier
-from exporters.outbox import Head, Key, Outbox
+from exporters.entry import DestinationKey, Head
+from exporters.outbox import Outbox
 
-KEY = Key("otlp", "http/protobuf", "http://collector", None)
+KEY = DestinationKey("otlp", "http/protobuf", "http://collector", None)
 ANSWERS = {
     "taken": Answer("taken", "HTTP 200"),
     "partly": Answer("taken", "HTTP 200, in part", partly=1),

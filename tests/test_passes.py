@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from profiler.measure.timer import Stage, Timer, batch_size
-from profiler.records.run import EpochRecord, StageRecord
+from profiler.measure.batch_size import batch_size
+from profiler.measure.timer import Timer
+from profiler.records.run import EpochRecord
+from profiler.records.timing import StageRecord
+from profiler.records.vocabulary import Stage
 from profiler.testing import FakeClock
 
 MS = 1_000_000

@@ -12,9 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiler import ArgumentTypeError, ArgumentValueError, Phase
-from profiler.measure import timer as timing
-from profiler.measure.timer import BUFFER_SIZE, Stage, Timer, batch_size
-from profiler.records.run import EpochRecord, Path, StageRecord
+from profiler.measure import hot_path
+from profiler.measure import spans as measure_spans
+from profiler.measure.batch_size import batch_size
+from profiler.measure.spans import BUFFER_SIZE
+from profiler.measure.timer import Timer
+from profiler.records.run import EpochRecord
+from profiler.records.timing import Path, StageRecord
+from profiler.records.vocabulary import Stage
 from profiler.testing import FakeClock
 
 MS = 1_000_000
@@ -96,18 +101,18 @@ def test_nesting_deeper_than_32_is_passed_through(clock: FakeClock) -> None:
 
     descend(100)
     found = taken(timer).phases
-    assert max(map(len, found)) == timing.MAX_DEPTH
+    assert max(map(len, found)) == measure_spans.MAX_DEPTH
     assert found[("level",)].total_ns == 101 * MS
 
 
 def test_a_name_made_up_for_each_step_does_not_grow_without_end(clock: FakeClock) -> None:
     timer = Timer()
-    for step in range(timing.MAX_NAMES * 2):
+    for step in range(measure_spans.MAX_NAMES * 2):
         with timer.phase(f"step {step}"):
             clock.pass_ms(1)
     found = taken(timer).phases
-    assert len(found) == timing.MAX_NAMES + 1
-    assert found[(timing.TOO_MANY,)].count == timing.MAX_NAMES
+    assert len(found) == measure_spans.MAX_NAMES + 1
+    assert found[(measure_spans.TOO_MANY,)].count == measure_spans.MAX_NAMES
 
 
 def test_a_handle_kept_from_before_the_pass_counts_where_it_is_used(clock: FakeClock) -> None:
@@ -245,7 +250,10 @@ def test_more_than_a_buffer_full_is_all_there(clock: FakeClock) -> None:
 
 MANY_STEPS = """
 import tracemalloc
-from profiler.measure.timer import BUFFER_SIZE, Stage, Timer, batch_size
+from profiler.measure.batch_size import batch_size
+from profiler.measure.spans import BUFFER_SIZE
+from profiler.measure.timer import Timer
+from profiler.records.vocabulary import Stage
 timer = Timer()
 def run(steps):
     for _ in timer.iterate(Stage.TRAIN, range(steps), batch_size):
@@ -309,7 +317,7 @@ programs = st.recursive(
 @given(st.lists(st.lists(programs, max_size=3), min_size=1, max_size=4), st.integers(0, 1000))
 def test_the_parts_add_up_whatever_the_loop_does(steps: list[list[Program]], wait: int) -> None:
     fake = FakeClock(5)
-    real, timing.now = timing.now, fake
+    real, hot_path.now = hot_path.now, fake
     try:
         timer = Timer()
 
@@ -324,7 +332,7 @@ def test_the_parts_add_up_whatever_the_loop_does(steps: list[list[Program]], wai
                 program.run(timer, fake)
         stage = taken(timer).stages["train"]
     finally:
-        timing.now = real
+        hot_path.now = real
     assert stage.duration_ns == fake.now - began
     assert stage.step.total_ns == stage.duration_ns
     assert stage.other_ns >= 0

@@ -20,10 +20,10 @@ from profiler.hardware.cgroup import Cgroups
 from profiler.hardware.host import HostProbe, cpu_family, size_class_gib
 from profiler.hardware.process import ProcessProbe
 from profiler.hardware.runtime import RuntimeProbe, short_version
-from profiler.hardware.sampler import PATIENCE, Recorder
+from profiler.hardware.sampler import PATIENCE, Sampler
 from profiler.hardware.torch_memory import TorchMemoryProbe
+from profiler.records.reading_record import Readings
 from profiler.records.readings import Fact, MetricSpec, Probe, Reading, Sample
-from profiler.records.run import Readings
 
 
 def facts(probe: Probe) -> dict[str, Any]:
@@ -194,8 +194,8 @@ class Scripted:
         yield Sample(self.spec, answer)
 
 
-def sampled(probe: Probe, ticks: int) -> Recorder:
-    recorder = Recorder(1.0, probes=("it",), load=lambda name: probe)
+def sampled(probe: Probe, ticks: int) -> Sampler:
+    recorder = Sampler(1.0, probes=("it",), load=lambda name: probe)
     recorder.open("it")
     for _ in range(ticks):
         recorder.tick()
@@ -221,7 +221,7 @@ def test_a_reading_that_keeps_failing_is_asked_less() -> None:
 
 
 def test_counters_are_told_as_what_they_grew_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiler.hardware.sampler.RESET_AFTER_S", 0)
+    monkeypatch.setattr("profiler.hardware.accumulator.RESET_AFTER_S", 0)
     recorder = sampled(Scripted(COUNTER, [1000, 1002, 1005, 3, 4]), ticks=5)
     assert of(recorder.take(), COUNTER).last == 2 + 3 + 3 + 1
     assert of(recorder.take(), COUNTER) is None
@@ -240,7 +240,7 @@ def test_a_hanging_call_does_not_delay_the_end() -> None:
         def start(self) -> None:
             time.sleep(30)
 
-    recorder = Recorder(0.05, probes=("it",), load=lambda name: Hanging(GAUGE, []))
+    recorder = Sampler(0.05, probes=("it",), load=lambda name: Hanging(GAUGE, []))
     recorder.start()
     time.sleep(0.05)
     before = time.perf_counter()
@@ -256,7 +256,7 @@ def test_a_slow_probe_does_not_keep_the_quick_ones_waiting() -> None:
         return Scripted(GAUGE, [0.5] * 1000)
 
     prepared: list[str] = []
-    recorder = Recorder(0.05, probes=("nvml", "process"), load=load, prepare=lambda: prepared.append("yes"))
+    recorder = Sampler(0.05, probes=("nvml", "process"), load=load, prepare=lambda: prepared.append("yes"))
     recorder.start()
     wait_for(lambda: prepared == ["yes"])
 

@@ -16,7 +16,8 @@ from conftest import wait_for
 
 from profiler import ArgumentTypeError, ArgumentValueError, Phase, Profiler, ProfilerError, SettingsError
 from profiler.report.document import document
-from profiler.storage.run_log import load, run_paths
+from profiler.storage.run_log import run_paths
+from profiler.storage.run_reader import load
 
 
 def quick(name: str = "test", **options: Any) -> Profiler:
@@ -74,7 +75,7 @@ def test_what_is_saved_is_what_the_summary_says(home: Path) -> None:
             for _ in prof.train(range(30)):
                 with prof.phase("mine"), prof.phase(Phase.LOSS):
                     pass
-        wait_for(lambda: prof._recorder._readings)
+        wait_for(lambda: prof.session.sampler.has_readings)
     told, kept = prof.summary.to_dict(), saved(home)
     assert told == json.loads(json.dumps(kept))
     assert told["hardware"]["runtime"]["python"]

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from conftest import PATIENT, epochmeter, free_port
 
-from profiler.config.resolve import runs_path
-from profiler.measure.ranks import told_by
+from profiler.config.paths import runs_path
+from profiler.measure.ranks import place_from
 from profiler.records.run import EpochRecord, RankStage, Run
 from profiler.report import stragglers
 from profiler.report.text import text
-from profiler.storage.run_log import find, load, run_paths
+from profiler.storage.run_log import run_paths
+from profiler.storage.run_reader import find, load
 
 torch = pytest.importorskip("torch")
 
@@ -248,7 +249,7 @@ class TestTheTable:
     ],
 )
 def test_what_a_launcher_says(variables: dict[str, Any], found: Any) -> None:
-    assert told_by(variables) == found
+    assert place_from(variables) == found
 
 
 def test_waiting_is_bounded_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +268,7 @@ def test_waiting_is_bounded_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "PATIENCE_S", 0.1)
     first = module.Ranks(Store(), 0, 2, "alone")
     epoch = EpochRecord(0)
-    first.tell(epoch)
+    first.publish(epoch)
     assert first.gather() == []
     began = time.monotonic()
     assert first.gather(last=True) == [epoch]

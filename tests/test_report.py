@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from profiler.records.histogram import NS, Histogram
+from profiler.records.reading_record import reading_of
 from profiler.records.readings import MetricSpec, Sample
-from profiler.records.run import EpochRecord, Run, StageRecord, Timing, reading_of
+from profiler.records.run import EpochRecord, Run
+from profiler.records.timing import StageRecord, Timing
 from profiler.report.document import document
 from profiler.report.layout import duration
 from profiler.report.text import MAX_EPOCH_ROWS, text

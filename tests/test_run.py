@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from conftest import Answer, epochmeter, python
 
-from profiler.config.resolve import runs_path
+from profiler.config.paths import runs_path
 from profiler.startup.sitecustomize import is_launcher, what_runs
-from profiler.storage.run_log import load, run_paths
+from profiler.storage.run_log import run_paths
+from profiler.storage.run_reader import load
 
 pytestmark = pytest.mark.slow  # each starts programs
 MIRROR = """

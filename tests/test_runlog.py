@@ -18,9 +18,12 @@ from google.protobuf.json_format import Parse
 from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 
 from profiler import Profiler, RunLogError, RunNotFoundError
+from profiler.records.reading_record import reading_of
 from profiler.records.readings import MetricSpec, Sample
-from profiler.records.run import EpochRecord, Hardware, RankStage, Run, Timing, reading_of
-from profiler.storage.run_log import RunLog, find, load, prune, run_id, run_paths
+from profiler.records.run import EpochRecord, Hardware, RankStage, Run
+from profiler.records.timing import Timing
+from profiler.storage.run_log import RunLog, prune, run_id, run_paths
+from profiler.storage.run_reader import find, load
 
 LOOP = """
 import sys, time

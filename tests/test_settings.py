@@ -17,8 +17,9 @@ import pytest
 from conftest import Sink, epochmeter, python
 
 from profiler import Profiler, SettingsError, settings
-from profiler.config import resolve as preferences
-from profiler.config.resolve import KEYS, check_value, resolve
+from profiler.config import file as config_file
+from profiler.config.resolve import resolve
+from profiler.config.schema import KEYS, check_value
 
 
 def write(home: Path, text: str | bytes) -> Path:
@@ -196,7 +197,7 @@ import sys
 from profiler import settings
 from profiler.config import resolve as preferences
 me, rounds, version = map(int, sys.argv[1:])
-preferences.VERSION = version
+config_file.VERSION = version
 for turn in range(rounds):
     settings.update({"retention_days": me * 1000 + turn})
     assert settings["sync"] is False
@@ -216,7 +217,7 @@ def write_at_once(rounds: int, versions: list[int]) -> None:
 @pytest.mark.slow
 def test_eight_processes_at_once_lose_no_opt_out(home: Path) -> None:
     settings.update(sync=False, exporter="otlp", otlp_endpoint="http://collector:4318")
-    write_at_once(200, [preferences.VERSION] * 8)
+    write_at_once(200, [config_file.VERSION] * 8)
     kept = json.loads((home / "settings.json").read_text())
     assert (kept["sync"], kept["exporter"], kept["otlp_endpoint"]) == (False, "otlp", "http://collector:4318")
     assert not list(home.glob("*.bad-*"))
@@ -227,12 +228,12 @@ def test_eight_processes_at_once_lose_no_opt_out(home: Path) -> None:
 def test_eight_processes_at_once_and_an_upgrade_lose_no_opt_out(home: Path) -> None:
     """The file is an older version's; seven processes of this version work on it, and one that is still the older."""
     write(home, '{"version": 1, "sync": false, "exporter": "otlp", "otlp_endpoint": "http://collector:4318"}')
-    write_at_once(200, [preferences.VERSION] * 7 + [1])
+    write_at_once(200, [config_file.VERSION] * 7 + [1])
     kept = resolve()
     assert (kept.problems, kept.values["sync"].value) == ([], False)
     assert kept.values["otlp_endpoint"].value == "http://collector:4318"  # kept through every change of version
     for aside in home.glob("*.bad-*"):  # what the older process could not know
-        assert json.loads(aside.read_text())["version"] == preferences.VERSION
+        assert json.loads(aside.read_text())["version"] == config_file.VERSION
     assert not list(home.glob(".settings-*"))
 
 
@@ -242,7 +243,7 @@ def test_an_older_file_is_understood_and_written_anew_at_the_next_change(home: P
     assert json.loads(path.read_text())["version"] == 1  # reading never writes
     settings.update(export_interval=5)
     assert json.loads(path.read_text()) == {
-        "version": preferences.VERSION,
+        "version": config_file.VERSION,
         "sync": False,
         "retention_days": 7,
         "future": 1,
@@ -253,14 +254,14 @@ def test_an_older_file_is_understood_and_written_anew_at_the_next_change(home: P
 def test_while_a_bad_file_is_kept_aside_there_is_always_a_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process may read at any moment, and no file would read as the defaults: sync on."""
     path = write(home, "{")
-    real = preferences._write_whole
+    real = config_file._write_whole
 
     def write_whole(*arguments: Any) -> None:
         assert path.exists()
         assert resolve().values["sync"].value is False
         real(*arguments)
 
-    monkeypatch.setattr(preferences, "_write_whole", write_whole)
+    monkeypatch.setattr(config_file, "_write_whole", write_whole)
     settings.update(retention_days=5)
     assert settings["sync"] is False
     assert len(list(home.glob("settings.json.bad-*"))) == 1
@@ -296,7 +297,7 @@ def test_what_of_a_bad_file_can_be_used_is_kept(home: Path) -> None:
 
 def test_bad_files_are_all_kept_though_the_clock_stands_still_or_goes_back(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([time.gmtime(2_000_000_000), time.gmtime(2_000_000_000), time.gmtime(1_000_000_000)])
-    monkeypatch.setattr(preferences.time, "gmtime", lambda: next(moments))
+    monkeypatch.setattr(config_file.time, "gmtime", lambda: next(moments))
     for text in ("{", "[", "]"):
         write(home, text)
         settings.update(retention_days=5)
@@ -324,8 +325,8 @@ with tempfile.TemporaryDirectory() as folder:  # this user may not even read the
     out, sys.stdout = sys.stdout, open(os.devnull, "w")
     exec(everything)
     sys.stdout = out
-from profiler.session import profiler as session
-session._said.clear()
+from profiler.records import faults
+faults.forget_warnings()
 os.environ.clear()
 os.environ.update(eval(sys.argv[2]))
 os.setuid(54_321)
@@ -412,7 +413,11 @@ def test_a_disk_that_takes_no_more_leaves_the_old_file() -> None:
 
 def test_a_write_that_fails_leaves_the_old_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.update(sync=False)
-    monkeypatch.setattr(preferences.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        config_file.os,
+        "fsync",
+        lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(SettingsError, match="No space left"):
         settings.update(retention_days=3)
     kept = json.loads((home / "settings.json").read_text())

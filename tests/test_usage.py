@@ -18,7 +18,7 @@ from conftest import PATIENT_S, Sink, epochmeter, python
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from profiler import ArgumentTypeError, ArgumentValueError, SettingsError, Telemetry
-from profiler.config.resolve import Host, resolve
+from profiler.config.resolve import EmbeddingApp, resolve
 from profiler.embedding.counters import Counters
 from profiler.storage.usage_ledger import MERGED_FROM, Counted, Counts, Ledger
 
@@ -137,8 +137,8 @@ def test_settings_that_cannot_be_used_are_told_by_check_and_at_the_end(home: Pat
 
 
 def test_the_keys_that_a_package_may_have_a_wish_about_are_settings() -> None:
-    from profiler.config.resolve import CONSENT, KEYS, WHERE
-    from profiler.embedding.telemetry import HOST_KEYS
+    from profiler.config.schema import CONSENT, KEYS, WHERE
+    from profiler.embedding.arguments import HOST_KEYS
 
     assert {*CONSENT, *WHERE} - {"ga_endpoint"} < set(HOST_KEYS) < set(KEYS)
 
@@ -270,7 +270,7 @@ def test_what_a_package_would_like_is_below_what_its_user_has_chosen(
     for name in OUTSIDE:
         monkeypatch.setenv(name, "")
     choose(home, **user)
-    resolved = resolve(host=Host("digits", wish))
+    resolved = resolve(app=EmbeddingApp("digits", wish))
     assert {key: resolved.values[key].value for key in in_force} == in_force
     assert resolved.host_chose == (wish.get("exporter") == "otlp" and "exporter" not in user)
 
@@ -290,7 +290,7 @@ for _ in range(4):
     telemetry._look_at = 0  # a minute later
     telemetry.feature("export")
     time.sleep(0.3)
-    for thread in telemetry._threads:
+    for thread in telemetry._shipper.threads:
         thread.join()
     if hasattr(os, "fork") and os.fork() == 0:
         telemetry.feature("augment")
@@ -595,8 +595,14 @@ print(set(sys.modules) - before, threading.active_count(), " ".join(sys.modules)
         "profiler",
         "profiler.embedding",
         "profiler.embedding.telemetry",
+        "profiler.embedding.arguments",
+        "profiler.embedding.guard",
+        "profiler.embedding.command_counter",
         "profiler.embedding.counters",
+        "profiler.embedding.shipper",
         "profiler.errors",
+        "profiler.records",
+        "profiler.records.faults",
     }
     assert not {"torch", "opentelemetry", "requests", "sentry_sdk", "psutil", "typer", "rich"} & set(modules[0].split())
 
@@ -631,7 +637,7 @@ def test_a_disk_that_takes_nothing_harms_nobody(tmp_path: Path, monkeypatch: pyt
     telemetry.feature("a")
     telemetry.capture_exception(ValueError())
     telemetry.close()
-    assert telemetry._notes == {
+    assert telemetry._shipper.notes == {
         "a crash could not be noted: Not a directory": 1,
         "counts could not be kept: Not a directory": 1,
     }

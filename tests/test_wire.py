@@ -84,10 +84,13 @@ TWIN = """
 import random, sys, time
 random.seed(sys.argv[2])
 from functools import partial
+from profiler.measure import hot_path
 from profiler.measure import timer as timing
-from profiler.session import profiler as session
+from profiler import Profiler
+from profiler.measure import clocks
+from profiler.session import session
 from profiler.records.readings import Fact, MetricSpec, Reading, Sample
-from profiler.hardware.sampler import Recorder
+from profiler.hardware.sampler import Sampler
 from profiler.testing import FakeClock
 SPEC = MetricSpec("process.memory.usage", "By", "updowncounter", "")
 class Fixed:
@@ -97,16 +100,16 @@ class Fixed:
     def close(self): pass
     def readings(self): return (Reading((SPEC,), lambda: [Sample(SPEC, 123_456_789)]),)
 clock = FakeClock(1_000_000)
-timing.now = session.host_clock = clock
+hot_path.now = clocks.host_clock = clock
 time.time_ns = lambda: 1_790_000_000_000_000_000
 time.thread_time_ns = lambda: 0
-session.Recorder = partial(Recorder, probes=("fixed",), load=lambda name: Fixed())
-with session.Profiler(sys.argv[2], exporter="otlp", settings={"otlp_endpoint": sys.argv[1]}) as prof:
+session.Sampler = partial(Sampler, probes=("fixed",), load=lambda name: Fixed())
+with Profiler(sys.argv[2], exporter="otlp", settings={"otlp_endpoint": sys.argv[1]}) as prof:
     for _ in prof.epochs(2):
         for _ in prof.train([sys.argv[2]] * 5, samples=4):
             with prof.phase("forward"), prof.phase(sys.argv[2]):
                 clock.pass_ms(7)
-        prof._recorder.tick()
+        prof.session.sampler.tick()
 """
 
 

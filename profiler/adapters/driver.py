@@ -1,6 +1,6 @@
-"""What an adapter tells a run: epochs, passes and batches, as the framework announces them.
+"""The part that all adapters share: a framework announces epochs, passes and batches, and they become a run.
 
-The rule it keeps: nothing raises into the framework; a fault is counted in the run's notes. A copy (for another process,
+The rule it keeps: nothing raises into the framework. A fault is counted in the run's notes. A copy (for another process,
 or by ``copy.deepcopy``) begins a run of its own, unless the adapter was given a Profiler.
 """
 
@@ -10,9 +10,17 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from profiler.measure.timer import Segment, Stage, batch_size
+from profiler.measure.batch_size import batch_size
+from profiler.measure.passes import Segment
+from profiler.records.vocabulary import Stage
 from profiler.report.summary import RunSummary
 from profiler.session.profiler import Profiler
+from profiler.session.session import state_after
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.session.session import Session
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -20,10 +28,10 @@ Method = TypeVar("Method", bound=Callable[..., None])
 
 
 def guarded(method: Method) -> Method:
-    """The method, with whatever it raises counted instead."""
+    """Return the method with its errors counted instead of raised."""
 
     @functools.wraps(method)
-    def called(self: Driver, *args: Any, **kwargs: Any) -> None:
+    def called(self: FrameworkRun, *args: Any, **kwargs: Any) -> None:
         try:
             method(self, *args, **kwargs)
         except Exception as error:
@@ -32,16 +40,16 @@ def guarded(method: Method) -> Method:
     return called  # type: ignore[return-value]
 
 
-class Driver:
-    """One adapter's side of a run.
+class FrameworkRun:
+    """The run of one adapter.
 
     Args:
-        profiler: the run, or None for one that is begun and ended with the framework's.
-        name: what such a run is called.
+        profiler: the user's run, or None for a run that begins and ends with the framework's.
+        name: the name of such a run.
         options: further arguments of `Profiler` for it.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError, SettingsError: what `Profiler` cannot use.
+        ArgumentTypeError, ArgumentValueError, SettingsError: `Profiler` cannot use an argument.
     """
 
     def __init__(self, profiler: Profiler | None, name: str, options: Mapping[str, Any]) -> None:
@@ -49,127 +57,135 @@ class Driver:
         self._name = name
         self._options = dict(options)
         if profiler is None:
-            Profiler(name, **self._options)  # says at once what is wrong with them
+            Profiler(name, **self._options)  # raises now, and not in the middle of a training
         self._profiler = profiler
         self._segments: list[Segment] = []
         self._attached: list[Any] = []
 
     @property
     def summary(self) -> RunSummary | None:
-        """What was measured, once there is a run."""
+        """The run so far, or None before it begins."""
         return None if self._profiler is None else self._profiler.summary
 
     def count(self, error: Exception) -> None:
+        """Count an error of the adapter's in the run's notes."""
         if self._profiler is not None:
-            self._profiler._run.note(f"an adapter failed: {type(error).__name__}")
+            self._profiler.session.run.note(f"an adapter failed: {type(error).__name__}")
 
-    def _running(self) -> Profiler | None:
-        return self._profiler if self._profiler is not None and self._profiler._state == "running" else None
+    def _running(self) -> Session | None:
+        """Return the run while it is running, else None."""
+        session = None if self._profiler is None else self._profiler.session
+        return session if session is not None and session.state == "running" else None
 
     @guarded
     def begin(self, *things: Any) -> None:
-        """The framework's run begins, if it has not yet; modules, optimizers and loaders are followed.
+        """Begin the run, unless it is running, and observe modules, optimizers and loaders.
 
         Args:
-            things: what is to be attached; None among them is passed over.
+            things: the things to attach; None among them is skipped.
         """
         if self._given is None and self._running() is None:
             self._profiler = Profiler(self._name, **self._options)
             self._attached = []
-        if self._profiler is not None and self._profiler._state == "new":
+        if self._profiler is not None and self._profiler.session.state == "new":
             self._profiler.start()
-        profiler = self._running()
-        if profiler is None:
+        session = self._running()
+        if session is None:
             return
-        profiler._follow_loaders()
+        session.observation.follow_loaders()
         for thing in things:
             if thing is not None and not any(thing is known for known in self._attached):
-                profiler.attach(thing)
+                session.observation.hooks.add(thing)
                 self._attached.append(thing)
 
     @guarded
     def end(self, error: BaseException | None = None) -> None:
-        """The framework's run is over. A Profiler that was handed in goes on."""
+        """End the run. A Profiler that was handed in goes on."""
         while self._segments:
             self._segments.pop().close(partial=True)
-        profiler = self._running()
-        if profiler is None:
+        session = self._running()
+        if session is None:
             return
-        profiler._end_epoch()
+        session.end_epoch()
         if self._given is None:
-            profiler.__exit__(type(error) if error is not None else None, error, None)
+            session.finish(state_after(error))
 
     @guarded
     def begin_epoch(self, index: int) -> None:
-        profiler = self._running()
-        if profiler is not None:
-            profiler._tells_epochs = True
-            profiler._begin_epoch(index, inferred=False)
+        """Begin an epoch."""
+        session = self._running()
+        if session is not None:
+            session.begin_named_epoch(index)
 
     @guarded
     def end_epoch(self) -> None:
-        profiler = self._running()
-        if profiler is not None:
-            profiler._end_epoch()
+        """End the open epoch."""
+        session = self._running()
+        if session is not None:
+            session.end_epoch()
 
     @guarded
     def begin_pass(self, stage: Stage) -> None:
-        """A pass over a loader begins, perhaps inside of another one, whose clock stops then."""
-        profiler = self._running()
-        if profiler is not None:
-            self._segments.append(profiler._timer.begin(stage))
+        """Begin a pass over a loader, perhaps inside another one, whose clock then stops."""
+        session = self._running()
+        if session is not None:
+            self._segments.append(session.timer.begin(stage))
 
     @guarded
     def end_pass(self, stage: Stage, *, partial: bool = False) -> None:
-        """The innermost pass of that stage has ended, and whatever is inside of it."""
+        """End the innermost pass of that stage, and everything inside it."""
         while any(segment.tree.stage is stage for segment in self._segments):
             segment = self._segments.pop()
             segment.close(partial=partial)
             if segment.tree.stage is stage:
                 break
-        profiler = self._running()
-        if profiler is not None:
-            profiler._after_pass()
+        session = self._running()
+        if session is not None:
+            session.after_pass()
 
     @guarded
     def begin_wait(self) -> None:
-        """A batch is asked for."""
+        """Begin the wait for a batch."""
         if self._segments and not self._segments[-1].closed:
             self._segments[-1].wait.__enter__()
 
     @guarded
     def end_wait(self) -> None:
+        """End the wait for a batch."""
         if self._segments and not self._segments[-1].closed:
             self._segments[-1].wait.__exit__()
 
     @guarded
     def begin_batch(self, batch: Any = None) -> None:
-        """The loop works on a batch now; where the framework does not hand it over, the one that was fetched last."""
-        profiler = self._running()
-        if profiler is None or not self._segments:
+        """Begin the work on a batch; None stands for the batch that was fetched last."""
+        session = self._running()
+        if session is None or not self._segments:
             return
         if self._segments[-1].closed and self._segments[-1].tree.stage is not None:  # the epoch has ended, the pass goes on
-            self._segments[-1] = profiler._timer.begin(self._segments[-1].tree.stage)
-        fetched = profiler._hooks.follower.fetched if profiler._hooks is not None else None
+            self._segments[-1] = session.timer.begin(self._segments[-1].tree.stage)
+        fetched = session.observation.fetched
         self._segments[-1].begin_step(fetched if batch is None else batch_size(batch))
 
     @guarded
     def end_batch(self) -> None:
+        """End the work on a batch."""
         if self._segments and not self._segments[-1].closed and self._segments[-1].in_step:
             self._segments[-1].leave_open_spans()
             self._segments[-1].end_step()
 
     @guarded
     def begin_phase(self, name: str) -> None:
-        profiler = self._running()
-        if profiler is not None:
-            profiler._timer.state().current.child(name).__enter__()
+        """Begin a phase in the calling thread."""
+        session = self._running()
+        if session is not None:
+            session.timer.state().current.child(name).__enter__()
 
     @guarded
     def end_phase(self, name: str) -> None:
-        profiler = self._running()
-        if profiler is not None:
-            profiler._timer.end_phase(name)
+        """End the innermost phase of that name."""
+        session = self._running()
+        if session is not None:
+            session.timer.end_phase(name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Driver, (self._given, self._name, self._options)
+        return FrameworkRun, (self._given, self._name, self._options)

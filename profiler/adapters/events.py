@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from profiler.errors import ArgumentTypeError, ArgumentValueError, did_you_mean
-from profiler.measure.timer import phase_name
+from profiler.records.vocabulary import phase_name
 
 Phases = Mapping[str, "tuple[str, str]"]
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from profiler.adapters.driver import Driver
+from profiler.adapters.driver import FrameworkRun
 from profiler.adapters.events import Phases, check_phases
 from profiler.errors import ArgumentTypeError
-from profiler.measure.timer import Stage
+from profiler.records.vocabulary import Stage
 from profiler.session.profiler import Profiler
 
 
@@ -28,7 +28,7 @@ def attach(
     name: str = "ignite",
     phases: Phases | None = None,
     **options: Any,
-) -> Driver:
+) -> FrameworkRun:
     """Measures each run of the trainer as a run, the evaluator's inside of it as validation.
 
     Args:
@@ -52,7 +52,7 @@ def attach(
             raise ArgumentTypeError(f"attach takes Ignite's engines, not {engine!r}")
     events = _events(trainer)
     wanted = check_phases(phases, events)
-    driver = Driver(profiler, name, options)
+    driver = FrameworkRun(profiler, name, options)
     things = [*_several(model), *_several(optimizer)]
 
     def started(engine: Any) -> None:
@@ -78,7 +78,7 @@ def attach(
     return driver
 
 
-def _raised(driver: Driver) -> Callable[[Any, BaseException], None]:
+def _raised(driver: FrameworkRun) -> Callable[[Any, BaseException], None]:
     def raised(engine: Any, error: BaseException) -> None:
         driver.end(error)
         raise error  # with a handler for it, Ignite would swallow it
@@ -86,7 +86,7 @@ def _raised(driver: Driver) -> Callable[[Any, BaseException], None]:
     return raised
 
 
-def _add_batches(engine: Engine, driver: Driver) -> None:
+def _add_batches(engine: Engine, driver: FrameworkRun) -> None:
     engine.add_event_handler(Events.GET_BATCH_STARTED, lambda _: driver.begin_wait())
     engine.add_event_handler(Events.GET_BATCH_COMPLETED, lambda _: driver.end_wait())
     engine.add_event_handler(Events.ITERATION_STARTED, lambda engine: driver.begin_batch(engine.state.batch))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from profiler.adapters.driver import Driver
-from profiler.measure.timer import Stage
+from profiler.adapters.driver import FrameworkRun
+from profiler.records.vocabulary import Stage
 from profiler.report.summary import RunSummary
 from profiler.session.profiler import Profiler
 
@@ -33,7 +33,7 @@ class ProfilerCallback(Callback):  # type: ignore[misc]  # Lightning's, untyped 
     """
 
     def __init__(self, profiler: Profiler | None = None, *, name: str = "lightning", **options: Any) -> None:
-        self._driver = Driver(profiler, name, options)
+        self._driver = FrameworkRun(profiler, name, options)
 
     @property
     def summary(self) -> RunSummary | None:

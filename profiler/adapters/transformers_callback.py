@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from profiler.adapters.driver import Driver
+from profiler.adapters.driver import FrameworkRun
 from profiler.report.summary import RunSummary
 from profiler.session.profiler import Profiler
 
@@ -29,7 +29,7 @@ class ProfilerCallback(TrainerCallback):  # type: ignore[misc]  # Transformers',
     """
 
     def __init__(self, profiler: Profiler | None = None, *, name: str = "transformers", **options: Any) -> None:
-        self._driver = Driver(profiler, name, options)
+        self._driver = FrameworkRun(profiler, name, options)
 
     @property
     def summary(self) -> RunSummary | None:

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from profiler.adapters.driver import Driver
+from profiler.adapters.driver import FrameworkRun
 from profiler.adapters.events import Phases, check_event, check_phases
 from profiler.errors import ArgumentTypeError
-from profiler.measure.timer import Stage
+from profiler.records.vocabulary import Stage
 from profiler.session.profiler import Profiler
 
 
 def register(
     model: Any, profiler: Profiler | None = None, *, name: str = "ultralytics", phases: Phases | None = None, **options: Any
-) -> Driver:
+) -> FrameworkRun:
     """Measures what the model does from now on; each training, validation and prediction is a run.
 
     Args:
@@ -40,7 +40,7 @@ def register(
     if not callable(getattr(model, "add_callback", None)) or not hasattr(known, "keys"):
         raise ArgumentTypeError(f"register takes a model with add_callback, such as YOLO('yolo11n.yaml'), not {model!r}")
     wanted = check_phases(phases, known)
-    driver = Driver(profiler, name, options)
+    driver = FrameworkRun(profiler, name, options)
     for event, react in _reactions(driver):
         model.add_callback(check_event(event, known), react)
     for phase, (begin, end) in wanted.items():
@@ -53,7 +53,7 @@ def _telling(tell: Callable[[str], None], phase: str) -> Callable[[Any], None]:
     return lambda _: tell(phase)
 
 
-def _reactions(driver: Driver) -> list[tuple[str, Callable[[Any], None]]]:
+def _reactions(driver: FrameworkRun) -> list[tuple[str, Callable[[Any], None]]]:
     def train_start(trainer: Any) -> None:
         average = getattr(getattr(trainer, "ema", None), "ema", None)  # what it validates with
         driver.begin(trainer.model, average, trainer.optimizer)

@@ -8,7 +8,7 @@ from statistics import median
 from profiler.bench.estimate import estimate, percentile
 from profiler.bench.runner import Raw
 from profiler.bench.watch import remarks
-from profiler.records.run import CaseRecord
+from profiler.records.case import CaseRecord
 
 PERCENTILES = (("p50", 0.5, 10), ("p90", 0.9, 20), ("p99", 0.99, 100))  # and how many calls it takes to speak of one
 

@@ -56,14 +56,16 @@ def measure(prof: Profiler, machine: Machine, request: Request, progress: Progre
     """Measures what was asked for, which `check` has found to be there."""
     names, factories = plan.chosen(request.words)
     device = plan.device_of(machine, request.device)
-    prof._learn(machine.facts)
+    prof.session.sampler.add_facts("runtime", machine.facts)
     ledger = Ledger()
 
     def run(cases: list[Case]) -> None:
         method = request.method
         progress.expect(runner.steps(cases, method))
-        runner.run(cases, method, lambda case: progress.step(str(case)), lambda group: prof._add_cases(ledger.add(group)))
-        prof._add_cases(ledger.limits())
+        runner.run(
+            cases, method, lambda case: progress.step(str(case)), lambda group: prof.session.add_cases(ledger.add(group))
+        )
+        prof.session.add_cases(ledger.limits())
 
     first = _limits(machine, device, request, names)
     if first:

@@ -47,13 +47,13 @@ def bench(
         raise ProfilerError("bench needs torch, which is not installed: pip install 'epochmeter[torch]'")
     from profiler.bench import plan
     from profiler.bench.suite import Request
-    from profiler.config.resolve import variables
-    from profiler.measure.ranks import told_by
+    from profiler.config.environment import variables
+    from profiler.measure.ranks import place_from
 
     method = plan.QUICK if quick else plan.FULL
     if compiled or time_limit is not None:
         method = replace(method, limit_s=time_limit or plan.COMPILED_LIMIT_S)
-    rank, ranks = told_by(variables(("RANK", "WORLD_SIZE"))) or (0, 1)
+    rank, ranks = place_from(variables(("RANK", "WORLD_SIZE"))) or (0, 1)
     request = Request(what or (), device, dtype or (), batch, compiled, method, ranks)
     plan.chosen(request.words)  # these say what is wrong with the words before anything is started
     plan.check_names(request.dtypes)
@@ -110,7 +110,7 @@ def _told(progress: Progress, task: TaskID) -> Any:
 def _follow(request: Any) -> None:
     """What the ranks behind the first one do: their share of the all-reduce, and nothing else."""
     from profiler.bench import plan, runner
-    from profiler.config.resolve import variables
+    from profiler.config.environment import variables
 
     names, _ = plan.chosen(request.words)
     if {"limits", "all_reduce"} & set(names):

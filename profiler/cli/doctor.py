@@ -74,13 +74,13 @@ def _packages() -> Iterator[Check]:
 
 
 def _settings_folder() -> Path:
-    from profiler.config.resolve import settings_path
+    from profiler.config.paths import settings_path
 
     return settings_path().parent
 
 
 def _runs_folder() -> Path:
-    from profiler.config.resolve import runs_path
+    from profiler.config.paths import runs_path
 
     return runs_path()
 
@@ -133,12 +133,15 @@ def _settings() -> Iterator[Check]:
 
 def _outbox() -> Iterator[Check]:
     """What waits, what was refused, and every entry that was given up."""
-    from profiler.config.resolve import outbox_path, resolve
+    from profiler.config.paths import outbox_path
+    from profiler.config.resolve import resolve
 
     if not outbox_path().exists():
         return
-    from exporters.outbox import REASONS, UnreadableError
-    from profiler.sending.outlet import config_for, outbox_of
+    from exporters.entry import UnreadableError
+    from exporters.outbox import REASONS
+    from profiler.sending.dispatch import outbox_of
+    from profiler.sending.flush import config_for
 
     resolved = resolve()
     outbox = outbox_of(resolved)
@@ -170,10 +173,12 @@ def _outbox() -> Iterator[Check]:
 
 def _embedded() -> Iterator[Check]:
     """What packages that embed us have counted here, their crashes, and what went wrong with either."""
-    from profiler.config.resolve import not_for_hosts, resolve, usage_path
+    from profiler.config.environment import not_for_hosts
+    from profiler.config.paths import usage_path
+    from profiler.config.resolve import resolve
     from profiler.embedding.crash import has_sentry
-    from profiler.embedding.delivery import crashes
-    from profiler.sending.outlet import told as destinations_told
+    from profiler.embedding.crash_delivery import crashes
+    from profiler.sending.notices import notices_shown
     from profiler.storage.usage_ledger import ledgers
 
     for ledger in ledgers(usage_path()):
@@ -188,7 +193,7 @@ def _embedded() -> Iterator[Check]:
             state = "ok" if _has_been_seen_to(what) else "problem"
             yield Check(f"usage of {ledger.folder.name}", state, f"{what} ({times}x)")
     resolved = resolve()
-    for entry in destinations_told():
+    for entry in notices_shown():
         where = f"{entry['app']} sends to {entry['where']}, as it wishes and you were told"
         off = not_for_hosts() or ("" if resolved.may_hand_over else resolved.why_off)
         if resolved.may_send:
@@ -202,10 +207,10 @@ def _embedded() -> Iterator[Check]:
 
 def _probes() -> Iterator[Check]:
     from profiler.hardware import PROBES
-    from profiler.hardware.sampler import OPEN_DEADLINE_S, Recorder
+    from profiler.hardware.sampler import OPEN_DEADLINE_S, Sampler
 
     for name in PROBES:
-        recorder = Recorder(1.0, probes=(name,))
+        recorder = Sampler(1.0, probes=(name,))
         told: list[tuple[int, int]] = []
         thread = threading.Thread(
             target=lambda recorder=recorder, name=name, told=told: told.append(recorder.open(name)), daemon=True
@@ -238,7 +243,8 @@ def _optional() -> Iterator[Check]:
 
 def _recent_runs() -> Iterator[Check]:
     from profiler.errors import RunLogError
-    from profiler.storage.run_log import load, run_paths
+    from profiler.storage.run_log import run_paths
+    from profiler.storage.run_reader import load
 
     paths = run_paths(_runs_folder())
     yield Check("recorded runs", "ok", str(len(paths)))

@@ -25,10 +25,10 @@ def report(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")] = None,
 ) -> None:
     """Show one run: its epochs, stages, phases, readings, and what held it back."""
-    from profiler.config.resolve import runs_path
+    from profiler.config.paths import runs_path
     from profiler.report.document import document
     from profiler.report.text import renderable, text
-    from profiler.storage.run_log import find, load
+    from profiler.storage.run_reader import find, load
 
     recorded = load(find(runs_path(), run))
     content = (json.dumps(document(recorded), indent=2) if form is Format.json else text(recorded)) + "\n"

@@ -27,7 +27,8 @@ def run(
     """Run a training script unchanged and show where its time went. Its output, exit code and signals are its own."""
     import os
 
-    from profiler.config.resolve import environment_for_run, resolve
+    from profiler.config.environment import environment_for_run
+    from profiler.config.resolve import resolve
 
     if name is not None:
         from profiler.session.profiler import Profiler

@@ -16,7 +16,7 @@ from profiler.cli.options import AsJson
 
 def runs(as_json: AsJson = False) -> None:
     """List recorded runs, newest first."""
-    from profiler.config.resolve import runs_path
+    from profiler.config.paths import runs_path
     from profiler.storage.run_log import run_paths
 
     rows = [row for row in map(_row, run_paths(runs_path())) if row is not None]
@@ -38,7 +38,7 @@ def runs(as_json: AsJson = False) -> None:
 def _row(path: Any) -> dict[str, Any] | None:
     from profiler.errors import RunLogError
     from profiler.report.document import rfc3339
-    from profiler.storage.run_log import outline
+    from profiler.storage.run_reader import outline
 
     try:
         run = outline(path)

@@ -20,12 +20,13 @@ def settings(
     as_json: AsJson = False,
 ) -> None:
     """Show the settings, change them (sync=false), or restore the defaults (reset)."""
+    from profiler.config import file as config_file
     from profiler.config import resolve as preferences
 
     if changes == ["reset"]:
-        preferences.reset()
+        config_file.reset()
     elif changes:
-        preferences.update(dict(_split(change) for change in changes))
+        config_file.update(dict(_split(change) for change in changes))
     resolved = preferences.resolve()
     for problem in resolved.problems:
         typer.echo(f"epochmeter: {problem}", err=True)
@@ -51,7 +52,8 @@ def _as_data(values: dict[str, Any], explain: bool) -> dict[str, Any]:
 
 
 def _print(resolved: Any, explain: bool) -> None:
-    from profiler.config.resolve import HELP, settings_path
+    from profiler.config.paths import settings_path
+    from profiler.config.schema import HELP
 
     table = Table("setting", "value", *(("from", "meaning") if explain else ()), box=box.SIMPLE_HEAD, show_edge=False)
     for key, value in resolved.values.items():

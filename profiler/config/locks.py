@@ -1,4 +1,4 @@
-"""Locks between processes, by filelock, which say nothing in the log of the program that we are in."""
+"""Locks between processes, by filelock, that write nothing to the log of the user's program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ours: set[str] = set()
 
 
 def lock(path: Path | str) -> Any:
-    """A ``filelock.FileLock`` on this file, readable by its owner alone; made, and not yet acquired."""
+    """Return a ``filelock.FileLock`` on this file, not yet acquired. Only the owner can read the file."""
     import filelock
 
     _ours.add(os.fspath(path))
@@ -20,6 +20,6 @@ def lock(path: Path | str) -> Any:
 
 
 def _is_not_ours(record: logging.LogRecord) -> bool:
-    """Whether a log record is about a lock of the program's own."""
+    """Return True if a log record is about a lock of the user's program."""
     arguments = record.args if isinstance(record.args, tuple) else ()
     return not any(argument in _ours for argument in arguments if isinstance(argument, str))

@@ -17,10 +17,10 @@ from profiler.errors import ArgumentTypeError
 MAIN = "main"  # the name of a program's only command
 NAMES_OF_COMMAND = ("command", "cmd", "subcommand")  # in an argparse.Namespace, where its parser is not watched
 WATCHED = "__epochmeter_watched__"  # on a command of click's
-Called = tuple[str, tuple[str, ...]]
+CalledCommand = tuple[str, tuple[str, ...]]
 
 
-def of_context(context: Any) -> Called | None:
+def of_context(context: Any) -> CalledCommand | None:
     """The command that a context of click or Typer is of, and the options that were given on the command line.
 
     Commands in groups are joined by dots; the program itself is not named, but for one that has no group. In a group's own
@@ -118,7 +118,7 @@ def around(command: Any, before: Callable[[Any], None], guard: Callable[[], Any]
 # ---- argparse ------------------------------------------------------------------------------------------------------
 
 
-class Watched:
+class WatchedParser:
     """A parser whose options and sub-commands note that they were given, once all of them have been added.
 
     Attributes:
@@ -171,7 +171,7 @@ class Watched:
     def _note_command(self, by_name: Mapping[str, str], values: Any) -> None:
         self._chosen.append(by_name[values[0]])
 
-    def called(self) -> Called | None:
+    def called(self) -> CalledCommand | None:
         """The command that was parsed last, and the options that were given; None where no command was called."""
         name = ".".join(self._chosen) or MAIN
         return (name, tuple(dict.fromkeys(self._given))) if name in self.commands else None
@@ -188,7 +188,7 @@ def _note_calls(action: argparse.Action, note: Callable[[Any], None]) -> None:
     action.__class__ = type(kind.__name__, (kind,), {"__call__": called})
 
 
-def of_namespace(namespace: argparse.Namespace, commands: Container[str]) -> Called:
+def of_namespace(namespace: argparse.Namespace, commands: Container[str]) -> CalledCommand:
     """The command in what a parser gave that is not watched. Which options were given cannot be known from it."""
     held = vars(namespace)
     found = (held[name] for name in NAMES_OF_COMMAND if name in held)

@@ -13,13 +13,11 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
 OTHER = "other"
-MAX_KEPT = 50
 KNOWN_SOURCES = ("builtins", "json", "subprocess", "pickle", "_pickle", "zipimport", "torch", "numpy")  # of error classes
 NO_CRASHES = ("ClickException", "Exit", "Abort")  # of click and Typer: how a command ends, not that it failed
 
@@ -72,22 +70,6 @@ def _module(frame: FrameType) -> str:
     if name == "__main__":
         name = getattr(frame.f_globals.get("__spec__"), "name", None)
     return name if isinstance(name, str) else ""
-
-
-def notes_in(folder: Path) -> list[Path]:
-    """The files in which crashes are noted, oldest first."""
-    with contextlib.suppress(OSError):
-        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
-    return []
-
-
-def forget_crashes(folder: Path, days: float) -> None:
-    """Removes notes that are older than this, and the oldest of many."""
-    paths = notes_in(folder)
-    for number, path in enumerate(paths):
-        with contextlib.suppress(OSError):
-            if len(paths) - number > MAX_KEPT or time.time() - path.stat().st_mtime > days * 86_400:
-                path.unlink()
 
 
 # ---- Sentry --------------------------------------------------------------------------------------------------------

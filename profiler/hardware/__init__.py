@@ -27,7 +27,7 @@ DRIVERS = ("nvml", "amd", "apple")
 
 
 def module_of(name: str) -> str:
-    """Return the name of the module that holds a probe."""
+    """Return the module that holds a probe."""
     return MODULES.get(name, f"profiler.hardware.{name}")
 
 

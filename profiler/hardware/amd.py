@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from profiler.config.resolve import variable
+from profiler.config.environment import variable
 from profiler.errors import ProbeUnavailableError
 from profiler.hardware.gpu import (
     ENERGY,

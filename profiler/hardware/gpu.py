@@ -16,7 +16,7 @@ MEMORY_LIMIT = MetricSpec("hw.gpu.memory.limit", "By", "updowncounter", "GPU mem
 POWER = MetricSpec("hw.power", "W", "gauge", "Power draw; on NVIDIA's Ampere (not GA100) and newer a 1 s average.")
 TEMPERATURE = MetricSpec("hw.temperature", "Cel", "gauge", "Temperature of the GPU die, and of its memory.")
 ENERGY = MetricSpec("hw.energy", "J", "counter", "Energy used.")
-FIRST_REST_S, LONGEST_REST_S = 1.0, 30.0  # before a driver, or a card, that has failed is asked again
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 30.0  # before a driver, or a card, that has failed is asked again
 MEMORY_CLASSES_GB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192, 256, 288)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from profiler.config.resolve import CI_VARIABLES, names_set
+from profiler.config.environment import CI_VARIABLES, names_set
 from profiler.records.readings import Fact
 
 TYPE_CHECKING = False

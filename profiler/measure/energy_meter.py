@@ -13,17 +13,16 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
-from profiler.records.run import STEP_NS, Energy, merge_energy
+from profiler.records.energy import RESET_AFTER_NS, STEP_NS, Energy, merge_energy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.records.run import Energies
+    from profiler.records.energy import Energies
 
 
 MAX_EDGES = 4096  # between two readings; a service has many calls a second
-RESET_AFTER_NS = 2_000_000_000  # a counter that stays below what it was for so long was reset
 POWER_OVER_NS = 1_000_000_000  # between two readings that lie close together, a counter's step says little of the power
-Place = tuple["int | None", str]  # the epoch and the stage, "" for none
+EpochAndStage = tuple["int | None", str]  # the epoch and the stage, "" for none
 
 
 class Staged(Protocol):
@@ -55,7 +54,8 @@ class Edges:
         self.on_edge: Callable[[], None] = lambda: None
         self._told_at = 0
 
-    def note(self, at: int, of: Staged | None) -> None:
+    def add(self, at: int, of: Staged | None) -> None:
+        """Note that from now on the loop is in this pass, or in none."""
         self.last = edge = Edge(at, self.epoch, of)
         if not self.is_read:
             return
@@ -65,27 +65,27 @@ class Edges:
             self.on_edge()
 
 
-class Spent:
+class TimeShares:
     """What it was since a counter was last read: how long in each place, and how often that place was left."""
 
     def __init__(self) -> None:
-        self.times: dict[Place, int] = {}
-        self.ends: dict[Place, int] = {}
+        self.times: dict[EpochAndStage, int] = {}
+        self.ends: dict[EpochAndStage, int] = {}
 
-    def add(self, other: Spent) -> None:
+    def add(self, other: TimeShares) -> None:
         for into, more in ((self.times, other.times), (self.ends, other.ends)):
             for place, value in more.items():
                 into[place] = into.get(place, 0) + value
 
 
-class Counter:
+class EnergyCounter:
     """A GPU's energy counter: what it grew by, and about what power it stands for.
 
     A reading below the one before is a counter that was reset, unless one of the next is up again: then it was no answer.
     """
 
     def __init__(self) -> None:
-        self.waiting = Spent()  # since it was last read
+        self.waiting = TimeShares()  # since it was last read
         self.fell_at: int | None = None  # ns; while its answers are doubted
         self._last: float | None = None  # J
         self._last_at = 0
@@ -119,7 +119,7 @@ class Counter:
         return self._joules / self._time * STEP_NS
 
 
-class Meter:
+class EnergyMeter:
     """Shares out what the counters say.
 
     Args:
@@ -133,7 +133,7 @@ class Meter:
         self._lock = threading.Lock()
         self._at: int | None = None
         self._now = Edge(0, None, None)
-        self._counters: dict[str, Counter] = {}
+        self._counters: dict[str, EnergyCounter] = {}
         self._used: dict[int | None, Energies] = {}
         self._is_over = False
 
@@ -156,13 +156,13 @@ class Meter:
             while self._used:
                 self._done(*self._used.popitem())
 
-    def _spent_until(self, at: int) -> Spent:
+    def _spent_until(self, at: int) -> TimeShares:
         """What it was since the reading before."""
         noted = self._edges.noted
         edges = []
         while noted and noted[0].at <= at:
             edges.append(noted.popleft())
-        spent = Spent()
+        spent = TimeShares()
         began, self._at = self._at, at
         if began is None:
             self._edges.is_read = True
@@ -180,8 +180,8 @@ class Meter:
         _stay(spent, self._now, at - began)
         return spent
 
-    def _gather(self, gpu: str, spent: Spent, counter: float | None, at: int) -> None:
-        meter = self._counters.setdefault(gpu, Counter())
+    def _gather(self, gpu: str, spent: TimeShares, counter: float | None, at: int) -> None:
+        meter = self._counters.setdefault(gpu, EnergyCounter())
         meter.waiting.add(spent)
         if counter is None:
             return
@@ -190,9 +190,9 @@ class Meter:
             return
         if used is not None and meter.waiting.times:
             self._share_out(gpu, *used, meter)
-        meter.waiting = Spent()
+        meter.waiting = TimeShares()
 
-    def _share_out(self, gpu: str, used: float, missing: float, meter: Counter) -> None:
+    def _share_out(self, gpu: str, used: float, missing: float, meter: EnergyCounter) -> None:
         spent = meter.waiting
         whole = sum(spent.times.values())
         step = meter.step(used, whole)
@@ -215,7 +215,7 @@ class Meter:
             merge_energy(self._used.setdefault(epoch, {}), {stage: {gpu: energy}})
 
 
-def _sums(times: Mapping[Place, int], part: int) -> dict[object, int]:
+def _sums(times: Mapping[EpochAndStage, int], part: int) -> dict[object, int]:
     """The times by epoch (0) or by stage (1)."""
     found: dict[object, int] = {}
     for place, time in times.items():
@@ -223,11 +223,11 @@ def _sums(times: Mapping[Place, int], part: int) -> dict[object, int]:
     return found
 
 
-def _place(edge: Edge) -> Place:
+def _place(edge: Edge) -> EpochAndStage:
     return edge.epoch, edge.of.stage_name if edge.of is not None else ""
 
 
-def _stay(spent: Spent, edge: Edge, time: int) -> Place:
+def _stay(spent: TimeShares, edge: Edge, time: int) -> EpochAndStage:
     """Adds time in the place that an edge led to."""
     place = _place(edge)
     if time > 0:

@@ -1,11 +1,11 @@
-"""Ranks of a distributed run: each tells what its epochs took, and the first one gathers it.
+"""The ranks of a distributed run: each publishes the times of its epochs, and the first one gathers them.
 
-It goes through the store that ``torch.distributed`` has for its own rendezvous, and not by a collective: a collective
-makes every rank wait for the slowest at a moment that the loop did not choose, needs a group that all ranks make
-together, and never returns where one has died or carries no profiler. A store only keeps what was put in it.
+They go through the store that ``torch.distributed`` uses for its own rendezvous, not through a collective. A collective
+makes every rank wait for the slowest at a moment that the loop did not choose. It needs a group that all ranks make
+together, and it never returns if one has died or runs no profiler. A store only keeps values.
 
-The rules it keeps: nothing here waits for another rank, but for the first one at its very end, and there only for
-`PATIENCE_S`; no host is ever named.
+The rules it keeps: no rank waits for another, except the first one at its end, and only for `PATIENCE_S`. No host is
+ever named.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 1.0
 POLL_S = 0.02
-_runs: dict[str, int] = {}  # how many runs of each name this process has told of: the same in every rank
+_runs: dict[str, int] = {}  # how many runs of each name this process has joined: the same in every rank
 
 
 def place() -> tuple[int, int] | None:
-    """This process's rank and the number of ranks, where torch.distributed has been set up for more than one."""
+    """Return this process's rank and the number of ranks, or None if torch.distributed is not set up for several."""
     found = sys.modules.get("torch.distributed")
     if found is None or not hasattr(found, "is_initialized") or not found.is_available() or not found.is_initialized():
         return None
@@ -37,8 +37,8 @@ def place() -> tuple[int, int] | None:
     return (int(found.get_rank()), size) if size > 1 else None
 
 
-def told_by(variables: Mapping[str, str]) -> tuple[int, int] | None:
-    """The same from a launcher's variables RANK and WORLD_SIZE, before torch.distributed has been set up."""
+def place_from(variables: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return the same from a launcher's variables RANK and WORLD_SIZE, before torch.distributed is set up."""
     try:
         rank, size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
     except (KeyError, ValueError):
@@ -51,8 +51,9 @@ class Ranks:
 
     Args:
         store: torch's ``Store``.
-        rank, size: which rank this is, of how many.
-        name: the run's; ranks whose runs are named alike belong together.
+        rank: this process's rank.
+        size: the number of ranks.
+        name: the run's name; ranks whose runs have the same name belong together.
     """
 
     def __init__(self, store: Any, rank: int, size: int, name: str) -> None:
@@ -63,8 +64,8 @@ class Ranks:
         self._store = store
         self._waiting: list[EpochRecord] = []
 
-    def tell(self, epoch: EpochRecord) -> None:
-        """Says what an epoch took here: for each stage its time, and that of its top-level phases, in ns.
+    def publish(self, epoch: EpochRecord) -> None:
+        """Publish an epoch: for each stage its time, and the times of its top-level phases, in ns.
 
         Raises:
             RuntimeError: the store is gone.
@@ -78,10 +79,10 @@ class Ranks:
             self._waiting.append(epoch)
 
     def gather(self, *, last: bool = False) -> list[EpochRecord]:
-        """In the first rank: the epochs of which all ranks have told by now, with what they said in ``ranks``.
+        """Return, in the first rank, the epochs that all ranks have published by now, with their times in ``ranks``.
 
         Args:
-            last: the run ends: wait a little for the others, and take what there is.
+            last: the run ends: wait a moment for the others, and take the times that are there.
 
         Raises:
             RuntimeError: the store is gone.
@@ -111,7 +112,7 @@ class Ranks:
 
 
 def join(name: str) -> Ranks | None:
-    """The exchange of this process's ranks, if there are any and torch has a store for them."""
+    """Return this process's end of the exchange, or None if there are no ranks or torch has no store for them."""
     found = place()
     if found is None:
         return None

@@ -9,22 +9,12 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+from profiler.records.case import CaseRecord, rates, shares
+from profiler.records.energy import Energies, Energy, energy_by_gpu, sum_of
 from profiler.records.histogram import NS, Histogram
-from profiler.records.run import (
-    CaseRecord,
-    Energies,
-    Energy,
-    EpochRecord,
-    Path,
-    ReadingRecord,
-    Run,
-    StageRecord,
-    Timing,
-    energy_by_gpu,
-    rates,
-    shares,
-    sum_of,
-)
+from profiler.records.reading_record import ReadingRecord
+from profiler.records.run import EpochRecord, Run
+from profiler.records.timing import Path, StageRecord, Timing
 from profiler.report.stragglers import rank_table
 from profiler.report.verdict import judge
 

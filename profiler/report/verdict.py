@@ -13,7 +13,9 @@ from profiler.report.stragglers import rank_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.records.run import ReadingRecord, Run, StageRecord
+    from profiler.records.reading_record import ReadingRecord
+    from profiler.records.run import Run
+    from profiler.records.timing import StageRecord
 
 
 MIN_STEPS = 8  # below this a share of the time says little

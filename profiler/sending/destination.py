@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from profiler.config.resolve import check_address, variables
+from profiler.config.environment import variables
+from profiler.config.schema import check_address
 from profiler.errors import SettingsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.config.resolve import Resolved, Settings
+    from profiler.config.resolve import Resolved
+    from profiler.config.schema import Settings
 
 
 METRICS_PATH = "/v1/metrics"

@@ -33,12 +33,14 @@ from opentelemetry.sdk.metrics.export import Buckets  # isort: skip
 
 from profiler.records.histogram import NS
 from profiler.records.run import Sums
-from profiler.storage.points import SCHEMA_URL, SCOPE, exported_resource, summed_points, usage_points
+from profiler.storage.points import SCHEMA_URL, SCOPE, exported_resource, summed_points
+from profiler.storage.usage_points import usage_points
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.histogram import Histogram
-    from profiler.records.run import EpochRecord, ReadingRecord, Run
+    from profiler.records.reading_record import ReadingRecord
+    from profiler.records.run import EpochRecord, Run
     from profiler.storage.points import Attributes, Point
     from profiler.storage.usage_ledger import Counts
 
@@ -53,10 +55,10 @@ def run_data(run: Run, now_unix_ns: int) -> MetricsData:
 
 
 def summed_data(
-    run: Run, now_unix_ns: int, sums: Sums, whole: EpochRecord, rest: Callable[[], None] = lambda: None
+    run: Run, now_unix_ns: int, sums: Sums, whole: EpochRecord, yield_gil: Callable[[], None] = lambda: None
 ) -> MetricsData:
     """The same, from sums that are kept; the arguments are those of `summed_points`."""
-    points = summed_points(run, sums, whole, rest)
+    points = summed_points(run, sums, whole, yield_gil)
     return metrics_data(exported_resource(run), points, CUMULATIVE, run.started_unix_ns, now_unix_ns, {})
 
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from profiler.config.resolve import without_choices
+from profiler.config.environment import without_choices
 from profiler.errors import ProfilerError
 
 SETUP = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from profiler.errors import ProfilerError
-from profiler.measure.timer import Phase
+from profiler.records.vocabulary import Phase
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

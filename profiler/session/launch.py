@@ -26,6 +26,7 @@ from profiler.errors import ProfilerError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.session.profiler import Profiler
+    from profiler.session.session import Session
 
 
 PACKAGES = ("profiler", "exporters")
@@ -46,25 +47,26 @@ def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
         _say(f"nothing is measured: {hidden}")
         return
     try:
-        session = Profiler(request["name"] or name_of(kind, target))
-        atexit.register(_show, session, os.getpid(), bool(request["quiet"]))  # run after the session's own, which ends it
-        session.start()
+        prof = Profiler(request["name"] or name_of(kind, target))
+        atexit.register(_show, prof, os.getpid(), bool(request["quiet"]))  # runs after the session's own, which ends it
+        prof.start()
     except ProfilerError as error:
         _say(f"nothing is measured: {error}")
         return
     sys.excepthook = _hook_without_us(sys.excepthook)
-    when_imported("torch", lambda: session._attempt("torch could not be followed", lambda: _follow(session, request)))
+    session = prof.session
+    when_imported("torch", lambda: session.faults.swallow("torch could not be followed", lambda: _follow(session, request)))
 
 
-def _follow(session: Profiler, request: Mapping[str, Any]) -> None:
-    session._follow_everything()
+def _follow(session: Session, request: Mapping[str, Any]) -> None:
+    session.observation.follow_everything()
     spawning = importlib.import_module("torch.multiprocessing.spawn")
     start = spawning.start_processes
 
     @functools.wraps(start)
     def start_processes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         Rank.were_spawned = True
-        return start(Rank(fn, session._run.name, bool(request["quiet"])), *args, **kwargs)
+        return start(Rank(fn, session.run.name, bool(request["quiet"])), *args, **kwargs)
 
     for module in (spawning, importlib.import_module("torch.multiprocessing")):
         vars(module)["start_processes"] = start_processes
@@ -82,20 +84,22 @@ class Rank:
 
     def __call__(self, *args: Any) -> Any:
         from profiler.session.profiler import Profiler
+        from profiler.session.session import state_after
 
-        session = Profiler(self._name)
+        prof = Profiler(self._name)
+        session, observation = prof.session, prof.session.observation
         error: BaseException | None = None
         session.start()
-        when_imported("torch", lambda: session._attempt("torch could not be followed", session._follow_everything))
+        when_imported("torch", lambda: session.faults.swallow("torch could not be followed", observation.follow_everything))
         try:
             return self._function(*args)
         except BaseException as raised:
             error = raised
             raise
         finally:
-            session.__exit__(None if error is None else type(error), error, None)
-            if session._run.rank is not None:
-                _show(session, os.getpid(), self._quiet)
+            session.finish(state_after(error))
+            if session.run.rank is not None:
+                _show(prof, os.getpid(), self._quiet)
 
 
 def name_of(kind: str, target: str) -> str:
@@ -151,14 +155,12 @@ class _Watch:
         return spec
 
 
-def _show(session: Profiler, pid: int, quiet: bool) -> None:
+def _show(prof: Profiler, pid: int, quiet: bool) -> None:
     """The report, on stderr, at the very end; not in a forked child, not in any rank but the first."""
-    if quiet or os.getpid() != pid or session._run.rank or Rank.were_spawned or session.summary.state == "running":
+    if quiet or os.getpid() != pid or prof.session.run.rank or Rank.were_spawned or prof.summary.state == "running":
         return
     try:
-        sys.stderr.write(
-            f"\n{session.summary}\nkept on this machine; show it again with: epochmeter report {session.summary.id}\n"
-        )
+        sys.stderr.write(f"\n{prof.summary}\nkept on this machine; show it again with: epochmeter report {prof.summary.id}\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # closed, or none at all
         pass

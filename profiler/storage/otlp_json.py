@@ -18,7 +18,7 @@ from profiler.storage.points import SCHEMA_URL, SCOPE
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.histogram import Histogram
-    from profiler.records.run import ReadingRecord
+    from profiler.records.reading_record import ReadingRecord
     from profiler.storage.points import Attributes, Point
 
 

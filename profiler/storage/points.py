@@ -11,14 +11,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import profiler
-from profiler.measure.timer import Phase
+from profiler.records.case import NUMBERS, rates, shares
 from profiler.records.histogram import NS
-from profiler.records.run import FACT_NAMES, NUMBERS, READING_PREFIX, Timing, rates, shares
+from profiler.records.reading_record import READING_PREFIX
+from profiler.records.run import FACT_NAMES
+from profiler.records.timing import Timing
+from profiler.records.vocabulary import Phase
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.records.run import CaseRecord, Energies, Energy, EpochRecord, Path, ReadingRecord, Run, StageRecord, Sums
-    from profiler.storage.usage_ledger import Counts
+    from profiler.records.case import CaseRecord
+    from profiler.records.energy import Energies, Energy
+    from profiler.records.reading_record import ReadingRecord
+    from profiler.records.run import EpochRecord, Run, Sums
+    from profiler.records.timing import Path, StageRecord
 
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
@@ -103,12 +109,12 @@ def epoch_attributes(part: EpochRecord) -> dict[str, Any]:
     return {} if part.index is None else {"epochmeter.epoch.index": part.index}
 
 
-def summed_points(run: Run, sums: Sums, whole: EpochRecord, rest: Callable[[], None] = lambda: None) -> list[Point]:
+def summed_points(run: Run, sums: Sums, whole: EpochRecord, yield_gil: Callable[[], None] = lambda: None) -> list[Point]:
     """The run so far, as an exporter may have it: no name of the run, no phase names but those of `Phase`.
 
     Args:
         whole: what ``sums.of(run)`` has just given.
-        rest: called between two pieces of work, to let other threads have their turn.
+        yield_gil: called between two pieces of work, to let other threads have their turn.
     """
     points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
     points += _overhead(run)
@@ -118,30 +124,13 @@ def summed_points(run: Run, sums: Sums, whole: EpochRecord, rest: Callable[[], N
         points.append(_point("epochmeter.epoch.duration", "histogram", sums.epochs, {}))
     for stage, durations in sums.stages.items():
         points.append(_point("epochmeter.stage.duration", "histogram", durations, {"epochmeter.stage": stage}))
-    rest()
+    yield_gil()
     points += _stage_points(whole, _exported_phases)
     points += _energy_points(run.energy(), _exported_energy)
     points += _exported_cases(whole.cases)
     points += _reading_points(whole.readings.values())
-    rest()
+    yield_gil()
     return points
-
-
-def usage_points(counts: Counts) -> Iterable[Point]:
-    """What a package that embeds us has counted."""
-    for feature, times in counts.features.items():
-        yield _point("epochmeter.usage.features", "sum", times, {"epochmeter.usage.feature": feature})
-    for command, times in counts.commands.items():
-        yield _point("epochmeter.usage.commands", "sum", times, {"epochmeter.usage.command": command})
-    for command, options in counts.options.items():
-        for option, times in options.items():
-            at = {"epochmeter.usage.command": command, "epochmeter.usage.option": option}
-            yield _point("epochmeter.usage.options", "sum", times, at)
-
-
-def runtime_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of the probe `runtime` by the names that they go out with."""
-    return {FACT_NAMES.get(("runtime", key), f"epochmeter.runtime.{key}"): value for key, value in facts.items()}
 
 
 def _overhead(run: Run) -> Iterable[Point]:

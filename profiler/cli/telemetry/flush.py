@@ -21,9 +21,9 @@ Again = Annotated[bool, typer.Option("--again", help="Also what a destination re
 
 def flush(adopt: Adopt = False, again: Again = False, as_json: AsJson = False) -> None:
     """Deliver what waits in the outbox, now. Exit code 3: some remains."""
-    from profiler.embedding.delivery import export_waiting
+    from profiler.embedding.usage_delivery import export_waiting
     from profiler.errors import SettingsError
-    from profiler.sending.outlet import flush as deliver
+    from profiler.sending.flush import flush as deliver
 
     try:
         notes = export_waiting()

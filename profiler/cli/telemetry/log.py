@@ -20,7 +20,7 @@ def log(
     """List what this machine sent: when, where to, how much, and what was answered."""
     from exporters.sentlog import read
     from profiler.cli.telemetry.preview import shown
-    from profiler.config.resolve import sent_path
+    from profiler.config.paths import sent_path
 
     sent = [one for one in read(sent_path()) if entry is None or one.id.startswith(entry.lower())]
     if entry is not None and not sent:

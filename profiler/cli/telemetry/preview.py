@@ -31,8 +31,10 @@ def preview(
 ) -> None:
     """Show the exact bytes that a run sends at its end, and those of what packages have counted and of their crashes.
     Nothing is sent, except with --check."""
-    from profiler.config.resolve import resolve, runs_path
-    from profiler.storage.run_log import find, load, run_paths
+    from profiler.config.paths import runs_path
+    from profiler.config.resolve import resolve
+    from profiler.storage.run_log import run_paths
+    from profiler.storage.run_reader import find, load
 
     resolved = resolve()
     beside = [] if check or raw or run not in (None, USAGE, CRASHES) else _beside(run)
@@ -66,8 +68,8 @@ def payload(recorded: Any, target: str, usage: bool) -> list[bytes]:
     """The bodies of the requests with which this run ends. Those for Google have random ids: others each time."""
     from exporters import form_of
     from exporters.gate import rebuild
+    from profiler.sending.dispatch import declared_of
     from profiler.sending.otel_data import run_data
-    from profiler.sending.outlet import declared_of
 
     declared = declared_of(recorded)
     data = rebuild(run_data(recorded, recorded.started_unix_ns + recorded.duration_ns), target, declared)
@@ -134,8 +136,10 @@ def _usage() -> Iterator[Beside]:
     """The next summary of each package; where nothing is to leave, what was counted last, as it would."""
     from exporters import form_of
     from exporters.gate import rebuild
-    from profiler.config.resolve import resolve, usage_path
-    from profiler.embedding.delivery import declared_from, usage_of
+    from profiler.config.paths import usage_path
+    from profiler.config.resolve import resolve
+    from profiler.embedding.delivery import declared_from
+    from profiler.embedding.usage_delivery import usage_of
     from profiler.storage.usage_ledger import ledgers
 
     for ledger in ledgers(usage_path()):
@@ -155,7 +159,7 @@ def _crashes() -> Iterator[Beside]:
     """Every crash that is noted here, as its report is."""
     from profiler.config.resolve import resolve
     from profiler.embedding.crash import has_sentry
-    from profiler.embedding.delivery import crash_body, crashes
+    from profiler.embedding.crash_delivery import crash_body, crashes
 
     resolved = resolve()
     reports = resolved.values["crash_reports"].value is True and resolved.may_hand_over
@@ -216,7 +220,7 @@ def _check(resolved: Any, bodies: list[bytes]) -> None:
     from exporters.ga import check, checked_body, validation_of
     from profiler.errors import SettingsError
     from profiler.sending.destination import destination, without_credentials
-    from profiler.sending.outlet import record
+    from profiler.sending.dispatch import record
 
     if resolved.settings.exporter != "ga" or not resolved.may_send:
         reason = resolved.why_off or f"exporter is {resolved.settings.exporter}"

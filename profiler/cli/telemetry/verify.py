@@ -118,7 +118,8 @@ def _workloads() -> list[Any]:
 
 def _as_it_is() -> Any:
     """A run with this machine's own settings and environment, as they are."""
-    from profiler.config.resolve import choices, settings_path
+    from profiler.config.environment import choices
+    from profiler.config.paths import settings_path
     from profiler.sending.proof import Workload
 
     try:

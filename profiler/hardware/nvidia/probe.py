@@ -13,22 +13,18 @@ What the calls mean: https://docs.nvidia.com/deploy/nvml-api/; GPM is on Hopper 
 
 from __future__ import annotations
 
-import importlib
 import os
-import struct
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from ctypes import byref, c_uint, c_ulonglong, sizeof
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from profiler.config.resolve import variable
+from profiler.config.environment import variable
 from profiler.errors import ProbeUnavailableError
 from profiler.hardware.gpu import (
     ENERGY,
-    FIRST_REST_S,
-    LONGEST_REST_S,
+    FIRST_BACKOFF_S,
+    LONGEST_BACKOFF_S,
     MEMORY_LIMIT,
     MEMORY_USAGE,
     POWER,
@@ -37,97 +33,41 @@ from profiler.hardware.gpu import (
     check_device,
     memory_class_gb,
 )
+from profiler.hardware.nvidia.fields import ENERGY_COUNTER, POWER_AVERAGE, QUICK, SLOW, Fields
+from profiler.hardware.nvidia.gpm import Gpm
+from profiler.hardware.nvidia.gpu import Gpu
+from profiler.hardware.nvidia.library import (
+    ABSENT_CODES,
+    CURES,
+    LOST_CODES,
+    NO_LIBRARY,
+    NOTHING_NEW_CODES,
+    UNINITIALISED,
+    load_library,
+)
+from profiler.hardware.nvidia.samples import Buffer
+from profiler.hardware.nvidia.selection import _cuda_in_use, _in_order, _is_rank
+from profiler.hardware.nvidia.specs import (
+    CLOCK,
+    CONTROLLER,
+    GPM,
+    MEMORY_RESERVED,
+    POWER_SAMPLES,
+    SPECS,
+    STATUS,
+    UTILIZATION_SAMPLES,
+)
 from profiler.hardware.visible import ordinals, parse
-from profiler.records.readings import NO_ATTRIBUTES, Fact, MetricSpec, Reading, Sample, Samples
+from profiler.records.readings import Fact, Reading, Sample
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.records.readings import Attributes, Number
+    from profiler.hardware.nvidia.library import Library
+    from profiler.records.readings import Attributes, MetricSpec, Number, Samples
 
 
-CONTROLLER = MetricSpec(
-    "epochmeter.gpu.memory.controller.utilization", "1", "gauge", "Share of time in which GPU memory was read or written."
-)
-MEMORY_RESERVED = MetricSpec("epochmeter.gpu.memory.reserved", "By", "updowncounter", "GPU memory that the driver keeps.")
-POWER_INSTANT = MetricSpec(
-    "epochmeter.gpu.power.instant", "W", "gauge", "Power draw at the moment, where it can be told apart."
-)
-POWER_SAMPLES = MetricSpec(
-    "epochmeter.gpu.power.samples", "W", "histogram", "Power draw as the driver samples it, within seconds."
-)
-UTILIZATION_SAMPLES = MetricSpec(
-    "epochmeter.gpu.utilization.samples", "1", "histogram", "Utilization as the driver samples it, within seconds."
-)
-CLOCK = MetricSpec("epochmeter.gpu.clock.frequency", "Hz", "gauge", "Clock of the multiprocessors, and of the memory.")
-THROTTLED = MetricSpec("epochmeter.gpu.throttled_time", "s", "counter", "Time in which the clocks were held down, by reason.")
-STATUS = MetricSpec(
-    "hw.status", "1", "updowncounter", "1 for the state that the GPU is in; degraded: slowed by heat or a brake."
-)
-ERRORS = MetricSpec("hw.errors", "{error}", "counter", "ECC errors since the driver was loaded.")
-REMAPPED = MetricSpec("epochmeter.gpu.memory.remapped_rows", "{row}", "updowncounter", "Rows of GPU memory that were replaced.")
-IO = MetricSpec("hw.gpu.io", "By", "counter", "Bytes over PCIe.")
-NVLINK_IO = MetricSpec("epochmeter.gpu.nvlink.io", "By", "counter", "Bytes over NVLink, all links together.")
-SM_ACTIVITY = MetricSpec("epochmeter.gpu.sm.utilization", "1", "gauge", "Share of multiprocessors that were busy.")
-SM_OCCUPANCY = MetricSpec("epochmeter.gpu.sm.occupancy", "1", "gauge", "Active warps, of those that there could be.")
-TENSOR = MetricSpec("epochmeter.gpu.tensor.utilization", "1", "gauge", "Share of time in which tensor cores worked.")
-DRAM = MetricSpec("epochmeter.gpu.dram.utilization", "1", "gauge", "GPU memory bandwidth in use, of what there is.")
-PCIE_RATE = MetricSpec("epochmeter.gpu.pcie.throughput", "By/s", "gauge", "Bytes a second over PCIe.")
-NVLINK_RATE = MetricSpec("epochmeter.gpu.nvlink.throughput", "By/s", "gauge", "Bytes a second over NVLink.")
-GPM = (SM_ACTIVITY, SM_OCCUPANCY, TENSOR, DRAM, PCIE_RATE, NVLINK_RATE)
-SPECS = (
-    *(UTILIZATION, CONTROLLER, MEMORY_USAGE, MEMORY_LIMIT, MEMORY_RESERVED, POWER, POWER_INSTANT, POWER_SAMPLES),
-    *(UTILIZATION_SAMPLES, TEMPERATURE, ENERGY, CLOCK, THROTTLED, STATUS, ERRORS, REMAPPED, IO, NVLINK_IO, *GPM),
-)
-
-ABSENT_CODES = (3, 4, 13)  # NotSupported, NoPermission, FunctionNotFound: this card, or its driver, cannot tell
-UNASKED_CODES = (2, *ABSENT_CODES, 26)  # InvalidArgument, Deprecated: of one field among many, the same
-NOTHING_NEW_CODES = (6, 10, 21, 27)  # NotFound, Timeout, NoData, NotReady
-LOST_CODES = (1, 15, 16, 28, 999)  # Uninitialized, GpuIsLost, ResetRequired, GpuNotFound, Unknown
-UNINITIALISED, TOO_SMALL, NO_LIBRARY = 1, 7, 12
 SLOW_TICKS = 10
-GPM_GAP_S = 0.1  # two GPM samples lie further apart than this (nvml.h)
-ALL_LINKS = 0xFFFFFFFF  # scope of NVLink fields: "aggregate value summed up across all links" (nvml.h)
 DEGRADED = 0x8 | 0x20 | 0x40 | 0x80  # HW slowdown, SW and HW thermal slowdown, power brake; a power cap is normal
-WHOLE_TYPES = (1, 2, 3)  # of nvmlValueType_t: unsigned int, unsigned long, unsigned long long
-WIDE_TYPES = (2, 3, 4)  # 64 bits: a counter of bytes in 32 wraps within a tick
-CURES = {
-    NO_LIBRARY: "no NVIDIA driver library was found (in a container, NVIDIA_DRIVER_CAPABILITIES must have 'utility')",
-    9: "the NVIDIA driver is not loaded: load the kernel module, or reboot",
-    18: "the NVIDIA driver and its library differ in version, as after an upgrade: reboot",
-    999: "NVML answers 'unknown error', as in a container whose GPU was taken away: restart the container",
-}
-MIB = 2**20
-FIELD_VALUE = struct.Struct("IIqqIiQ")  # nvmlFieldValue_t: id, scope, timestamp, latency, type, return code, value
-SAMPLES = "nvmlDeviceGetSamples"
-
-
-class Library(Protocol):
-    """The part of ``pynvml`` (package nvidia-ml-py) that every version and driver has."""
-
-    NVMLError: type[Exception]
-    nvmlLib: Any
-    c_nvmlFieldValue_t: Any
-    c_nvmlSample_t: Any
-
-    def nvmlInit(self) -> Any: ...
-    def nvmlShutdown(self) -> Any: ...
-    def nvmlDeviceGetCount(self) -> int: ...
-    def nvmlDeviceGetHandleByIndex(self, index: int, /) -> Any: ...
-    def nvmlDeviceGetHandleByUUID(self, uuid: str, /) -> Any: ...
-    def nvmlDeviceGetIndex(self, handle: Any, /) -> int: ...
-    def nvmlDeviceGetUUID(self, handle: Any, /) -> str: ...
-    def nvmlDeviceGetName(self, handle: Any, /) -> str | bytes: ...
-    def nvmlDeviceGetMemoryInfo(self, handle: Any, version: Any = None) -> Any: ...
-    def nvmlDeviceGetUtilizationRates(self, handle: Any, /) -> Any: ...
-    def nvmlDeviceGetPowerUsage(self, handle: Any, /) -> int: ...
-    def nvmlDeviceGetTemperature(self, handle: Any, sensor: int, /) -> int: ...
-    def nvmlDeviceGetClockInfo(self, handle: Any, kind: int, /) -> int: ...
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, /) -> int: ...
-
-
-def load_library() -> Library:
-    library: Library = importlib.import_module("pynvml")
-    return library
 
 
 _initialised: tuple[int, object] | None = None  # process and library: NVML counts its users, and we are one
@@ -141,54 +81,13 @@ def _initialise(library: Library) -> None:
         _initialised = (os.getpid(), library)
 
 
-class Gpu:
-    """One card, or the MIG instance on it that the run has.
-
-    ``handle`` is the card's, None while the run may not use it; ``instance`` the MIG instance's, which knows its memory
-    and its multiprocessors, while power, heat and clocks are the card's.
-    """
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.handle: Any = None
-        self.instance: Any = None
-        self.instance_id: int | None = None
-        self.cuda_index: int | None = None
-        self.chosen: Any = None  # the handle of the MIG instance that it is to be taken with
-        self.remap_trouble: bool | None = None
-        self.has_fields: set[int] = set()  # those that were answered
-        self.lost_until: float | None = None
-        self.rest_s = FIRST_REST_S
-        self.card: dict[str, str] = {"hw.id": f"gpu-{index}"}
-        self.typed = {**self.card, "hw.type": "gpu"}
-        self.own: dict[str, str] = dict(self.card)  # what is of the instance, where there is one
-        self.general = {**self.card, "hw.gpu.task": "general"}
-        self.states = {state: {**self.typed, "hw.state": state} for state in ("ok", "degraded", "failed", "predicted_failure")}
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the run may use it, lost or not."""
-        return self.handle is not None or self.lost_until is not None
-
-    @property
-    def is_asked(self) -> bool:
-        return self.handle is not None and self.lost_until is None
-
-    def take(self, handle: Any, instance: Any, instance_id: int | None) -> None:
-        self.handle, self.instance, self.instance_id = handle, instance, instance_id
-        self.own["hw.id"] = self.card["hw.id"] if instance_id is None else f"{self.card['hw.id']}/mig-{instance_id}"
-
-    def sensor(self, part: str, location: str) -> dict[str, str]:
-        return {"hw.id": f"gpu-{self.index}-{part}", "hw.parent": f"gpu-{self.index}", "hw.sensor_location": location}
-
-
 class NvmlProbe:
     """The GPUs that the run may use.
 
     Args:
         load: gives the library; tests give a fake or a recording.
         device: "cuda:1" for one of those that CUDA shows; None for all of them.
-        clock: seconds, for the rests of lost GPUs.
+        clock: seconds, for the back-off of lost GPUs.
     """
 
     name = "nvml"
@@ -474,13 +373,13 @@ class NvmlProbe:
         raise error
 
     def _lose(self, gpu: Gpu) -> None:
-        gpu.lost_until = self._clock() + gpu.rest_s
-        gpu.rest_s = min(gpu.rest_s * 2, LONGEST_REST_S)
+        gpu.lost_until = self._clock() + gpu.backoff_s
+        gpu.backoff_s = min(gpu.backoff_s * 2, LONGEST_BACKOFF_S)
         for gpm in self._gpm:
             gpm.forget(gpu)
 
     def _recover(self, gpu: Gpu) -> None:
-        """Takes the handle of a lost GPU anew, once its rest is over. NVML is begun anew only where no GPU is left."""
+        """Takes the handle of a lost GPU anew, once its back-off is over. NVML is begun anew only where no GPU is left."""
         global _initialised
         library = self._library
         if gpu.lost_until is None or self._clock() < gpu.lost_until:
@@ -550,7 +449,7 @@ class NvmlProbe:
     def _prediction(self, gpu: Gpu) -> Iterable[Sample]:
         """What rows of memory that wait to be replaced, or could not be, say of the card."""
         if gpu.is_asked:
-            gpu.rest_s = FIRST_REST_S
+            gpu.backoff_s = FIRST_BACKOFF_S
             if gpu.remap_trouble is not None:
                 return (Sample(STATUS, int(gpu.remap_trouble), gpu.states["predicted_failure"]),)
         return ()
@@ -621,319 +520,3 @@ class NvmlProbe:
     def _memory_class(self, gpu: Gpu) -> int | None:
         total = self._memory(gpu).total
         return memory_class_gb(total) if total else None
-
-
-class Field(NamedTuple):
-    """A field value of NVML: its number, what it tells, and how many of its unit are one of ours."""
-
-    id: int
-    spec: MetricSpec
-    attributes: Attributes = NO_ATTRIBUTES
-    per: float = 1
-    scope: int = 0
-    is_wide: bool = False  # only where it has 64 bits
-
-
-POWER_AVERAGE, POWER_NOW, ENERGY_COUNTER = 185, 186, 83
-PATIENCE = 5  # refusals in a row of a field that was answered before
-REMAP_TROUBLE = (144, 145)  # pending, failed
-# Of software's and hardware's thermal slowdown and the power brake. nvml.h of CUDA 13 has them at 269, where a driver 580
-# still answers at 251, as nvml.h of CUDA 12 has it (github.com/NVIDIA/k8s-test-infra/pull/691); each has another thing,
-# of power smoothing, where the other has these.
-HELD_DOWN = ((251, 252, 253), (269, 270, 271))
-QUICK = (
-    Field(ENERGY_COUNTER, ENERGY, {"hw.type": "gpu"}, 1000),
-    Field(POWER_AVERAGE, POWER, {"hw.type": "gpu"}, 1000),
-    Field(POWER_NOW, POWER_INSTANT, {}, 1000),
-)
-SLOW = (  # counters among them lose nothing by being read less often
-    Field(82, TEMPERATURE, {"hw.sensor_location": "hbm"}),
-    *(  # cumulative, in ns
-        Field(number, THROTTLED, {"epochmeter.gpu.throttle_reason": reason}, 10**9)
-        for number, reason in ((74, "power_cap"), (75, "thermal"), (76, "sync_boost"), (77, "board_limit"), (79, "reliability"))
-    ),
-    *(
-        Field(number, THROTTLED, {"epochmeter.gpu.throttle_reason": reason}, 10**9, is_wide=True)
-        for numbers in HELD_DOWN
-        for number, reason in zip(numbers, ("sw_thermal", "hw_thermal", "power_brake"), strict=True)
-    ),
-    *(
-        Field(number, spec, {"network.io.direction": direction}, per, scope, is_wide)
-        for spec, transmit, receive, per, scope, is_wide in (
-            (IO, 197, 198, 1, 0, True),
-            (NVLINK_IO, 138, 139, 1 / 1024, ALL_LINKS, False),
-        )
-        for number, direction in ((transmit, "transmit"), (receive, "receive"))
-    ),
-    *(
-        Field(number, spec, {**typed, "error.type": kind})
-        for spec, typed, corrected, uncorrected in ((ERRORS, {"hw.type": "gpu"}, 3, 4), (REMAPPED, {}, 142, 143))
-        for number, kind in ((corrected, "corrected"), (uncorrected, "uncorrected"))
-    ),
-    *(Field(number, STATUS) for number in REMAP_TROUBLE),
-)
-
-
-class Fields:
-    """The field values of a GPU: one call a tick, without those that it has refused; every tenth with the slow ones.
-
-    The call goes past pynvml's wrapper, which makes an array at each.
-    """
-
-    def __init__(self, library: Any, gpu: Gpu) -> None:
-        self._library = library
-        self._gpu = gpu
-        self._are_read = False  # in this tick, with the slow ones
-        self._quick = [*map(self._placed, QUICK)]
-        self._slow = [*map(self._placed, SLOW)]
-        self._arrays: dict[bool, Any] = {}  # with the slow ones, and without
-        self._refusals: dict[int, int] = {}  # in a row, of fields that were answered before
-
-    def _placed(self, field: Field) -> Field:
-        """With the attributes of this GPU."""
-        own = self._gpu.sensor("hbm", "hbm") if field.spec is TEMPERATURE else {**self._gpu.card, **field.attributes}
-        return field._replace(attributes=own)
-
-    def read_all(self) -> Iterable[Sample]:
-        """All of them, now and then; before `read` in that tick, which then has nothing to do."""
-        self._are_read = True
-        return self._read([*self._quick, *self._slow], with_slow=True)
-
-    def read(self) -> Iterable[Sample]:
-        was_read, self._are_read = self._are_read, False
-        return () if was_read else self._read(self._quick, with_slow=False)
-
-    def _read(self, asked: Sequence[Field], *, with_slow: bool) -> Iterable[Sample]:
-        if not asked:
-            raise ProbeUnavailableError("no field is supported")
-        array = self._array(with_slow, asked)
-        _call_past(self._library, "nvmlDeviceGetFieldValues", self._gpu.handle, len(asked), array)
-        found, refused = [], set[int]()
-        for field, (*_, kind, code, raw) in zip(asked, FIELD_VALUE.iter_unpack(array), strict=True):
-            if code == 0 and not (field.is_wide and kind not in WIDE_TYPES):
-                sample = self._sample(field, _number(kind, raw))
-                if sample is not None:
-                    found.append(sample)
-            elif code == 0 or code in UNASKED_CODES:
-                if self._is_refused(field):
-                    refused.add(field.id)
-            elif code in LOST_CODES[:-1]:
-                raise self._library.NVMLError(code)
-        if with_slow:
-            refused |= self._misnumbered({field.id for field in asked} - refused)
-        if refused:
-            dropped = {id(field.attributes) for field in asked if field.id in refused}
-            found = [sample for sample in found if id(sample.attributes) not in dropped]
-            self._quick = [field for field in self._quick if field.id not in refused]
-            self._slow = [field for field in self._slow if field.id not in refused]
-            self._arrays.clear()
-        return found
-
-    def _is_refused(self, field: Field) -> bool:
-        """Whether it is not to be asked any more: at once, or after some times where it was answered before."""
-        self._gpu.has_fields.discard(field.id)
-        if field.id not in self._refusals:
-            return True
-        self._refusals[field.id] += 1
-        return self._refusals[field.id] >= PATIENCE
-
-    @staticmethod
-    def _misnumbered(answered: set[int]) -> set[int]:
-        """Of the two numberings of what held the clocks down, the one that is not this driver's; both, where all of both
-        are answered, or not all of either."""
-        asked = [numbers for numbers in HELD_DOWN if answered.intersection(numbers)]
-        whole = [numbers for numbers in asked if answered.issuperset(numbers)]
-        return {number for numbers in asked if [numbers] != whole for number in numbers}
-
-    def _array(self, with_slow: bool, asked: Sequence[Field]) -> Any:
-        array = self._arrays.get(with_slow)
-        if array is None:
-            array = self._arrays[with_slow] = (self._library.c_nvmlFieldValue_t * len(asked))()
-            for value, field in zip(array, asked, strict=True):
-                value.fieldId, value.scopeId = field.id, field.scope
-        return array
-
-    def _sample(self, field: Field, value: Number) -> Sample | None:
-        gpu = self._gpu
-        gpu.has_fields.add(field.id)
-        self._refusals[field.id] = 0
-        if field.id in REMAP_TROUBLE:
-            gpu.remap_trouble = bool(value) or (field.id == REMAP_TROUBLE[1] and bool(gpu.remap_trouble))
-            return None
-        if field.id == POWER_NOW and POWER_AVERAGE not in gpu.has_fields:
-            return None  # the one reading that there is, is of the moment
-        return Sample(field.spec, value if field.per == 1 else value / field.per, field.attributes)
-
-
-class Gpm:
-    """What a GPU's units did since the last tick, from two samples of its counters (Hopper and newer)."""
-
-    METRICS = (
-        *((2, SM_ACTIVITY, {}, 100), (3, SM_OCCUPANCY, {}, 100), (5, TENSOR, {}, 100), (10, DRAM, {}, 100)),
-        *(
-            (number, spec, {"network.io.direction": direction}, 1 / MIB)
-            for spec, transmit, receive in ((PCIE_RATE, 20, 21), (NVLINK_RATE, 61, 60))
-            for number, direction in ((transmit, "transmit"), (receive, "receive"))
-        ),
-    )
-
-    def __init__(self, library: Any, gpu: Gpu, clock: Callable[[], float]) -> None:
-        self._library = library
-        self._gpu = gpu
-        self._clock = clock
-        self._query: Any = None
-        self._samples: list[Any] = []  # the older one first
-        self._taken_at: float | None = None
-        self._rows: list[tuple[MetricSpec, Attributes, float]] = []
-        self._metric = struct.Struct("")
-        self._view = memoryview(b"")
-
-    def read(self) -> Iterable[Sample | Samples]:
-        if self._query is None:
-            self._prepare()
-        at = self._clock()
-        if self._taken_at is not None and at - self._taken_at <= GPM_GAP_S:
-            return ()
-        before = self._taken_at
-        self._take(self._samples[1])
-        self._taken_at = at
-        self._samples.reverse()
-        if before is None:
-            return ()
-        query = self._query
-        query.sample1, query.sample2 = self._samples[1], self._samples[0]
-        self._library.nvmlGpmMetricsGet(query)
-        return self._answers()
-
-    def _answers(self) -> Iterable[Sample]:
-        found, kept = [], []
-        for row, (number, code, value) in zip(self._rows, self._metric.iter_unpack(self._view), strict=True):
-            if code == 0:
-                found.append(Sample(row[0], value / row[2], row[1]))
-            if code not in UNASKED_CODES:
-                kept.append((number, row))
-        if len(kept) < len(self._rows):
-            self._ask_for(kept)
-        return found
-
-    def _prepare(self) -> None:
-        library = self._library
-        if not hasattr(library, "nvmlGpmQueryDeviceSupport"):
-            raise ProbeUnavailableError("this version of nvidia-ml-py has no GPM")
-        if not library.nvmlGpmQueryDeviceSupport(self._gpu.handle).isSupportedDevice:
-            raise ProbeUnavailableError("GPM is on Hopper and newer")
-        query = library.c_nvmlGpmMetricsGet_t()  # 19 kB: made once
-        query.version = library.NVML_GPM_METRICS_GET_VERSION
-        own = self._gpu.own
-        self._query = query
-        self._ask_for([(number, (spec, {**own, **added}, per)) for number, spec, added, per in self.METRICS])
-        self._samples = [library.nvmlGpmSampleAlloc(), library.nvmlGpmSampleAlloc()]
-
-    def _ask_for(self, rows: list[tuple[int, tuple[MetricSpec, Attributes, float]]]) -> None:
-        if not rows:
-            raise ProbeUnavailableError("no GPM metric is supported")
-        self._rows = [row for _, row in rows]
-        self._query.numMetrics = len(rows)
-        for position, (number, _) in enumerate(rows):
-            self._query.metrics[position].metricId = number
-        # Read as bytes, not member by member of each ctypes struct: id, code, value, three texts.
-        size, offset = sizeof(self._query.metrics[0]), type(self._query).metrics.offset
-        self._metric = struct.Struct(f"Iid{size - 16}x")
-        self._view = memoryview(self._query).cast("B")[offset : offset + size * len(rows)]
-
-    def _take(self, sample: Any) -> None:
-        gpu, library = self._gpu, self._library
-        if gpu.instance_id is None:
-            library.nvmlGpmSampleGet(gpu.handle, sample)
-        else:
-            library.nvmlGpmMigSampleGet(gpu.handle, gpu.instance_id, sample)
-
-    def forget(self, gpu: Gpu) -> None:
-        """After a loss, what was sampled before says nothing."""
-        if gpu is self._gpu:
-            self._taken_at = None
-
-    def free(self) -> None:
-        samples, self._samples, self._query, self._view = self._samples, [], None, memoryview(b"")
-        for sample in samples:
-            self._library.nvmlGpmSampleFree(sample)
-
-
-class Buffer:
-    """What the driver has sampled by itself since the last tick: many values within a second, for one call."""
-
-    def __init__(self, library: Any, gpu: Gpu, kind: int, spec: MetricSpec, per: int) -> None:
-        self._library = library
-        self._gpu = gpu
-        self._kind = kind
-        self._spec = spec
-        self._per = per
-        self._last: int | None = None  # timestamp, in us
-        self._array: Any = None
-
-    def read(self) -> Iterable[Samples]:
-        library, handle, kind = self._library, self._gpu.handle, self._kind
-        value_type, count = c_uint(), c_uint()
-        if self._array is None:  # the driver says how many it keeps
-            _call_past(library, SAMPLES, handle, kind, c_ulonglong(), byref(value_type), byref(count), None)
-            self._array = (library.c_nvmlSample_t * count.value)()
-        count.value = len(self._array)
-        last, array = self._last, self._array
-        try:
-            _call_past(library, SAMPLES, handle, kind, c_ulonglong(last or 0), byref(value_type), byref(count), array)
-        except library.NVMLError as error:
-            if getattr(error, "value", None) != TOO_SMALL:
-                raise
-            self._array = None  # the driver keeps more by now: asked again in the next tick
-            return ()
-        if value_type.value not in WHOLE_TYPES:
-            raise ProbeUnavailableError("the samples are no whole numbers")
-        given = memoryview(array).cast("B")[: 16 * count.value]  # timestamp and value, in turn, of 64 bits each
-        stamps = given.cast("Q")[::2].tolist()
-        if not stamps:
-            return ()
-        self._last = max(stamps)
-        if last is None:  # what was before the run
-            return ()
-        is_narrow = value_type.value == WHOLE_TYPES[0]
-        values = (given.cast("I")[2::4] if is_narrow else given.cast("Q")[1::2]).tolist()
-        if min(stamps) <= last:
-            values = [value for stamp, value in zip(stamps, values, strict=True) if stamp > last]
-        return (Samples(self._spec, values, self._per, self._gpu.card),) if values else ()
-
-
-def _call_past(library: Any, name: str, *arguments: Any) -> None:
-    """A call of the driver's library itself, for what is asked often and wants its arrays kept.
-
-    Raises:
-        NVMLError: as pynvml's wrapper does.
-    """
-    function = getattr(library.nvmlLib, name, None)
-    code = 13 if function is None else function(*arguments)
-    if code:
-        raise library.NVMLError(code)
-
-
-def _number(kind: int, raw: int) -> Number:
-    """A value as ``nvmlValueType_t`` says: double, unsigned int, long, long long, signed long long, int, unsigned short."""
-    if kind in (1, 6):
-        return raw & (0xFFFFFFFF if kind == 1 else 0xFFFF)
-    if kind in (2, 3):
-        return raw
-    found: Number = struct.unpack({0: "d", 4: "q", 5: "i4x"}[kind], struct.pack("Q", raw))[0]
-    return found
-
-
-def _in_order(indices: Iterable[int]) -> dict[int, tuple[int, Any]]:
-    return {order: (index, None) for order, index in enumerate(indices)}
-
-
-def _is_rank() -> bool:
-    """Whether this process is one of several on this machine that share its GPUs."""
-    return (variable("LOCAL_WORLD_SIZE") or "1") != "1"
-
-
-def _cuda_in_use() -> Any:
-    """``torch.cuda`` if this process uses it already, else None: nothing is asked that would initialise CUDA."""
-    cuda = getattr(sys.modules.get("torch"), "cuda", None)
-    return cuda if cuda is not None and hasattr(cuda, "is_initialized") and cuda.is_initialized() else None

@@ -1,0 +1,139 @@
+"""Part of `profiler.embedding.delivery`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from profiler.config.environment import not_for_hosts
+from profiler.config.paths import crashes_path
+from profiler.embedding import crash
+from profiler.embedding.delivery import Delivery, declared_from
+from profiler.errors import SettingsError
+from profiler.sending.destination import destination
+from profiler.sending.dispatch import LAST, Dispatch, forget_old, outbox_of
+from profiler.sending.notices import may_send_for
+from profiler.storage import crash_notes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.config.resolve import Resolved
+    from profiler.embedding.delivery import PackageInfo
+
+
+LOGS_PATH, METRICS_PATH = "/v1/logs", "/v1/metrics"
+STOP_CRASHES = "To stop it: epochmeter settings crash_reports=false"
+
+
+# ---- crashes -------------------------------------------------------------------------------------------------------
+
+
+def crash_target(info: PackageInfo, resolved: Resolved) -> tuple[str, str] | None:
+    """Where crash reports go: a target and an address; None where they stay here.
+
+    Only where the user has switched them on. With a DSN and Sentry's library to Sentry, else to a collector, if one is
+    chosen: a DSN is the package's choice, so it counts for nothing in CI and tests.
+
+    Raises:
+        SettingsError: a setting or variable of the collector cannot be used.
+    """
+    if resolved.values["crash_reports"].value is not True or not resolved.may_hand_over:
+        return None
+    if info.dsn is not None and crash.has_sentry():
+        return None if not_for_hosts() else ("sentry", crash.address_of(info.dsn))
+    if not resolved.may_send or resolved.settings.exporter != "otlp":
+        return None
+    if not may_send_for(info.app, resolved, shows_notice=False):
+        return None
+    found = destination(resolved)
+    address = str(found["address"])
+    if found["protocol"] == "grpc":
+        return "otlp-logs", address
+    # an address that is for metrics alone says nothing of where logs go
+    return ("otlp-logs", address.removesuffix(METRICS_PATH) + LOGS_PATH) if address.endswith(METRICS_PATH) else None
+
+
+def keep_crash(info: PackageInfo, error: BaseException, resolved: Resolved, target: tuple[str, str] | None) -> dict[str, Any]:
+    """Notes a crash, on this machine if the settings keep anything here. The note is scrubbed from the beginning.
+
+    Args:
+        target: where it is to be reported, as `crash_target` says.
+
+    Raises:
+        OSError: it cannot be kept.
+    """
+    noted = {
+        **crash.scrubbed(error, tuple(info.declared["modules"])),
+        "facts": info.sent_facts(),
+        "declared": dict(info.declared),
+        **({} if info.dsn is None else {"dsn": crash.public(info.dsn)}),
+        **({} if target is None else {"target": list(target)}),
+    }
+    if resolved.settings.local:
+        folder = crashes_path()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = folder / f"{noted['time_unix_ns']:020d}-{noted['id'][:12]}.json"
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            json.dump(noted, file)
+        crash_notes.forget_crashes(folder, resolved.settings.retention_days)
+    return noted
+
+
+def crashes() -> list[dict[str, Any]]:
+    """The crashes that are noted on this machine, oldest first. Spoilt notes are passed over."""
+    found = []
+    for path in crash_notes.notes_in(crashes_path()):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(json.loads(path.read_bytes()))
+    return found
+
+
+def crash_body(noted: Mapping[str, Any], target: str, *, previewed: bool = False) -> bytes:
+    """A noted crash as the body of a request.
+
+    Args:
+        previewed: without Sentry's library, which opens a socket when it is loaded; the bytes are the same.
+    """
+    from exporters import crash_log, crash_payload
+
+    told = crash_payload.rebuilt(noted, declared_from(noted["declared"]))
+    if target != "sentry":
+        return crash_log.encode(told)
+    if previewed:
+        return crash_payload.envelope(told, noted["dsn"])
+    return crash.envelope(crash_payload.event(told), noted["dsn"])
+
+
+def export_crash(
+    info: PackageInfo, noted: Mapping[str, Any], resolved: Resolved, consent: Callable[[], bool]
+) -> tuple[Delivery | None, str]:
+    """Puts a noted crash into the outbox; what is to be delivered then, and what went wrong, in words.
+
+    Raises:
+        OSError, ValueError: it cannot be put there; the text says why.
+    """
+    import exporters
+
+    chosen = crash_target(info, resolved)
+    if chosen is None:
+        return None, ""
+    target, address = chosen
+    if target == "sentry":
+        config = exporters.Config(target, "envelope", address)
+    else:
+        config = replace(exporters.Config(**destination(resolved)), target=target, address=address)
+    if lacking := exporters.why_not(config.target, config.protocol):
+        raise SettingsError(lacking)
+    gate = exporters.gate_for(config, consent)
+    body, declared = crash_body(noted, target), declared_from(noted["declared"])
+    if not gate.passes(body, declared=declared):
+        return None, gate.reason
+    forget_old(resolved)
+    dispatch = Dispatch(resolved, outbox_of(resolved), config, gate)
+    dispatch.put_body(noted["id"][:12], noted["time_unix_ns"], LAST, body, declared, "crash")
+    kind = "where in its code an error came from, and of which class it is"
+    return Delivery(info, dispatch, consent, f"crashes of {info.name}", kind, STOP_CRASHES, announced=False), ""

@@ -1,0 +1,145 @@
+"""Part of `profiler.embedding.delivery`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from profiler.config.environment import not_for_hosts
+from profiler.config.paths import usage_path
+from profiler.config.resolve import EmbeddingApp
+from profiler.embedding.delivery import Delivery, PackageInfo, declared_from
+from profiler.sending.consent import Consent, state_of
+from profiler.sending.destination import destination, in_words
+from profiler.sending.dispatch import LAST, Dispatch, outbox_of, record
+from profiler.sending.notices import OWN_EXPORTER, STOP, may_send_for
+from profiler.storage.usage_ledger import ledgers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.config.resolve import Resolved
+    from profiler.storage.usage_ledger import Counted, Ledger
+
+
+USAGE_TARGETS = ("otlp", "ga")  # a program that has ended cannot be scraped
+PATIENCE_S = 1.0  # with another process that sums up the same package's counts
+
+
+def usage_goes_to(info: PackageInfo, resolved: Resolved) -> str | None:
+    """Where counts would go, in words, or None where they go nowhere.
+
+    Raises:
+        SettingsError: a setting or variable of the destination cannot be used.
+    """
+    if resolved.values["usage"].value is not True:
+        return None
+    if info.exporter is not None:
+        return OWN_EXPORTER if resolved.may_hand_over and not not_for_hosts() else None
+    if not resolved.may_send or resolved.settings.exporter not in USAGE_TARGETS:
+        return None
+    return in_words(resolved)
+
+
+def may_leave(info: PackageInfo, resolved: Resolved, began_ns: int) -> bool:
+    """Whether what was counted since then may be sent; a user who was never told is told now.
+
+    Raises:
+        SettingsError: as `usage_goes_to`.
+    """
+    if usage_goes_to(info, resolved) is None or not may_send_for(info.app, resolved, info.exporter):
+        return False
+    return resolved.decided is None or _time_of(resolved.decided) * 1e9 <= began_ns
+
+
+def _time_of(date: str) -> float:
+    try:
+        return datetime.fromisoformat(date).timestamp()
+    except ValueError:
+        return float("inf")  # a date that cannot be read lets nothing through
+
+
+# ---- usage ---------------------------------------------------------------------------------------------------------
+
+
+def export_usage(
+    info: PackageInfo, resolved: Resolved, consent: Callable[[], bool], note: Callable[[str], None]
+) -> Delivery | None:
+    """Sums up what is to leave and puts it into the outbox; what is to be delivered then, or None.
+
+    Args:
+        note: told what does not get there, in words.
+
+    Raises:
+        OSError, ValueError: nothing can be put there; the text says why.
+    """
+    import exporters
+
+    ledger = info.ledger
+    choice = state_of(resolved).as_list()
+    with ledger.alone(PATIENCE_S) as alone:
+        if not alone:
+            return None
+        ledger.note_export()
+        if info.exporter is not None:
+            _hand_over(info, ledger, choice, consent, note)
+            return None
+        config = exporters.Config(**destination(resolved))
+        dispatch = Dispatch(resolved, outbox_of(resolved), config, exporters.gate_for(config, consent))
+        for summary, counted in ledger.summaries(choice):
+            declared = declared_from(counted.declared)
+            put = dispatch.put_data(summary, counted.began, usage_of(summary, counted), LAST, declared, what="usage")
+            if dispatch.gate.reason:
+                note(dispatch.gate.reason)
+            if put or dispatch.gate.reason:  # without consent, it stays where it is, and its choice is over
+                ledger.sent(summary, keep=resolved.settings.local)
+        ledger.tidy(resolved.settings.retention_days)
+    kind = "which features, commands and options are used, in counts"
+    return Delivery(info, dispatch, consent, f"usage of {info.name}", kind, STOP, announced=resolved.host_chose)
+
+
+def export_waiting() -> list[str]:
+    """Puts what waits to be summed up into the outbox, of every package whose counts go where the user has chosen.
+
+    Of one that chose the destination itself, its own next run does it.
+
+    Returns:
+        what does not get there, in words.
+
+    Raises:
+        OSError, ValueError: it cannot be put there.
+    """
+    notes: list[str] = []
+    for ledger in ledgers(usage_path()):
+        info = PackageInfo(dict, EmbeddingApp(ledger.folder.name), {})
+        resolved = info.resolve()
+        if ledger.pending() and usage_goes_to(info, resolved) is not None:
+            consent = Consent(info.resolve, partial(_goes_somewhere, info))
+            export_usage(info, resolved, consent, notes.append)
+    return notes
+
+
+def _goes_somewhere(info: PackageInfo, resolved: Resolved) -> bool:
+    return usage_goes_to(info, resolved) is not None
+
+
+def usage_of(summary: str, counted: Counted) -> Any:
+    """What was counted, as OpenTelemetry's ``MetricsData``."""
+    from profiler.sending.otel_data import usage_data
+
+    return usage_data(summary, counted.facts, counted.counts, counted.began, counted.ended)
+
+
+def _hand_over(
+    info: PackageInfo, ledger: Ledger, choice: list[Any], consent: Callable[[], bool], note: Callable[[str], None]
+) -> None:
+    import exporters
+
+    for summary, counted in ledger.summaries(choice):
+        declared = declared_from(counted.declared)
+        gated = exporters.behind_gate(info.exporter, consent, record, declared)
+        ledger.sent(summary, keep=True)  # first: what a package's exporter does with a second time is not known
+        gated.export(usage_of(summary, counted))
+        if gated.reason:
+            note(gated.reason)

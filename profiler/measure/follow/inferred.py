@@ -1,0 +1,351 @@
+"""Infer the passes of a loop that does not name them.
+
+A pass over a loader is training once a gradient or an optimizer was seen in it, and validation if its first step ended
+without one. Without a loader a step lies between two optimizer steps, and a forward in evaluation mode or without
+gradients is validation. Training again on the same loader begins a new epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Protocol
+
+from profiler.measure import hot_path
+from profiler.records.timing import GAPS, Timing
+from profiler.records.vocabulary import Stage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.measure.passes import Segment, ThreadState
+    from profiler.measure.timer import Timer
+
+
+class RunControl(Protocol):
+    """The part of a run that the observer of its loop needs."""
+
+    def is_running(self) -> bool:
+        """Return True if anything is to be measured. The first call starts the run, if nobody else did."""
+        ...
+
+    def begin_inferred_epoch(self, started: int | None) -> None:
+        """Begin an epoch now, or (``started``, in the clock's ns) at the start of a pass whose stage is known only now.
+
+        Passes without a known stage go on in it. Nothing happens if the loop names its epochs itself.
+        """
+        ...
+
+    def has_epoch(self) -> bool:
+        """Return True if an epoch is open."""
+        ...
+
+    def after_pass(self) -> None:
+        """Note that a pass has ended."""
+        ...
+
+    def count_fault(self, error: Exception) -> None:
+        """Count an error of our own."""
+        ...
+
+
+class Called(Protocol):
+    """A module whose calls are observed."""
+
+    has_trained: bool  # True once it was called in training mode with gradients
+
+
+class LoaderFeed:
+    """One iteration over a loader: the iterator's side of a pass."""
+
+    __slots__ = ("following", "goes_along", "inferred", "key", "watch")
+
+    def __init__(self, following: ThreadFollowing, key: Hashable) -> None:
+        self.following = following
+        self.key = key
+        self.inferred: InferredPass | None = None  # the pass that it feeds, while that is open
+        self.goes_along = False  # True if the next batch belongs to a pass that another loader feeds
+        self.watch: object = None  # a weak reference that reports when the iterator is gone
+
+
+class InferredPass:
+    """A pass that was inferred.
+
+    A pass without a loader, or with an exhausted one, has no event at its end. Then ``handed_at`` of its segment is the
+    end of the last thing measured in it.
+    """
+
+    __slots__ = ("feed", "has_backward", "has_forward", "is_exhausted", "segment", "stage")
+
+    def __init__(self, segment: Segment, stage: Stage | None, feed: LoaderFeed | None) -> None:
+        self.segment = segment
+        self.stage = stage
+        self.feed = feed
+        self.has_forward = False
+        self.has_backward = False  # in the current step
+        self.is_exhausted = False  # its loader has no more batches; the loop may still work on the last one
+
+    @property
+    def is_steady(self) -> bool:
+        """True if its stage is known and it goes on."""
+        return self.stage is not None and not self.is_exhausted and self.segment.state.is_owner
+
+    @property
+    def is_open_ended(self) -> bool:
+        """True if no event marks its end."""
+        return self.feed is None or self.is_exhausted
+
+    @property
+    def is_fresh(self) -> bool:
+        """True if it has a batch, and nothing was done with it yet."""
+        segment = self.segment
+        phases = (span for name, span in segment.tree.root.children.items() if name not in GAPS)
+        return self.feed is not None and segment.in_step and all(span.t0 <= segment.wait.t0 for span in phases)
+
+    @property
+    def is_in_step(self) -> bool:
+        """True if a step has begun. Without a loader, a step begins with the first thing measured in it."""
+        return self.segment.in_step if self.feed else self.segment.handed_at > self.segment.step_started
+
+
+class ThreadFollowing:
+    """The observer's notes on one thread."""
+
+    __slots__ = ("ignored", "is_interrupted", "passes", "spent_ns", "state")
+
+    def __init__(self, state: ThreadState) -> None:
+        self.state = state
+        self.passes: list[InferredPass] = []  # the open ones, the innermost last
+        self.is_interrupted = False  # an optimizer's step, by the forward and backward of its closure
+        self.spent_ns = 0  # the time of that step before the interruption
+        self.ignored: list[str] = []  # phases that were not begun, because one of the same name was open
+
+    @property
+    def top(self) -> InferredPass | None:
+        """The innermost open pass that was inferred, or None."""
+        return self.passes[-1] if self.passes else None
+
+    def is_in_named_pass(self) -> bool:
+        """Return True if the innermost pass is one that the loop named itself."""
+        segments = self.state.segments
+        if not self.passes or not segments:
+            return bool(segments)
+        return all(inferred.segment is not segments[-1] for inferred in self.passes)
+
+
+class PassInference:
+    """Begin, classify and end the passes of one run that the loop does not name.
+
+    Args:
+        timer: the run's timer.
+        control: the run.
+        on_change: called before any pass begins, ends or gets its stage.
+        end_gap: ends an open gap between two phases in a thread.
+    """
+
+    def __init__(
+        self,
+        timer: Timer,
+        control: RunControl,
+        on_change: Callable[[], None],
+        end_gap: Callable[[ThreadFollowing], None],
+    ) -> None:
+        self._timer = timer
+        self._control = control
+        self._on_change = on_change
+        self._end_gap = end_gap
+        self.has_optimizer = False  # if there is none, and no loader, a step ends where the next forward begins
+        self._trained_on: set[Hashable] = set()  # keys of the loaders of this epoch's training passes
+
+    def begin_for_feed(self, following: ThreadFollowing, feed: LoaderFeed, one_iterator: bool) -> None:
+        """Begin a pass over a loader, perhaps inside another pass, whose clock stops meanwhile."""
+        self.end_evaluations(following)
+        for inferred in following.passes:
+            begins_again = one_iterator and inferred.feed is not None and inferred.feed.key == feed.key
+            if inferred.is_exhausted or begins_again:
+                self.close(following, inferred, partial=not inferred.is_exhausted)
+                break
+        self._open(following, None, feed)
+
+    def pass_for_batch(self, following: ThreadFollowing, feed: LoaderFeed) -> InferredPass | None:
+        """Return the pass of the next batch, or None if it goes with another loader's, as in ``zip(loader, other)``."""
+        feed.goes_along = following.is_in_named_pass()
+        if feed.goes_along:
+            return None
+        if feed.inferred is None or feed.inferred not in following.passes:
+            top = following.top
+            if top is not None and top.is_fresh:
+                feed.goes_along = True
+                return None
+            self.end_evaluations(following)
+            self._open(following, None, feed)
+        return feed.inferred
+
+    def find_for_forward(self, following: ThreadFollowing, module: Called, trains: bool, learns: bool) -> None:
+        """Find or begin the pass of a forward.
+
+        Args:
+            trains: the module is in training mode.
+            learns: it is, and gradients are on.
+        """
+        if learns:
+            self.find_for_training(following)
+        elif following.is_in_named_pass():
+            return
+        else:
+            self._drop_ended(following)
+            top = following.top
+            if top is None or self._is_evaluation(top, module, trains):
+                self._open(following, Stage.VAL, None)
+        if following.passes:
+            following.passes[-1].has_forward = True
+
+    def find_for_training(self, following: ThreadFollowing) -> None:
+        """Find or begin the training pass in which a gradient is computed or used."""
+        if following.is_in_named_pass():
+            return
+        self.end_evaluations(following)
+        self._drop_ended(following)
+        top = following.top
+        if top is None:
+            if not self._control.has_epoch():
+                self._control.begin_inferred_epoch(None)
+            self._open(following, Stage.TRAIN, None)
+        elif top.stage is None:
+            self._decide(following, top, Stage.TRAIN)
+
+    def end_step_of_feed(self, following: ThreadFollowing, inferred: InferredPass) -> None:
+        """End the step of a pass whose loader is asked for the next batch, and everything inside it."""
+        position = following.passes.index(inferred)
+        if inferred is not following.passes[-1]:
+            self.close(following, following.passes[position + 1], partial=True)
+        following.ignored.clear()
+        following.is_interrupted = False
+        segment = inferred.segment
+        if segment.closed:
+            self.reopen(inferred)
+            return
+        segment.leave_open_spans()
+        if inferred.stage is None and inferred.has_forward:
+            self._decide(following, inferred, Stage.VAL)
+        if segment.in_step:
+            segment.end_step()
+
+    def extend_to_now(self, following: ThreadFollowing, segment: Segment, *, ends_step: bool) -> None:
+        """Move the end of a pass without a loader to this moment, and perhaps count a step."""
+        if following.state.current is not segment.tree.root:  # inside another phase
+            return
+        segment.handed_at = hot_path.now()
+        if ends_step:
+            _count_step(segment, segment.handed_at)
+
+    def end_step_without_optimizer(self, following: ThreadFollowing) -> None:
+        """End the step of a loop that changes its weights by hand: a forward after a backward begins a new step."""
+        top = following.top
+        if not self.has_optimizer and top is not None and top.feed is None and top.has_backward:
+            self._end_gap(following)
+            self.extend_to_now(following, top.segment, ends_step=True)
+            top.has_backward = False
+
+    def see_optimizer(self, following: ThreadFollowing) -> None:
+        """Note that the loop has an optimizer: earlier "steps" only accumulated the gradients of its first step."""
+        if self.has_optimizer:
+            return
+        self.has_optimizer = True
+        for inferred in following.passes:
+            segment = inferred.segment
+            if inferred.feed is None and not segment.closed and segment.tree.record.steps:
+                segment.tree.record.steps = segment.tree.step.n = 0
+                segment.tree.step.timing = Timing()
+                segment.step_started = segment.started
+
+    def reopen(self, inferred: InferredPass) -> None:
+        """Continue a pass in the next epoch, after its first part ended with the previous one."""
+        self._on_change()
+        inferred.segment.close(partial=True)
+        inferred.segment = self._timer.begin(inferred.stage)
+
+    def close(self, following: ThreadFollowing, inferred: InferredPass, *, partial: bool) -> None:
+        """End a pass, and those inside it."""
+        self._on_change()
+        while inferred in following.passes:
+            last = following.passes.pop()
+            segment = last.segment
+            if last.is_open_ended:
+                segment.handed_at = max(segment.handed_at, segment.started, _open_since(segment))
+            if last.feed is None:
+                if last.has_backward and not self.has_optimizer:
+                    _count_step(segment, segment.handed_at)
+                segment.close(partial=False, at=segment.handed_at)
+                continue
+            last.feed.inferred = None
+            if last.stage is None and last.has_forward:
+                self._decide(following, last, Stage.VAL)
+            if last.is_exhausted:
+                segment.close(partial=False, at=segment.handed_at)
+            else:
+                segment.close(partial=partial or last is not inferred)
+        self._control.after_pass()
+
+    def end_evaluations(self, following: ThreadFollowing) -> None:
+        """End evaluations without a loader, because something else begins."""
+        while following.passes and following.passes[-1].feed is None and following.passes[-1].stage is Stage.VAL:
+            self.close(following, following.passes[-1], partial=False)
+
+    def _open(self, following: ThreadFollowing, stage: Stage | None, feed: LoaderFeed | None) -> None:
+        self._on_change()
+        inferred = InferredPass(self._timer.begin(stage), stage, feed)
+        following.passes.append(inferred)
+        if feed is not None:
+            feed.inferred = inferred
+
+    def _decide(self, following: ThreadFollowing, inferred: InferredPass, stage: Stage) -> None:
+        """Set the stage of a pass over a loader. A training pass may begin a new epoch."""
+        self._on_change()
+        inferred.stage = stage
+        feed = inferred.feed
+        if feed is not None and stage is Stage.TRAIN:
+            is_outermost = not any(p.stage is Stage.TRAIN for p in following.passes if p is not inferred)
+            if not self._control.has_epoch() or (is_outermost and feed.key in self._trained_on):
+                self._trained_on.clear()
+                before = hot_path.now()
+                self._control.begin_inferred_epoch(inferred.segment.started)
+                following.state.pause(hot_path.now() - before)
+                following.passes = [p for p in following.passes if not p.segment.closed]
+            self._trained_on.add(feed.key)
+        inferred.segment.decide(stage)
+
+    def _is_evaluation(self, inferred: InferredPass, module: Called, trains: bool) -> bool:
+        """Return True if a forward that learns nothing is an evaluation inside this pass."""
+        if inferred.stage is not Stage.TRAIN:
+            return False
+        if inferred.feed is None and not inferred.is_in_step:
+            return True
+        return not trains and module.has_trained  # other modules are teachers, target networks or frozen encoders
+
+    def _drop_ended(self, following: ThreadFollowing) -> None:
+        """Remove passes that ended with their epoch. A pass over a loader goes on in the next one."""
+        while following.passes and following.passes[-1].segment.closed:
+            if following.passes[-1].feed is not None:
+                self.reopen(following.passes[-1])
+                return
+            following.passes.pop()
+
+
+def _open_since(segment: Segment) -> int:
+    """Return the start of a phase that an exception left open, or 0. Everything before it has been measured."""
+    span = segment.state.current
+    while span.depth > 1 and span.parent is not None:
+        span = span.parent
+    return span.t0 if span.depth == 1 and span.tree is segment.tree and span.name not in GAPS else 0
+
+
+def _count_step(segment: Segment, end: int) -> None:
+    """Count a step of a pass without a loader. It lasted from the end of the previous step."""
+    tree = segment.tree
+    with segment.state.timer.lock:
+        tree.step.record(end - segment.step_started)
+        tree.record.steps += 1
+        segment.step_started = end
+        if tree.cold:
+            tree.end_cold()
+        if tree.pending:
+            tree.read_device()

@@ -1,0 +1,123 @@
+"""The hooks of one module, and the look-up of torch."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from profiler.measure.hot_path import forward_begins, forward_ends
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.measure.follow.torch_hooks import TorchHooks
+    from profiler.measure.hot_path import FastPath
+
+
+def find_torch() -> Any:
+    """Return torch if the program has imported it completely, else None."""
+    torch = sys.modules.get("torch")
+    return torch if hasattr(torch, "optim") and hasattr(torch, "compiler") else None
+
+
+def in_foreign_backward() -> bool:
+    """Return True if the calling thread belongs to autograd or is inside a backward: then its calls are not the loop's."""
+    found = getattr(getattr(find_torch(), "_C", None), "_current_graph_task_id", None)
+    return found is not None and found() != -1
+
+
+def has_parameters(module: Any) -> bool:
+    """Return True if a module can be hooked and has parameters. Losses, activations and metrics have none."""
+    return not isinstance(module, find_torch().jit.ScriptModule) and next(module.parameters(), None) is not None
+
+
+class HookedModule:
+    """The hooks of one module."""
+
+    __slots__ = (
+        *("_compiled", "_handles", "after", "before", "has_trained"),
+        *("hooks", "module", "parts", "takes_gradients", "was_called"),
+    )
+
+    def __init__(self, hooks: TorchHooks, module: Any) -> None:
+        torch, observer = find_torch(), hooks.observer
+        state, fast = observer.timer.owner, observer.phases.fast_path
+        self.hooks = hooks
+        self.module: weakref.ref[Any] = weakref.ref(module)
+        self.has_trained = False
+        self.was_called = False
+        self.parts: list[HookedModule] = []  # its children that are hooked because it was not called itself
+        self.takes_gradients: Callable[[], bool] = torch.is_grad_enabled
+        self._compiled: Any = None  # our wrapper of the module's compiled call, while it has one
+        is_compiling = torch.compiler.is_dynamo_compiling
+        self.before = _Hook(
+            forward_begins(
+                *(fast(), fast(), state, self.call_begins),
+                hooked=self.module,
+                takes_gradients=self.takes_gradients,
+                is_compiling=is_compiling,
+            )
+        )
+        self.after = _Hook(forward_ends(fast(), state, observer.forward_ends, hooked=self.module, is_compiling=is_compiling))
+        self._handles: list[Any] = []
+        self.put_back()
+        self.look_for_compiled()
+
+    def call_begins(self, fast: FastPath) -> None:
+        """Report the begin of a call."""
+        module = self.module()
+        if module is not None:
+            self.hooks.module_called(self)
+            self.hooks.observer.forward_begins(fast, self, module.training, self.takes_gradients())
+
+    def look_for_compiled(self) -> None:
+        """Wrap the compiled function that ``module.compile()`` puts around the hooks, which it would otherwise trace."""
+        module = self.module()
+        compiled = getattr(module, "_compiled_call_impl", None)
+        if module is not None and compiled is not None and compiled is not self._compiled:
+            self.take_away()  # with hooks inside it, torch compiles something else
+            self._compiled = module._compiled_call_impl = _around(self, compiled)
+
+    def put_back(self) -> None:
+        """Register the hooks, unless they are registered or the module is compiled."""
+        module = self.module()
+        if module is not None and not self._handles and self._compiled is None:
+            self._handles = [
+                module.register_forward_pre_hook(self.before),
+                module.register_forward_hook(self.after, always_call=True),
+            ]
+
+    def take_away(self) -> None:
+        """Remove the hooks for now."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def remove(self) -> None:
+        """Remove the hooks and the wrapper of a compiled call."""
+        self.take_away()
+        module: Any = self.module()
+        if self._compiled is not None and getattr(module, "_compiled_call_impl", None) is self._compiled:
+            module._compiled_call_impl = vars(self._compiled)["__wrapped__"]
+
+
+def _around(hooked: HookedModule, compiled: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(compiled)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        hooked.before(hooked.module(), args)
+        try:
+            return compiled(*args, **kwargs)
+        finally:
+            hooked.after(hooked.module(), args, None)
+
+    vars(timed)["__wrapped__"] = compiled  # functools.wraps copies the compiled function's own __wrapped__
+    return timed
+
+
+class _Hook(functools.partial):  # type: ignore[type-arg]
+    """A hook that is replaced by a function that does nothing when its module is copied or pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (contextlib.nullcontext(), "__exit__")

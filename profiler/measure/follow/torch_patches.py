@@ -1,0 +1,244 @@
+"""Wrap the functions of torch that have no hooks, while anything is attached."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from profiler.measure.follow.torch_modules import find_torch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.measure.follow.inferred import LoaderFeed
+    from profiler.measure.follow.observer import LoopObserver
+    from profiler.measure.follow.torch_hooks import TorchHooks
+
+
+FEEDS = "_epochmeter_feeds"  # attribute of a loader's iterator: its observers, each with its feed
+
+
+class Patches:
+    """The wrapped functions of torch, and the hooks of the runs that listen to them."""
+
+    def __init__(self) -> None:
+        self.listeners: tuple[TorchHooks, ...] = ()
+        self._lock = threading.Lock()
+        self._places: list[tuple[Any, str, Any, Any]] = []  # owner, name, original, our wrapper
+
+    def add(self, hooks: TorchHooks) -> None:
+        """Wrap the functions that these hooks listen to."""
+        with self._lock:
+            if hooks not in self.listeners:
+                self.listeners = (*self.listeners, hooks)
+            self._put()
+
+    def discard(self, hooks: TorchHooks) -> None:
+        """Stop reporting to these hooks. The last one restores the original functions."""
+        with self._lock:
+            self.listeners = tuple(other for other in self.listeners if other is not hooks)
+            if not self.listeners:
+                self._take_away()
+
+    def _put(self) -> None:
+        torch = find_torch()
+        data = importlib.import_module("torch.utils.data.dataloader")
+        module = torch.nn.Module
+        everything = any(hooks.everything for hooks in self.listeners)
+        loaders = everything or any(hooks.has_loaders for hooks in self.listeners)
+        for owner, name, wrapper in (
+            (torch.autograd, "backward", _backward),
+            (torch.jit, "script", _script),
+            *(((torch, "save", _save),) if any(hooks.all_loaders for hooks in self.listeners) else ()),
+            *(((data.DataLoader, "__iter__", _iter), (data._BaseDataLoaderIter, "__next__", _next)) if loaders else ()),
+            *(
+                ((module, "__init__", _init), (module, "__setstate__", _setstate), (module, "train", _train))
+                if everything
+                else ()
+            ),
+        ):
+            if any(place[:2] == (owner, name) for place in self._places):
+                continue
+            original = getattr(owner, name)
+            wrapped = functools.wraps(original)(wrapper(original))
+            setattr(owner, name, wrapped)
+            self._places.append((owner, name, original, wrapped))
+
+    def _take_away(self) -> None:
+        for owner, name, original, wrapped in self._places:
+            if getattr(owner, name) is wrapped:  # else another tool has wrapped our wrapper, which now only passes on
+                setattr(owner, name, original)
+        self._places = []
+
+
+PATCHES = Patches()
+
+
+def _drop_own_frame(error: BaseException) -> None:
+    """Remove our frame, so that the script prints the same traceback as without us (not before Python 3.11)."""
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next
+
+
+def _script(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Remove our hooks during ``torch.jit.script``, which would compile them, and cannot."""
+
+    def script(*args: Any, **kwargs: Any) -> Any:
+        modules = [hooked for hooks in PATCHES.listeners for hooked in hooks.hooked_modules()]
+        for hooked in modules:
+            hooked.take_away()
+        try:
+            return original(*args, **kwargs)
+        except BaseException as error:
+            _drop_own_frame(error)
+            raise
+        finally:
+            for hooked in modules:
+                hooked.put_back()
+
+    return script
+
+
+def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        listeners = PATCHES.listeners
+        for hooks in listeners:
+            hooks.before_backward()
+        try:
+            return original(*args, **kwargs)
+        except BaseException as error:
+            _drop_own_frame(error)
+            raise
+        finally:
+            for hooks in listeners:
+                hooks.after_backward()
+
+    return backward
+
+
+def _save(original: Callable[..., Any]) -> Callable[..., Any]:
+    def save(*args: Any, **kwargs: Any) -> Any:
+        open_checkpoints = [(hooks.observer, hooks.observer.checkpoint_begins()) for hooks in PATCHES.listeners]
+        try:
+            return original(*args, **kwargs)
+        except BaseException as error:
+            _drop_own_frame(error)
+            raise
+        finally:
+            for observer, gap in open_checkpoints:
+                if gap is not None:
+                    observer.checkpoint_ends(gap)
+
+    return save
+
+
+def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __iter__(self: Any) -> Any:
+        feeds = [
+            (hooks.observer, feed)
+            for hooks in PATCHES.listeners
+            if hooks.is_followed(self) and (feed := hooks.loader_begins(self)) is not None
+        ]
+        waits = [observer.start_begins(feed) for observer, feed in feeds]
+        try:
+            iterator = original(self)
+        finally:
+            for wait in waits:
+                if wait is not None:
+                    wait.end_without_count()
+        with contextlib.suppress(AttributeError, TypeError):  # an iterator that takes no attributes is not observed
+            setattr(iterator, FEEDS, feeds)
+            for observer, feed in feeds:
+                feed.watch = weakref.ref(iterator, functools.partial(_dropped, observer, feed))
+        return iterator
+
+    return __iter__
+
+
+def _feeds_of_known(iterator: Any) -> list[tuple[LoopObserver, LoaderFeed]]:
+    """Make the feeds of an iterator that is older than our wrapper, and restarts inside itself."""
+    return [
+        (hooks.observer, feed)
+        for hooks in PATCHES.listeners
+        if hooks.all_loaders and (feed := hooks.loader_begins(iterator)) is not None
+    ]
+
+
+def _dropped(observer: LoopObserver, feed: LoaderFeed, _: object) -> None:
+    observer.loader_is_dropped(feed)
+
+
+def _next(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __next__(self: Any) -> Any:
+        feeds: list[tuple[LoopObserver, LoaderFeed]] | None = self.__dict__.get(FEEDS)
+        if feeds is None:
+            feeds = self.__dict__[FEEDS] = _feeds_of_known(self)
+        if not feeds:
+            return original(self)
+        if len(feeds) > 1:
+            return _followed_by_several(original, self, feeds)
+        ((observer, feed),) = feeds
+        wait = observer.fetch_begins(feed)
+        try:
+            item = original(self)
+        except BaseException as error:
+            if wait is not None:
+                observer.fetch_fails(feed, wait, at_end=isinstance(error, StopIteration))
+            _drop_own_frame(error)
+            raise
+        if wait is not None:
+            observer.fetch_ends(feed, wait, item)
+        return item
+
+    return __next__
+
+
+def _followed_by_several(original: Callable[..., Any], iterator: Any, feeds: list[tuple[LoopObserver, LoaderFeed]]) -> Any:
+    waits = [(observer, feed, observer.fetch_begins(feed)) for observer, feed in feeds]
+    try:
+        item = original(iterator)
+    except BaseException as error:
+        for observer, feed, wait in waits:
+            if wait is not None:
+                observer.fetch_fails(feed, wait, at_end=isinstance(error, StopIteration))
+        raise
+    for observer, feed, wait in waits:
+        if wait is not None:
+            observer.fetch_ends(feed, wait, item)
+    return item
+
+
+def _init(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        _report_made(self)
+
+    return __init__
+
+
+def _setstate(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __setstate__(self: Any, state: Any) -> None:
+        original(self, state)
+        _report_made(self)
+
+    return __setstate__
+
+
+def _report_made(module: Any) -> None:
+    for hooks in PATCHES.listeners:
+        if hooks.everything:
+            hooks.module_made(module)
+
+
+def _train(original: Callable[..., Any]) -> Callable[..., Any]:
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for hooks in PATCHES.listeners:
+            if hooks.everything:
+                hooks.module_switches()
+        return original(self, *args, **kwargs)
+
+    return train

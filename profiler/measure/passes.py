@@ -1,0 +1,220 @@
+"""The passes: one thread's place in the trees of spans, and one pass over a loader."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from threading import get_ident
+from typing import Any
+
+from profiler.measure import hot_path
+from profiler.measure.hot_path import HotPass, ThreadBadge
+from profiler.measure.spans import BUFFER_SIZE, Tree, drop_mark
+from profiler.records.histogram import NS
+from profiler.records.vocabulary import Phase, Stage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.measure.hot_path import Span
+    from profiler.measure.timer import Timer
+
+
+TASK_BUFFER_SIZE = 64  # small, because there can be thousands of tasks
+SampleCount = Callable[[Any], "int | None"]
+
+
+class ThreadState:
+    """The place of one thread (or one task of asyncio): the innermost open span, and the passes it is in."""
+
+    __slots__ = ("badge", "buffer_size", "current", "is_owner", "outside", "segments", "thread", "timer", "trees")
+
+    def __init__(self, timer: Timer, is_owner: bool, buffer_size: int = BUFFER_SIZE) -> None:
+        self.timer = timer
+        self.thread = get_ident()
+        self.is_owner = is_owner
+        self.buffer_size = buffer_size
+        self.badge = ThreadBadge(is_held=is_owner)
+        self.segments: list[Segment] = []
+        self.trees: list[Tree] = []
+        self.outside = Tree(self, None)
+        self.current: Span = self.outside.root
+
+    def tree_for(self, stage: Stage | None) -> Tree:
+        """Return a tree of that stage that no open pass uses."""
+        device = self.timer.device_clock()
+        free = [tree for tree in self.trees if not tree.in_use and tree.device is device]
+        for tree in free:
+            if tree.stage is stage is not None:
+                return tree
+        for tree in free:
+            if tree.is_empty:
+                tree.become(stage)
+                return tree
+        tree = Tree(self, stage, device)
+        self.trees.append(tree)
+        return tree
+
+    def leave(self, name: str, end: int, *, count: bool = True) -> None:
+        """Close the innermost open span of that name, wherever it is. Spans that overlap are put right.
+
+        Spans that were opened later stay open. They are moved out of the span that is closed, and keep their start.
+        """
+        inner: list[tuple[str, int]] = []
+        span = self.current
+        while span.parent is not None and span.name != name:
+            inner.append((span.name, span.t0))
+            span = span.parent
+        if span.parent is None:  # it was opened in another thread, or in a pass that has ended since
+            return
+        if count:
+            span.record(end - span.t0)
+        else:
+            span.timing.steady.add_to_sum(end - span.t0)
+        self.current = span.parent
+        for other, t0 in reversed(inner):
+            self.current = self.current.child(other)
+            self.current.t0 = t0
+            drop_mark(self.current)
+
+    def pause(self, by: int) -> None:
+        """Move the start of everything that is open by ``by`` ns, so that our own work is not measured."""
+        span = self.current
+        while span.parent is not None:
+            span.t0 += by
+            span = span.parent
+        self.shift(by, len(self.segments))
+
+    def shift(self, by: int, below: int) -> None:
+        """Move the start of everything that encloses a nested pass by the duration of that pass (ns)."""
+        for segment in self.segments[: below + 1]:
+            span = segment.resume
+            while span.parent is not None:
+                span.t0 += by
+                span = span.parent
+        for segment in self.segments[:below]:
+            segment.started += by
+            segment.step_started += by
+            segment.handed_at += by
+
+
+class Segment(HotPass):
+    """One pass over a loader by one thread, or the part of it that lies in one epoch."""
+
+    __slots__ = ("closed", "handed_at", "resume", "started", "task")
+
+    def __init__(self, state: ThreadState, tree: Tree) -> None:
+        self.state = state
+        self.task = current_task()
+        self.tree = tree
+        self.resume = state.current
+        self.started = self.step_started = self.handed_at = hot_path.now()
+        self.closed = False
+        self.in_step = False
+        self.wait = tree.root.child(Phase.DATA_WAIT.value)
+        tree.in_use = True
+        tree.is_empty = False
+        state.segments.append(self)
+        state.current = tree.root
+        if state.is_owner:
+            state.timer.edges.add(self.started, tree)
+        span = self.resume
+        while span.parent is not None:  # the host's clock stops for the enclosing spans, the GPU's does not
+            drop_mark(span)
+            span = span.parent
+
+    def decide(self, stage: Stage) -> None:
+        """Set the stage of a pass that began without one. Call it before the end of the first step."""
+        with self.state.timer.lock:
+            self.tree.become(stage)
+            self.state.timer.warm_up(self.tree)
+
+    def begin_step(self, samples: int | None) -> bool:
+        """Begin a step, under the lock. Return False if the epoch, and with it this pass, ended during the wait."""
+        with self.state.timer.lock:
+            if self.closed:
+                return False
+            record = self.tree.record  # read under the lock: another thread may just have taken the previous one
+            self.in_step = True
+            record.steps += 1
+            if samples is not None:
+                record.samples = (record.samples or 0) + samples
+            if self.tree.stage is Stage.INFERENCE:
+                if samples is not None:
+                    self.tree.batch.record(samples * NS)
+                self.handed_at = hot_path.now()
+        return True
+
+    def end_step(self) -> None:
+        """End a step, under the lock. It lasted from the end of the previous step to now."""
+        end = hot_path.now()
+        tree = self.tree
+        with self.state.timer.lock:
+            self.in_step = False
+            tree.step.record(end - self.step_started)
+            if tree.stage is Stage.INFERENCE:
+                tree.latency.record(end - self.handed_at)
+            self.step_started = end
+            if tree.cold:
+                tree.end_cold()
+            if tree.pending:
+                tree.read_device()
+
+    def close(self, *, partial: bool, at: int | None = None) -> None:
+        """End the pass. Time that overlaps with a pass that began later and is still open belongs to that one.
+
+        Args:
+            partial: True if the loop broke off before the loader's end.
+            at: the end (ns), if it is only noticed now. Everything measured after it is dropped.
+        """
+        state, tree, timer = self.state, self.tree, self.state.timer
+        with timer.lock:
+            if self.closed:
+                return
+            if self.in_step and at is None:
+                self.end_step()
+            self.closed = True
+            position = state.segments.index(self)
+            later = state.segments[position + 1 :]
+            end = later[0].started if later else hot_path.now() if at is None else at
+            if later:
+                later[0].resume = self.resume
+            else:
+                if at is None:
+                    self._leave_open_spans(end)
+                state.current = self.resume
+            tree.record.duration_ns += end - self.started
+            tree.record.passes += 1
+            tree.record.partial_passes += partial
+            state.shift(end - self.started, position)
+            del state.segments[position]
+            if state.is_owner:
+                timer.edges.add(end, state.segments[-1].tree if state.segments else None)
+            tree.in_use = False
+            if tree.stage is None:
+                state.outside.keep(tree.take())
+                tree.set_aside(None)
+            if tree.cold and tree.stage and not tree.record.steps:  # an empty loader warms nothing up
+                tree.cold = False
+                timer.warm.discard(tree.stage)
+
+    def leave_open_spans(self) -> None:
+        """Close the phases that are still open in this pass, if it is the innermost one."""
+        with self.state.timer.lock:
+            if not self.closed and self.state.segments[-1] is self and self.state.current is not self.tree.root:
+                self._leave_open_spans(hot_path.now())
+                self.state.current = self.tree.root
+
+    def _leave_open_spans(self, end: int) -> None:
+        span = self.state.current
+        while span.parent is not None and span.tree is self.tree:
+            span.record(end - span.t0)
+            span = span.parent
+
+
+def current_task() -> object:
+    """Return the task of asyncio that runs in this thread, or None. asyncio is looked up, not imported."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return asyncio.current_task() if asyncio is not None else None
+    except (RuntimeError, AttributeError):  # no event loop runs here, or asyncio is being imported
+        return None

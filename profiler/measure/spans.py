@@ -1,0 +1,217 @@
+"""The tree of spans of one stage in one thread, and the spans that also mark the GPU's clock."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from profiler.measure.hot_path import Span
+from profiler.records.timing import StageRecord, Timing, merge_phases
+from profiler.records.vocabulary import Phase, Stage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.measure.clocks import DeviceClock, Mark
+    from profiler.measure.passes import ThreadState
+    from profiler.records.timing import Path
+
+
+BUFFER_SIZE = 2048
+MAX_DEPTH = 32
+MAX_NAMES = 256  # different phases below one parent; a name made up per step would otherwise grow without end
+MAX_PENDING = 4096  # device marks that wait to be read
+TOO_MANY = "(more phases)"
+
+
+class DeviceSpan(Span):
+    """A span that also marks both its ends on the current CUDA stream. The marks are read later, never waited for."""
+
+    __slots__ = ("begin",)
+
+    def __init__(self, tree: Tree, parent: Span | None, name: str) -> None:
+        super().__init__(tree, parent, name)
+        self.begin: Mark | None = None
+
+    def __enter__(self) -> Span:
+        super().__enter__()
+        self.begin = None
+        if self.state.current is self and not self.shared:
+            self.mark_begin()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        is_innermost = self.state.current is self
+        super().__exit__(*exc)  # first, so that the phase does not include the cost of the mark
+        if is_innermost:
+            self.mark_end()
+
+    def mark_begin(self) -> None:
+        """Record the first mark."""
+        device = self.tree.device
+        self.begin = None if device is None else device.mark()
+
+    def mark_end(self) -> None:
+        """Record the second mark and queue both, if they are on the same stream."""
+        tree, begin = self.tree, self.begin
+        device, self.begin = tree.device, None
+        if device is not None and begin is not None and not self.shared and len(tree.pending) < MAX_PENDING:
+            end = device.mark()
+            if end is not None and end.stream == begin.stream:  # across streams the difference has no meaning
+                tree.pending.append((None if tree.cold else self, begin, end))
+
+
+class TooDeep(Span):
+    """A phase nested deeper than `MAX_DEPTH` levels. It can be entered, and is not measured."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Span:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+class LateMarks(NamedTuple):
+    """Both marks of a phase that the GPU had not reached when its epoch's or stage's timings were taken."""
+
+    epoch: int | None
+    stage: str
+    path: Path
+    begin: Mark
+    end: Mark
+
+
+class Tree:
+    """The spans of one stage in one thread.
+
+    ``stage`` is None for everything outside stages, and for an inferred pass whose stage is not known yet.
+    """
+
+    __slots__ = (
+        *("batch", "cold", "device", "in_use", "is_empty", "latency", "pending"),
+        *("record", "root", "span_type", "stage", "state", "step"),
+    )
+
+    def __init__(self, state: ThreadState, stage: Stage | None, device: DeviceClock | None = None) -> None:
+        self.state = state
+        self.stage = stage
+        self.cold = False  # True during the run's first step of this stage
+        self.in_use = False
+        self.is_empty = True  # nothing was measured since the last `take`, so another stage may reuse the tree
+        self.device = device
+        self.pending: deque[tuple[DeviceSpan | None, Mark, Mark]] = deque()
+        self.span_type: type[Span] = DeviceSpan if device else Span
+        self.root = Span(self, None, "")
+        self.step = Span(self, self.root, "step")  # these three are never entered: they are a buffer and a histogram
+        self.latency = Span(self, self.root, "latency")
+        self.batch = Span(self, self.root, "batch")
+        self.record = StageRecord(stage.value if stage else "")
+
+    @property
+    def stage_name(self) -> str:
+        """The stage as text, "" for none."""
+        return self.stage.value if self.stage is not None else ""
+
+    @property
+    def is_special(self) -> bool:
+        """True if the end of a step needs more than adding up: a first step, inference, or marks to read."""
+        return self.cold or self.stage is Stage.INFERENCE or bool(self.pending)
+
+    def add_child(self, parent: Span, name: str) -> Span:
+        """Make the span of a phase inside another one, within the limits on depth and number of names."""
+        if parent.depth >= MAX_DEPTH:
+            return TooDeep(self, parent, name)
+        if len(parent.children) >= MAX_NAMES and name != TOO_MANY:
+            return parent.child(TOO_MANY)
+        kind = Span if name == Phase.DATA_WAIT.value else self.span_type  # the GPU has no part in waiting for data
+        made = parent.children[name] = kind(self, parent, name)
+        return made
+
+    def become(self, stage: Stage | None) -> None:
+        """Assign the tree, with everything measured in it so far, to a stage."""
+        self.stage = stage
+        self.record.stage = stage.value if stage else ""
+
+    def end_cold(self) -> None:
+        """End the stage's first step: later durations go to the steady histograms."""
+        self.fold()
+        self.cold = False
+
+    def fold(self) -> None:
+        """Move every buffer into its histogram."""
+        self.read_device()
+        for _, span in self.spans():
+            if span.n:
+                span.fold()
+
+    def read_device(self) -> None:
+        """Read the device times that are complete by now."""
+        device = self.device
+        while device is not None and self.pending:
+            span, begin, end = self.pending[0]
+            elapsed = device.elapsed_ns(begin, end)
+            if elapsed is None:
+                return
+            self.pending.popleft()
+            if span is not None:  # marks of a first step are read only to give their events back
+                span.timing.device.add((elapsed,))
+
+    def set_aside(self, epoch: int | None) -> list[LateMarks]:
+        """Remove and return the marks that the GPU has not reached, so that they are not counted in the next epoch."""
+        pending, self.pending = self.pending, deque()
+        return [LateMarks(epoch, self.stage_name, path_of(span), *marks) for span, *marks in pending if span is not None]
+
+    def take(self) -> StageRecord:
+        """Remove and return everything measured since the last call."""
+        self.fold()
+        taken = self.record
+        self.record = StageRecord(taken.stage)
+        self.is_empty = not self.in_use
+        for path, span in self.spans():
+            timing = span.timing
+            if not (timing.count or timing.total_ns or timing.device.count):
+                continue
+            span.timing = Timing()
+            if span is self.step:
+                taken.step = timing
+            elif span is self.latency:
+                taken.latency = timing
+            elif span is self.batch:
+                timing.steady.merge(timing.cold)
+                taken.batch = timing.steady
+            else:
+                merge_phases(taken.phases, {path: timing})
+        return taken
+
+    def keep(self, taken: StageRecord) -> None:
+        """Add the phases of a pass whose stage never became known."""
+        for path, timing in taken.phases.items():
+            span = self.root
+            for name in path:
+                span = span.child(name)
+            span.timing.merge(timing)
+
+    def spans(self) -> Iterator[tuple[Path, Span]]:
+        """Yield every span with its path. Each level is copied first, because another thread may be adding to it."""
+        yield (), self.step
+        yield (), self.latency
+        yield (), self.batch
+        waiting: list[tuple[Path, Span]] = [((), self.root)]
+        while waiting:
+            path, span = waiting.pop()
+            for child in list(span.children.values()):
+                yield (*path, child.name), child
+                waiting.append(((*path, child.name), child))
+
+
+def path_of(span: Span) -> Path:
+    """Return the names of the phases that enclose a span, outermost first, and its own."""
+    return () if span.parent is None else (*path_of(span.parent), span.name)
+
+
+def drop_mark(span: Span) -> None:
+    """Discard a span's first mark, because the GPU's work until its end is not, or not only, the span's."""
+    if isinstance(span, DeviceSpan):
+        span.begin = None

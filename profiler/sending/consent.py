@@ -1,0 +1,73 @@
+"""Consent: whether data may leave now, asked at every export.
+
+Every question reads the settings anew. That costs one ``stat`` of the settings file, because the file is parsed again only
+when it has changed (`config.file`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.config.resolve import Resolved
+    from profiler.config.schema import Source
+
+
+OUTSIDE_FILE = ("argument", "environment", "host")
+
+
+@dataclass(frozen=True)
+class ConsentState:
+    """The choice of a destination at one moment.
+
+    Attributes:
+        choice: the exporter and its addresses.
+        decided_at: the date of that choice in the settings file, or None.
+        is_outside_file: True if code or the environment chose the destination. Not part of the comparison.
+    """
+
+    choice: tuple[str | None, ...]
+    decided_at: str | None
+    is_outside_file: bool = field(default=False, compare=False)
+
+    def as_list(self) -> list[Any]:
+        """Return the state as it is kept on disk beside counts."""
+        return [self.decided_at, *self.choice]
+
+
+def state_of(resolved: Resolved) -> ConsentState:
+    """Return the choice that is in force with these settings."""
+    settings = resolved.settings
+    sources: set[Source] = {resolved.values[key].source for key in ("exporter", "otlp_endpoint")}
+    return ConsentState(
+        (settings.exporter, settings.otlp_endpoint, settings.ga_measurement_id, settings.ga_endpoint),
+        resolved.decided,
+        not sources.isdisjoint(OUTSIDE_FILE),
+    )
+
+
+class Consent:
+    """A question that is asked anew at every call: ``consent()``.
+
+    Args:
+        resolve: gives the settings in force.
+        permits: returns True if these settings permit the data to leave.
+        state: the choice under which the data was measured. Under another one it does not leave. None for any choice.
+    """
+
+    def __init__(
+        self, resolve: Callable[[], Resolved], permits: Callable[[Resolved], bool], state: ConsentState | None = None
+    ) -> None:
+        self._resolve = resolve
+        self._permits = permits
+        self._state = state
+
+    def __call__(self) -> bool:
+        return self.is_given(self._resolve())
+
+    def is_given(self, resolved: Resolved) -> bool:
+        """Return True if these settings permit the data to leave, and the choice has not changed."""
+        return self._permits(resolved) and (self._state is None or state_of(resolved) == self._state)

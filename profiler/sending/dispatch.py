@@ -1,0 +1,217 @@
+"""One destination and the outbox: entries are made, recovered and handed to a courier here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from profiler.config.locks import lock
+from profiler.config.paths import outbox_path, runs_path, sent_path
+from profiler.config.resolve import resolve
+from profiler.errors import RunLogError
+from profiler.sending.consent import state_of
+from profiler.sending.destination import without_credentials
+from profiler.sending.yielding import no_pause
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from exporters.config import Config
+    from exporters.courier import Courier
+    from exporters.entry import DestinationKey, Head
+    from exporters.outbox import Outbox
+    from exporters.rules import Declared
+    from profiler.config.resolve import Resolved
+    from profiler.records.run import Run
+
+
+LAST = "final"  # the order of a run's last entry: sorts behind all numbers
+GA_HOURS = 70.0  # Google accepts events of the last 72 hours, and our times are up to an hour early
+
+
+class Dispatch:
+    """The entries of one destination.
+
+    Args:
+        resolved: the settings in force.
+        outbox: the machine's outbox.
+        config: how the destination is reached.
+        gate: makes and checks the bodies.
+    """
+
+    def __init__(self, resolved: Resolved, outbox: Outbox, config: Config, gate: Any) -> None:
+        from exporters.entry import DestinationKey
+
+        self.config = config
+        self.gate = gate
+        self._outbox = outbox
+        self._is_outside_file = config.target == "sentry" or state_of(resolved).is_outside_file
+        address = without_credentials(config.address)
+        self.key = DestinationKey(config.target, config.protocol, address, resolved.decided)
+
+    def courier(
+        self,
+        consent: Callable[[], bool],
+        record: Any,
+        takes: Callable[[Head], bool] | None = None,
+        yield_gil: Callable[[], None] = no_pause,
+    ) -> Courier:
+        """Return a courier for the entries of this destination; the arguments are those of `Courier`."""
+        import exporters
+        from exporters.courier import Courier
+
+        def make() -> Any:
+            return exporters.transport_to(self.config)
+
+        wanted = takes or entries_for(self.key)
+        return Courier(self._outbox, self.key, self.gate, make, consent, record, _lock_named, wanted, yield_gil)
+
+    def open_run(self, run: Run, log: str) -> None:
+        """Announce the run's final entry, so that it can be recovered from the log if the process is killed.
+
+        Raises:
+            OSError: the outbox cannot be written.
+        """
+        there = {"chosen_there": self._is_outside_file}
+        self._outbox.open_run(run.id, {**vars(self.key), **there, "started_ns": run.started_unix_ns, "log": log})
+
+    def close_run(self, run: Run) -> None:
+        """Withdraw the announcement: the final entry exists, or must not."""
+        self._outbox.close_run(run.id)
+
+    def put(self, run: Run, data: Any, order: str, yield_gil: Callable[[], None] = no_pause) -> bool:
+        """Put a run's data into the outbox. Return True if the gate let anything through.
+
+        Raises:
+            OSError: the outbox cannot be written.
+        """
+        return self.put_data(run.id, run.started_unix_ns, data, order, declared_of(run), yield_gil)
+
+    def put_data(
+        self,
+        name: str,
+        began_ns: int,
+        data: Any,
+        order: str,
+        declared: Declared | None,
+        yield_gil: Callable[[], None] = no_pause,
+        what: str = "run",
+    ) -> bool:
+        """Put data with a name of its own, twelve hexadecimal digits, into the outbox; otherwise like `put`.
+
+        Raises:
+            OSError: the outbox cannot be written.
+        """
+        bodies = self.gate.bodies(data, yield_gil, declared)
+        for number, body in enumerate(bodies):
+            self.put_body(name, began_ns, order if self.config.target != "ga" else f"ga{number:03d}", body, declared, what)
+        return bool(bodies)
+
+    def put_body(self, name: str, began_ns: int, order: str, body: bytes, declared: Declared | None, what: str) -> None:
+        """Put a body that has passed the gate into the outbox.
+
+        Raises:
+            OSError: the outbox cannot be written.
+        """
+        from exporters.entry import Head
+
+        now, until = self._outbox.now(), None
+        if self.config.target == "ga":
+            until = now + GA_HOURS * 3600
+            if self._outbox.knows(began_ns, name, order):
+                return  # it waits there, or was sent: Google would count it twice
+        head = Head(self.key, name, now, until, self._is_outside_file, declared, what)
+        self._outbox.put(head, began_ns, order, body)
+
+    def recover(self, consent: Callable[[], bool], own: str = "", yield_gil: Callable[[], None] = no_pause) -> None:
+        """Put the final entries of killed runs into the outbox, from their logs.
+
+        Args:
+            own: the id of this process's run, which is alive.
+        """
+        from exporters.outbox import OPEN_GRACE_S
+
+        for run, about, age_s in list(self._outbox.open_runs()):
+            if run != own and age_s > OPEN_GRACE_S and key_of(about) == self.key and consent():
+                self._recover(run, about, age_s, yield_gil)
+
+    def _recover(self, run: str, about: Mapping[str, Any], age_s: float, yield_gil: Callable[[], None]) -> None:
+        from exporters.entry import name_of
+        from exporters.outbox import LEFT_ALONE_S
+        from profiler.sending.otel_data import run_data
+        from profiler.storage.run_log import is_being_written
+        from profiler.storage.run_reader import load
+
+        path = runs_path() / Path(str(about["log"])).name
+        if path.exists() and is_being_written(path):
+            return
+        try:
+            recorded = load(path, yield_gil)
+            ended = recorded.started_unix_ns + recorded.duration_ns
+            self.put(recorded, run_data(recorded, ended), LAST, yield_gil)
+        except RunLogError:
+            if age_s < LEFT_ALONE_S:
+                return  # the run may be writing its first line now
+            self._outbox.count(name_of(about["started_ns"], run, LAST), "nolog")
+        self._outbox.close_run(run)
+
+
+def entries_for(key: DestinationKey) -> Callable[[Head], bool]:
+    """Return a filter for the entries of a destination, without the kinds that the user has switched off."""
+
+    def takes(head: Head) -> bool:
+        return head.key == key and (head.what == "run" or not resolve().unwanted(head.what))
+
+    return takes
+
+
+def key_of(about: Mapping[str, Any]) -> DestinationKey | None:
+    """Return the destination of an announced run, or None if the announcement is spoilt."""
+    from exporters.entry import DestinationKey
+
+    with contextlib.suppress(KeyError):
+        return DestinationKey(about["target"], about["protocol"], about["address"], about["decided"])
+    return None
+
+
+def outbox_of(resolved: Resolved) -> Outbox:
+    """Return this machine's outbox, with the limits of the settings."""
+    from exporters.outbox import Outbox
+
+    settings = resolved.settings
+    return Outbox(outbox_path(), settings.outbox_mb * 1e6, settings.outbox_days * 86_400)
+
+
+def record(where: str, body: bytes) -> Callable[[str], None]:
+    """Keep a copy of a body that is about to be sent, and return a function that notes the answer.
+
+    Raises:
+        OSError: no copy can be kept; then nothing may be sent.
+    """
+    from exporters.sentlog import note
+
+    return note(sent_path(), where, body)
+
+
+def forget_old(resolved: Resolved) -> None:
+    """Remove copies of sent bodies, and counts of lost entries, that are older than ``retention_days``."""
+    from exporters.sentlog import prune
+
+    prune(sent_path(), resolved.settings.retention_days)
+    outbox_of(resolved).forget_marks(resolved.settings.retention_days)
+
+
+def declared_of(run: Run) -> Declared | None:
+    """Return a run's declarations: the name of the package it belongs to, or None."""
+    if "name" not in run.app:
+        return None
+    from exporters.rules import Declared
+
+    return Declared(run.app["name"])
+
+
+def _lock_named(name: str) -> Any:
+    folder = outbox_path() / "lock"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return lock(folder / f"{name}.lock")

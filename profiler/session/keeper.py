@@ -1,0 +1,153 @@
+"""Add measurements to the run, and write them to the run log as soon as they are known."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from profiler.records.energy import energy_by_gpu, merge_energy, sum_of
+from profiler.records.run import EpochRecord, Sums
+from profiler.storage.run_log import RunLog
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.records.energy import Energies
+    from profiler.records.faults import Faults
+    from profiler.records.run import Run
+
+
+MAX_UNSAVED = 16  # lines kept for a disk that may have room again
+
+
+class RunKeeper:
+    """The one writer of a run's record and of its log.
+
+    Two locks, never held together for long: ``lock`` guards the record, which the loop extends while an export reads it;
+    a second one serialises the lines of the log, which three threads write.
+
+    Args:
+        run: the record.
+        faults: counts a log that cannot be written.
+        refresh: brings the run's duration, facts and notes up to date.
+    """
+
+    def __init__(self, run: Run, faults: Faults, refresh: Callable[[], None]) -> None:
+        self._run = run
+        self._faults = faults
+        self._refresh = refresh
+        self._log: RunLog | None = None
+        self._unsaved: list[EpochRecord] = []
+        self._sums = Sums()
+        self._outside_energy = EpochRecord(None)
+        self._make_locks()
+
+    def _make_locks(self) -> None:
+        self.lock = threading.RLock()
+        self._log_lock = threading.Lock()
+        self._sums_lock = threading.Lock()
+
+    @property
+    def log_path(self) -> Path | None:
+        """The file of the run log, or None if there is none."""
+        return None if self._log is None else self._log.path
+
+    def open_log(self, folder: Path) -> None:
+        """Begin the run log. The file is made with its first line."""
+        self._log = RunLog(folder, self._run)
+
+    def close_log(self) -> None:
+        """Close the run log."""
+        with self._log_lock:
+            if self._log is not None:
+                self._faults.swallow("the run log could not be closed", self._log.close)
+            self._log = None
+
+    def save(self, part: EpochRecord) -> None:
+        """Write one line of the log. A line that the disk refuses is kept, and tried again with the next one."""
+        with self._log_lock:
+            if self._log is not None:
+                self._unsaved.append(part)
+                self._faults.swallow("the run log could not be written", self._append_unsaved)
+                del self._unsaved[:-MAX_UNSAVED]
+
+    def _append_unsaved(self) -> None:
+        while self._unsaved and self._log is not None:
+            self._log.append(self._run, self._unsaved[0])
+            del self._unsaved[0]
+
+    def add_epoch(self, epoch: EpochRecord) -> None:
+        """Add a finished epoch to the run. `save` writes it."""
+        with self.lock:
+            self._run.epochs.append(epoch)
+
+    def add_outside(self, part: EpochRecord) -> None:
+        """Add and write a measurement outside every epoch."""
+        with self.lock:
+            self._run.outside.merge(part)
+        self._refresh()
+        self.save(part)
+
+    def add_late(self, part: EpochRecord) -> None:
+        """Add and write device times of an epoch that has ended: the GPU was behind."""
+        position = self._position(part.index)
+        if position is None:
+            self.add_outside(part)
+            return
+        with self.lock:
+            epoch = self._run.epochs[position]
+            epoch.merge(part)
+            self._sums.add_late(position, part)
+        part.started_ns = epoch.started_ns
+        self.save(part)
+
+    def add_energy(self, index: int | None, energy: Energies) -> None:
+        """Add and write the energy of an epoch, once the counters were read after its end.
+
+        An epoch too short for the counters counts only in the run's sum, and takes no line of the log.
+        """
+        with self.lock:
+            position = self._position(index)
+            is_resolved = sum_of(energy_by_gpu(energy).values()).is_resolved
+            epoch = self._run.epochs[position] if position is not None and is_resolved else None
+            merge_energy((self._run.outside if epoch is None else epoch).energy, energy)
+            if epoch is None:
+                merge_energy(self._outside_energy.energy, energy)
+        if epoch is not None:
+            self.save(EpochRecord(epoch.index, started_ns=epoch.started_ns, energy=energy))
+
+    def save_outside_energy(self) -> None:
+        """Write the energy used outside epochs, in one line at the run's end."""
+        if self._outside_energy.energy:
+            self.save(self._outside_energy)
+
+    def snapshot(self, is_running: bool, yield_gil: Callable[[], None]) -> Any:
+        """Return the sums of the run so far, as OpenTelemetry's ``MetricsData``. May be called from any thread.
+
+        The loop is locked out only while the sums are added up.
+
+        Args:
+            is_running: False after the end: then the data is that of the log's last line.
+            yield_gil: called between two pieces of work, so that the loop gets its turn.
+        """
+        from profiler.sending.otel_data import summed_data
+
+        with self._sums_lock:
+            with self.lock:
+                if is_running:
+                    self._refresh()
+                whole = self._sums.of(self._run)
+            yield_gil()
+            now = self._run.started_unix_ns + self._run.duration_ns
+            return summed_data(self._run, now, self._sums, whole, yield_gil)
+
+    def forget(self) -> None:
+        """Reset after a fork: the log is the parent's, and a lock may be held by a thread that does not exist here."""
+        self._make_locks()
+        self._log = None
+
+    def _position(self, index: int | None) -> int | None:
+        """Return the position of a finished epoch; the latest one, if several have that number."""
+        epochs = self._run.epochs
+        return next((position for position in reversed(range(len(epochs))) if epochs[position].index == index), None)

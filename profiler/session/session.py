@@ -1,0 +1,392 @@
+"""One run from its start to its end: the composition root that joins timer, sampler, run log and sending.
+
+`Profiler` is the facade that users see. Adapters, ``epochmeter run``, the benchmark and `Telemetry` use a `Session`.
+
+The rules it keeps: the user's run never fails and never waits for us. Our own errors are counted, logged once, and shown
+by ``epochmeter doctor``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import itertools
+import os
+import secrets
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from profiler.config.paths import crashes_path, runs_path
+from profiler.config.resolve import resolve
+from profiler.errors import ProfilerError
+from profiler.hardware import PROBES, load_probe, module_of
+from profiler.hardware.sampler import Sampler
+from profiler.measure import clocks
+from profiler.measure.energy_meter import EnergyMeter
+from profiler.measure.timer import Timer
+from profiler.records.faults import Faults, warn_once
+from profiler.records.run import UNREAD, EpochRecord, Run
+from profiler.records.vocabulary import Stage
+from profiler.sending.sender import Sending
+from profiler.session.keeper import RunKeeper
+from profiler.session.observation import Observation
+from profiler.session.overhead import hot_path_ns
+from profiler.session.rank_exchange import RankExchange
+from profiler.storage.crash_notes import forget_crashes
+from profiler.storage.run_log import prune
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.config.resolve import EmbeddingApp, Resolved
+    from profiler.records.case import CaseRecord
+    from profiler.records.readings import Probe
+    from profiler.records.run import State
+
+
+PROBE_MODULES = (*(module_of(name) for name in PROBES), "psutil", "pynvml")
+LOG_MODULES = ("filelock", "platformdirs")
+KEEP_NS = 60_000_000_000  # how often a service's calls are written to the log
+UNREAD_SHARE = 0.1  # of the phases; if the GPU time of more is unknown at the end, a note says so
+_live: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+class Session:
+    """One run.
+
+    Args:
+        name: the run's name, checked.
+        planned_epochs: how many epochs are planned, or None.
+        arguments: settings given in code, checked.
+        exporter: an OpenTelemetry ``MetricExporter`` of the program, or None.
+        interval: seconds between two readings of the hardware.
+        device: "cuda", "cuda:0", "cpu" and so on; None to use torch's device.
+        distributed: ranks exchange the times of their epochs.
+        live: write one line to stderr after each epoch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        planned_epochs: int | None,
+        arguments: Mapping[str, Any],
+        exporter: Any,
+        interval: float,
+        device: str | None,
+        distributed: bool,
+        live: bool,
+    ) -> None:
+        self.run = Run(secrets.token_hex(6), name, 0, planned_epochs=planned_epochs)
+        self.state: Literal["new", "running", "over"] = "new"
+        self.timer = Timer(device)
+        self.faults = Faults(self.run.note, is_logged=True)
+        self.observation = Observation(self.timer, _Control(self))
+        self.epoch: EpochRecord | None = None  # the open one
+        self._arguments = arguments
+        self._live = live
+        self._app: EmbeddingApp | None = None
+        self._keeper = RunKeeper(self.run, self.faults, self.refresh)
+        self._meter = EnergyMeter(self.timer.edges, self._keeper.add_energy)
+        self.sampler = Sampler(interval, prepare=self._prepare, load=self._load_probe, energy=self._meter.add)
+        self.timer.edges.on_edge = self.sampler.nudge
+        self.sending = Sending(self.run, self.resolve, exporter, self._snapshot, self.run.note)
+        self._ranks = RankExchange(self.run, distributed, self.resolve)
+        self._indices: set[int] = set()  # of the epochs begun so far
+        self._names_epochs = False  # True if the loop says itself where its epochs begin
+        self._began = 0
+        self._kept_at = clocks.host_clock()
+
+    # ---- the run's life --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin the run. Do nothing if it is running.
+
+        Raises:
+            ProfilerError: the run is over.
+        """
+        if self.state == "over":
+            raise ProfilerError("this Profiler's run is over; make a new Profiler for another run")
+        if self.state == "running":
+            return
+        self.state = "running"
+        resolved = self.resolve()
+        self.faults.swallow("a part of the profiler could not be loaded", lambda: _load(resolved.settings.local))
+        self.faults.swallow("nothing will be sent", lambda: self.sending.prepare(resolved))
+        self._began = clocks.host_clock()
+        self.run.started_unix_ns = time.time_ns()
+        self._ranks.find()
+        for problem in resolved.problems:
+            warn_once(problem)
+        if resolved.settings.local:
+            self.faults.swallow("there is no folder for the run log", lambda: self._keeper.open_log(runs_path()))
+        if self.sending.begin(self._keeper.log_path):
+            self.sampler.every = (resolved.settings.export_interval, self.export)
+            self.sampler.each_tick = self.sending.consent
+        self.sampler.start()
+        _live.add(self)
+        atexit.register(self._at_exit)
+
+    def start_if_new(self) -> bool:
+        """Begin the run if nobody did, and return True while it is running."""
+        if self.state == "new":
+            self.start()
+        return self.state == "running"
+
+    def finish(self, state: State) -> None:
+        """End the run: close open passes, take the last readings, complete the log, send the final payload.
+
+        Do nothing unless the run is running.
+        """
+        if self.state != "running":
+            return
+        self.faults.swallow("hooks could not be removed", self.observation.remove)
+        self.end_epoch()
+        self.timer.close_passes()
+        self.state = "over"
+        atexit.unregister(self._at_exit)
+        _live.discard(self)
+        tail = EpochRecord(None, started_ns=self._now())
+        self._collect(tail)
+        self.faults.swallow("the ranks could not be heard", lambda: self._save_all(self._ranks.gather(last=True)))
+        self.sampler.stop()
+        self._meter.finish()
+        self._keeper.save_outside_energy()
+        if self.timer.device_fault is not None:
+            self.run.note(f"the GPU's clock failed: {self.timer.device_fault}")
+        self._collect(tail)  # the GPU has gone on meanwhile
+        whole = self.run.whole()
+        whole.merge(tail)
+        self._note_unread(whole)
+        tail.readings = self.sampler.take()
+        self.run.state = state
+        self.run.overhead_ns = self.timer.overhead_ns + hot_path_ns(whole)
+        self._keeper.add_outside(tail)
+        self._send_last()
+        self._keeper.close_log()
+
+    def record_so_far(self) -> Run:
+        """Return the run with its open epoch; passes that are still open are not in it."""
+        if self.state == "running":
+            self.refresh()
+            epoch = self.epoch  # the loop's thread may end it meanwhile
+            if epoch is not None:
+                self._collect(epoch)
+                epoch.duration_ns = self._now() - epoch.started_ns
+                return Run(**{**vars(self.run), "epochs": [*self.run.epochs, epoch]})
+            self._keep_outside()
+        return self.run
+
+    def belongs_to(self, app: EmbeddingApp, facts: Mapping[str, str]) -> None:
+        """Make this the run of a package that embeds us: its settings count below the user's, its facts are recorded."""
+        self._app = app
+        self.sending.belongs_to(app)
+        self.run.app = dict(facts)
+
+    def resolve(self) -> Resolved:
+        """Return the settings in force for this run."""
+        return resolve(self._arguments, self._app)
+
+    def retire(self) -> None:
+        """Make this a session that measures nothing: the state after the end of a run."""
+        self.state = "over"
+
+    def refresh(self) -> None:
+        """Bring the run's duration, rank, facts and notes up to date."""
+        run = self.run
+        run.duration_ns = self._now()
+        self._ranks.find()
+        run.hardware = self.sampler.hardware()
+        run.background_ns = self.sampler.cpu_ns
+        run.notes.update(self.sampler.notes)
+
+    def forget(self) -> None:
+        """Reset in a forked child: the run belongs to the parent, and everything here passes through unmeasured."""
+        self.retire()
+        atexit.unregister(self._at_exit)
+        self.timer.forget_threads()
+        self.observation.forget()
+        self.sampler.forget_threads()
+        self.sending.forget()
+        self._keeper.forget()
+
+    # ---- epochs and passes -----------------------------------------------------------------------------------------
+
+    def expect_named_epochs(self) -> None:
+        """Infer no more epochs, because the loop names its own."""
+        self._names_epochs = True
+
+    def begin_named_epoch(self, index: int | None = None) -> EpochRecord:
+        """Begin an epoch that the loop names; None counts on. From now on no epoch is inferred."""
+        self.expect_named_epochs()
+        return self._begin_epoch(len(self._indices) if index is None else index, inferred=False)
+
+    def begin_inferred_epoch(self, started: int | None = None) -> None:
+        """Begin an epoch unless the loop names its own. See `RunControl.begin_inferred_epoch`."""
+        if self.state == "running" and not self._names_epochs:
+            self._begin_epoch(len(self._indices), inferred=True, started=started)
+
+    def begin_epoch_with_pass(self) -> None:
+        """Begin an epoch with a training pass that is not nested, unless the loop names its epochs."""
+        if not self.timer.is_open(Stage.TRAIN):
+            self.begin_inferred_epoch()
+
+    def has_epoch(self) -> bool:
+        """Return True if an epoch is open, or the loop names its own."""
+        return self.epoch is not None or self._names_epochs
+
+    def end_epoch(self, at: int | None = None, *, keep_undecided: bool = False) -> None:
+        """Complete the open epoch, if there is one. It is on disk before this returns.
+
+        Args:
+            at: its end in ns since the run's start, if that is only noticed now.
+            keep_undecided: leave passes open whose stage is not known yet; they go on in the next epoch.
+        """
+        epoch = self.epoch
+        if epoch is None or self.state != "running":
+            return
+        self.observation.epoch_ends()
+        self.timer.close_passes(keep_undecided=keep_undecided)
+        epoch.duration_ns = max((self._now() if at is None else at) - epoch.started_ns, 0)
+        self._collect(epoch)
+        epoch.readings = self.sampler.take()
+        began = clocks.host_clock()
+        self.epoch = None
+        self._keeper.add_epoch(epoch)
+        self.timer.enter_epoch(None, None if at is None else at + self._began)
+        self.refresh()
+        self._keeper.save(epoch)
+        self.faults.swallow("the ranks could not be told", lambda: self._save_all(self._ranks.publish(epoch)))
+        if self._live:
+            line = f"{self.run.name}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n"
+            self.faults.swallow("stderr takes no lines", lambda: sys.stderr.write(line))
+        self.timer.overhead_ns += clocks.host_clock() - began
+
+    def after_pass(self) -> None:
+        """Write a pass outside epochs to the log."""
+        if self.epoch is None and self.state == "running":
+            self._keep_outside()
+
+    def after_call(self) -> None:
+        """Write a service's calls to the log every minute, because it may run for weeks."""
+        if self.epoch is None and clocks.host_clock() - self._kept_at > KEEP_NS:
+            self._keep_outside()
+
+    def add_cases(self, cases: list[CaseRecord]) -> None:
+        """Add and write cases of a benchmark."""
+        self._keeper.add_outside(EpochRecord(None, started_ns=self._now(), cases=cases))
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _begin_epoch(self, index: int, *, inferred: bool, started: int | None = None) -> EpochRecord:
+        """Begin an epoch, and end the previous one; ``started`` is its start on the host's clock, if not now."""
+        began = self._now() if started is None else started - self._began
+        self.end_epoch(began, keep_undecided=started is not None)
+        if index < 0 or index in self._indices:
+            index = next(free for free in itertools.count(len(self._indices)) if free not in self._indices)
+        self._indices.add(index)
+        self._keep_outside()
+        self.epoch = EpochRecord(index, started_ns=began, inferred=inferred)
+        self.timer.enter_epoch(index, started)
+        return self.epoch
+
+    def _now(self) -> int:
+        return clocks.host_clock() - self._began
+
+    def _collect(self, into: EpochRecord) -> None:
+        with self._keeper.lock:
+            late = self.timer.take(into, ended=self.state == "over")
+        for part in late:
+            self._keeper.add_late(part)
+
+    def _keep_outside(self) -> None:
+        self._kept_at = clocks.host_clock()
+        part = EpochRecord(None, started_ns=self._now())
+        self._collect(part)
+        if not part.is_empty:
+            self._keeper.add_outside(part)
+
+    def _save_all(self, parts: list[EpochRecord]) -> None:
+        for part in parts:
+            self._keeper.save(part)
+
+    def _note_unread(self, whole: EpochRecord) -> None:
+        read = sum(t.device.count for stage in whole.stages.values() for t in stage.phases.values())
+        unread = self.timer.unread
+        if unread > UNREAD_SHARE * (read + unread):
+            self.run.note(UNREAD, unread)
+
+    def _load_probe(self, name: str) -> Probe:
+        return load_probe(name, self.timer.device)
+
+    def _prepare(self) -> None:
+        """Write the log's first line in the sampling thread, which does the imports that writing needs."""
+        self._keeper.save(EpochRecord(None))
+        path = self._keeper.log_path
+        if path is not None:
+            days = self.resolve().settings.retention_days
+            prune(path.parent, days)
+            forget_crashes(crashes_path(), days)
+
+    def _snapshot(self, yield_gil: Callable[[], None]) -> Any:
+        return self._keeper.snapshot(self.state == "running", yield_gil)
+
+    def export(self) -> None:
+        """Export the run so far; called by the sampling thread every ``export_interval``."""
+        self.faults.swallow("an export failed", self.sending.export)
+
+    def _send_last(self) -> None:
+        known = dict(self.run.notes)
+        self.sampler.finish()
+        self.faults.swallow("an export failed", self.sending.finish)
+        if self.run.notes != known:
+            self._keeper.save(EpochRecord(None))
+
+    def _at_exit(self) -> None:
+        """End a run that nobody stopped; its state comes from the exception that the interpreter has just shown."""
+        self.finish(state_after(getattr(sys, "last_value", None)))
+
+
+class _Control:
+    """The run, as its observer sees it."""
+
+    def __init__(self, session: Session) -> None:
+        self.is_running = session.start_if_new
+        self.begin_inferred_epoch = session.begin_inferred_epoch
+        self.has_epoch = session.has_epoch
+        self.after_pass = session.after_pass
+        self._session = session
+
+    def count_fault(self, error: Exception) -> None:
+        self._session.run.note(f"a loop could not be followed: {type(error).__name__}")
+
+
+def state_after(error: BaseException | None) -> State:
+    """Return the state of a run that ended with this exception, or with none."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return "finished"
+    return "interrupted" if isinstance(error, (KeyboardInterrupt, GeneratorExit)) else "crashed"
+
+
+def _load(keeps_log: bool) -> None:
+    """Import everything a run needs before its clock starts.
+
+    Beside the loop the imports would hold the interpreter's lock, 5 ms at a time, and show in the loop's first steps. No
+    module of an exporter is among them: those wait for consent.
+    """
+    for module in (*PROBE_MODULES, *(LOG_MODULES if keeps_log else ())):
+        with contextlib.suppress(ImportError):  # the part that needs it reports it, with the cure
+            importlib.import_module(module)
+
+
+def _after_fork() -> None:
+    for session in list(_live):
+        session.forget()
+    _live.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

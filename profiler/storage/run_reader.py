@@ -1,0 +1,341 @@
+"""Part of `profiler.storage.run_log`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from profiler.errors import RunLogError, RunNotFoundError, did_you_mean
+from profiler.records.case import CaseRecord, add_cases, case_identity
+from profiler.records.energy import Energy
+from profiler.records.histogram import NS, Histogram
+from profiler.records.reading_record import READING_PREFIX, ReadingRecord
+from profiler.records.readings import MetricSpec
+from profiler.records.run import FACT_NAMES, EpochRecord, Hardware, RankStage, Run
+from profiler.records.timing import Timing
+from profiler.storage.points import SPECS
+from profiler.storage.run_log import is_being_written, run_id, run_paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.records.readings import Kind
+
+
+APP_PREFIX = "epochmeter.app."
+FACTS = {name: fact for fact, name in FACT_NAMES.items()}
+
+
+def find(folder: Path, wanted: str = "last") -> Path:
+    """The log of the run with this id, or an id that starts so, or the last run.
+
+    Raises:
+        RunNotFoundError: there is none, or more than one.
+    """
+    paths = run_paths(folder)
+    if not paths:
+        raise RunNotFoundError("no run has been recorded on this machine yet; 'epochmeter demo' records one.")
+    if wanted == "last":
+        return _first_rank(paths)
+    found = [path for path in paths if wanted and run_id(path).startswith(wanted.lower())]
+    if not found:
+        hint = did_you_mean(wanted, [run_id(path) for path in paths])
+        raise RunNotFoundError(f"there is no run {wanted!r}.{hint} 'epochmeter runs' lists the recorded runs.")
+    if len(found) > 1:
+        ids = ", ".join(run_id(path) for path in found[:5])
+        raise RunNotFoundError(f"{wanted!r} fits {len(found)} runs ({ids}, ...); give more of the id.")
+    return found[0]
+
+
+def _first_rank(paths: list[Path]) -> Path:
+    """The newest run; of the ranks of a distributed run the first one, which knows of the others."""
+    try:
+        newest = outline(paths[0])
+        for path in paths[: 2 * (newest.world_size or 0)]:
+            run = outline(path)
+            if newest.rank and (run.rank, run.name, run.world_size) == (0, newest.name, newest.world_size):
+                return path
+    except RunLogError:
+        pass  # whoever loads it says what is wrong
+    return paths[0]
+
+
+def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
+    """A run from its log. Lines that cannot be read are passed over and counted in the run's notes.
+
+    Args:
+        yield_gil: called before each line, to let other threads have their turn.
+
+    Raises:
+        RunLogError: the file cannot be read, or no line of it is of a run.
+    """
+    lines = _lines(path)
+    run = Run(id=run_id(path), name="", started_unix_ns=0)
+    known = []
+    for line in lines:
+        yield_gil()
+        known.append(_take(run, line))
+    if not any(known):
+        raise _no_run(path)
+    spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now
+    if spoilt:
+        run.note("unreadable line in the run log", spoilt)
+    run.epochs.sort(key=lambda epoch: epoch.started_ns)
+    return _with_true_state(run, path)
+
+
+def outline(path: Path) -> Run:
+    """A run's name, state and times alone: its last whole line has them, whatever the log's length.
+
+    Raises:
+        RunLogError: as `load`.
+    """
+    for line in reversed(_lines(path)):
+        run = Run(id=run_id(path), name="", started_unix_ns=0)
+        if _take(run, line):
+            return _with_true_state(run, path)
+    raise _no_run(path)
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return [line for line in path.read_bytes().split(b"\n") if line]
+    except OSError as error:
+        raise RunLogError(f"the run log {path.name} cannot be read: {error.strerror}.") from None
+
+
+def _no_run(path: Path) -> RunLogError:
+    return RunLogError(f"{path.name} holds no run: none of its lines is OTLP JSON with an epochmeter run in it.")
+
+
+def _with_true_state(run: Run, path: Path) -> Run:
+    """A run that says it is running while no process writes its log was killed."""
+    if run.state == "running" and not is_being_written(path):
+        run.state = "interrupted"
+    return run
+
+
+def _take(run: Run, line: bytes) -> bool | None:
+    """Adds a line to the run: whether it is of a run at all, or None where it cannot be read."""
+    try:
+        return _take_line(run, json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _take_line(run: Run, document: Mapping[str, Any]) -> bool:
+    known = False
+    for resource_metrics in document["resourceMetrics"]:
+        resource = _attributes(resource_metrics["resource"])
+        if resource.get("service.name") != "epochmeter" or "epochmeter.run.name" not in resource:
+            continue
+        known = True
+        run.id = resource["service.instance.id"]
+        run.name = resource["epochmeter.run.name"]
+        run.state = resource["epochmeter.run.state"]
+        run.started_unix_ns = resource["epochmeter.run.started"]
+        run.planned_epochs = resource.get("epochmeter.run.planned_epochs")
+        run.rank = resource.get("epochmeter.distributed.rank")
+        run.world_size = resource.get("epochmeter.distributed.world_size")
+        run.app = {name.removeprefix(APP_PREFIX): value for name, value in resource.items() if name.startswith(APP_PREFIX)}
+        run.hardware = _hardware(resource)
+        for scope in resource_metrics["scopeMetrics"]:
+            for metric in scope["metrics"]:
+                for kind, point in _points(metric):
+                    _take_point(run, metric, kind, point)
+    return known
+
+
+def _points(metric: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for kind in ("gauge", "sum", "histogram", "exponentialHistogram"):
+        if kind in metric:
+            growing = kind == "sum" and metric["sum"].get("isMonotonic", False)
+            for point in metric[kind].get("dataPoints", ()):
+                yield ("counter" if growing else kind), point
+
+
+def _take_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[str, Any]) -> None:
+    name: str = metric["name"]
+    at = _attributes(point)
+    if name.startswith("epochmeter.run."):
+        _take_run_point(run, name, at, point)
+        return
+    part = _part(run, at.pop("epochmeter.epoch.index", None), int(point.get("startTimeUnixNano", run.started_unix_ns)))
+    if name == "epochmeter.epoch.time":
+        part.duration_ns = round(_number(point) * NS)
+        part.inferred = at["epochmeter.epoch.inferred"]
+    elif name.startswith("epochmeter.rank."):
+        _take_rank(part, name, at, _number(point))
+    elif name.startswith("epochmeter.stage."):
+        _take_total(part, name, at, _number(point))
+    elif name.startswith("epochmeter.gpu.energy."):
+        _take_energy(part, name, at, _number(point))
+    elif name.startswith("epochmeter.bench."):
+        _take_case(part, name.removeprefix("epochmeter.bench."), at, _number(point))
+    elif kind == "exponentialHistogram" and name in SPECS:
+        _take_histogram(part, name, at, point)
+    else:
+        _take_reading(part, metric, kind, at, point)
+
+
+def _take_run_point(run: Run, name: str, at: Mapping[str, Any], point: Mapping[str, Any]) -> None:
+    if name == "epochmeter.run.duration":
+        run.duration_ns = max(run.duration_ns, round(_number(point) * NS))
+    elif name == "epochmeter.run.overhead":
+        if at["epochmeter.thread"] == "loop":
+            run.overhead_ns = round(_number(point) * NS)
+        else:
+            run.background_ns = round(_number(point) * NS)
+    elif name == "epochmeter.run.notes":
+        run.notes[at["what"]] = int(_number(point))
+
+
+def _part(run: Run, index: int | None, began: int) -> EpochRecord:
+    if index is None:
+        return run.outside
+    for epoch in reversed(run.epochs):
+        if epoch.index == index:
+            return epoch
+    epoch = EpochRecord(index, started_ns=began - run.started_unix_ns)
+    run.epochs.append(epoch)
+    return epoch
+
+
+def _take_total(part: EpochRecord, name: str, at: Mapping[str, Any], value: float) -> None:
+    stage = part.stage(at["epochmeter.stage"])
+    if name == "epochmeter.stage.time":
+        stage.duration_ns += round(value * NS)
+    elif name == "epochmeter.stage.steps":
+        stage.steps += int(value)
+    elif name == "epochmeter.stage.samples":
+        stage.samples = (stage.samples or 0) + int(value)
+    elif name == "epochmeter.stage.passes":
+        stage.passes += int(value)
+        if at["epochmeter.pass.partial"]:
+            stage.partial_passes += int(value)
+
+
+def _take_rank(part: EpochRecord, name: str, at: Mapping[str, Any], value: float) -> None:
+    stages = part.ranks.setdefault(at["epochmeter.distributed.rank"], {})
+    stage = stages.setdefault(at["epochmeter.stage"], RankStage())
+    if name == "epochmeter.rank.stage.time":
+        stage.duration_ns = round(value * NS)
+    else:
+        stage.phases[at["epochmeter.phase"]] = round(value * NS)
+
+
+def _take_energy(part: EpochRecord, name: str, at: Mapping[str, Any], value: float) -> None:
+    energy = part.energy.setdefault(at.get("epochmeter.stage", ""), {}).setdefault(at["hw.id"], Energy())
+    told = name.rpartition(".")[2]
+    if told == "used":
+        energy.joules += value
+    elif told == "metered":
+        energy.seconds += value
+    else:  # uncertain, between_epochs, between_stages
+        setattr(energy, told, getattr(energy, told) + value)
+
+
+def _take_case(part: EpochRecord, name: str, at: dict[str, Any], value: float) -> None:
+    told = {key: at.pop(f"epochmeter.bench.{key}", None) for key in ("status", "remarks", "error")}
+    found = CaseRecord(**{key.rpartition(".")[2]: entry for key, entry in at.items()})
+    if name == "cases":
+        found.status, found.remarks, found.error = told["status"], told["remarks"] or [], told["error"]
+        add_cases(part.cases, [found])
+        return
+    identity = case_identity(found)
+    for case in reversed(part.cases):
+        if case_identity(case) == identity:
+            case.numbers[name] = value
+            return
+
+
+def _take_histogram(part: EpochRecord, name: str, at: Mapping[str, Any], point: Mapping[str, Any]) -> None:
+    stage = part.stage(at["epochmeter.stage"]) if "epochmeter.stage" in at else None
+    if name == "epochmeter.inference.batch_size" and stage is not None:
+        stage.batch.merge(_histogram(point))
+        return
+    if name == "epochmeter.step.duration" and stage is not None:
+        timing = stage.step
+    elif name == "epochmeter.inference.latency" and stage is not None:
+        timing = stage.latency
+    else:
+        phases = stage.phases if stage is not None else part.phases
+        timing = phases.setdefault((*at.get("epochmeter.phase.parents", ()), at["epochmeter.phase"]), Timing())
+    histogram = (
+        timing.device if name.endswith("device_duration") else timing.cold if at.get("epochmeter.cold") else timing.steady
+    )
+    histogram.merge(_histogram(point))
+
+
+def _histogram(point: Mapping[str, Any]) -> Histogram:
+    positive = point.get("positive", {})
+    offset = int(positive.get("offset", 0))
+    counts = {offset + step: int(count) for step, count in enumerate(positive.get("bucketCounts", ()))}
+    empty = int(point.get("count", 0)) == 0
+    return Histogram.of(
+        scale=int(point.get("scale", 0)),
+        counts=counts,
+        zero_count=int(point.get("zeroCount", 0)),
+        sum_ns=round(point.get("sum", 0.0) * NS),
+        min_ns=None if empty else round(point.get("min", 0.0) * NS),
+        max_ns=None if empty else round(point.get("max", 0.0) * NS),
+    )
+
+
+def _take_reading(
+    part: EpochRecord, metric: Mapping[str, Any], kind: str, at: dict[str, str], point: Mapping[str, Any]
+) -> None:
+    name = metric["name"].removeprefix(READING_PREFIX)
+    kinds: dict[str, Kind] = {
+        "gauge": "gauge",
+        "counter": "counter",
+        "sum": "updowncounter",
+        "histogram": "gauge",
+        "exponentialHistogram": "histogram",
+    }
+    key = (name, tuple(sorted(at.items())))
+    record = part.readings.get(key)
+    if record is None:
+        spec = MetricSpec(name, metric.get("unit", ""), kinds[kind], metric.get("description", ""))
+        record = part.readings[key] = ReadingRecord(spec, at)
+    if kind == "histogram":
+        later = ReadingRecord(record.spec, at, int(point["count"]), point["min"], point["max"], point["sum"], record.last)
+        record.merge(later)
+    elif kind == "exponentialHistogram":
+        record.histogram.merge(_histogram(point))
+        record.count = record.histogram.count
+    elif kind == "counter":
+        record.last += _number(point)
+        record.count += 1
+    else:
+        record.last = _number(point)
+
+
+def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
+    return {entry["key"]: _value(entry["value"]) for entry in holder.get("attributes", ())}
+
+
+def _value(value: Mapping[str, Any]) -> Any:
+    kind, content = next(iter(value.items()))
+    if kind == "intValue":
+        return int(content)
+    if kind == "arrayValue":
+        return [_value(entry) for entry in content.get("values", ())]
+    return content
+
+
+def _number(point: Mapping[str, Any]) -> float | int:
+    return int(point["asInt"]) if "asInt" in point else float(point["asDouble"])
+
+
+def _hardware(resource: Mapping[str, Any]) -> Hardware:
+    hardware = Hardware()
+    for name, value in resource.items():
+        section, key = FACTS.get(name) or tuple(name.removeprefix("epochmeter.").split(".", 1))[:2]
+        if section == "gpus":
+            index, _, field = key.partition(".")
+            hardware.gpus.setdefault(int(index), {})[field] = value
+        elif section in ("cpu", "memory", "runtime"):
+            getattr(hardware, section)[key] = value
+    return hardware

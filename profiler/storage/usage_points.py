@@ -1,0 +1,31 @@
+"""Part of `profiler.storage.points`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from profiler.records.run import FACT_NAMES
+from profiler.storage.points import _point
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.storage.points import Point
+    from profiler.storage.usage_ledger import Counts
+
+
+def usage_points(counts: Counts) -> Iterable[Point]:
+    """What a package that embeds us has counted."""
+    for feature, times in counts.features.items():
+        yield _point("epochmeter.usage.features", "sum", times, {"epochmeter.usage.feature": feature})
+    for command, times in counts.commands.items():
+        yield _point("epochmeter.usage.commands", "sum", times, {"epochmeter.usage.command": command})
+    for command, options in counts.options.items():
+        for option, times in options.items():
+            at = {"epochmeter.usage.command": command, "epochmeter.usage.option": option}
+            yield _point("epochmeter.usage.options", "sum", times, at)
+
+
+def runtime_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of the probe `runtime` by the names that they go out with."""
+    return {FACT_NAMES.get(("runtime", key), f"epochmeter.runtime.{key}"): value for key, value in facts.items()}
