@@ -162,11 +162,11 @@ class Machine:
 def machine(fake_nvml_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     import pynvml
 
-    from profiler.hardware.nvidia import probe as nvml
+    from profiler.hardware.nvidia.library import NvmlCalls
 
     library = ctypes.CDLL(str(fake_nvml_folder / "libnvidia-ml.so.1"))
     monkeypatch.setattr(pynvml, "nvmlLib", library)
-    monkeypatch.setattr(nvml, "_initialised", None)
+    monkeypatch.setattr(NvmlCalls, "_initialised", None)
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     pynvml._nvmlGetFunctionPointer_cache.clear()

@@ -1,4 +1,4 @@
-"""Part of `profiler.hardware.nvidia.probe`."""
+"""NVML's field values: many readings in one call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from profiler.errors import ProbeUnavailableError
 from profiler.hardware.gpu import ENERGY, POWER, TEMPERATURE
-from profiler.hardware.nvidia.library import LOST_CODES, UNASKED_CODES, _call_past
+from profiler.hardware.nvidia.library import LOST_CODES, UNASKED_CODES, call_driver
 from profiler.hardware.nvidia.specs import ERRORS, IO, NVLINK_IO, POWER_INSTANT, REMAPPED, STATUS, THROTTLED
 from profiler.records.readings import NO_ATTRIBUTES, Sample
 
@@ -19,27 +19,36 @@ if TYPE_CHECKING:
 
 
 ALL_LINKS = 0xFFFFFFFF  # scope of NVLink fields: "aggregate value summed up across all links" (nvml.h)
-WIDE_TYPES = (2, 3, 4)  # 64 bits: a counter of bytes in 32 wraps within a tick
+WIDE_TYPES = (2, 3, 4)  # 64 bits: a byte counter of 32 bits wraps within a tick
 FIELD_VALUE = struct.Struct("IIqqIiQ")  # nvmlFieldValue_t: id, scope, timestamp, latency, type, return code, value
 
 
 class Field(NamedTuple):
-    """A field value of NVML: its number, what it tells, and how many of its unit are one of ours."""
+    """A field value of NVML.
+
+    Attributes:
+        id: NVML's number of it.
+        spec: the metric it becomes.
+        attributes: those of its samples.
+        per: how many of its unit are one of the metric's.
+        scope: NVML's scope, such as all links.
+        is_wide: use it only if it has 64 bits.
+    """
 
     id: int
     spec: MetricSpec
     attributes: Attributes = NO_ATTRIBUTES
     per: float = 1
     scope: int = 0
-    is_wide: bool = False  # only where it has 64 bits
+    is_wide: bool = False
 
 
 POWER_AVERAGE, POWER_NOW, ENERGY_COUNTER = 185, 186, 83
-PATIENCE = 5  # refusals in a row of a field that was answered before
+PATIENCE = 5  # refusals in a row before a field that was answered is dropped
 REMAP_TROUBLE = (144, 145)  # pending, failed
-# Of software's and hardware's thermal slowdown and the power brake. nvml.h of CUDA 13 has them at 269, where a driver 580
-# still answers at 251, as nvml.h of CUDA 12 has it (github.com/NVIDIA/k8s-test-infra/pull/691); each has another thing,
-# of power smoothing, where the other has these.
+# The times of software and hardware thermal slowdown and of the power brake. nvml.h of CUDA 13 numbers them from 269, but a
+# driver 580 still answers at 251, as in nvml.h of CUDA 12 (github.com/NVIDIA/k8s-test-infra/pull/691). Each version uses
+# the other's numbers for power smoothing, so both are asked and the complete set counts (`_misnumbered`).
 HELD_DOWN = ((251, 252, 253), (269, 270, 271))
 QUICK = (
     Field(ENERGY_COUNTER, ENERGY, {"hw.type": "gpu"}, 1000),
@@ -75,31 +84,32 @@ SLOW = (  # counters among them lose nothing by being read less often
 
 
 class Fields:
-    """The field values of a GPU: one call a tick, without those that it has refused; every tenth with the slow ones.
+    """The field values of one GPU: one call a tick without refused fields, every tenth tick with the slow ones.
 
-    The call goes past pynvml's wrapper, which makes an array at each.
+    The call goes to the driver's library, because pynvml's wrapper makes a new array each time.
     """
 
     def __init__(self, library: Any, gpu: Gpu) -> None:
         self._library = library
         self._gpu = gpu
-        self._are_read = False  # in this tick, with the slow ones
+        self._are_read = False  # True if this tick has read them with the slow ones
         self._quick = [*map(self._placed, QUICK)]
         self._slow = [*map(self._placed, SLOW)]
-        self._arrays: dict[bool, Any] = {}  # with the slow ones, and without
-        self._refusals: dict[int, int] = {}  # in a row, of fields that were answered before
+        self._arrays: dict[bool, Any] = {}  # True: with the slow fields
+        self._refusals: dict[int, int] = {}  # of fields that were answered before: refusals in a row
 
     def _placed(self, field: Field) -> Field:
-        """With the attributes of this GPU."""
+        """Return the field with the attributes of this GPU."""
         own = self._gpu.sensor("hbm", "hbm") if field.spec is TEMPERATURE else {**self._gpu.card, **field.attributes}
         return field._replace(attributes=own)
 
     def read_all(self) -> Iterable[Sample]:
-        """All of them, now and then; before `read` in that tick, which then has nothing to do."""
+        """Read all fields. Called before `read` in the same tick, which then has nothing to do."""
         self._are_read = True
         return self._read([*self._quick, *self._slow], with_slow=True)
 
     def read(self) -> Iterable[Sample]:
+        """Read the quick fields."""
         was_read, self._are_read = self._are_read, False
         return () if was_read else self._read(self._quick, with_slow=False)
 
@@ -107,7 +117,7 @@ class Fields:
         if not asked:
             raise ProbeUnavailableError("no field is supported")
         array = self._array(with_slow, asked)
-        _call_past(self._library, "nvmlDeviceGetFieldValues", self._gpu.handle, len(asked), array)
+        call_driver(self._library, "nvmlDeviceGetFieldValues", self._gpu.handle, len(asked), array)
         found, refused = [], set[int]()
         for field, (*_, kind, code, raw) in zip(asked, FIELD_VALUE.iter_unpack(array), strict=True):
             if code == 0 and not (field.is_wide and kind not in WIDE_TYPES):
@@ -130,7 +140,7 @@ class Fields:
         return found
 
     def _is_refused(self, field: Field) -> bool:
-        """Whether it is not to be asked any more: at once, or after some times where it was answered before."""
+        """Return True if a refused field is to be dropped: at once, or after `PATIENCE` refusals if it was answered before."""
         self._gpu.has_fields.discard(field.id)
         if field.id not in self._refusals:
             return True
@@ -139,8 +149,10 @@ class Fields:
 
     @staticmethod
     def _misnumbered(answered: set[int]) -> set[int]:
-        """Of the two numberings of what held the clocks down, the one that is not this driver's; both, where all of both
-        are answered, or not all of either."""
+        """Return the numbers of held-down times to drop, because they have another meaning in this driver.
+
+        The numbering that is answered completely is kept. If both are, or neither is, all are dropped.
+        """
         asked = [numbers for numbers in HELD_DOWN if answered.intersection(numbers)]
         whole = [numbers for numbers in asked if answered.issuperset(numbers)]
         return {number for numbers in asked if [numbers] != whole for number in numbers}
@@ -161,12 +173,12 @@ class Fields:
             gpu.remap_trouble = bool(value) or (field.id == REMAP_TROUBLE[1] and bool(gpu.remap_trouble))
             return None
         if field.id == POWER_NOW and POWER_AVERAGE not in gpu.has_fields:
-            return None  # the one reading that there is, is of the moment
+            return None  # the only reading of power is reported as the average
         return Sample(field.spec, value if field.per == 1 else value / field.per, field.attributes)
 
 
 def _number(kind: int, raw: int) -> Number:
-    """A value as ``nvmlValueType_t`` says: double, unsigned int, long, long long, signed long long, int, unsigned short."""
+    """Return a value by its ``nvmlValueType_t``: double, unsigned int, long, long long, signed long long, int, short."""
     if kind in (1, 6):
         return raw & (0xFFFFFFFF if kind == 1 else 0xFFFF)
     if kind in (2, 3):

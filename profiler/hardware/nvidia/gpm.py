@@ -1,4 +1,4 @@
-"""Part of `profiler.hardware.nvidia.probe`."""
+"""GPM: the activity of a GPU's units between two samples of its counters (Hopper and newer)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIB = 2**20
 
 
 class Gpm:
-    """What a GPU's units did since the last tick, from two samples of its counters (Hopper and newer)."""
+    """The GPM metrics of one GPU, over the time since the last tick."""
 
     METRICS = (
         *((2, SM_ACTIVITY, {}, 100), (3, SM_OCCUPANCY, {}, 100), (5, TENSOR, {}, 100), (10, DRAM, {}, 100)),
@@ -46,6 +46,7 @@ class Gpm:
         self._view = memoryview(b"")
 
     def read(self) -> Iterable[Sample | Samples]:
+        """Take a sample, and return the metrics between it and the previous one."""
         if self._query is None:
             self._prepare()
         at = self._clock()
@@ -106,11 +107,12 @@ class Gpm:
             library.nvmlGpmMigSampleGet(gpu.handle, gpu.instance_id, sample)
 
     def forget(self, gpu: Gpu) -> None:
-        """After a loss, what was sampled before says nothing."""
+        """Discard the samples of a lost GPU."""
         if gpu is self._gpu:
             self._taken_at = None
 
     def free(self) -> None:
+        """Free the samples."""
         samples, self._samples, self._query, self._view = self._samples, [], None, memoryview(b"")
         for sample in samples:
             self._library.nvmlGpmSampleFree(sample)

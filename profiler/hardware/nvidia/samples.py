@@ -1,4 +1,4 @@
-"""Part of `profiler.hardware.nvidia.probe`."""
+"""The samples that the driver takes by itself, many within a second."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ctypes import byref, c_uint, c_ulonglong
 from typing import Any
 
 from profiler.errors import ProbeUnavailableError
-from profiler.hardware.nvidia.library import TOO_SMALL, _call_past
+from profiler.hardware.nvidia.library import TOO_SMALL, call_driver
 from profiler.records.readings import Samples
 
 TYPE_CHECKING = False
@@ -20,8 +20,8 @@ WHOLE_TYPES = (1, 2, 3)  # of nvmlValueType_t: unsigned int, unsigned long, unsi
 SAMPLES = "nvmlDeviceGetSamples"
 
 
-class Buffer:
-    """What the driver has sampled by itself since the last tick: many values within a second, for one call."""
+class SampleBuffer:
+    """The driver's samples of one kind since the last tick, in one call."""
 
     def __init__(self, library: Any, gpu: Gpu, kind: int, spec: MetricSpec, per: int) -> None:
         self._library = library
@@ -33,19 +33,20 @@ class Buffer:
         self._array: Any = None
 
     def read(self) -> Iterable[Samples]:
+        """Return the new samples."""
         library, handle, kind = self._library, self._gpu.handle, self._kind
         value_type, count = c_uint(), c_uint()
-        if self._array is None:  # the driver says how many it keeps
-            _call_past(library, SAMPLES, handle, kind, c_ulonglong(), byref(value_type), byref(count), None)
+        if self._array is None:  # the driver returns the number of samples it keeps
+            call_driver(library, SAMPLES, handle, kind, c_ulonglong(), byref(value_type), byref(count), None)
             self._array = (library.c_nvmlSample_t * count.value)()
         count.value = len(self._array)
         last, array = self._last, self._array
         try:
-            _call_past(library, SAMPLES, handle, kind, c_ulonglong(last or 0), byref(value_type), byref(count), array)
+            call_driver(library, SAMPLES, handle, kind, c_ulonglong(last or 0), byref(value_type), byref(count), array)
         except library.NVMLError as error:
             if getattr(error, "value", None) != TOO_SMALL:
                 raise
-            self._array = None  # the driver keeps more by now: asked again in the next tick
+            self._array = None  # the driver keeps more by now; the next tick asks again
             return ()
         if value_type.value not in WHOLE_TYPES:
             raise ProbeUnavailableError("the samples are no whole numbers")
@@ -54,7 +55,7 @@ class Buffer:
         if not stamps:
             return ()
         self._last = max(stamps)
-        if last is None:  # what was before the run
+        if last is None:  # samples from before the run
             return ()
         is_narrow = value_type.value == WHOLE_TYPES[0]
         values = (given.cast("I")[2::4] if is_narrow else given.cast("Q")[1::2]).tolist()

@@ -1,4 +1,4 @@
-"""Part of `profiler.hardware.nvidia.probe`."""
+"""The metrics that only NVIDIA cards have. GPM is on Hopper and newer."""
 
 from __future__ import annotations
 
