@@ -195,13 +195,14 @@ def test_without_a_home_it_works_from_memory() -> None:
 WRITER = """
 import sys
 from profiler import settings
-from profiler.config import resolve as preferences
+from profiler.config import file as config_file
+from profiler.config.resolve import resolve
 me, rounds, version = map(int, sys.argv[1:])
 config_file.VERSION = version
 for turn in range(rounds):
     settings.update({"retention_days": me * 1000 + turn})
     assert settings["sync"] is False
-    assert preferences.resolve().may_send is False
+    assert resolve().may_send is False
 """
 
 

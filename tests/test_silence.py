@@ -85,10 +85,9 @@ TOLD = PACKAGE.replace(
     "from profiler import Telemetry",
     """
 import os, pathlib
-from profiler.sending.outlet import notices as sending_notices
-from profiler.sending import outlet as sending
+from profiler.sending import notices
 from profiler import Telemetry
-sending_notices.tell("digits", "http://192.0.2.1:4318/v1/metrics")
+notices.show_notice("digits", "http://192.0.2.1:4318/v1/metrics")
 """,
 )
 CRASH_REPORTS = '{"version": 2, "crash_reports": true}'
