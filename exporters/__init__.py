@@ -1,7 +1,7 @@
-"""Sends measurements, through a gate that asks for consent and copies only what a reviewed list names.
+"""Send measurements, through a gate that asks for consent and copies only the entries of a reviewed list.
 
-This half knows nothing of the profiler: it takes OpenTelemetry ``MetricsData`` and hands on what may go. A new
-exporter is a file and a row in `TARGETS`. Importing this package imports no exporter and opens no socket.
+This half knows nothing of the profiler. A new exporter is a file and a row in `TARGETS`. Importing this package imports no
+exporter and opens no socket.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Target(NamedTuple):
     """A destination.
 
     Attributes:
-        form: the module that makes its bodies, and checks them.
+        form: the module that makes and checks its bodies.
         modules: for each protocol, the module whose ``build`` makes its transport.
-        needs: for each protocol, the module it needs and the extra that brings it.
+        needs: for each protocol, a module it needs and the extra that installs it.
     """
 
     form: str
@@ -67,7 +67,7 @@ TARGETS = {
 
 
 def why_not(target: str, protocol: str) -> str:
-    """What is missing to send there, in words; empty where nothing is."""
+    """Return the missing part of a destination in words, or "" if nothing is missing."""
     found = TARGETS.get(target)
     if found is None:
         return f"there is no exporter {target!r}; there are: none, {', '.join(TARGETS)}"
@@ -87,7 +87,7 @@ def _is_installed(module: str) -> bool:
 
 
 def form_of(target: str) -> Any:
-    """The module that makes a destination's bodies, checks and prints them.
+    """Return the module that makes, checks and prints a destination's bodies.
 
     Raises:
         ExporterError: there is no such destination.
@@ -98,10 +98,10 @@ def form_of(target: str) -> Any:
 
 
 def gate_for(config: Config, consent: Callable[[], bool]) -> Gate:
-    """What lets data through to this destination.
+    """Return the gate before this destination.
 
     Raises:
-        ExporterError: there is no such destination, or what it needs is not installed.
+        ExporterError: there is no such destination, or a package it needs is not installed.
     """
     from exporters.gate import Gate
 
@@ -111,14 +111,14 @@ def gate_for(config: Config, consent: Callable[[], bool]) -> Gate:
 
 
 def transport_to(config: Config) -> Transport:
-    """What sends bytes to this destination."""
+    """Return the transport to this destination."""
     module = importlib.import_module(TARGETS[config.target].modules[config.protocol])
     found: Transport = module.build(config)
     return found
 
 
 def behind_gate(exporter: Any, consent: Callable[[], bool], record: Record, declared: Declared | None = None) -> GatedExporter:
-    """A program's own ``MetricExporter`` behind the gate; it gets what a collector would get."""
+    """Return a program's own ``MetricExporter`` behind the gate; it gets the data of a collector."""
     from exporters.gate import Gate, GatedExporter
 
     return GatedExporter(exporter, Gate(consent, "otlp", form_of("otlp")), consent, record, declared)

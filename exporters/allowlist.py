@@ -1,10 +1,10 @@
 """The list: everything that may leave, with its closed vocabulary, its coarsening and its purpose. Reviewed data.
 
-The rule it keeps: there is no free text. A text attribute has its words written here, and any other word becomes
-``other`` or stays behind; a number is exact only where it is a timing or a count.
+The rule it keeps: there is no free text. A text attribute has its words written here, and any other word becomes ``other``
+or stays behind. A number is exact only if it is a timing or a count.
 
-Made from it, and nowhere written again: what goes out (`gate`), the check of the final bytes (`check`), the printed list
-and ``docs/telemetry.md`` (`schema`), and OpenTelemetry views (`views`).
+Made from it, and written nowhere else: the outgoing data (`gate`), the check of the final bytes (`payload`), the printed
+list and ``docs/telemetry.md`` (`schema`), and OpenTelemetry views (`views`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from exporters.rules import DEV, OTHER, Declared, Frame, OfApp, Random, Rule, Ve
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE_NAME = "epochmeter"
-HEADERS = {  # what a request says of itself: the same from every machine
+HEADERS = {  # the headers of a request: the same from every machine
     "content-type": "application/x-protobuf",
     "content-encoding": "gzip",
     "user-agent": "epochmeter",
@@ -41,7 +41,7 @@ GPU_OR_MIG_IDS = (*GPU_IDS, *(f"{gpu}/mig-{instance}" for gpu in GPU_IDS for ins
 CORES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 GIB_CLASSES = tuple(2**power for power in range(13))
 GPU_MEMORY_CLASSES = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192, 256, 288)
-GPU_MODELS = (  # a card's name holds one of these; the longest is what may be told of it
+GPU_MODELS = (  # the longest of these words in a card's name is sent
     *("B300", "B200", "GB200", "H200", "H100", "H20", "GH200", "A100", "A800", "A40", "A30", "A10G", "A10", "A16"),
     *("L40S", "L40", "L4", "V100", "P100", "P40", "T4", "RTX 6000", "RTX A6000", "RTX A5000", "RTX A4000"),
     *("RTX 5090", "RTX 5080", "RTX 5070", "RTX 5060", "RTX 4090", "RTX 4080", "RTX 4070", "RTX 4060"),
@@ -58,10 +58,14 @@ class Entry:
     """One metric that may leave.
 
     Attributes:
+        name: its name.
         kind: histogram, sum, updowncounter or gauge.
+        unit: its UCUM unit.
+        attributes: the rule of each attribute.
+        purpose: why it is sent.
         since: the version that first sent it.
-        digits: how many significant digits of a number are told; None tells it exactly.
-        sizes: for sizes in bytes, the classes in GiB; the nearest is told.
+        digits: the number of significant digits; None sends the exact number.
+        sizes: for sizes in bytes, the classes in GiB; the nearest is sent.
         destinations: the targets that get it.
     """
 
@@ -345,7 +349,7 @@ RESOURCE = (
     ResourceEntry("epochmeter.gpu.memory_class", Words(GPU_MEMORY_CLASSES), "Speed by GPU memory."),
 )
 
-EXCEPTIONS = (  # of an error's class and its bases, the first that is one of these is told
+EXCEPTIONS = (  # the first of an error's class and bases that is in this list is sent
     *("ArithmeticError", "AssertionError", "AttributeError", "BlockingIOError", "BrokenPipeError", "BufferError"),
     *("CalledProcessError", "ChildProcessError", "ConnectionAbortedError", "ConnectionError", "ConnectionRefusedError"),
     *("ConnectionResetError", "DistBackendError", "DistNetworkError", "DistStoreError", "EOFError", "Exception"),
@@ -370,7 +374,7 @@ CRASH = (
 
 @lru_cache(maxsize=32)
 def metrics(target: str, declared: Declared | None = None) -> tuple[Entry, ...]:
-    """The metrics that a destination gets, with their blanks filled."""
+    """Return the metrics for a destination, with a package's declarations filled in."""
     return tuple(
         replace(entry, attributes={name: filled(rule, declared) for name, rule in entry.attributes.items()})
         for entry in METRICS
@@ -380,17 +384,17 @@ def metrics(target: str, declared: Declared | None = None) -> tuple[Entry, ...]:
 
 @lru_cache(maxsize=32)
 def facts(target: str, declared: Declared | None = None) -> dict[str, Rule]:
-    """The facts that a destination gets, with their blanks filled."""
+    """Return the facts for a destination, with a package's declarations filled in."""
     return {entry.name: filled(entry.rule, declared) for entry in RESOURCE if target in entry.destinations}
 
 
 def told_facts(known: Mapping[str, Any], target: str, declared: Declared | None = None) -> dict[str, Any]:
-    """Those of these facts that the list names for this destination, as they may be told, in the list's order."""
+    """Return the listed ones of these facts as they may be sent, in the list's order."""
     told = {name: coarse(rule, known[name]) for name, rule in facts(target, declared).items() if name in known}
     return {name: value for name, value in told.items() if value is not None}
 
 
 @lru_cache(maxsize=32)
 def crash(declared: Declared | None = None) -> dict[str, Rule]:
-    """The parts of a crash report, with their blanks filled."""
+    """Return the parts of a crash report, with a package's declarations filled in."""
     return {entry.name: filled(entry.rule, declared) for entry in CRASH}

@@ -1,4 +1,4 @@
-"""What an exporter is told, what a destination answers, and what is said when an exporter cannot be made."""
+"""The configuration of an exporter, the answer of a destination, and the error if an exporter cannot be made."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-Answered = Callable[[str], None]  # told what the destination answered
-Record = Callable[[str, bytes], Answered]  # where the bytes go, and the bytes; called before they go
+Answered = Callable[[str], None]  # receives the answer of the destination
+Record = Callable[[str, bytes], Answered]  # receives the address and the bytes, before they are sent
 
 
 class ExporterError(ValueError):
-    """An exporter that does not exist, cannot be made, or may not send; the text says why, and what helps."""
+    """An exporter does not exist, cannot be made, or may not send. The text says why, and what helps."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What an exporter needs to know.
+    """The configuration of one exporter.
 
     Attributes:
         target: a name in `TARGETS`.
         protocol: "http/protobuf", "grpc", "ga4" or "prometheus".
-        address: the whole address that is posted to; for gRPC the collector's, for Prometheus the one that is scraped.
+        address: the whole address that is posted to; for gRPC the collector's, for Prometheus the scraped one.
         headers: for this destination alone; names in lower case.
         certificate: a file with the certificates to trust.
-        client_certificate, client_key: files with our own certificate and its key.
+        client_certificate: a file with our own certificate.
+        client_key: a file with its key.
         timeout: seconds that one attempt may take.
         compression: "gzip" or "none".
-        measurement_id, secret: of a Google Analytics stream.
-        usage: whether usage counters may be part of it.
+        measurement_id: of a Google Analytics stream.
+        secret: of a Google Analytics stream.
+        usage: True if usage counters may be part of the data.
     """
 
     target: str
@@ -47,14 +49,14 @@ class Config:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one attempt to send.
+    """The result of one attempt to send.
 
     Attributes:
-        verdict: "taken"; "refused" for good; or "later": what was sent may be sent again.
-        text: what was answered, in words.
-        wait_s: how long the destination asks to be left alone, or None where it does not say.
-        partly: how many data points it did not take of what it took, or None.
-        arrived: whether the destination may have got it, whatever it answered.
+        verdict: "taken"; "refused" for good; or "later": it may be sent again.
+        text: the answer in words.
+        wait_s: how long the destination asks to be left alone, or None if it does not say.
+        partly: the number of data points it did not accept of an accepted payload, or None.
+        arrived: True if the destination may have received it, even if it answered with an error.
     """
 
     verdict: Literal["taken", "refused", "later"]
@@ -70,7 +72,7 @@ class Transport(Protocol):
     where: str  # the address as it may be shown
 
     def send(self, body: bytes) -> Answer:
-        """One attempt, with no other after it. Does not raise for anything the network or the destination does."""
+        """Make one attempt. No error of the network or the destination is raised."""
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Close the connections."""

@@ -1,8 +1,8 @@
-"""The courier: takes what waits in the outbox to its destination, one attempt at a time, and keeps book of what came of it.
+"""The courier: take entries of the outbox to their destination, one attempt at a time, and record each result.
 
-The rules it keeps: with the very bytes in hand they are checked against the list again, consent is asked again, and they
-are noted, before they go. A destination that does not answer is left alone for longer and longer; what it was to get
-waits. Nothing is raised for what a network, a collector or another process does.
+The rules it keeps: with the final bytes in hand they are checked against the list again, consent is asked again, and a copy
+is kept, before they are sent. A failing destination is left alone for growing times, and its entries wait. No fault of a
+network, a collector or another process is raised.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from exporters.entry import DestinationKey, Entry, Head, UnreadableError
 from exporters.gate import Gate
 from exporters.outbox import AT_ONCE, Outbox
 
-NOT_AT_ONCE = "not delivered at once: "  # of a note: what is to be sent waits, or has been delivered since
+NOT_AT_ONCE = "not delivered at once: "  # begins a note: the entry waits, or has been delivered since
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 300.0
 NO_CONSENT = "there is no consent to send"
 _draw = random.SystemRandom()  # not the program's random numbers
@@ -35,13 +35,14 @@ class _WaitsError(Exception):
 
 @dataclass
 class Round:
-    """What one round of deliveries did.
+    """The result of one round of deliveries, in entries.
 
     Attributes:
-        delivered, aside: entries that arrived, and that were refused for good.
-        left: entries that wait still.
-        reason: why the round ended before all was delivered; empty where all was.
-        notes: what went wrong, for the run's own notes.
+        delivered: accepted.
+        aside: refused for good.
+        left: still waiting.
+        reason: why the round ended early, or "".
+        notes: the faults, for the run's own notes.
     """
 
     delivered: int = 0
@@ -52,18 +53,18 @@ class Round:
 
 
 class Courier:
-    """Delivers what waits for one destination.
+    """Delivers the entries of one destination.
 
     Args:
-        outbox: where it waits.
+        outbox: the outbox.
         key: the destination, and the choice under which entries were made; entries with another one are left alone.
         gate: checks the bytes again.
         make: makes the transport; called before the first attempt.
         consent: asked before each attempt.
-        record: notes what is sent.
-        lock: a lock between processes by name, with ``acquire(timeout=)`` and ``release()``.
-        takes: which entries to deliver, where it is not those with just this key.
-        yield_gil: called between two pieces of work, to let the loop's thread have its turn.
+        record: keeps a copy of a body before it is sent.
+        lock: returns a lock between processes by name, with ``acquire(timeout=)`` and ``release()``.
+        takes: filters the entries, instead of the comparison with ``key``.
+        yield_gil: called between two pieces of work, so that the loop's thread gets its turn.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Courier:
         self._consent = consent
         self._record = record
         self._lock = lock
-        self._share = yield_gil
+        self._yield_gil = yield_gil
         self._takes = takes or (lambda head: head.key == key)
         self._transport: Transport | None = None
         self._failures = 0
@@ -97,19 +98,18 @@ class Courier:
         return max(self._not_before - time.monotonic(), self._outbox.trouble(self._key.digest)[1], 0.0)
 
     def deliver(self, until: Callable[[], float], patience_s: float = 0.0) -> Round:
-        """Delivers what waits, oldest first, until there is no more, the destination fails, or the time is over.
+        """Deliver entries, oldest first, until none is left, the destination fails, or the time is over.
 
-        A destination that asked for patience is left alone; whether to wait after other failures is the caller's
-        to decide, by `backoff_s`.
+        A destination that asked to be left alone is left alone. After other failures the caller decides, by `backoff_s`.
 
         Args:
-            until: when the time is over, by the monotonic clock; no attempt begins after it.
+            until: returns the end of the time on the monotonic clock; no attempt begins after it.
             patience_s: how long to wait for another process that delivers to the same destination.
         """
         done = Round()
         if not self._consent():
             return done
-        self._share()
+        self._yield_gil()
         why, wait_s = self._outbox.trouble(self._key.digest)
         if wait_s > 0:
             done.reason = f"{why}; it asks to be left alone for another {wait_s:.0f} s"
@@ -118,21 +118,22 @@ class Courier:
                 if locked is False:
                     done.reason = "another process is delivering"
                 else:
-                    self._share()
+                    self._yield_gil()
                     self._outbox.recover(self._key.digest, locked=locked is True)
-                    self._outbox.expire(self._share)
+                    self._outbox.expire(self._yield_gil)
                     self._rounds(until, done)
         done.left = sum(1 for _ in self._mine()) if done.reason else 0
         return done
 
     def close(self) -> None:
+        """Close the transport."""
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
 
     @contextlib.contextmanager
     def _alone(self, patience_s: float) -> Iterator[bool | None]:
-        """Holds the destination's lock: True; False where another process has it; None where there are no locks."""
+        """Hold the destination's lock. Yield True; False if another process has it; None if there are no locks."""
         held = None
         try:
             held = self._lock(self._key.digest)
@@ -152,7 +153,7 @@ class Courier:
     def _mine(self) -> Iterator[Entry]:
         for number, entry in enumerate(self._outbox.waiting()):
             if number % AT_ONCE == 0:
-                self._share()
+                self._yield_gil()
             with contextlib.suppress(OSError):
                 try:
                     head = self._outbox.head(entry)
@@ -163,7 +164,7 @@ class Courier:
                     yield entry
 
     def _rounds(self, until: Callable[[], float], done: Round) -> None:
-        """Looks again after each round: another run may have put something there, and relies on us to take it."""
+        """Deliver in rounds, because another run may have added entries meanwhile and relies on this one."""
         while entries := list(self._mine()):
             for entry in entries:
                 if time.monotonic() >= until():
@@ -191,15 +192,15 @@ class Courier:
             done.reason = str(why)
             done.notes += [str(why)] if why.is_trouble else []
             return
-        self._share()
+        self._yield_gil()
         answer = self._transport.send(body)
-        self._share()
+        self._yield_gil()
         answered(answer.text)
         self._settle(claimed, answer, done)
 
     def _checked(self, entry: Entry, done: Round) -> bytes | None:
-        """The body, if it may go; None where the entry was given up, or has been removed."""
-        self._share()
+        """Return the body if it may be sent; None if the entry was dropped or removed."""
+        self._yield_gil()
         try:
             head, body = self._outbox.whole(entry)
         except FileNotFoundError:  # switched off in another process: all has been removed
@@ -210,16 +211,16 @@ class Courier:
             return None
         except OSError as error:
             raise _WaitsError(f"the outbox could not be read: {error.strerror}") from error
-        self._share()
-        if self._gate.passes(body, self._share, head.declared):
+        self._yield_gil()
+        if self._gate.passes(body, self._yield_gil, head.declared):
             return body
         self._outbox.drop(entry, "fault")
         done.notes.append(self._gate.reason)
         return None
 
     def _noted(self, where: str, body: bytes) -> Callable[[str], None]:
-        """Consent is there, with the bytes in hand, and they are noted."""
-        self._share()
+        """Ask for consent with the bytes in hand, and keep a copy."""
+        self._yield_gil()
         if not self._consent():
             raise _WaitsError(NO_CONSENT, is_trouble=False)
         try:
@@ -252,7 +253,7 @@ class Courier:
         done.delivered += 1
 
     def _back_off(self, answer: Answer) -> None:
-        """Longer after each failure, and never at the same moment as others; or as long as the destination asks."""
+        """Wait longer after each failure, never in step with other processes, or as long as the destination asks."""
         self._failures += 1
         wait = min(FIRST_WAIT_S * 2.0 ** (self._failures - 1), LONGEST_WAIT_S) * _draw.uniform(0.5, 1.0)
         self._not_before = time.monotonic() + (wait if answer.wait_s is None else answer.wait_s)

@@ -1,6 +1,6 @@
-"""Crash reports as log records over OTLP: the same as Sentry is told, for whoever has a collector and no Sentry.
+"""Crash reports as log records over OTLP, with the content of Sentry's, for users with a collector and no Sentry.
 
-Names are OpenTelemetry's (``exception.type``, ``exception.stacktrace``); the record has no text of its own.
+Names are OpenTelemetry's (``exception.type``, ``exception.stacktrace``). The record has no text of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIELDS = {  # of OTLP's messages, the fields that may be filled
 
 
 def encode(told: Mapping[str, Any]) -> bytes:
-    """The body of a request that tells one crash, as `crash_payload.rebuilt` gives it."""
+    """Return the body of a request with one crash, as rebuilt by `crash_payload.rebuilt`."""
     request = ExportLogsServiceRequest()
     resource = request.resource_logs.add(schema_url=SCHEMA_URL)
     resource.resource.attributes.extend(_attribute(name, value) for name, value in told["facts"].items())
@@ -53,7 +53,7 @@ def _attribute(name: str, value: Any) -> KeyValue:
 
 
 def readable(body: bytes) -> dict[str, Any]:
-    """The same as OTLP JSON."""
+    """Return the body as OTLP JSON."""
     found: dict[str, Any] = MessageToDict(ExportLogsServiceRequest.FromString(body), use_integers_for_enums=True)
     return found
 
@@ -61,7 +61,7 @@ def readable(body: bytes) -> dict[str, Any]:
 def first_fault(
     body: bytes, target: str = "otlp-logs", yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
 ) -> str | None:
-    """What is in these bytes that the list does not name, or None."""
+    """Return the first part of these bytes that is not on the list, or None."""
     try:
         return next(_faults(parsed(ExportLogsServiceRequest, body), declared), None)
     except ValueError as fault:

@@ -1,7 +1,7 @@
-"""Crash reports: rebuilt from the list, and the check of an envelope's bytes as Sentry takes them.
+"""Crash reports: rebuilt from the list, and the check of an envelope's bytes.
 
-The rule it keeps: what is told of a crash is copied from the record part by part, each as the list allows; the text of an
-error is on no list. Sentry's own library makes the envelope around it (`embedding.crash`); what it adds is a fault here.
+The rule it keeps: a crash is copied part by part from its record, each as the list allows. The text of an error is on no
+list. Sentry's own library makes the envelope (`embedding.crash`); anything it adds is a fault here.
 
 Format: https://develop.sentry.dev/sdk/data-model/envelopes/
 """
@@ -20,7 +20,7 @@ from exporters.rules import OTHER, Declared, as_text, coarse
 ID = re.compile("[0-9a-f]{32}")
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 DSN = re.compile(r"https?://[0-9A-Za-z_-]{1,64}@[0-9A-Za-z.:\[\]-]{1,255}(/[\w./-]{0,255})?/\d{1,20}", re.ASCII)
-HEADER = {"event_id", "dsn"}  # and no `sent_at`: with it, what is previewed and what is sent would differ
+HEADER = {"event_id", "dsn"}  # no `sent_at`, which would make the sent bytes differ from the preview
 ITEM = {"type", "length", "content_type"}
 EVENT = {"event_id", "timestamp", "platform", "level", "release", "tags", "exception"}
 FIXED = {"platform": "python", "level": "error"}
@@ -28,11 +28,12 @@ FRAMES = "exception.stacktrace"
 
 
 def rebuilt(record: Mapping[str, Any], declared: Declared) -> dict[str, Any]:
-    """What may be told of a crash, copied from its record.
+    """Return the sendable parts of a crash, copied from its record.
 
     Args:
         record: ``id``, ``time_unix_ns``, ``types`` (the error's class and its bases), ``frames`` (outermost first) and
             ``facts``.
+        declared: the declarations of the package.
 
     Returns:
         ``id``, ``time_unix_ns``, ``type``, ``frames`` and ``facts``.
@@ -49,7 +50,7 @@ def rebuilt(record: Mapping[str, Any], declared: Declared) -> dict[str, Any]:
 
 
 def collapsed(frames: Iterable[str]) -> Iterator[str]:
-    """Each run of other code's frames as one."""
+    """Return the frames with each run of other code's frames as one."""
     before = ""
     for frame in frames:
         if frame != OTHER or before != OTHER:
@@ -58,12 +59,12 @@ def collapsed(frames: Iterable[str]) -> Iterator[str]:
 
 
 def release(told: Mapping[str, Any]) -> str:
-    """A version of the package, as Sentry names it."""
+    """Return a version of the package in Sentry's form."""
     return f"{told['facts'].get('epochmeter.app.name', OTHER)}@{told['facts'].get('epochmeter.app.version', OTHER)}"
 
 
 def event(told: Mapping[str, Any]) -> dict[str, Any]:
-    """A rebuilt record as an event of Sentry's. A frame's place stands where it shows the function."""
+    """Return a rebuilt record as an event of Sentry's. A frame's place is in its function's name."""
     frames = [{"function": frame, "in_app": frame != OTHER} for frame in told["frames"]]
     return {
         "event_id": told["id"],
@@ -76,7 +77,7 @@ def event(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def envelope(told: Mapping[str, Any], dsn: str) -> bytes:
-    """The envelope that Sentry's library makes of this: for the preview, which does not load it. A test compares them."""
+    """Return the envelope that Sentry's library would make, for the preview, which does not load it. A test compares them."""
     content = _json(event(told))
     item = {"type": "event", "content_type": "application/json", "length": len(content)}
     return b"\n".join((_json({"event_id": told["id"], "dsn": dsn}), _json(item), content)) + b"\n"
@@ -94,16 +95,16 @@ def moment(time_unix_ns: int) -> str:
 
 
 def readable(body: bytes) -> dict[str, Any]:
-    """The envelope's header and event as data."""
+    """Return the envelope's header and event as data."""
     header, item, content = _parts(body)
     return {**header, "item": item, "event": content}
 
 
 def _parts(body: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """An envelope's header, and its item's header and content.
+    """Return an envelope's header, and its item's header and content.
 
     Raises:
-        ValueError, KeyError, TypeError: it is not an envelope with one item.
+        ValueError, KeyError, TypeError: it is no envelope with one item.
     """
     header, _, rest = body.partition(b"\n")
     item, _, content = rest.partition(b"\n")
@@ -117,7 +118,7 @@ def _parts(body: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 def first_fault(
     body: bytes, target: str = "sentry", yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
 ) -> str | None:
-    """What is in these bytes that the list does not name, or None."""
+    """Return the first part of these bytes that is not on the list, or None."""
     try:
         header, item, content = _parts(body)
         return next(_faults(header, item, content, declared), None)

@@ -1,7 +1,7 @@
 """Google Analytics 4, Measurement Protocol: one POST, and never a second one of the same events.
 
-The protocol has no way to tell a repetition, so an answer of any kind is the end of a payload; one that may have arrived
-without an answer is not sent again either.
+The protocol cannot recognise a repetition. So any answer ends a payload, and one that may have arrived without an answer is
+not sent again either.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Ga:
         self.where = self._http.where
 
     def send(self, body: bytes) -> Answer:
-        """One attempt. Only what cannot have arrived may be sent later."""
+        """Make one attempt. Only a payload that cannot have arrived may be sent later."""
         answer, _, _ = self._http.post(body, self._query)
         if answer.verdict == "later" and answer.arrived:
             return replace(answer, verdict="refused", text=f"{answer.text}; not sent again, as it may have been counted")
@@ -36,15 +36,15 @@ class Ga:
 
 
 def build(config: Config) -> Ga:
-    """The transport for a stream."""
+    """Return the transport for a stream."""
     return Ga(config)
 
 
 def validation_of(config: Config) -> Config:
-    """The validation server beside a destination.
+    """Return the validation server of a destination.
 
     Raises:
-        ExporterError: none is known, as the address has a path of its own: what is posted there might be counted.
+        ExporterError: none is known. An address with a path of its own might count the posted events.
     """
     if not config.address.endswith(PATH):
         raise ExporterError(f"no validation server is known beside {without_credentials(config.address)}, only beside {PATH}.")
@@ -52,13 +52,14 @@ def validation_of(config: Config) -> Config:
 
 
 def check(config: Config, body: bytes) -> tuple[Answer, list[dict[str, str]]]:
-    """Asks a validation server about a body; it keeps nothing, and checks neither the secret nor the stream's id.
+    """Ask a validation server about a body. It keeps nothing, and checks neither the secret nor the stream's id.
 
     Args:
-        config: as `validation_of` gives it.
+        config: from `validation_of`.
+        body: the body.
 
     Returns:
-        What came of it, and the server's messages: none means that the body is valid.
+        the answer, and the server's messages; none means that the body is valid.
     """
     http = Http(config, GA_HEADERS)
     try:
@@ -72,5 +73,5 @@ def check(config: Config, body: bytes) -> tuple[Answer, list[dict[str, str]]]:
 
 
 def checked_body(body: bytes) -> bytes:
-    """The body with the word that makes the validation server strict."""
+    """Return the body with the word that makes the validation server strict."""
     return json.dumps({**json.loads(body), "validation_behavior": "ENFORCE_RECOMMENDATIONS"}).encode("utf-8")

@@ -1,12 +1,12 @@
 """Google Analytics 4 events from measurements: a pure function, under all the rules of the Measurement Protocol.
 
-One event a cell: ``{"name": "m", "params": {"metric": ..., "cell": ..., "n": ...}}``. A metric and its cells are words of
-a closed vocabulary that is made from the list; a duration's cell is the power of two seconds that it lies in. Google's
-protocol answers "received" whatever it is sent, and cuts in silence what is over its limits, so nothing here may be over
-one: at most 25 events a request, split and never cut.
+One event a cell: ``{"name": "m", "params": {"metric": ..., "cell": ..., "n": ...}}``. A metric and its cells are words of a
+closed vocabulary made from the list. A duration's cell is the power of two seconds it lies in. Google's protocol answers
+"received" to anything, and silently cuts data over its limits. So nothing here exceeds one: at most 25 events a request,
+split and never cut.
 
-The rules, and where they are from: developers.google.com/analytics/devguides/collection/protocol/ga4/reference and
-.../validating-events; ``docs/privacy.md`` says what is sent, and tests hold the bodies against the rules.
+The rules: developers.google.com/analytics/devguides/collection/protocol/ga4/reference and .../validating-events.
+``docs/privacy.md`` lists the sent data, and tests compare the bodies with the rules.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ APP_VERSION = "app_version"
 HOUR_US = 3_600_000_000
 LOWEST, HIGHEST = -20, 20  # durations from 2**-20 s, a microsecond, to 2**20 s, twelve days
 COUNTED = ("epochmeter.epoch.duration", "epochmeter.stage.duration")  # an event a cell; of all others, the median's cell
-COUNTERS = {entry.name: tuple(entry.attributes) for entry in USAGE}  # what a package that embeds us counts
+COUNTERS = {entry.name: tuple(entry.attributes) for entry in USAGE}  # the counts of a package that embeds us
 CONSENT = {"ad_user_data": "DENIED", "ad_personalization": "DENIED"}
 IDS = re.compile(r"[1-9][0-9]{0,9}\.[1-9][0-9]{0,9}")
 Cell = tuple[str, str, int]  # metric, cell, how many
 
 
 def draw() -> int:
-    """A random positive number of at most ten digits."""
+    """Return a random positive number of at most ten digits."""
     return secrets.randbelow(2**31 - 2) + 1
 
 
 def bodies(data: MetricsData, usage: bool = True, number: Callable[[], int] = draw) -> list[bytes]:
-    """The bodies of the requests that tell this data, as JSON; none where nothing was measured that there are events for.
+    """Return the bodies of the requests for this data, as JSON; none if there is no event.
 
     Args:
-        data: what the list allows for "ga", rebuilt from it.
-        usage: whether to tell which stages and phases were used.
-        number: draws a random number; ids are made of it, anew for each request.
+        data: the listed data for "ga".
+        usage: True to send which stages and phases were used.
+        number: draws a random number; the ids are made of it, new for each request.
     """
     times = [point.time_unix_nano for metric in _metrics(data) for point in metric.data.data_points]
     if not times:  # the machine alone is no measurement, and its facts would have no time
@@ -63,7 +63,7 @@ def _groups(cells: list[Cell]) -> Iterator[list[Cell]]:
 
 
 def _split(cells: list[Cell], when: int, number: Callable[[], int]) -> Iterator[bytes]:
-    """One body, or more where it would be too large."""
+    """Return one body, or more if it would be too large."""
     session = number()
     events = [
         {"name": EVENT, "params": {"metric": m, "cell": c, "n": n, "session_id": session, "engagement_time_msec": 1}}
@@ -112,18 +112,18 @@ def _cells(data: MetricsData, usage: bool) -> Iterator[Cell]:
 
 
 def _is_detail(attributes: Mapping[str, Any]) -> bool:
-    """A first step, or a phase within a phase: not told."""
+    """Return True for a first step, or a nested phase, which are not sent."""
     return attributes.get("epochmeter.cold") is True or attributes.get("epochmeter.phase.level") == "nested"
 
 
 def _word(name: str, attributes: Mapping[str, Any]) -> str:
-    """A metric's word: its name and the words of its attributes."""
+    """Return a metric's word: its name and the words of its attributes."""
     told = [str(attributes[key]) for key in ("epochmeter.stage", "epochmeter.phase") if key in attributes]
     return "_".join([name.removeprefix("epochmeter.").replace(".", "_"), *told])
 
 
 def _exponents(point: ExponentialHistogramDataPoint) -> dict[str, int]:
-    """How many durations lie in which power of two: scale 0 of the histogram, whose finer buckets nest in it."""
+    """Return how many durations lie in each power of two: scale 0 of the histogram, in which the finer buckets nest."""
     found: dict[str, int] = {}
     if point.zero_count:
         found[cell_of(LOWEST - 1)] = point.zero_count
@@ -137,7 +137,7 @@ def _exponents(point: ExponentialHistogramDataPoint) -> dict[str, int]:
 
 
 def _median(cells: Mapping[str, int]) -> dict[str, int]:
-    """The cell that the median lies in, once. Cells come in rising order."""
+    """Return the cell of the median, once. Cells come in rising order."""
     rank, seen = (sum(cells.values()) + 1) // 2, 0
     for cell, count in cells.items():
         seen += count
@@ -147,7 +147,7 @@ def _median(cells: Mapping[str, int]) -> dict[str, int]:
 
 
 def cell_of(exponent: int) -> str:
-    """The word for durations above ``2**exponent`` seconds, up to twice that."""
+    """Return the word for durations above ``2**exponent`` seconds, up to twice that."""
     if exponent < LOWEST:
         return f"up to {_power(LOWEST)} s"
     if exponent >= HIGHEST:
@@ -163,9 +163,9 @@ DURATIONS = tuple(cell_of(exponent) for exponent in range(LOWEST - 1, HIGHEST + 
 
 
 def vocabulary(declared: Declared | None = None) -> dict[str, tuple[str, ...]]:
-    """Every metric that Google can be told, and its cells: made from the list, and what a package has declared.
+    """Return every metric that Google can get, and its cells: from the list, and a package's declarations.
 
-    A version is one of too many to write down: its cells are ``()``, and `first_fault` holds it against its rule.
+    There are too many versions to list: their cells are ``()``, and `first_fault` checks them by their rule.
     """
     words: dict[str, tuple[str, ...]] = {}
     for entry in METRICS:
@@ -183,7 +183,7 @@ def vocabulary(declared: Declared | None = None) -> dict[str, tuple[str, ...]]:
 
 
 def _counted(declared: Declared | None) -> dict[str, tuple[str, ...]]:
-    """What a package counts: features, commands, and options as ``command.option``."""
+    """Yield the counts of a package: features, commands, and options as ``command.option``."""
     commands = () if declared is None else declared.commands
     options = tuple(f"{command}.{option}" for command, given in commands for option in given)
     known = {"features": () if declared is None else declared.features, "commands": tuple(name for name, _ in commands)}
@@ -194,7 +194,7 @@ def _counted(declared: Declared | None) -> dict[str, tuple[str, ...]]:
 
 
 def readable(body: bytes) -> dict[str, Any]:
-    """The body as data."""
+    """Return the body as data."""
     found: dict[str, Any] = json.loads(body)
     return found
 
@@ -202,7 +202,7 @@ def readable(body: bytes) -> dict[str, Any]:
 def first_fault(
     body: bytes, target: str = "ga", yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
 ) -> str | None:
-    """What is in these bytes that is not in the vocabulary, or over a limit of the protocol; or None."""
+    """Return the first part of these bytes that is not in the vocabulary, or over a limit of the protocol, or None."""
     try:
         request = json.loads(body)
         return next(_faults(request, len(body), vocabulary(declared)), None)

@@ -1,9 +1,9 @@
-"""The gate before every exporter: asks for consent, builds what goes out from the list, and checks it.
+"""The gate before every exporter: ask for consent, build the outgoing data from the list, and check it.
 
-The rules it keeps: rebuild, never filter. What goes out is made by walking the list and copying what it names, so a
-metric, an attribute or a fact that nobody has listed has no way out. Consent is asked before the data is looked at, again
-before it is handed on, and again (by the courier) with the bytes in hand before each attempt to send. What cannot be noted
-in the log of what was sent does not go.
+The rules it keeps: rebuild, never filter. The outgoing data is made by walking the list and copying its entries, so an
+unlisted metric, attribute or fact has no way out. Consent is asked before the data is read, again before it is handed on,
+and again (by the courier) with the bytes in hand before each attempt to send. Data of which no copy can be kept is not
+sent.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ OWN = "an exporter of the program's own"
 
 
 class Gate:
-    """What may leave of a run's data, as checked bytes; nothing without consent.
+    """The gate before one destination.
 
     Args:
-        consent: whether data may leave now.
-        target: a name in `TARGETS`; the list says what that destination gets.
-        form: the module that makes bodies for that destination, and checks them.
-        usage: whether usage counters may be part of it.
+        consent: returns True if data may leave now.
+        target: a name in `TARGETS`; the list holds the data of that destination.
+        form: the module that makes and checks its bodies.
+        usage: True if usage counters may be part of the data.
 
     Attributes:
-        refused: times that there was no consent.
-        dropped: bodies that held what is not on the list.
-        reason: why the last data was not let through; empty where it was, or where there was no consent.
+        refused: how often there was no consent.
+        dropped: bodies with parts that are not on the list.
+        reason: why the last data was not let through; "" if it was, or if there was no consent.
     """
 
     def __init__(self, consent: Callable[[], bool], target: str, form: Any, usage: bool = True) -> None:
@@ -63,11 +63,12 @@ class Gate:
     def outgoing(
         self, data: MetricsData, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
     ) -> MetricsData | None:
-        """What may leave of this data, rebuilt from the list, or None without consent.
+        """Return the sendable part of this data, rebuilt from the list, or None without consent.
 
         Args:
-            yield_gil: called between two pieces of work, to let the loop's thread have its turn.
-            declared: what the package has declared that the data is of, where it is of one that embeds us.
+            data: the data.
+            yield_gil: called between two pieces of work, so that the loop's thread gets its turn.
+            declared: the declarations of the embedding package that produced the data, or None.
         """
         self.reason = ""
         if not self._consent():
@@ -81,7 +82,7 @@ class Gate:
     def bodies(
         self, data: MetricsData, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
     ) -> list[bytes]:
-        """The bodies to send, checked; none without consent, and none where one of them has a fault."""
+        """Return the checked bodies; none without consent, and none if one of them has a fault."""
         outgoing = self.outgoing(data, yield_gil, declared)
         if outgoing is None:
             return []
@@ -97,10 +98,12 @@ class Gate:
         return bodies
 
     def passes(self, body: bytes, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None) -> bool:
-        """Whether these bytes hold nothing but what the list names for this destination; asked again before they go.
+        """Return True if these bytes hold only listed data for this destination. Asked again before they are sent.
 
         Args:
-            declared: what the package has declared that they are of, where they are of one.
+            body: the bytes.
+            yield_gil: called between two pieces of work.
+            declared: the declarations of the embedding package that produced them, or None.
         """
         fault = self._form.first_fault(body, self._target, yield_gil, declared)
         if fault is None:
@@ -111,17 +114,17 @@ class Gate:
 
 
 class GatedExporter(MetricExporter):
-    """An exporter that the program brought along, behind the gate: it gets what any other would get, noted as any other.
+    """An exporter of the program behind the gate: it gets the data of a collector, with a copy kept.
 
     Args:
         exporter: the program's own.
-        gate: what lets the data through.
+        gate: the gate.
         consent: asked once more with the bytes in hand.
-        record: notes them, before they go; what it raises as OSError stops them.
-        declared: what the package has declared that the data is of, where it is of one that embeds us.
+        record: keeps a copy before they are handed on; an OSError from it stops them.
+        declared: the declarations of the embedding package that produced the data, or None.
 
     Attributes:
-        reason: why the last export failed; empty where it did not, or where there was no consent.
+        reason: why the last export failed; "" if it did not, or if there was no consent.
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class GatedExporter(MetricExporter):
         self.reason = ""
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        """Hands on what may leave of this data; without consent nothing, which counts as a failure to export."""
+        """Hand on the sendable part of this data. Without consent nothing is handed on, which counts as a failure."""
         outgoing = self.gate.outgoing(metrics_data, declared=self._declared)
         self.reason = self.gate.reason
         if outgoing is None:
@@ -166,14 +169,16 @@ class GatedExporter(MetricExporter):
         return result
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        """Call the exporter's own."""
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        """Call the exporter's own."""
         self._exporter.shutdown(timeout_millis, **kwargs)
 
 
 def rebuild(data: MetricsData, target: str = "otlp", declared: Declared | None = None) -> MetricsData:
-    """New data with what the list names for this destination, made from nothing, always in the same order."""
+    """Return new data with the listed metrics and facts for this destination, always in the same order."""
     return MetricsData([_resource_metrics(entry, target, declared) for entry in data.resource_metrics])
 
 
@@ -185,7 +190,7 @@ def _resource_metrics(source: ResourceMetrics, target: str, declared: Declared |
 
 
 def _metric(entry: Entry, metrics: Iterable[Metric]) -> Metric | None:
-    """The listed metric with the points that can be told, or None where there are none."""
+    """Return the listed metric with its sendable points, or None if there are none."""
     points: dict[tuple[str, ...], Any] = {}
     data: Any = None
     for metric in metrics:
@@ -220,7 +225,7 @@ def _like(data: Any, points: list[Any]) -> Any:
 
 
 def _attributes(rules: Mapping[str, Rule], found: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The listed attributes as they may be told; None where one has a value that may not, or the point has others."""
+    """Return the listed attributes in sendable form, or None if the point has others, or an unsendable value."""
     if set(found) - set(rules):
         return None
     told = {name: coarse(rule, found[name]) for name, rule in rules.items() if name in found}

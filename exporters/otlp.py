@@ -1,8 +1,8 @@
-"""OTLP over HTTP: checked bytes, posted as they are.
+"""OTLP over HTTP: checked bytes, posted unchanged.
 
-Not by OpenTelemetry's own exporter: it takes measurements, not bytes that have been checked and kept; it tells of an
-attempt only whether it succeeded, not ``Retry-After``, partial success or the reason; and while a collector is down it
-blocks for seconds and then loses what it was given (benchmarks/bench_delivery.py).
+OpenTelemetry's own exporter is not used, for three reasons. It takes measurements, not bytes that were checked and kept. It
+reports only success or failure of an attempt, not ``Retry-After``, partial success or the reason. And while a collector
+is down it blocks for seconds and then loses the data (benchmarks/bench_delivery.py).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Otlp:
         self.where = self._http.where
 
     def send(self, body: bytes) -> Answer:
-        """One attempt; what the protocol calls partial success is success, with a count of what was left."""
+        """Make one attempt. Partial success, in the protocol's sense, is success with a count of the rest."""
         answer, content, kind = self._http.post(gzip.compress(body, mtime=0) if self._gzip else body)
         if answer.verdict != "taken":
             said = _said(content, kind) if content else ""
@@ -46,11 +46,12 @@ class Otlp:
         return answer
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
 
 def _said(content: bytes, kind: str) -> str:
-    """What a collector says of its refusal: a ``google.rpc.Status``, or text; printable, and not much of it."""
+    """Return a collector's reason for a refusal, shortened and printable: a ``google.rpc.Status``, or text."""
     text = content.decode("utf-8", "replace")
     with contextlib.suppress(DecodeError, ParseError):
         if kind.startswith("application/x-protobuf"):
@@ -61,5 +62,5 @@ def _said(content: bytes, kind: str) -> str:
 
 
 def build(config: Config) -> Otlp:
-    """The transport for a collector."""
+    """Return the transport for a collector."""
     return Otlp(config)

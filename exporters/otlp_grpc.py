@@ -1,9 +1,9 @@
 """OTLP over gRPC: the same bytes in one call. Needs ``epochmeter[grpc]``.
 
-No channel is made before the first attempt, so none exists before a fork; a forked process makes its own.
+No channel is made before the first attempt, so none exists before a fork, and a forked process makes its own.
 
-gRPC's core writes failed handshakes to stderr, past Python, and looks only when it starts at the variable that stops it.
-Where the program has not loaded gRPC itself, it is started here without a voice; where it has, that is the program's choice.
+gRPC's core writes failed handshakes to stderr, past Python, and reads the variable that silences it only at its start. If
+the program has not loaded gRPC, it is started silent here. If it has, that is the program's choice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from exporters.transport import MAX_WAIT_S, without_credentials
 
 
 def _load_silently() -> Any:
-    """The library. It is told to be quiet while it is loaded, and the environment is left as it was."""
+    """Return the library. It is silenced while it is loaded, and the environment is left unchanged."""
     quiet = "grpc" not in sys.modules and "GRPC_VERBOSITY" not in os.environ
     if quiet:
         os.environ["GRPC_VERBOSITY"] = "NONE"
@@ -37,11 +37,11 @@ def _load_silently() -> Any:
 
 
 grpc = _load_silently()
-METHODS = {  # by what is sent; their answers have the same form
+METHODS = {  # by signal; their answers have the same form
     "otlp": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
     "otlp-logs": "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
 }
-LATER = {  # the protocol's list (opentelemetry.io/docs/specs/otlp, "OTLP/gRPC response"), and what a broken server says
+LATER = {  # the protocol's list (opentelemetry.io/docs/specs/otlp, "OTLP/gRPC response"), and the codes of a broken server
     *(grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE),
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL),
 }
@@ -62,7 +62,7 @@ class OtlpGrpc:
         self._channel: Any = None
 
     def send(self, body: bytes) -> Answer:
-        """One attempt."""
+        """Make one attempt."""
         try:
             call = self._open().unary_unary(METHODS[self._config.target], _as_it_is, ExportMetricsServiceResponse.FromString)
             response = call(body, timeout=self._config.timeout, metadata=tuple(self._config.headers.items()))
@@ -113,5 +113,5 @@ def _as_it_is(body: bytes) -> bytes:
 
 
 def build(config: Config) -> OtlpGrpc:
-    """The transport for a collector."""
+    """Return the transport for a collector."""
     return OtlpGrpc(config)

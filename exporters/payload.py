@@ -1,7 +1,7 @@
 """The bytes that go out, and their last check against the list.
 
-The rule it keeps: the check knows nothing of how the bytes were made. It takes them apart again, and what it finds in
-them and not on the list is a fault; a payload with a fault does not go out.
+The rule it keeps: the check knows nothing of how the bytes were made. It takes them apart again, and any part that is not on
+the list is a fault. A payload with a fault does not go out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporters.allowlist import SCHEMA_URL, SCOPE_NAME, Entry, facts, metrics
 from exporters.config import Answer
 from exporters.rules import Declared, Rule, coarse, significant, size_class
 
-SAID = 160  # characters that are kept of what a collector says
+SAID = 160  # characters kept of a collector's answer
 CUMULATIVE = 2  # AGGREGATION_TEMPORALITY_CUMULATIVE
 POINT = {"attributes", "start_time_unix_nano", "time_unix_nano"}
 FIELDS = {  # of OTLP's messages, the fields that may be filled
@@ -45,17 +45,17 @@ FIELDS = {  # of OTLP's messages, the fields that may be filled
 
 
 def bodies(data: MetricsData, usage: bool = True) -> list[bytes]:
-    """The bodies of the requests that tell this data: one."""
+    """Return the bodies of the requests for this data: one."""
     return [encode(data)]
 
 
 def encode(data: MetricsData) -> bytes:
-    """The body of an OTLP request, before compression: an ``ExportMetricsServiceRequest`` in protobuf."""
+    """Return the body of an OTLP request, before compression: an ``ExportMetricsServiceRequest`` in protobuf."""
     return bytes(encode_metrics(data).SerializeToString())
 
 
 def readable(body: bytes) -> dict[str, Any]:
-    """The same as OTLP JSON."""
+    """Return the body as OTLP JSON."""
     message = ExportMetricsServiceRequest.FromString(body)
     found: dict[str, Any] = MessageToDict(message, use_integers_for_enums=True)
     return found
@@ -64,11 +64,13 @@ def readable(body: bytes) -> dict[str, Any]:
 def first_fault(
     body: bytes, target: str = "otlp", yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
 ) -> str | None:
-    """What is in these bytes that the list does not name for this destination, or None.
+    """Return the first part of these bytes that the list does not name for this destination, or None.
 
     Args:
-        yield_gil: called between two pieces of work, to let other threads have their turn.
-        declared: what the package has declared that they are of, where they are of one that embeds us.
+        body: the bytes.
+        target: the destination.
+        yield_gil: called between two pieces of work, so that other threads get their turn.
+        declared: the declarations of the embedding package that produced them, or None.
     """
     try:
         return next(_faults(parsed(ExportMetricsServiceRequest, body), target, yield_gil, declared), None)
@@ -77,10 +79,10 @@ def first_fault(
 
 
 def parsed(kind: Any, body: bytes) -> Any:
-    """A message of this kind.
+    """Return a message of this kind.
 
     Raises:
-        ValueError: it is none, or one with fields that OTLP does not know.
+        ValueError: it is none, or has fields that OTLP does not know.
     """
     try:
         message, known = kind.FromString(body), kind.FromString(body)
@@ -109,7 +111,7 @@ def _faults(
 
 
 def field_faults(message: Message, fields: Mapping[str, set[str]]) -> Iterator[str]:
-    """Every filled field of every message within that is not one of these."""
+    """Yield every filled field that is not one of these, in every message within."""
     allowed = fields.get(message.DESCRIPTOR.name, set())
     for field, value in message.ListFields():
         if field.name not in allowed:
@@ -153,7 +155,7 @@ def _number(point: Any) -> int | float:
 
 
 def attribute_faults(where: str, attributes: Iterable[Any], rules: Mapping[str, Rule]) -> Iterator[str]:
-    """Every attribute (``KeyValue``) that is not on the list, or whose value is not."""
+    """Yield every attribute (``KeyValue``) that is not on the list, or has a value that is not."""
     seen = set()
     for attribute in attributes:
         kind = attribute.value.WhichOneof("value")
@@ -166,7 +168,7 @@ def attribute_faults(where: str, attributes: Iterable[Any], rules: Mapping[str, 
 
 
 def told_partly(answer: Answer, partial: ExportMetricsPartialSuccess) -> Answer:
-    """With what a collector says that it did not take. Of log records, OTLP says it in the same form."""
+    """Return the answer with the number of data points that a collector rejected. Log records use the same form."""
     said, rejected = partial.error_message[:SAID], partial.rejected_data_points
     if not rejected:
         return replace(answer, text=f"{answer.text}: {said}") if said else answer
@@ -174,7 +176,7 @@ def told_partly(answer: Answer, partial: ExportMetricsPartialSuccess) -> Answer:
 
 
 def told(entry: Entry, value: int | float) -> int | float:
-    """A metric's number as it may be told."""
+    """Return a metric's number in the form that may be sent."""
     if entry.sizes:
         return size_class(value, entry.sizes)
     return value if entry.digits is None else significant(value, entry.digits)

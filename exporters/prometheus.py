@@ -1,9 +1,9 @@
 """A page that a Prometheus server scrapes: pulled, not sent. Needs ``epochmeter[prometheus]``.
 
-The page is made by OpenTelemetry's own exporter, from data that came through the gate. That exporter knows no exponential
-histograms, so they become ordinary ones, with a bound at each power of two: buckets nest, and no count is a guess.
+OpenTelemetry's own exporter renders the page, from data that came through the gate. It does not support exponential
+histograms, so they become ordinary ones with a bound at each power of two. Buckets nest, so no count is a guess.
 
-The rule it keeps: consent is asked at each scrape; what is shown is noted like anything else that leaves.
+The rule it keeps: consent is asked at each scrape, and a copy of each shown page is kept like other sent data.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Page:
 
     Args:
         config: its address.
-        fresh: what is to be shown now, through the gate, and its bytes; None where there is no consent.
-        every: seconds for which the same is shown.
+        fresh: returns the gated data and its bytes; None without consent.
+        every: seconds for which a page is reused.
         consent: asked at each scrape.
-        record: notes what is shown, the first time that it is.
+        record: keeps a copy of a page when it is shown first.
 
     Raises:
         ExporterError: the port is in use.
@@ -80,7 +80,7 @@ class Page:
         self._thread.start()
 
     def _renew(self) -> bool:
-        """Whether there is something to show."""
+        """Return True if there is a page to show."""
         if time.monotonic() - self._made >= self._every:
             fresh = self._fresh()
             if fresh is not None:
@@ -90,7 +90,7 @@ class Page:
         return self._page is not None
 
     def close(self) -> None:
-        """The socket is closed; a scrape that is under way ends first."""
+        """Close the socket, after a scrape that is under way."""
         if threading.current_thread() is self._thread:  # in the middle of a scrape, which found no consent
             threading.Thread(target=self.close, daemon=True).start()
             return
@@ -114,7 +114,7 @@ class Page:
         return answer
 
     def _lacking(self, path: str | None, host: str) -> tuple[str, str] | None:
-        """Why nothing can be shown: a status and its text; or None."""
+        """Return a status and a text if nothing can be shown, or None."""
         if host.rpartition(":")[0] not in LOOPBACK:  # a web page whose name has been led here
             return "403 Forbidden", "this is for programs on this machine, by its address 127.0.0.1"
         if not self._consent():
@@ -131,7 +131,7 @@ class Page:
 
 
 def page_of(outgoing: MetricsData) -> Any:
-    """A WSGI application that shows this data."""
+    """Return a WSGI application that shows this data."""
     registry = CollectorRegistry(auto_describe=False)
     reader = PrometheusMetricReader(scope_info_enabled=False, registry=registry)
     data = _without_exponential(outgoing)
@@ -141,7 +141,7 @@ def page_of(outgoing: MetricsData) -> Any:
 
 
 class _Nameless(WSGIServer):
-    """Does not ask what this machine is called, as its base class does."""
+    """A server that does not look up this machine's name, unlike its base class."""
 
     def server_bind(self) -> None:
         TCPServer.server_bind(self)
@@ -150,7 +150,7 @@ class _Nameless(WSGIServer):
 
 
 class _Quiet(WSGIRequestHandler):
-    """Says nothing on the program's stderr, and does not look up who asks."""
+    """A handler that writes nothing to the program's stderr, and does not look up the client."""
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class names it so
         pass
@@ -183,7 +183,7 @@ def _metric(metric: Metric) -> Metric:
 
 
 def _point(point: ExponentialHistogramDataPoint) -> HistogramDataPoint:
-    """The counts by power of two: at scale 0, bucket ``i`` holds what is above ``2**i`` s and up to ``2**(i+1)`` s."""
+    """Return the counts by power of two: at scale 0, bucket ``i`` holds values above ``2**i`` s, up to ``2**(i+1)`` s."""
     counts = [0] * (len(BOUNDS) + 1)
     counts[0] = point.zero_count
     for step, count in enumerate(point.positive.bucket_counts):

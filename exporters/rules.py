@@ -1,6 +1,6 @@
-"""How a value may be told: by a word that is written down, in a class, or with few digits.
+"""The form in which a value may be sent: a listed word, a class, or few digits.
 
-The blanks of the list (`OfApp`, `Frame`) are filled with what a package that embeds us has declared (`Declared`).
+The rules `OfApp` and `Frame` are filled in with the declarations of a package that embeds us (`Declared`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Words:
-    """An attribute whose values are written down.
+    """An attribute with listed values.
 
     Attributes:
-        values: the words; anything else is told as ``other`` if that is one of them, else not at all.
-        contained: the value is told as the longest word that it contains (a card's full name as "H100").
-        upward: numbers; the value is told as the next one that is not below it.
+        values: the words. Any other value becomes ``other`` if that is one of them, and is left out if not.
+        contained: the value becomes the longest word that it contains (a card's full name becomes "H100").
+        upward: the value, a number, becomes the next listed one that is not below it.
     """
 
     values: tuple[str | int | bool, ...]
@@ -33,27 +33,29 @@ class Words:
 
 @dataclass(frozen=True)
 class Random:
-    """An attribute that is drawn at random for each run: lower-case hexadecimal digits, exactly this many."""
+    """An attribute drawn at random for each run: exactly this many lower-case hexadecimal digits."""
 
     digits: int
 
 
 @dataclass(frozen=True)
 class OfApp:
-    """An attribute whose values a package that embeds us declares: "app", "features", "commands" or "options"."""
+    """An attribute whose values a package declares: "app", "features", "commands" or "options"."""
 
     what: str
 
 
 @dataclass(frozen=True)
 class Version:
-    """A released version as it is, such as 1.2.3 or 2.0rc1; any other is ``dev``: it may name a commit."""
+    """A released version unchanged, such as 1.2.3 or 2.0rc1. Any other becomes ``dev``, because it may name a commit."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame of a traceback as ``module:function:+line``, the line counted from the function's first one, where it is of
-    one of these modules or within one; any other is ``other``."""
+    """A frame of a traceback as ``module:function:+line``, with the line counted from the function's first one.
+
+    A frame outside these modules becomes ``other``.
+    """
 
     modules: tuple[str, ...] = ()
 
@@ -63,11 +65,11 @@ Rule = Words | Random | OfApp | Version | Frame
 
 @dataclass(frozen=True)
 class Declared:
-    """What a package that embeds us has declared: its part of the list.
+    """The declarations of a package that embeds us: its part of the list.
 
     Attributes:
         app: the package's name.
-        modules: the import packages that are its own.
+        modules: its import packages.
         features: names of features.
         commands: names of commands, each with the names of its options.
     """
@@ -78,7 +80,7 @@ class Declared:
     commands: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def words(self, what: str) -> tuple[str, ...]:
-        """The names of one kind, in their order."""
+        """Return the names of one kind, in their order."""
         if what == "app":
             return (self.app,)
         if what == "features":
@@ -89,10 +91,10 @@ class Declared:
 
 
 def declared_from(data: Any) -> Declared:
-    """A declaration that was kept as JSON.
+    """Return declarations that were kept as JSON.
 
     Raises:
-        ValueError, KeyError, TypeError: it is none.
+        ValueError, KeyError, TypeError: they are none.
     """
     commands = tuple((name, tuple(options)) for name, options in data["commands"])
     found = Declared(data["app"], tuple(data["modules"]), tuple(data["features"]), commands)
@@ -103,7 +105,7 @@ def declared_from(data: Any) -> Declared:
 
 
 def filled(rule: Rule, declared: Declared | None) -> Rule:
-    """A rule with its blank filled; where nobody has declared anything, no value fits."""
+    """Return a rule with the declarations filled in. Without declarations, no value fits."""
     if isinstance(rule, OfApp):
         return Words(() if declared is None else declared.words(rule.what))
     if isinstance(rule, Frame):
@@ -112,7 +114,7 @@ def filled(rule: Rule, declared: Declared | None) -> Rule:
 
 
 def coarse(rule: Rule, value: Any) -> Any:
-    """A value as it may be told, or None where it may not."""
+    """Return a value in the form that may be sent, or None if it may not."""
     if isinstance(rule, Random):
         return value if isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{rule.digits}}}", value) else None
     if isinstance(rule, Version):
@@ -147,12 +149,12 @@ def _frame(rule: Frame, value: Any) -> str:
 
 
 def as_text(value: Any) -> str:
-    """A value where only text can stand."""
+    """Return a value as text."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def significant(value: int | float, digits: int) -> int | float:
-    """The number with so many significant digits; a whole number stays whole."""
+    """Return the number with that many significant digits. A whole number stays whole."""
     if not value or not math.isfinite(value):
         return value
     rounded = round(value, digits - 1 - math.floor(math.log10(abs(value))))
@@ -160,5 +162,5 @@ def significant(value: int | float, digits: int) -> int | float:
 
 
 def size_class(value: int | float, sizes: tuple[int, ...]) -> int:
-    """A size in bytes as the nearest class, which is given in GiB: an 80 GB card has 79.6 GiB."""
+    """Return a size in bytes as the nearest class, given in GiB: an 80 GB card has 79.6 GiB."""
     return min(sizes, key=lambda size: abs(size * GIB - value)) * GIB

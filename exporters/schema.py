@@ -1,4 +1,4 @@
-"""The list in print: as data, and as the reference page ``docs/telemetry.md``. Nothing here is written by hand twice."""
+"""The list in print: as data, and as the page ``docs/telemetry.md``. Everything here is made from the list."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ DECLARED = {
 
 
 def schema(declared: Declared | None = None) -> dict[str, Any]:
-    """Everything that can leave: metrics, facts about the run's machine, crash reports, and what the request itself says.
+    """Return everything that can leave: metrics, facts about the machine, crash reports, and the headers of a request.
 
     Args:
-        declared: what a package that embeds us has declared: it takes the place of the list's blanks.
+        declared: the declarations of a package, or None.
 
     Returns:
         ``metrics`` and ``resource`` (one object an entry), ``request`` (its headers), ``ga`` (the same as events for
-        Google Analytics), ``crash`` (crash reports), and ``vocabulary``: every text that can be in a payload, but those
-        drawn at random, whose form is in ``random``.
+        Google Analytics), ``crash`` (crash reports), and ``vocabulary``: every text that can be in a payload, except random
+        ones, whose form is in ``random``.
     """
     return {
         "schema": 1,
@@ -74,7 +74,7 @@ def schema(declared: Declared | None = None) -> dict[str, Any]:
 
 
 def vocabulary(declared: Declared | None = None) -> list[str]:
-    """Every text that can be in a payload, except what is drawn at random, versions of packages, and places in their code."""
+    """Return every text that can be in a payload, except random ones, versions of packages, and places in code."""
     found = {SCHEMA_URL, SCOPE_NAME}
     for entry in METRICS:
         found |= {entry.name, entry.unit, entry.purpose, *entry.attributes}
@@ -88,7 +88,7 @@ def vocabulary(declared: Declared | None = None) -> list[str]:
 
 
 def request_headers(target: str) -> dict[str, str]:
-    """What a request to this destination says of itself."""
+    """Return the headers of a request to this destination."""
     return dict({"ga": GA_HEADERS, "sentry": SENTRY_HEADERS}.get(target, HEADERS))
 
 
@@ -129,7 +129,7 @@ def _rule(rule: Rule, declared: Declared | None) -> dict[str, Any]:
 
 
 def value_in_words(entry: Entry) -> str:
-    """How exactly a metric is told."""
+    """Return the precision of a metric's value, in words."""
     if entry.kind == "histogram":
         return BUCKETS
     if entry.sizes:
@@ -138,7 +138,7 @@ def value_in_words(entry: Entry) -> str:
 
 
 def rule_in_words(described: Mapping[str, Any]) -> str:
-    """The values of an attribute or a fact."""
+    """Return the values of an attribute or a fact, in words."""
     for form in ("random", "form"):
         if form in described:
             return str(described[form])
@@ -146,7 +146,7 @@ def rule_in_words(described: Mapping[str, Any]) -> str:
 
 
 def _shortened(values: list[str]) -> Iterable[str]:
-    """Long series as their ends, each kind apart: gpu-0 to gpu-15, gpu-0-die to gpu-15-die."""
+    """Return long series by their ends, each kind apart: gpu-0 to gpu-15, gpu-0-die to gpu-15-die."""
     if len(values) <= 8 or any(" " in value for value in values) or all(value.isdigit() for value in values):
         return values
     kinds: dict[str, list[str]] = {}
@@ -162,7 +162,7 @@ def _last_columns(entry: Mapping[str, Any]) -> str:
 
 
 def _ga_page() -> Iterator[str]:
-    """What Google Analytics is told, with the metrics of the same cells in one row."""
+    """Return the data for Google Analytics, with the metrics of the same cells in one row."""
     yield "## As events for Google Analytics\n"
     yield f"With `exporter=ga`, a run is told once, at its end: one event `{EVENT}` a cell, with the parameters `metric`,"
     yield "`cell`, `n` (how many), `session_id` (random) and `engagement_time_msec` (1), and for each request a random"
@@ -185,7 +185,7 @@ def _ga_page() -> Iterator[str]:
 
 
 def section(declared: Declared) -> str:
-    """What a package that embeds us can send, in Markdown, for its own README: made from the list and its declaration."""
+    """Return the data that a package can send, in Markdown, for its own README."""
     app, printed = declared.app, schema(declared)
     lines = [
         f"What this table lists, and nothing else, can {app} send: to its author, or to a collector that you choose. The first",
@@ -221,7 +221,7 @@ def section(declared: Declared) -> str:
 
 
 def page() -> str:
-    """The reference page, in Markdown."""
+    """Return the reference page, in Markdown."""
     printed = schema()
     lines = [PAGE_HEAD, "## Measurements\n", "| metric | unit | told as | for | to | since |", "|---|---|---|---|---|---|"]
     for entry in printed["metrics"]:

@@ -1,8 +1,7 @@
-"""The log of what was sent: a verbatim copy of every payload, with where it went, when, and what was answered.
+"""The log of sent data: a verbatim copy of every payload, with its destination, time and answer.
 
 One file a day and process (appending to a shared file is not safe on NFS), one JSON object a line. A payload's line is on
-disk before its first byte leaves; what was answered follows in a line of its own, so an entry without one was cut off in
-between.
+disk before its first byte leaves. The answer follows in a line of its own, so an entry without one was cut off in between.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Sent:
         time: RFC 3339, when it was handed over.
         destination: the address, without user name and password.
         body: the request's body before compression.
-        answer: what came back, or None where that is not known.
+        answer: the answer, or None if it is unknown.
     """
 
     id: str
@@ -49,10 +48,10 @@ class Sent:
 
 
 def note(folder: Path, destination: str, body: bytes) -> Answered:
-    """Writes down what is about to be sent.
+    """Write down a payload that is about to be sent.
 
     Returns:
-        A function that writes down what was answered; it may be called again, the last time counts.
+        a function that writes down the answer; it may be called again, and the last call counts.
 
     Raises:
         OSError: it cannot be written; then nothing may be sent.
@@ -69,7 +68,7 @@ def note(folder: Path, destination: str, body: bytes) -> Answered:
 
 
 def read(folder: Path) -> list[Sent]:
-    """Everything that was sent from this machine and is still kept, oldest first. Spoilt lines are passed over."""
+    """Return every kept payload of this machine, oldest first, without spoilt lines."""
     found: dict[str, Sent] = {}
     for line in _lines(folder):
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError, EOFError):
@@ -83,7 +82,7 @@ def read(folder: Path) -> list[Sent]:
 
 
 def prune(folder: Path, days: float, now: float | None = None) -> None:
-    """Removes what is older than this."""
+    """Remove old payloads."""
     limit = (time.time() if now is None else now) - days * 86_400
     for path in _paths(folder):
         with contextlib.suppress(OSError):
@@ -95,7 +94,7 @@ _writers: dict[int, str] = {}
 
 
 def _writer() -> str:
-    """A random name for this process, which a forked one does not share."""
+    """Return a random name for this process, which a forked one does not share."""
     return _writers.setdefault(os.getpid(), secrets.token_hex(4))
 
 

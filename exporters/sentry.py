@@ -1,7 +1,7 @@
 """Crash reports to Sentry: one POST of an envelope that Sentry's own library has made.
 
-Not by that library's transport: its worker asks nobody for consent, and a program that traces its requests would add to
-ours. Who may send is in the envelope itself (its ``dsn``), and from there in the header that older servers look for.
+That library's transport is not used: its worker asks nobody for consent, and a program that traces its requests would add
+to ours. The envelope itself holds the authorisation (its ``dsn``), and older servers find it in a header.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Sentry:
         self.where = without_credentials(config.address)
 
     def send(self, body: bytes) -> Answer:
-        """One attempt."""
+        """Make one attempt."""
         key = urlsplit(json.loads(body.partition(b"\n")[0])["dsn"]).username or ""
         if self._http is None or key != self._key:
             self.close()
@@ -41,5 +41,5 @@ class Sentry:
 
 
 def build(config: Config) -> Sentry:
-    """The transport for a project."""
+    """Return the transport for a project."""
     return Sentry(config)

@@ -1,8 +1,8 @@
-"""One HTTP request, and nothing beside it: the headers that are meant for this destination, and no other.
+"""One HTTP request, with the headers for this destination and no other.
 
-What is kept from it, each measured: requests adds credentials from ``~/.netrc``, tells which decompressors are installed,
-follows redirects with the body, and takes on the headers and spans of a host that traces its requests; urllib3 logs to
-the host's handlers; an answer can be as long as its sender likes.
+Excluded here, each measured: requests adds credentials from ``~/.netrc``, sends the installed decompressors, follows
+redirects with the body, and takes on the headers and spans of a host that traces its requests. urllib3 logs to the host's
+handlers. An answer can be as long as its sender likes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Http:
 
     Args:
         config: the address, its headers, certificates and timeout.
-        fixed: the headers that every request has.
+        fixed: the headers of every request.
     """
 
     def __init__(self, config: Config, fixed: Mapping[str, str]) -> None:
@@ -55,11 +55,12 @@ class Http:
             logging.getLogger(name).addFilter(_is_not_ours)
 
     def post(self, body: bytes, query: Mapping[str, str] | None = None) -> tuple[Answer, bytes, str]:
-        """One attempt, in a context of its own: no span is open there, and what is noted there nobody sees. Otherwise a
-        program's Sentry would have our request in its transaction, and among its breadcrumbs.
+        """Make one attempt, in a context of its own, without an open span.
+
+        Otherwise a program's Sentry would have our request in its transaction, and among its breadcrumbs.
 
         Returns:
-            What came of it, the first bytes of the answer's body, and the answer's content type.
+            the answer, the first bytes of its body, and its content type.
         """
         return contextvars.Context().run(self._unseen, body, query)
 
@@ -100,10 +101,11 @@ class Http:
                     if len(found) >= ANSWER_BYTES or time.monotonic() - began > config.timeout:
                         break
             except requests.RequestException:
-                pass  # the status has been read; what else there was to read is not known
+                pass  # the status has been read; the rest of the answer is unknown
             return _answer(response), found, response.headers.get("content-type", "")
 
     def close(self) -> None:
+        """Close the connections."""
         self._session.close()
 
 
@@ -119,7 +121,7 @@ def _answer(response: requests.Response) -> Answer:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds from a ``Retry-After`` header: a number, or a date (RFC 9110, 10.2.3); None where it says neither."""
+    """Return seconds from a ``Retry-After`` header: a number or a date (RFC 9110, 10.2.3); None if it is neither."""
     if value is None:
         return None
     try:
@@ -133,7 +135,7 @@ def retry_after(value: str | None) -> float | None:
 
 
 def _never_left(error: requests.RequestException) -> bool:
-    """Whether no byte of the body can have arrived."""
+    """Return True if no byte of the body can have arrived."""
     if isinstance(error, (requests.ConnectTimeout, requests.exceptions.SSLError, requests.exceptions.ProxyError)):
         return True
     cause = getattr(error.args[0] if error.args else None, "reason", None)
@@ -143,7 +145,7 @@ def _never_left(error: requests.RequestException) -> bool:
 
 
 def _in_words(error: requests.RequestException) -> str:
-    """The kind of error and its innermost reason, without the address."""
+    """Return the kind of an error and its innermost reason, without the address."""
     if isinstance(error, requests.Timeout):
         return type(error).__name__
     reason, found = "", _inner(error)
@@ -154,14 +156,14 @@ def _in_words(error: requests.RequestException) -> str:
 
 
 def _inner(error: BaseException) -> BaseException | None:
-    """What an error was caused by: requests and urllib3 keep it in several places."""
+    """Return the cause of an error: requests and urllib3 keep it in several places."""
     kept = [getattr(error, "reason", None), *error.args, error.__cause__]
     return next((one for one in kept if isinstance(one, BaseException)), None)
 
 
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Cuts the connection after so long: a server that sends a byte now and then never lets a socket's timeout pass."""
+    """Cut the connection after that time: a server that sends a byte now and then never lets a socket's timeout pass."""
     used: list[Any] = []
 
     def cut() -> None:
@@ -188,7 +190,7 @@ def without_credentials(url: str) -> str:
 
 
 class _Adapter(HTTPAdapter):
-    """Connections that put only these headers on the wire, whoever adds others on the way there."""
+    """Connections that send only these headers, even if others are added on the way."""
 
     def __init__(self, names: set[str]) -> None:
         self._pools = {
@@ -208,7 +210,7 @@ class _Adapter(HTTPAdapter):
 
 
 def _only(names: Iterable[str], connection: Any) -> Any:
-    """A connection class that passes over every header but these. Tracers add theirs here, at the latest."""
+    """Return a connection class that drops every other header. Tracers add theirs here at the latest."""
 
     def putheader(self: Any, header: str | bytes, *values: Any) -> None:
         name = header.decode("latin-1") if isinstance(header, bytes) else header
@@ -225,5 +227,5 @@ def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
 
 
 def _is_not_ours(record: logging.LogRecord) -> bool:
-    """Whether a log record is of the program's own requests."""
+    """Return True if a log record belongs to the program's own requests."""
     return not getattr(_sending, "now", False)

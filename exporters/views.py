@@ -1,7 +1,7 @@
-"""The list as OpenTelemetry views, for a program that measures with instruments and a ``MeterProvider`` of its own.
+"""The list as OpenTelemetry views, for a program with instruments and a ``MeterProvider`` of its own.
 
-The profiler itself needs none: what it exports is rebuilt from the list. Views drop attributes only from the data points;
-exemplars keep the dropped ones, so a provider with these views needs ``AlwaysOffExemplarFilter`` too.
+The profiler needs none: its exports are rebuilt from the list. Views drop attributes only from the data points. Exemplars
+keep the dropped ones, so a provider with these views needs ``AlwaysOffExemplarFilter``, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from exporters.allowlist import METRICS
 
 
 def views(target: str = "otlp") -> list[View]:
-    """One view for each listed metric, with its listed attributes, and one that drops every other instrument."""
+    """Return one view for each listed metric, with its listed attributes, and one that drops every other instrument."""
     listed = [
         View(
             instrument_name=entry.name,

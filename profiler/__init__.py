@@ -1,6 +1,6 @@
 """Epochmeter: see per epoch where training, validation and inference time went, and what held the run back.
 
-The public names are loaded when they are first used: ``import profiler`` loads nothing but this file.
+The public names are loaded at their first use: ``import profiler`` loads only this file.
 """
 
 from __future__ import annotations

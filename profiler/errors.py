@@ -4,9 +4,9 @@
     ├── ArgumentTypeError   (also a TypeError)   an argument of the wrong type
     ├── ArgumentValueError  (also a ValueError)  an argument with a value that cannot be used
     ├── SettingsError       (also a ValueError)  a setting that does not exist, or a value it cannot take
-    ├── RunNotFoundError    (also a LookupError) no recorded run fits what was asked for
+    ├── RunNotFoundError    (also a LookupError) no recorded run fits the request
     ├── RunLogError                              a run log that cannot be read or written
-    └── ProbeUnavailableError                    a source of readings is not there; the text tells the cure
+    └── ProbeUnavailableError                    a source of readings that is not available, with the cure
 
 The rule: a text says what was wrong, what was expected and what to do.
 """
@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 
 class ProfilerError(Exception):
-    """The root: ``except ProfilerError`` catches whatever this package raises on purpose."""
+    """The root: ``except ProfilerError`` catches every error that this package raises on purpose."""
 
 
 class ArgumentTypeError(ProfilerError, TypeError):
@@ -29,11 +29,11 @@ class ArgumentValueError(ProfilerError, ValueError):
 
 
 class SettingsError(ProfilerError, ValueError):
-    """A setting that does not exist, or a value that it cannot take."""
+    """A setting that does not exist, or a value it cannot take."""
 
 
 class RunNotFoundError(ProfilerError, LookupError):
-    """No recorded run fits what was asked for."""
+    """No recorded run fits the request."""
 
 
 class RunLogError(ProfilerError):
@@ -41,11 +41,11 @@ class RunLogError(ProfilerError):
 
 
 class ProbeUnavailableError(ProfilerError):
-    """A source of readings is not there. The text says why, and what to do about it.
+    """A source of readings is not available. The text says why, and what to do about it.
 
     Attributes:
-        is_trouble: it should be there: the report says so, once.
-        may_come: it may be there later in the run.
+        is_trouble: it should be available, so the report mentions it once.
+        may_come: it may become available later in the run.
     """
 
     def __init__(self, text: str, *, is_trouble: bool = False, may_come: bool = False) -> None:
@@ -55,7 +55,7 @@ class ProbeUnavailableError(ProfilerError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'sync'?``, or nothing where no known word is close."""
+    """Return `` Did you mean 'sync'?``, or "" if no known word is close."""
     import difflib  # it is only needed for people who have mistyped something
 
     close = difflib.get_close_matches(word.lower(), list(known), n=3, cutoff=0.5)

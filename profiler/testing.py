@@ -1,6 +1,6 @@
-"""Typed stand-ins for what a test cannot have: a clock to turn, a GPU, and an exporter that keeps what it gets.
+"""Typed stand-ins for what a test cannot have: a clock to turn, a GPU, and an exporter that keeps its data.
 
-Each is checked against the real thing's interface by the type checker: a name that changes there breaks here.
+The type checker compares each with the interface of the real thing, so a name that changes there fails here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from profiler.measure.clocks import Event
 
 
 class FakeClock:
-    """Nanoseconds that pass only when told to."""
+    """Nanoseconds that pass only on request."""
 
     def __init__(self, now: int = 0) -> None:
         self.now = now
@@ -34,7 +34,7 @@ class FakeClock:
 class FakeDevice:
     """A CUDA stream that runs behind the host by ``lag_ns`` of a clock.
 
-    It has what `profiler.measure.clocks` uses of one, and nothing with which a host could wait for it.
+    It has the parts that `profiler.measure.clocks` uses, and nothing with which a host could wait for it.
     """
 
     def __init__(self, clock: Callable[[], int], lag_ns: int) -> None:
@@ -61,7 +61,7 @@ class FakeDevice:
 
 
 class FakeEvent:
-    """Reached by the device ``lag_ns`` after it was recorded."""
+    """An event that the device reaches ``lag_ns`` after it was recorded."""
 
     def __init__(self, device: FakeDevice) -> None:
         self._device = device
@@ -84,7 +84,7 @@ class FakeEvent:
 
 
 class NvmlError(Exception):
-    """As ``pynvml.NVMLError``: ``value`` is NVML's return code."""
+    """The counterpart of ``pynvml.NVMLError``: ``value`` is NVML's return code."""
 
     def __init__(self, value: int) -> None:
         super().__init__(f"NVML code {value}")
@@ -116,22 +116,22 @@ IDLE_H100: Mapping[str, Any] = {  # as nvidia-smi showed one: driver 590, 80 GB 
 
 @dataclass(eq=False)
 class FakeGpu:
-    """One card: an idle H100 unless told otherwise.
+    """One card: an idle H100 by default.
 
     Args:
-        answers: what the calls answer, by name; field values are "field:<id>", samples "samples:<kind>", GPM metrics
-            "gpm:<id>". A list is answered one after the other, and its last entry from then on; ``{"error": code}`` is
-            a return code. None takes a call away.
+        answers: the answers of the calls, by name. Field values are "field:<id>", samples "samples:<kind>", GPM metrics
+            "gpm:<id>". The entries of a list are returned one after the other, and its last one from then on.
+            ``{"error": code}`` is a return code. None removes a call.
     """
 
     answers: Mapping[str, Any] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
 
     def answer(self, call: str) -> Any:
-        """The next answer to a call.
+        """Return the next answer to a call.
 
         Raises:
-            NvmlError: that is an error, or the card does not know the call.
+            NvmlError: the answer is an error, or the card does not have the call.
         """
         told = {**IDLE_H100, **self.answers}.get(call)
         times = self.asked[call] = self.asked.get(call, 0) + 1
@@ -152,7 +152,7 @@ class Answer:
 
 
 class Driver:
-    """The driver's library itself, for the calls that go past ``pynvml``: they fill the arrays that they are given."""
+    """The driver's library itself, for calls that fill arrays without ``pynvml``."""
 
     def nvmlDeviceGetFieldValues(self, handle: FakeGpu, count: int, array: Any, /) -> int:
         for value in array:
@@ -198,7 +198,7 @@ class FakeNvml:
 
     @classmethod
     def recorded(cls, path: Path) -> FakeNvml:
-        """Plays what ``make record-nvml`` has written."""
+        """Play a recording of ``make record-nvml``."""
         recording = json.loads(path.read_text("utf-8"))
         absent = dict.fromkeys(IDLE_H100)
         return cls(*(FakeGpu({**absent, **gpu}) for gpu in recording["gpus"]))
@@ -282,7 +282,7 @@ class FakeNvml:
         self._sampled = handle
 
     def nvmlGpmMetricsGet(self, query: Any, /) -> None:
-        """Of the GPU that was sampled last."""
+        """Return the metrics of the GPU that was sampled last."""
         for metric in query.metrics[: query.numMetrics]:
             try:
                 metric.value, metric.nvmlReturn = self._sampled.answer(f"gpm:{metric.metricId}"), 0
@@ -295,7 +295,7 @@ def _is_library(fake: FakeNvml) -> Library:
 
 
 class RecordingExporter(MetricExporter):
-    """Keeps what it is given."""
+    """An exporter that keeps its data."""
 
     def __init__(self) -> None:
         super().__init__()

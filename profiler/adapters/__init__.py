@@ -1,1 +1,1 @@
-"""Frameworks that drive the loop themselves: one file each, and what they have in common in `driver`."""
+"""Adapters for frameworks that drive the loop themselves: one file each, over the shared part in `driver`."""

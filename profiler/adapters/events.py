@@ -1,4 +1,4 @@
-"""Names of a framework's events, checked: one that the framework does not know would never be fired, and nobody told."""
+"""Check the names of a framework's events: an unknown one would never fire, and nobody would notice."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Phases = Mapping[str, "tuple[str, str]"]
 
 
 def check_phases(phases: Phases | None, known: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Phases that last from one event to another.
+    """Return the phases that last from one event to another, checked.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError: a name that cannot be a phase's, or an event that the framework does not
-            know; close matches are suggested.
+        ArgumentTypeError, ArgumentValueError: a name cannot be a phase's, or the framework does not have the event; close
+            matches are suggested.
     """
     names = list(known)
     checked = {}
@@ -29,7 +29,7 @@ def check_phases(phases: Phases | None, known: Iterable[str]) -> dict[str, tuple
 
 
 def check_event(event: str, known: Iterable[str]) -> str:
-    """The event, if the framework knows it.
+    """Return the event if the framework has it.
 
     Raises:
         ArgumentValueError: it does not.

@@ -1,7 +1,7 @@
 """PyTorch Ignite: ``attach(trainer, evaluator, model=model, optimizer=optimizer)`` before ``trainer.run(loader)``.
 
-Epochs, passes, batches and the waits for them are Ignite's own events; forward, backward and optimizer are those of what
-is named.
+Epochs, passes, batches and the waits for them come from Ignite's events. Forward, backward and optimizer come from the
+named model and optimizer.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ def attach(
     phases: Phases | None = None,
     **options: Any,
 ) -> FrameworkRun:
-    """Measures each run of the trainer as a run, the evaluator's inside of it as validation.
+    """Measure each run of the trainer as a run, with the evaluator's runs inside it as validation.
 
     Args:
-        trainer, evaluator: Ignite's engines.
+        trainer: Ignite's engine that trains.
+        evaluator: Ignite's engine that validates, or None.
         profiler: measure as parts of this run instead; it is not ended here.
-        model, optimizer: whose forward, backward and step are timed; each may be several, in a list.
-        name: what the run is called; it stays on this machine.
+        model: the model whose forward and backward are timed, or a list of models.
+        optimizer: the optimizer whose step is timed, or a list of optimizers.
+        name: the run's name; it stays on this machine.
         phases: phases of your own, from one event of the trainer to another, by their names or those of your own
             registered events, as ``{"gather": ("EPOCH_COMPLETED", "my_event")}``.
         options: further arguments of `profiler.Profiler`.
 
     Returns:
-        something with a ``summary``.
+        an object with a ``summary``.
 
     Raises:
-        ArgumentTypeError: an engine is none.
-        ArgumentValueError: an event that the trainer does not know; close matches are suggested.
+        ArgumentTypeError: an engine is no Ignite engine.
+        ArgumentValueError: the trainer does not have an event; close matches are suggested.
     """
     for engine in (trainer, evaluator):
         if engine is not None and not isinstance(engine, Engine):
@@ -102,5 +104,5 @@ def _several(things: Any) -> list[Any]:
 
 
 def _events(engine: Engine) -> dict[str, Any]:
-    """The events that the engine fires, by name; those of the user's own among them."""
+    """Return the engine's events by name, including the user's own."""
     return {name: event for event in engine._allowed_events for name in (event.name, event.value)}

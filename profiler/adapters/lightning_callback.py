@@ -1,7 +1,7 @@
 """PyTorch Lightning: ``Trainer(callbacks=[ProfilerCallback()])``, of ``lightning`` or of ``pytorch_lightning``.
 
-Epochs, passes and batches are Lightning's own; within a batch, forward, backward, optimizer and the wait for data are
-what torch does. What Lightning does between them is ``other``.
+Epochs, passes and batches come from Lightning. Within a batch, forward, backward, optimizer and the wait for data come
+from torch. Lightning's own work between them is ``other``.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ else:
 
 
 class ProfilerCallback(Callback):  # type: ignore[misc]  # Lightning's, untyped here
-    """Measures each ``fit``, ``validate``, ``test`` and ``predict`` of a Trainer as a run.
+    """Measure each ``fit``, ``validate``, ``test`` and ``predict`` of a Trainer as a run.
 
     Args:
         profiler: measure as a part of this run instead; it is not ended here.
-        name: what the run is called; it stays on this machine.
+        name: the run's name; it stays on this machine.
         options: further arguments of `profiler.Profiler`.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError, SettingsError: an argument that cannot be used.
+        ArgumentTypeError, ArgumentValueError, SettingsError: an argument cannot be used.
     """
 
     def __init__(self, profiler: Profiler | None = None, *, name: str = "lightning", **options: Any) -> None:
@@ -37,7 +37,7 @@ class ProfilerCallback(Callback):  # type: ignore[misc]  # Lightning's, untyped 
 
     @property
     def summary(self) -> RunSummary | None:
-        """What was measured, once there is a run."""
+        """The run so far, or None before it begins."""
         return self._driver.summary
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

@@ -1,7 +1,7 @@
 """Hugging Face Transformers: ``Trainer(..., callbacks=[ProfilerCallback()])``.
 
-Epochs are the Trainer's own. It tells of optimizer steps, not of batches, and asks its loaders ahead; so passes, batches
-and phases are found as in a loop that says nothing. A loop of your own around Accelerate needs no adapter:
+Epochs come from the Trainer. It reports optimizer steps but no batches, and fetches ahead from its loaders, so passes,
+batches and phases are inferred. A loop of your own around Accelerate needs no adapter:
 ``prof.attach(model, optimizer, loader)`` after ``accelerator.prepare``.
 """
 
@@ -17,15 +17,15 @@ from profiler.session.profiler import Profiler
 
 
 class ProfilerCallback(TrainerCallback):  # type: ignore[misc]  # Transformers', untyped here
-    """Measures each ``train()`` of a Trainer as a run, its evaluations included.
+    """Measure each ``train()`` of a Trainer as a run, its evaluations included.
 
     Args:
         profiler: measure as a part of this run instead; it is not ended here.
-        name: what the run is called; it stays on this machine.
+        name: the run's name; it stays on this machine.
         options: further arguments of `profiler.Profiler`.
 
     Raises:
-        ArgumentTypeError, ArgumentValueError, SettingsError: an argument that cannot be used.
+        ArgumentTypeError, ArgumentValueError, SettingsError: an argument cannot be used.
     """
 
     def __init__(self, profiler: Profiler | None = None, *, name: str = "transformers", **options: Any) -> None:
@@ -33,7 +33,7 @@ class ProfilerCallback(TrainerCallback):  # type: ignore[misc]  # Transformers',
 
     @property
     def summary(self) -> RunSummary | None:
-        """What was measured, once there is a run."""
+        """The run so far, or None before it begins."""
         return self._driver.summary
 
     def on_train_begin(

@@ -1,7 +1,7 @@
 """Ultralytics: ``register(model)`` before ``model.train(...)``, ``model.val(...)`` or ``model.predict(...)``.
 
-It fires callbacks by name; the names are checked against those that the installed version knows. Where it starts other
-processes for more than one GPU, these get no callbacks.
+Ultralytics fires callbacks by name, so the names are checked against those of the installed version. The processes that
+it starts for more than one GPU get no callbacks.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from profiler.session.profiler import Profiler
 def register(
     model: Any, profiler: Profiler | None = None, *, name: str = "ultralytics", phases: Phases | None = None, **options: Any
 ) -> FrameworkRun:
-    """Measures what the model does from now on; each training, validation and prediction is a run.
+    """Measure each training, validation and prediction of the model as a run, from now on.
 
     Args:
         model: a ``YOLO`` or another model, trainer, validator or predictor with ``add_callback`` and ``callbacks``.
         profiler: measure as parts of this run instead; it is not ended here.
-        name: what the run is called; it stays on this machine.
+        name: the run's name; it stays on this machine.
         phases: phases of your own, from one event to another, as ``{"routine": ("on_pretrain_routine_start",
             "on_pretrain_routine_end")}``.
         options: further arguments of `profiler.Profiler`.
 
     Returns:
-        something with a ``summary``.
+        an object with a ``summary``.
 
     Raises:
         ArgumentTypeError: the model takes no callbacks.
-        ArgumentValueError: an event that this version of Ultralytics does not know; close matches are suggested.
+        ArgumentValueError: this version of Ultralytics does not have an event; close matches are suggested.
     """
     known: Any = getattr(model, "callbacks", None)
     if not callable(getattr(model, "add_callback", None)) or not hasattr(known, "keys"):

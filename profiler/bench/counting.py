@@ -1,4 +1,4 @@
-"""How many floating-point operations a call makes, by torch's own counter, and how many bytes its operators move."""
+"""Count the floating-point operations of a call, by torch's own counter, and the bytes its operators move."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ GATHERS = ("embedding", "index", "index_select", "gather", "take")  # of a table
 
 
 def flops(call: Call) -> int | None:
-    """The operations of matrix products, convolutions and attention; None where none of them is known to the counter.
+    """Return the operations of matrix products, convolutions and attention, or None if the counter knows none of them.
 
-    Attention is made of matrix products for this one call: fused, the counter does not see it on a CPU.
+    For this one call attention is split into matrix products: on a CPU the counter does not see the fused operator.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         call()
@@ -29,14 +29,14 @@ def flops(call: Call) -> int | None:
 
 
 def moved(call: Call) -> int | None:
-    """Bytes that the operators read and write, if each tensor goes to memory and back each time; views move nothing."""
+    """Return the bytes that the operators read and write if no tensor stays in a cache. Views move nothing."""
     with Moved() as counter:
         call()
     return counter.total or None
 
 
 class Moved(TorchDispatchMode):
-    """Adds up the sizes of what each operator is given and gives."""
+    """Add up the sizes of each operator's inputs and outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Moved(TorchDispatchMode):
 
 
 def _written(func: Any, args: Any) -> Iterable[torch.Tensor]:
-    """Of an operator that works in place and gives nothing back: what it changes."""
+    """Return the tensors that an in-place operator without a result changes."""
     changed = (argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments)
     return tensors([value for value, is_changed in zip(args, changed, strict=False) if is_changed])
 
@@ -71,7 +71,7 @@ def _place(tensor: torch.Tensor) -> int:
 
 
 def _size(tensor: torch.Tensor) -> int:
-    """Bytes of its elements; those that an expanded tensor repeats are there once."""
+    """Return the bytes of a tensor's elements; repeated elements of an expanded tensor count once."""
     try:
         there = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
     except RuntimeError:  # a sparse one has no strides

@@ -1,6 +1,6 @@
-"""What repeated times say: a median with its confidence interval, percentiles, and whether two of them differ.
+"""Evaluate repeated times: a median with its confidence interval, percentiles, and whether two medians differ.
 
-Times are in seconds and above 0. Nothing is thrown away: a time that a busy machine spoilt makes the interval wider.
+Times are in seconds and above 0. No time is discarded: one that a busy machine spoilt makes the interval wider.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97
 
 
 class Estimate(NamedTuple):
-    """A median, and between what its true value lies with (about) 95 % confidence."""
+    """A median and its confidence interval (about 95 %)."""
 
     middle: float
     low: float
@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How one median relates to another: 0.05 is 5 % more. ``low`` to ``high`` is its interval."""
+    """The change from one median to another: 0.05 is 5 % more. ``low`` to ``high`` is its interval."""
 
     change: float
     low: float
@@ -40,11 +40,11 @@ class Difference(NamedTuple):
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """A confidence interval of the median that assumes nothing of the distribution.
+    """Return a confidence interval of the median that assumes nothing about the distribution.
 
-    The narrowest pair of order statistics, the k-th from either end, that holds the median with at least 95 %
-    probability, by the binomial distribution (David and Nagaraja, Order Statistics, section 7.1). With fewer than six
-    values there is none; then it is the whole range, which holds it with ``1 - 2**(1 - n)``.
+    It is the narrowest pair of order statistics, the k-th from either end, that holds the median with at least 95 %
+    probability, by the binomial distribution (David and Nagaraja, Order Statistics, section 7.1). Fewer than six values have
+    none. Then the whole range is returned, which holds the median with probability ``1 - 2**(1 - n)``.
     """
     ordered = sorted(values)
     n = len(ordered)
@@ -59,31 +59,30 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def estimate(launches: Sequence[Sequence[float]]) -> Estimate:
-    """From the times of each launch.
+    """Return the estimate from the times of each launch.
 
-    Blocks of one process share what that process happened to get (memory layout, placement), so the spread of the
-    launches' medians is added, by Student's t on their logarithms: see Kalibera and Jones, "Rigorous benchmarking in
-    reasonable time", ISMM 2013.
+    Blocks of one process share its memory layout and placement. So the spread of the launches' medians is added, by
+    Student's t on their logarithms: see Kalibera and Jones, "Rigorous benchmarking in reasonable time", ISMM 2013.
 
     Raises:
         ValueError: there are no times.
     """
-    told = [launch for launch in launches if launch]
-    values = [value for launch in told for value in launch]
+    known = [launch for launch in launches if launch]
+    values = [value for launch in known for value in launch]
     middle = median(values)
     low, high = interval(values)
     between = 0.0
-    if len(told) > 1:
-        logs = [math.log(median(launch)) for launch in told]
-        between = STUDENT[min(len(told) - 1, len(STUDENT)) - 1] * stdev(logs) / math.sqrt(len(told))
+    if len(known) > 1:
+        logs = [math.log(median(launch)) for launch in known]
+        between = STUDENT[min(len(known) - 1, len(STUDENT)) - 1] * stdev(logs) / math.sqrt(len(known))
     below, above = math.hypot(math.log(middle / low), between), math.hypot(math.log(high / middle), between)
     return Estimate(middle, middle * math.exp(-below), middle * math.exp(above))
 
 
 def difference(before: Estimate, after: Estimate) -> Difference:
-    """The ratio of two medians less 1, with an interval from theirs.
+    """Return the ratio of two medians less 1, with an interval from theirs.
 
-    The distances of the logarithms are added as squares, each side with the two that make it (MOVER: Donner and Zou,
+    The distances of the logarithms are added as squares, each side from the two ends that make it (MOVER: Donner and Zou,
     2012, doi:10.1177/0962280210383853).
     """
     change = math.log(after.middle / before.middle)
@@ -93,11 +92,11 @@ def difference(before: Estimate, after: Estimate) -> Difference:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of sorted values do not exceed (nearest rank)."""
+    """Return the smallest value that at least this share of the sorted values do not exceed (nearest rank)."""
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)]
 
 
 def is_stable(times: Sequence[float], within: float) -> bool:
-    """Whether the last three differ by no more than this share of the smallest of them."""
+    """Return True if the last three times differ by at most this share of the smallest of them."""
     last = times[-3:]
     return len(last) == 3 and max(last) - min(last) <= within * min(last)

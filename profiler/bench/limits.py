@@ -1,4 +1,4 @@
-"""What the machine itself can do: operations whose work is known by count, each as large as it takes to reach the limit.
+"""The limits of the machine: operations with a known amount of work, each large enough to reach the limit.
 
 Rates are decimal: 1 GB/s is 1e9 bytes a second.
 """
@@ -18,21 +18,21 @@ def build(case: Case) -> Work:
 
 
 def _matmul(case: Case) -> Work:
-    """``C = A B`` of n x n matrices: 2 n³ operations, as torch's counter counts them."""
+    """Build ``C = A B`` of n x n matrices: 2 n³ operations, as torch's counter counts them."""
     (side,) = case.size
     a, b, c = (torch.randn(side, side, device=case.device).to(dtype_of(case.dtype)) for _ in range(3))
     return Work(lambda: torch.mm(a, b, out=c), clock_for(case.device), flops=2.0 * side**3)
 
 
 def _memory(case: Case) -> Work:
-    """STREAM's triad, ``a = b + s c``: three arrays moved. McCalpin, https://www.cs.virginia.edu/stream/ref.html."""
+    """Build STREAM's triad, ``a = b + s c``: three arrays moved. McCalpin, https://www.cs.virginia.edu/stream/ref.html."""
     (size,) = case.size
     a, b, c = (torch.full((size // 4,), 1.0, device=case.device) for _ in range(3))
     return Work(lambda: torch.add(b, c, alpha=0.5, out=a), clock_for(case.device), moved=3.0 * size)
 
 
 def _copy(case: Case) -> Work:
-    """Between the host's memory and the device's; page-locked ("pinned") memory needs no detour."""
+    """Build a copy between the host's and the device's memory. Page-locked ("pinned") memory needs no extra copy."""
     (size,) = case.size
     host = torch.ones(size // 4, pin_memory=case.name.endswith("pinned"))
     there = torch.empty_like(host, device=case.device)
@@ -41,15 +41,15 @@ def _copy(case: Case) -> Work:
 
 
 def _launch(case: Case) -> Work:
-    """The smallest possible operation, again and again: what it costs to have one done."""
+    """Build the smallest possible operation: its time is the cost of a launch."""
     x = torch.zeros(case.size, device=case.device)
     return Work(lambda: x.add_(1.0), HostClock(case.device))
 
 
 def _all_reduce(case: Case) -> Work:
-    """Bus bandwidth: ``2 (n - 1) / n`` of the data crosses each rank's link.
+    """Build an all-reduce. Bus bandwidth: ``2 (n - 1) / n`` of the data crosses each rank's link.
 
-    https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md. The first rank says how often, the others follow.
+    https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md. The first rank decides how often, the others follow.
     """
     size, ranks = case.size
     distributed = torch.distributed
@@ -65,7 +65,7 @@ def _all_reduce(case: Case) -> Work:
 
 
 class Together(HostClock):
-    """Blocks that all ranks begin at once; `follow` is what the other ranks do meanwhile."""
+    """Blocks that all ranks begin at once. The other ranks meanwhile run `follow`."""
 
     def __init__(self, device: str) -> None:
         super().__init__(device)
@@ -80,15 +80,15 @@ class Together(HostClock):
         torch.distributed.destroy_process_group()
 
     def follow(self, call: Callable[[], object]) -> None:
-        """Until the first rank has no more to do."""
+        """Take part in each block until the first rank has no more."""
         while times := self._tell(0):
             super().block(call, times)
         torch.distributed.destroy_process_group()
 
     def _tell(self, times: int) -> int:
-        told = torch.tensor([times], device=self._device)
-        torch.distributed.broadcast(told, 0)
-        return int(told.item())
+        shared = torch.tensor([times], device=self._device)
+        torch.distributed.broadcast(shared, 0)
+        return int(shared.item())
 
 
 BUILDERS: dict[str, Callable[[Case], Work]] = {

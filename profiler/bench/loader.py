@@ -1,4 +1,4 @@
-"""How fast a DataLoader hands out batches: images as bytes, cropped, flipped and normalised one by one in torch."""
+"""The rate of a DataLoader: images as bytes, cropped, flipped and normalised one by one in torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGES = 64
 
 
 class Images(Dataset):
-    """Random images of ``3 x stored x stored`` bytes, given as ``3 x shown x shown`` floats."""
+    """Random images of ``3 x stored x stored`` bytes, returned as ``3 x shown x shown`` floats."""
 
     def __init__(self, stored: int, shown: int) -> None:
         self._images = torch.randint(0, 256, (IMAGES, 3, stored, stored), dtype=torch.uint8)
@@ -32,7 +32,7 @@ class Images(Dataset):
 
 
 class Batches(Sampler):
-    """As many batches as the next pass is to have."""
+    """A sampler with as many batches as the next pass is to have."""
 
     def __init__(self, size: int) -> None:
         self.size, self.count = size, 1
@@ -43,10 +43,10 @@ class Batches(Sampler):
 
 
 class Passes:
-    """The clock: every block is a pass of its own, and as much is prepared in advance when it ends as when it began.
+    """A clock whose blocks are whole passes, with as many batches prepared in advance at the end as at the start.
 
-    What workers had ready before the clock started would otherwise be counted as made in no time; and after a pass they
-    are idle, so that the next case has the machine to itself.
+    Otherwise batches that the workers had ready before the clock started would count as made in no time. After a pass the
+    workers are idle, so that the next case has the machine to itself.
     """
 
     def __init__(self, loader: Any, batches: Batches, ahead: int) -> None:
@@ -69,7 +69,7 @@ class Passes:
         return [self.block(call, 1) for _ in range(times)]
 
     def first(self) -> None:
-        """One batch from a loader that has done nothing yet: its workers are started."""
+        """Fetch one batch from a new loader, which starts its workers."""
         self._batches.count = 1
         for _ in self._loader:
             pass

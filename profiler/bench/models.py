@@ -1,4 +1,4 @@
-"""A net in training, in validation, and asked for one answer after another: those of `nets`, and the user's own."""
+"""The models: nets of `nets` and the user's own, in training, in validation, and in single inferences."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class Task(NamedTuple):
 
 
 def build(case: Case) -> Work:
-    """
+    """Build a case of a net or of the user's factory.
+
     Raises:
-        ArgumentValueError: the user's factory gives nothing that can be measured.
+        ArgumentValueError: the user's factory returns nothing that can be measured.
     """
     torch.manual_seed(0)
     task = _of_yours(case) if case.suite == "yours" else NETS[case.name](case)
@@ -47,7 +48,7 @@ def build(case: Case) -> Work:
 
 
 def _train(case: Case, task: Task, model: Any, inputs: Any, batch: int) -> Work:
-    """Forward, loss, backward and optimizer, the gradients set to None before."""
+    """Build forward, loss, backward and optimizer, with the gradients set to None before."""
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
@@ -74,7 +75,7 @@ def _train(case: Case, task: Task, model: Any, inputs: Any, batch: int) -> Work:
 
 
 def _val(case: Case, task: Task, model: Any, inputs: Any, batch: int) -> Work:
-    """Forward and loss without gradients."""
+    """Build forward and loss without gradients."""
     model.eval()
 
     def made(forward: Any) -> Callable[[], object]:
@@ -88,7 +89,7 @@ def _val(case: Case, task: Task, model: Any, inputs: Any, batch: int) -> Work:
 
 
 def _inference(case: Case, task: Task, model: Any, inputs: Any, batch: int) -> Work:
-    """Forward alone, each call waited for."""
+    """Build the forward alone, with each call waited for."""
     model.eval()
 
     def made(forward: Any) -> Callable[[], object]:
@@ -114,7 +115,7 @@ def _work(case: Case, model: Any, made: Callable[[Any], Callable[[], object]], b
 
 
 def _precision(case: Case) -> Any:
-    """Narrow types by autocast, as training does; the weights stay float32."""
+    """Return autocast for narrow types, as in training. The weights stay float32."""
     if case.dtype in ("bfloat16", "float16"):
         return torch.autocast(case.device.split(":")[0], dtype_of(case.dtype))
     return contextlib.nullcontext()
@@ -175,10 +176,10 @@ def _of_yours(case: Case) -> Task:
 
 
 def factory(name: str) -> Any:
-    """The function that a name like ``package.module:function`` stands for, with this folder on the path.
+    """Return the function with a name like ``package.module:function``, with the working folder on the path.
 
     Raises:
-        ArgumentValueError: it is not there.
+        ArgumentValueError: there is no such function.
     """
     module_name, _, function = name.partition(":")
     here = str(Path.cwd())
@@ -207,7 +208,7 @@ def _inputs(task: Task, case: Case, batch: int) -> Any:
 
 
 def _any_loss(output: Any) -> Any:
-    """Of any output: its own ``loss`` where it has one, else the mean square of its numbers."""
+    """Return the ``loss`` of an output if it has one, else the mean square of its numbers."""
     if isinstance(getattr(output, "loss", None), torch.Tensor):
         return output.loss
     numbers = [tensor for tensor in tensors(output) if tensor.is_floating_point()]

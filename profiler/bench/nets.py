@@ -1,6 +1,6 @@
-"""The nets that are measured, in plain torch, by their papers' published shapes. Weights are random: only time is asked.
+"""The measured nets, in plain torch, with the shapes of their papers. The weights are random, because only time matters.
 
-The numbers of parameters are held against the papers by a test.
+A test compares the numbers of parameters with the papers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def lenet5(classes: int = 10) -> nn.Module:
-    """LeNet-5 for 1 x 32 x 32, with ReLU and max pooling. LeCun et al., 1998, doi:10.1109/5.726791, figure 2."""
+    """Return LeNet-5 for 1 x 32 x 32, with ReLU and max pooling. LeCun et al., 1998, doi:10.1109/5.726791, figure 2."""
     return nn.Sequential(
         *(nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(16, 120, 5), nn.ReLU(), nn.Flatten(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)),
@@ -19,7 +19,7 @@ def lenet5(classes: int = 10) -> nn.Module:
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3, 1 x 1, and the input added; the stride is in the 3 x 3, as in torchvision's."""
+    """1 x 1, 3 x 3 and 1 x 1 convolutions, and the input added. The stride is in the 3 x 3, as in torchvision."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Bottleneck(nn.Module):
 
 
 def resnet50(classes: int = 1000) -> nn.Module:
-    """ResNet-50 for 3 x 224 x 224. He et al., 2016, arXiv:1512.03385, table 1."""
+    """Return ResNet-50 for 3 x 224 x 224. He et al., 2016, arXiv:1512.03385, table 1."""
     layers: list[nn.Module] = [
         *(nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
     ]
@@ -53,7 +53,7 @@ def resnet50(classes: int = 1000) -> nn.Module:
 
 
 class Block(nn.Module):
-    """A transformer's block: attention and a feed-forward of four times the width, each after its norm, each added.
+    """A transformer's block: attention, and a feed-forward of four times the width, each after its norm, each added.
 
     GPT-2: Radford et al., 2019, section 2.3; larger shapes: Brown et al., 2020, arXiv:2005.14165, table 2.1.
     """
@@ -66,7 +66,7 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, tokens, width)``, in and out."""
+        """Return a tensor of shape ``(batch, tokens, width)``, like the input."""
         batch, tokens, width = x.shape
         q, k, v = self.qkv(self.norm_1(x)).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
@@ -75,8 +75,10 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT for 3 x 224 x 224 in patches of 16 x 16. Dosovitskiy et al., 2021, arXiv:2010.11929, table 1; the small and
-    the tiny one: Touvron et al., 2021, arXiv:2012.12877, table 1."""
+    """ViT for 3 x 224 x 224 in patches of 16 x 16. Dosovitskiy et al., 2021, arXiv:2010.11929, table 1.
+
+    The small and the tiny one: Touvron et al., 2021, arXiv:2012.12877, table 1.
+    """
 
     def __init__(self, width: int, heads: int, depth: int = 12, image: int = 224, patch: int = 16, classes: int = 1000) -> None:
         super().__init__()

@@ -1,7 +1,6 @@
-"""Which cases there are to measure on a machine, in which order and shape. Plain data: torch is not imported.
+"""The plan: which cases a machine can measure, in which order and shape. Plain data; torch is not imported.
 
-Shapes depend on nothing but the device's kind, its memory or cores, and ``--quick``, so that the same machine is always
-asked the same.
+Shapes depend only on the kind of device, its memory or cores, and ``--quick``. So one machine always gets the same cases.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Machine:
-    """What a process with torch has found: where cases can run, and in what.
+    """The devices and types that a process with torch has found.
 
     Attributes:
-        dtypes: by device ("cpu", "cuda:0", "mps"), those it multiplies matrices in; a word of `DTYPES` each.
-        memory: by device, in bytes; a device that does not tell it is missing.
-        threads: that torch uses on the CPU.
+        dtypes: by device ("cpu", "cuda:0", "mps"), the types of its matrix products; each a word of `DTYPES`.
+        memory: by device, in bytes; a device without that information is missing.
+        threads: torch's threads on the CPU.
         facts: versions, for the run's facts.
     """
 
@@ -51,10 +50,10 @@ class Case:
     Attributes:
         suite: one of `SUITES`, or "yours".
         name: one of `LIMITS` or `NETS`, "loader", or "module:factory".
-        shape: what a person reads of it; two results are compared only where it is the same.
-        size: the numbers that make it.
+        shape: its size in words; two results are compared only if it is the same.
+        size: the numbers behind the shape.
         group: the cases of a group are measured in turns, round by round.
-        compiled: by torch.compile.
+        compiled: compiled by torch.compile.
     """
 
     suite: str
@@ -76,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Method:
-    """How long and how often; all times in seconds."""
+    """How long and how often to measure; all times in seconds."""
 
     block_s: float  # a block of calls takes about so long
     rounds: int  # blocks of a case in each launch
@@ -95,10 +94,10 @@ COMPILED_LIMIT_S = 900.0
 
 
 def chosen(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What was named on the command line: suites and names of cases, and factories of the user's own.
+    """Return the names on the command line: suites and names of cases, and the user's factories.
 
     Raises:
-        ArgumentValueError: a word that is neither.
+        ArgumentValueError: a word is neither.
     """
     known = (*SUITES, *LIMITS, *NETS)
     yours = [word for word in wanted if ":" in word]
@@ -118,10 +117,10 @@ def chosen(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def device_of(machine: Machine, wanted: str | None) -> str:
-    """The device to measure.
+    """Return the device to measure.
 
     Raises:
-        ArgumentValueError: torch has none of that name here.
+        ArgumentValueError: torch has no device of that name here.
     """
     if wanted is None:
         return machine.best
@@ -132,9 +131,10 @@ def device_of(machine: Machine, wanted: str | None) -> str:
 
 
 def check_names(dtypes: Iterable[str]) -> None:
-    """
+    """Check that all types are known.
+
     Raises:
-        ArgumentValueError: a type that is not known.
+        ArgumentValueError: one is not.
     """
     for dtype in dtypes:
         if dtype not in DTYPES:
@@ -143,9 +143,10 @@ def check_names(dtypes: Iterable[str]) -> None:
 
 
 def check_dtypes(machine: Machine, device: str, wanted: Iterable[str]) -> None:
-    """
+    """Check that the device can multiply matrices in these types.
+
     Raises:
-        ArgumentValueError: a type that the device cannot multiply matrices in.
+        ArgumentValueError: it cannot in one of them.
     """
     for dtype in wanted:
         if dtype not in machine.dtypes[device]:
@@ -153,9 +154,10 @@ def check_dtypes(machine: Machine, device: str, wanted: Iterable[str]) -> None:
 
 
 def check_there(device: str, names: Iterable[str], ranks: int) -> None:
-    """
+    """Check that this machine and process have the named limits.
+
     Raises:
-        ArgumentValueError: a limit was named that this machine, or this process, has not.
+        ArgumentValueError: one is missing.
     """
     for name in names:
         if name.startswith(("h2d", "d2h")) and device == "cpu":
@@ -165,7 +167,7 @@ def check_there(device: str, names: Iterable[str], ranks: int) -> None:
 
 
 def rank_device(machine: Machine, wanted: str | None, local_rank: int) -> str:
-    """Where a rank reduces: its own GPU where CUDA is used, else the host."""
+    """Return the device of a rank's all-reduce: its own GPU if CUDA is used, else the host."""
     return f"cuda:{local_rank}" if device_of(machine, wanted).startswith("cuda") else "cpu"
 
 
@@ -173,7 +175,7 @@ def rank_device(machine: Machine, wanted: str | None, local_rank: int) -> str:
 
 
 def limits(machine: Machine, device: str, dtypes: Sequence[str], quick: bool, ranks: int) -> list[Case]:
-    """What the machine can do: one group, so that all are measured over the same time."""
+    """Return the cases of the limits. They are one group, so that all are measured over the same time."""
     found = [matmul(machine, device, dtype) for dtype in dtypes or _limit_dtypes(machine, device, quick)]
     found += [memory(machine, place) for place in dict.fromkeys((device, "cpu"))]
     if device != "cpu":
@@ -195,7 +197,7 @@ def all_reduce(device: str, quick: bool, ranks: int) -> Case:
 
 
 def matmul(machine: Machine, device: str, dtype: str, group: str = "limits") -> Case:
-    """Square matrices large enough for every core or multiprocessor to be busy."""
+    """Return the case of square matrices large enough to keep every core or multiprocessor busy."""
     if device == "cpu":
         side = 1024 if machine.threads <= 4 else 2048 if machine.threads <= 16 else 4096
     else:
@@ -204,7 +206,7 @@ def matmul(machine: Machine, device: str, dtype: str, group: str = "limits") -> 
 
 
 def memory(machine: Machine, device: str, group: str = "limits") -> Case:
-    """Three arrays, each far larger than caches are."""
+    """Return the case of three arrays, each far larger than the caches."""
     size = 256 * MIB if machine.memory.get(device, 0) >= 6 * GIB else 64 * MIB
     return Case("limits", "memory", device, group, shape=f"3 x {size // MIB} MiB", size=(size,))
 
@@ -212,7 +214,7 @@ def memory(machine: Machine, device: str, group: str = "limits") -> Case:
 def models(
     machine: Machine, device: str, nets: Iterable[str], dtypes: Sequence[str], quick: bool, batch: int | None
 ) -> list[Case]:
-    """Train, validation and inference of each net; inference of one sample at a time, as a service is asked."""
+    """Return training, validation and inference of each net. Inference takes one sample at a time, like a service."""
     found = []
     for net in nets:
         shape, size, usual = _net(machine, device, net, quick)
@@ -232,7 +234,7 @@ def yours(device: str, factory: str, dtypes: Sequence[str], batch: int | None) -
 
 
 def loader(machine: Machine, quick: bool, batch: int | None) -> list[Case]:
-    """A data set whose items take some work, read with more and more workers."""
+    """Return the cases of a data set whose items take some work, read by more and more workers."""
     cores = max(machine.threads, 1)
     counts = (0, min(2, cores)) if quick else (0, 1, *(n for n in (2, 4, 8, 16) if n <= cores))
     return [
@@ -242,7 +244,7 @@ def loader(machine: Machine, quick: bool, batch: int | None) -> list[Case]:
 
 
 def with_references(machine: Machine, cases: Sequence[Case]) -> list[Case]:
-    """The same, with the limits that a model is held against measured beside it, in the same rounds."""
+    """Return the cases with their limits beside them, so that both are measured in the same rounds."""
     groups: dict[str, Case] = {case.group: case for case in cases if case.suite in ("models", "yours")}
     found = [
         reference
@@ -256,10 +258,10 @@ def with_references(machine: Machine, cases: Sequence[Case]) -> list[Case]:
 
 
 def model_dtypes(speeds: Mapping[str, float]) -> list[str]:
-    """float32, and the narrower types that are worth it: those whose matrix product is faster here.
+    """Return float32, and each narrower type whose matrix product is faster here.
 
     Args:
-        speeds: what the matrix product reached, in FLOP/s, by dtype.
+        speeds: the speed of the matrix product in FLOP/s, by dtype.
     """
     base = speeds.get("float32")
     if base is None:
@@ -268,7 +270,7 @@ def model_dtypes(speeds: Mapping[str, float]) -> list[str]:
 
 
 def groups(cases: Iterable[Case]) -> Iterator[list[Case]]:
-    """The cases that are measured in turns."""
+    """Yield the groups of cases that are measured in turns."""
     found: dict[str, list[Case]] = {}
     for case in cases:
         found.setdefault(case.group, []).append(case)
@@ -276,17 +278,17 @@ def groups(cases: Iterable[Case]) -> Iterator[list[Case]]:
 
 
 def halved(case: Case) -> Case | None:
-    """The same with half the batch, or None where there is no half."""
+    """Return the case with half the batch, or None if it cannot be halved."""
     return replace(case, batch=case.batch // 2) if case.batch and case.batch > 1 else None
 
 
 def _limit_dtypes(machine: Machine, device: str, quick: bool) -> list[str]:
-    """Quick on a CPU: float32 alone."""
+    """Return the types of the limits: on a CPU with ``--quick``, float32 alone."""
     return [dtype for dtype in machine.dtypes[device] if not quick or device != "cpu" or dtype == "float32"]
 
 
 def _net(machine: Machine, device: str, net: str, quick: bool) -> tuple[str, tuple[int, ...], int]:
-    """Its shape in words, the numbers that make it, and the batch of training and validation."""
+    """Return a net's shape in words, its numbers, and the batch of training and validation."""
     memory = machine.memory.get(device, 0)
     tier = 0 if device == "cpu" else 1 if memory < 12 * GIB else 2 if memory < 24 * GIB else 3
     small = tier == 0 and quick

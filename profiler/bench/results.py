@@ -1,4 +1,4 @@
-"""What the measured times come to: one `CaseRecord` a case, held against this machine's own limits."""
+"""Turn the measured times into one `CaseRecord` a case, compared with this machine's own limits."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ PERCENTILES = (("p50", 0.5, 10), ("p90", 0.9, 20), ("p99", 0.99, 100))  # and ho
 
 
 class Ledger:
-    """Groups come in as they are measured, and go out as records.
+    """The results so far: groups come in as they are measured, and records go out.
 
-    A limit that stands beside several nets is measured with each of them: those nets are held against what it was then,
-    and it is told itself as all of that together.
+    A limit beside several nets is measured with each of them. Each net is compared with the limit at that time, and the
+    limit's own record combines all of them.
     """
 
     def __init__(self) -> None:
         self._limits: dict[tuple[str, str, str | None, str], Raw] = {}
 
     def add(self, group: Sequence[Raw]) -> list[CaseRecord]:
-        """What this group adds: its cases without the limits, which are known only in the end."""
+        """Return the new records of a group: its cases without the limits, which are known only at the end."""
         for raw in group:
             if raw.case.suite == "limits":
                 self._add_limit(raw)
@@ -44,7 +44,7 @@ class Ledger:
         return [self._record(raw) for raw in self._limits.values()]
 
     def speeds(self) -> dict[str, float]:
-        """What the matrix product reached so far, in FLOP/s, by dtype."""
+        """Return the speed of the matrix product so far in FLOP/s, by dtype."""
         found = {raw.case.dtype: _rate(raw, "flops") for raw in self._limits.values() if raw.case.name == "matmul"}
         return {dtype: speed for dtype, speed in found.items() if dtype is not None and speed is not None}
 
@@ -56,7 +56,7 @@ class Ledger:
         if known is raw:
             return
         known.seconds += raw.seconds
-        known.told += raw.told
+        known.answers += raw.answers
         known.blocks += raw.blocks
         known.remarks += raw.remarks
         known.failure = raw.failure if not any(known.seconds) else None
@@ -74,7 +74,7 @@ class Ledger:
             record.error = str(raw.failure)
             return record
         record.numbers = _numbers(raw)
-        if not all(told.get("stable", True) for told in raw.told):
+        if not all(answer.get("stable", True) for answer in raw.answers):
             record.remarks.insert(0, "times were still changing after the warm-up")
         return record
 
@@ -85,12 +85,12 @@ def _numbers(raw: Raw) -> dict[str, float]:
     found["blocks"], found["launches"] = sum(map(len, raw.seconds)), len(raw.seconds)
     if any(raw.device):
         found["device_time"] = estimate(raw.device).middle
-    told = _last(raw.told)
+    answer = _last(raw.answers)
     for name in ("samples", "flops", "moved", "memory"):
-        if name in told:
-            found[name] = told[name]
+        if name in answer:
+            found[name] = answer[name]
     for name in ("cold", "compile"):
-        times = [launch[name] for launch in raw.told if name in launch]
+        times = [launch[name] for launch in raw.answers if name in launch]
         if times:
             found[name] = median(times)
     if raw.joules is not None and found.get("samples"):
@@ -102,11 +102,11 @@ def _numbers(raw: Raw) -> dict[str, float]:
     return found
 
 
-def _last(told: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What the launches said, later ones over earlier ones."""
-    return {name: value for launch in told for name, value in launch.items()}
+def _last(answer: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the answers of all launches, later ones over earlier ones."""
+    return {name: value for launch in answer for name, value in launch.items()}
 
 
 def _rate(raw: Raw, what: str) -> float | None:
-    amount = _last(raw.told).get(what)
+    amount = _last(raw.answers).get(what)
     return amount / estimate(raw.seconds).middle if amount and any(raw.seconds) and raw.failure is None else None

@@ -1,6 +1,6 @@
-"""Has the cases measured: each in a process of its own, the cases of a group in turns, round by round.
+"""Run the cases: each in a process of its own, the cases of a group in turns, round by round.
 
-The rule it keeps: a case that fails, hangs or takes its process with it is told, and the others go on.
+The rule it keeps: a case that fails, hangs or kills its process is reported, and the others go on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIRST = ("describe",)  # with it, what the others are copied from is started
 
 
 class WorkerFailed(ProfilerError):
-    """What a case's process said was wrong, or how it ended."""
+    """A case's process reported an error, or ended."""
 
     def __init__(self, text: str, *, was_killed: bool = False, timed_out: bool = False, was_skipped: bool = False) -> None:
         super().__init__(text)
@@ -40,37 +40,37 @@ class WorkerFailed(ProfilerError):
 
 @dataclass(eq=False)
 class Raw:
-    """All that was measured of a case, launch by launch.
+    """The raw measurements of a case, launch by launch.
 
     Attributes:
         seconds: seconds a call, of each block of each launch.
-        device: the same on the GPU's clock, of calls that are not waited for (inference).
-        each: of inference, each call's.
-        told: of each launch, what preparing it said (cold, compile, batch, ...), and of the last one what was counted.
-        blocks: what was read around each block.
-        failure: what went wrong, once nothing more could be measured.
+        device: the same on the GPU's clock, for calls that are not waited for (inference).
+        each: for inference, the time of each call.
+        answers: for each launch the answer to "prepare" (cold, compile, batch, ...), and in the last one the counts.
+        blocks: the readings around each block.
+        failure: the error that ended the case, or None.
     """
 
     case: Case
     seconds: list[list[float]] = field(default_factory=list)
     device: list[list[float]] = field(default_factory=list)
     each: list[float] = field(default_factory=list)
-    told: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
     blocks: list[dict[str, float]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     joules: float | None = None
     failure: WorkerFailed | None = None
 
     def become(self, case: Case, why: str) -> None:
-        """Another case from here on: what was measured of the one before is no part of it."""
+        """Turn this into another case, and drop the measurements of the previous one."""
         self.case = case
         self.remarks.append(why)
-        for measured in (self.seconds, self.device, self.each, self.told, self.blocks):
+        for measured in (self.seconds, self.device, self.each, self.answers, self.blocks):
             measured.clear()
 
 
 class Worker:
-    """A case's process, and the wire to it."""
+    """A case's process, and the connection to it."""
 
     def __init__(self, target: str, *arguments: Any, limit_s: float) -> None:
         self._wire, theirs = CONTEXT.Pipe()
@@ -83,7 +83,8 @@ class Worker:
         theirs.close()
 
     def ask(self, what: str) -> Any:
-        """
+        """Send a request and return the answer.
+
         Raises:
             WorkerFailed: it went wrong, the process ended, or it took longer than the case may.
         """
@@ -92,6 +93,11 @@ class Worker:
         return self.answer()
 
     def answer(self) -> Any:
+        """Return the process's next answer.
+
+        Raises:
+            WorkerFailed: as in `ask`.
+        """
         began = time.monotonic()
         try:
             there = self._wire.poll(max(self._left_s, 0.0))
@@ -107,7 +113,7 @@ class Worker:
         return answer
 
     def ready(self) -> None:
-        """Waits until it has started: importing torch is not to be beside what is measured, nor a part of its time.
+        """Wait until the process has started, so that importing torch disturbs no measurement and counts in no limit.
 
         Raises:
             WorkerFailed: it has ended instead.
@@ -117,11 +123,12 @@ class Worker:
         self._left_s = limit
 
     def end(self) -> None:
-        """Lets it end by itself; `kill` waits for that a moment."""
+        """Let the process end by itself; `kill` waits a moment for it."""
         with contextlib.suppress(OSError):
             self._wire.send("end")
 
     def kill(self, patience_s: float = 0.0) -> None:
+        """End the process, after waiting for ``patience_s`` seconds."""
         self._process.join(patience_s)
         if self._process.is_alive():
             self._process.kill()
@@ -141,9 +148,9 @@ class Worker:
 
 @contextlib.contextmanager
 def _clean() -> Iterator[None]:
-    """What starts Python now does not find the user's modules before ours and torch's, and is not stopped by Ctrl-C.
+    """Hide the working folder and Ctrl-C from an interpreter that starts now.
 
-    A new interpreter looks into the current folder first, and many a folder has a ``profiler.py``. Cases come back to it.
+    A new interpreter looks into the working folder first, and many folders have a ``profiler.py``. Cases come back to it.
     """
     here, heard = Path.cwd(), signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.chdir(Path(__file__).parents[2])
@@ -155,7 +162,7 @@ def _clean() -> Iterator[None]:
 
 
 def _begin(target: str, start_method: str, wire: Connection, *arguments: Any) -> None:
-    """In the new process; the name is looked up there, so that this module does not import torch."""
+    """Run in the new process. The target is looked up there, so that this module does not import torch."""
     multiprocessing.set_start_method(start_method, force=True)
     from profiler.bench import worker
 
@@ -163,7 +170,7 @@ def _begin(target: str, start_method: str, wire: Connection, *arguments: Any) ->
 
 
 def describe() -> Machine:
-    """Asks a process with torch what there is.
+    """Ask a process with torch for the machine's devices and types.
 
     Raises:
         ProfilerError: torch cannot be imported, or fails.
@@ -181,9 +188,10 @@ def describe() -> Machine:
 
 
 def look(factories: list[str]) -> None:
-    """
+    """Check that the user's factories exist.
+
     Raises:
-        ArgumentValueError: a factory of the user's is not there, or its module cannot be imported.
+        ArgumentValueError: one does not, or its module cannot be imported.
     """
     worker = Worker("look", factories, limit_s=START_S)
     try:
@@ -195,11 +203,13 @@ def look(factories: list[str]) -> None:
 
 
 def run(cases: Sequence[Case], method: Method, on_step: Callable[[Case], None], on_group: Callable[[list[Raw]], None]) -> None:
-    """Measures all cases.
+    """Measure all cases.
 
     Args:
-        on_step: told each time that a step of a case (see `steps`) is done or cannot be.
-        on_group: told what was measured, whenever a group is finished.
+        cases: the cases.
+        method: how long and how often.
+        on_step: called after each step of a case (see `steps`), also a failed one.
+        on_group: receives the measurements of a group when it is finished.
     """
     every = list(groups(cases))
     began = time.monotonic()
@@ -213,17 +223,17 @@ def run(cases: Sequence[Case], method: Method, on_step: Callable[[Case], None], 
 
 
 def steps(cases: Iterable[Case], method: Method) -> int:
-    """How many times `run` tells of a step."""
+    """Return how many steps `run` reports."""
     return sum(_launches(case, method) * (method.rounds + 1) for case in cases)
 
 
 def _launches(case: Case, method: Method) -> int:
-    """Ranks that reduce together meet once; the others do not come again."""
+    """Return the launches of a case. Ranks that reduce together meet only once."""
     return 1 if case.name == "all_reduce" else method.launches
 
 
 def follow(case: Case, limit_s: float = 3600.0) -> None:
-    """This rank's share of the all-reduce that the first rank measures, whenever that comes to it.
+    """Take this rank's part in the all-reduce that the first rank measures.
 
     Raises:
         WorkerFailed: it went wrong.
@@ -239,7 +249,7 @@ def follow(case: Case, limit_s: float = 3600.0) -> None:
 
 
 def _launch(found: Sequence[Raw], method: Method, on_step: Callable[[Case], None], until: float | None, is_last: bool) -> None:
-    """Each case in a fresh process: prepared one after another, then measured in turns, ``until`` there is no more time."""
+    """Run each case in a new process: prepare one after another, then measure in turns, ``until`` the time is over."""
     alive = [raw for raw in found if raw.failure is None]
     workers = {id(raw): Worker("measure", raw.case, method, limit_s=method.limit_s) for raw in alive}
     try:
@@ -265,7 +275,7 @@ def _launch(found: Sequence[Raw], method: Method, on_step: Callable[[Case], None
 def _rounds(
     found: Sequence[Raw], workers: dict[int, Worker], rounds: int, on_step: Callable[[Case], None], until: float | None
 ) -> None:
-    """A block of each case a round; who comes after whom changes from one round to the next."""
+    """Measure one block of each case a round; the order is reversed every other round."""
     for turn in range(rounds):
         is_late = turn >= MIN_ROUNDS and until is not None and time.monotonic() > until
         measured = [] if is_late else _measured(found)
@@ -276,7 +286,7 @@ def _rounds(
 
 
 def _measured(found: Sequence[Raw]) -> list[Raw]:
-    """Those that go on; limits that stand beside models only where a model does."""
+    """Return the cases that go on. Limits beside models go on only if a model does."""
     goes_on = [raw for raw in found if raw.failure is None]
     are_wanted = _is_of_limits(found) or not _is_of_limits(goes_on)
     return goes_on if are_wanted else []
@@ -287,12 +297,12 @@ def _is_of_limits(found: Sequence[Raw]) -> bool:
 
 
 def _references_last(found: Sequence[Raw]) -> list[Raw]:
-    """A limit beside a model is of no use where the model cannot be prepared."""
+    """Sort limits behind models: they are useless if the model cannot be prepared."""
     return sorted(found, key=lambda raw: raw.case.suite == "limits")
 
 
 def _attempt(raw: Raw, step: Callable[[], None]) -> None:
-    """A step of a case that is still there; what goes wrong ends this case and no other."""
+    """Do a step of a case. A failure ends this case and no other."""
     try:
         if raw.failure is None:
             step()
@@ -301,10 +311,10 @@ def _attempt(raw: Raw, step: Callable[[], None]) -> None:
 
 
 def _prepare(raw: Raw, workers: dict[int, Worker], method: Method) -> None:
-    """Where the system ended the process, once more with half the batch, and so on."""
+    """Prepare a case. If the system kills the process, try again with half the batch."""
     while True:
         try:
-            told = workers[id(raw)].ask("prepare")
+            answer = workers[id(raw)].ask("prepare")
             break
         except WorkerFailed as error:
             smaller = halved(raw.case) if error.was_killed else None
@@ -314,26 +324,26 @@ def _prepare(raw: Raw, workers: dict[int, Worker], method: Method) -> None:
             workers[id(raw)].kill()
             workers[id(raw)] = Worker("measure", smaller, method, limit_s=method.limit_s)
             workers[id(raw)].ready()
-    if "halved_from" in told:
-        smaller = replace(raw.case, batch=told["batch"])
-        raw.become(smaller, f"out of memory: batch {told['halved_from']} halved to {told['batch']}")
-    raw.told.append(told)
+    if "halved_from" in answer:
+        smaller = replace(raw.case, batch=answer["batch"])
+        raw.become(smaller, f"out of memory: batch {answer['halved_from']} halved to {answer['batch']}")
+    raw.answers.append(answer)
     raw.seconds.append([])
     raw.device.append([])
 
 
 def _block(raw: Raw, worker: Worker) -> None:
-    told = worker.ask("block")
-    raw.seconds[-1].append(told["seconds"])
-    raw.each += told.get("each", ())
-    raw.device[-1] += [told["device"]] if "device" in told else []
-    raw.blocks.append(told["watch"])
+    answer = worker.ask("block")
+    raw.seconds[-1].append(answer["seconds"])
+    raw.each += answer.get("each", ())
+    raw.device[-1] += [answer["device"]] if "device" in answer else []
+    raw.blocks.append(answer["watch"])
 
 
 def _count(raw: Raw, worker: Worker) -> None:
-    """What is known beside the times; where it cannot be known, the times stand."""
+    """Add energy and counts. If they cannot be known, the times stay."""
     try:
         raw.joules = worker.ask("energy")
-        raw.told[-1].update(worker.ask("count"))
+        raw.answers[-1].update(worker.ask("count"))
     except WorkerFailed as error:
         raw.remarks.append(f"neither energy nor operations could be counted: {error}")

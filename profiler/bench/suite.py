@@ -1,4 +1,4 @@
-"""A whole benchmark as a run: plans it, has it measured, and adds what is found to the run as soon as it is known."""
+"""A whole benchmark as a run: plan it, measure it, and add each result to the run as soon as it is known."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from profiler.session.profiler import Profiler
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for.
+    """The request on the command line.
 
     Attributes:
-        words: suites, cases, and factories of the user's own; none of them: all suites.
-        device: None takes the best there is.
-        dtypes: none takes what the device has, and for the models what is worth it.
-        ranks: how many processes a launcher such as torchrun has started.
+        words: suites, cases, and the user's factories; none of them means all suites.
+        device: None takes the best one.
+        dtypes: empty takes the device's types, and for the models those that are faster.
+        ranks: the number of processes that a launcher such as torchrun has started.
     """
 
     words: Sequence[str] = ()
@@ -33,16 +33,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Progress:
-    """Told while it goes on."""
+    """Receives the progress of a benchmark."""
 
     expect: Callable[[int], None]  # so many steps more
     step: Callable[[str], None]  # one more is done, of this case
 
 
 def check(machine: Machine, request: Request) -> None:
-    """
+    """Check a request against the machine.
+
     Raises:
-        ArgumentValueError: there is no such device here, it has no such dtype, or a factory is not there.
+        ArgumentValueError: the device, a type of it, or a factory does not exist.
     """
     names, factories = plan.chosen(request.words)
     device = plan.device_of(machine, request.device)
@@ -53,7 +54,7 @@ def check(machine: Machine, request: Request) -> None:
 
 
 def measure(prof: Profiler, machine: Machine, request: Request, progress: Progress) -> None:
-    """Measures what was asked for, which `check` has found to be there."""
+    """Measure a request that `check` has accepted."""
     names, factories = plan.chosen(request.words)
     device = plan.device_of(machine, request.device)
     prof.session.sampler.add_facts("runtime", machine.facts)
@@ -83,7 +84,7 @@ def measure(prof: Profiler, machine: Machine, request: Request, progress: Progre
 
 
 def _limits(machine: Machine, device: str, request: Request, names: Sequence[str]) -> list[Case]:
-    """Those that were asked for; and where models need to know in which types they are worth it, the matrix products."""
+    """Return the requested limits, and the matrix products if models need to know which types are faster."""
     every = plan.limits(machine, device, request.dtypes, request.method.quick, request.ranks)
     found = every if "limits" in names else [case for case in every if case.name in names]
     needs_speeds = not request.dtypes and bool({"models", *plan.NETS} & set(names)) and "limits" not in names

@@ -1,6 +1,6 @@
-"""What else went on while a case was measured: other programs, a hypervisor, a CPU quota, a GPU's clocks held down.
+"""Watch the rest of the machine around a case: other programs, a hypervisor, a CPU quota, a throttled GPU.
 
-The rule it keeps: it looks before and after a block of calls, never during one.
+The rule it keeps: it reads before and after a block of calls, never during one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ CLOCK_SPREAD = 0.05
 
 
 class Watch:
-    """Reads counters around blocks. What this machine does not tell is not looked at.
+    """Reads counters around blocks. Counters that this machine does not have are left out.
 
     Args:
-        device: the case's; a GPU's driver is asked as well.
+        device: the case's; for a GPU, its driver is read as well.
 
     Attributes:
-        has_children: whether this process has children whose work is its own.
+        has_children: True if this process has children that work for the case.
     """
 
     def __init__(self, device: str) -> None:
@@ -44,7 +44,7 @@ class Watch:
 
     @property
     def energy(self) -> EnergySource | None:
-        """What counts the energy of this GPU and of nothing else, where something does."""
+        """The counter of this GPU's energy alone, or None."""
         gpu = self._gpu
         if not isinstance(gpu, EnergySource) or any(fact.key == "mig_instance" and _known(fact) for fact in gpu.facts()):
             return None
@@ -54,7 +54,7 @@ class Watch:
         self._before = self._counters()
 
     def after(self) -> dict[str, float]:
-        """What the counters grew by, and the SM clock (Hz) as it stands."""
+        """Return the growth of the counters, and the present SM clock (Hz)."""
         now = self._counters()
         grown = {name: value - self._before[name] for name, value in now.items() if name in self._before}
         for sample in _samples(self._clock, CLOCK):
@@ -95,7 +95,7 @@ class Watch:
 
 
 def open_driver(device: str) -> Probe | None:
-    """The first GPU probe that finds what it reads from."""
+    """Return the first GPU probe that finds its source."""
     for name in DRIVERS:
         probe = load_probe(name, device)
         try:
@@ -123,7 +123,7 @@ def _known(fact: Fact) -> bool:
 
 
 def remarks(blocks: Sequence[Mapping[str, float]]) -> list[str]:
-    """What was out of the ordinary while these blocks were measured, in words."""
+    """Return the unusual events during these blocks, in words."""
     total: dict[str, float] = {}
     for block in blocks:
         for name, value in block.items():
@@ -159,17 +159,17 @@ def _of_the_gpu(total: Mapping[str, float], wall: float, blocks: Sequence[Mappin
 def joules_per_call(
     counter: Callable[[], float], block: Callable[[int], float], times: int, seconds: float, patience: float = 1.0
 ) -> float | None:
-    """What a call uses: from one step of the energy counter to another, while calls are made without a pause.
+    """Return the energy of a call: from one step of the energy counter to another, with calls without a pause.
 
     Args:
-        counter: the counter's value (J).
-        block: makes so many calls, and says how long they took (s).
-        times: how many calls last long enough to be asked for at once.
-        seconds: for how long at least.
-        patience: for so long without a step there is none.
+        counter: returns the counter's value (J).
+        block: makes that many calls, and returns their time (s).
+        times: how many calls are long enough for one block.
+        seconds: the least duration of the measurement.
+        patience: the longest wait for a step of the counter.
 
     Returns:
-        J, or None where the counter does not move.
+        J, or None if the counter does not move.
     """
 
     def until_it_moves(least: float) -> tuple[int, float] | None:

@@ -1,4 +1,4 @@
-"""What a case does again and again (`Work`), and the clocks it is timed by. Needs torch; runs in a case's own process."""
+"""The work of a case (`Work`), and the clocks that time it. Needs torch; runs in the case's own process."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ Call = Callable[[], object]
 
 class Clock(Protocol):
     def block(self, call: Call, times: int) -> float:
-        """Calls so often and says how many seconds that took, the device's work included."""
+        """Make that many calls, and return their time in seconds, the device's work included."""
 
     def each(self, call: Call, times: int) -> list[float]:
-        """The same, for each call apart: from asking to having the answer."""
+        """Return the time of each call, from the request to the answer."""
 
 
 @dataclass
 class Work:
-    """One call of a case, and what it amounts to.
+    """One call of a case.
 
     Attributes:
-        clock: how it is timed.
-        samples, flops, moved: in one call: samples, floating-point operations, bytes. None: there are none, or they are
-            counted by torch (`counted`).
-        counted: whether torch's counters can be run over a call.
-        each: whether calls are timed one by one, for their percentiles.
-        children: whether other processes do the work.
-        compile: compiles it, and gives the call of that.
-        close: called once, in the end.
+        call: the call.
+        clock: its clock.
+        samples: samples in a call, or None.
+        flops: floating-point operations in a call; None if there are none, or torch counts them (`counted`).
+        moved: bytes in a call; None as for ``flops``.
+        counted: True if torch's counters can be run over a call.
+        each: True if calls are timed one by one, for their percentiles.
+        children: True if other processes do the work.
+        compile: compiles the work, and returns its call.
+        close: called once, at the end.
     """
 
     call: Call
@@ -50,7 +52,7 @@ class Work:
 
 
 class NothingToDoError(ProfilerError):
-    """There is nothing to measure: not a failure."""
+    """There is nothing to measure. This is no failure."""
 
 
 class HostClock:
@@ -101,7 +103,7 @@ def clock_for(device: str) -> Clock:
 
 
 def synchronizer(device: str) -> Callable[[], None]:
-    """Waits for the device; on a CPU there is nothing to wait for."""
+    """Return a function that waits for the device. On a CPU it does nothing."""
     if device == "cpu":
         return lambda: None
     found: Any = getattr(torch, device.split(":")[0]).synchronize
@@ -109,18 +111,18 @@ def synchronizer(device: str) -> Callable[[], None]:
 
 
 def dtype_of(name: str | None) -> Any:
-    """torch's type; tf32 is float32 that tensor cores may round."""
+    """Return torch's type. tf32 is float32 that tensor cores may round."""
     return torch.float32 if name in (None, "tf32") else getattr(torch, str(name))
 
 
 def set_precision(name: str | None) -> None:
-    """float32 is float32: TF32 is used where it is asked for, and nowhere else."""
+    """Use TF32 only if it was requested."""
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = name == "tf32"
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Those in a tensor, a list, a tuple or a dictionary, however deep."""
+    """Yield the tensors in a tensor, list, tuple or dictionary, at any depth."""
     if isinstance(value, torch.Tensor):
         yield value
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (tuple, list)) else ()

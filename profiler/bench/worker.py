@@ -1,4 +1,4 @@
-"""The process that one case is measured in: it builds it, warms it up, times blocks of calls when told to, and ends.
+"""The process of one case: it builds the case, warms it up, times blocks of calls on request, and ends.
 
 The rules it keeps: it prints nothing on stdout, sends nothing, and ends when the command that started it does.
 """
@@ -37,16 +37,16 @@ TEXT_LIMIT = 300
 
 
 def describe(wire: Connection) -> None:
-    """Sends the `Machine`, and ends."""
+    """Send the `Machine`, and end."""
     _quieten()
     wire.send(_answer(machine))
 
 
 def measure(wire: Connection, case: Case, method: Method) -> None:
-    """Says that it is there; answers ``prepare``, then any number of ``block``, ``energy`` and ``count``, until ``end``.
+    """Report that the process is ready, then answer ``prepare`` and any number of ``block``, ``energy`` and ``count``.
 
-    Every answer is ``(True, what was asked for)``, ``(False, what went wrong, in a line)`` or ``(None, why there is nothing
-    to do)``.
+    Every answer is ``(True, result)``, ``(False, error in a line)`` or ``(None, reason why there is nothing to do)``. The
+    request ``end`` ends the process.
     """
     _quieten()
     wire.send((True, None))
@@ -59,7 +59,7 @@ def measure(wire: Connection, case: Case, method: Method) -> None:
 
 
 def follow(wire: Connection, case: Case) -> None:
-    """Another rank's share of the all-reduce."""
+    """Take another rank's part in the all-reduce."""
     _quieten()
     _use(case.device)
 
@@ -73,13 +73,13 @@ def follow(wire: Connection, case: Case) -> None:
 
 
 def look(wire: Connection, factories: list[str]) -> None:
-    """Whether the user's factories are there; they are not called."""
+    """Check that the user's factories exist. They are not called."""
     _quieten()
     wire.send(_answer(lambda: [models.factory(name) is not None for name in factories]))
 
 
 def _use(device: str) -> None:
-    """Makes a GPU the current one: what names no device of its own, such as an event or a synchronisation, is then right."""
+    """Make a GPU the current one, for calls that name no device, such as an event or a synchronisation."""
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
 
@@ -108,11 +108,11 @@ class Station:
         self._resident = psutil.Process().memory_info().rss
 
     def prepare(self) -> dict[str, Any]:
-        """Builds the case, calls it for the first time, and warms it up. Out of memory halves the batch."""
+        """Build the case, call it for the first time, and warm it up. If memory runs out, halve the batch."""
         asked = self._case.batch
         while True:
             try:
-                told = self._prepare()
+                answer = self._prepare()
                 break
             except BaseException as error:
                 smaller = halved(self._case)
@@ -121,8 +121,8 @@ class Station:
                 self._case, self._work = smaller, None
             _free(self._case.device)
         if self._case.batch != asked:
-            told["halved_from"] = asked
-        return {**told, "batch": self._case.batch}
+            answer["halved_from"] = asked
+        return {**answer, "batch": self._case.batch}
 
     def _prepare(self) -> dict[str, Any]:
         case = self._case
@@ -131,30 +131,30 @@ class Station:
         set_precision(case.dtype)  # whatever a module of the user's has set meanwhile
         self._call = work.call
         self._watch.has_children = work.children
-        told: dict[str, Any] = {"cold": self._first(case.device)}
+        answer: dict[str, Any] = {"cold": self._first(case.device)}
         _hush()
         if work.compile is not None:
             self._call = work.compile()
-            told["compile"] = self._first(case.device)
+            answer["compile"] = self._first(case.device)
         stable = self._warm_up(work)
-        told.update(samples=work.samples, flops=work.flops, moved=work.moved, stable=stable, times=self._times)
-        return {name: value for name, value in told.items() if value is not None}
+        answer.update(samples=work.samples, flops=work.flops, moved=work.moved, stable=stable, times=self._times)
+        return {name: value for name, value in answer.items() if value is not None}
 
     def block(self) -> dict[str, Any]:
-        """One block: seconds a call, and of inference each call's."""
+        """Time one block: seconds a call, and for inference the time of each call."""
         work = self._ready()
         self._watch.before()
         if work.each:
             each = work.clock.each(self._call, self._times)
-            told: dict[str, Any] = {"seconds": sum(each) / len(each), "each": each}
+            answer: dict[str, Any] = {"seconds": sum(each) / len(each), "each": each}
             if self._case.device.startswith("cuda"):
-                told["device"] = work.clock.block(self._call, self._times) / self._times
+                answer["device"] = work.clock.block(self._call, self._times) / self._times
         else:
-            told = {"seconds": work.clock.block(self._call, self._times) / self._times}
-        return {**told, "watch": self._watch.after()}
+            answer = {"seconds": work.clock.block(self._call, self._times) / self._times}
+        return {**answer, "watch": self._watch.after()}
 
     def energy(self) -> float | None:
-        """Joules a call, where the device counts them."""
+        """Return the joules of a call, or None if the device does not count them."""
         source = self._watch.energy
         if source is None:
             return None
@@ -164,15 +164,15 @@ class Station:
         )
 
     def count(self) -> dict[str, Any]:
-        """The peak of memory so far; floating-point operations and bytes of one call."""
-        told: dict[str, Any] = {"memory": self._memory_peak()}
+        """Return the peak of memory so far, and the floating-point operations and bytes of one call."""
+        answer: dict[str, Any] = {"memory": self._memory_peak()}
         work = self._ready()
         if work.counted:
             counters = (("flops", counting.flops), ("moved", counting.moved))
             for name, counter in counters[: 1 if self._case.compiled else 2]:  # compiled operators are fused, and move less
                 with contextlib.suppress(Exception):  # a model that cannot be called so is measured all the same
-                    told[name] = counter(work.call)
-        return {name: value for name, value in told.items() if value is not None}
+                    answer[name] = counter(work.call)
+        return {name: value for name, value in answer.items() if value is not None}
 
     def close(self) -> None:
         if self._work is not None:
@@ -195,7 +195,10 @@ class Station:
         return time.perf_counter() - began
 
     def _warm_up(self, work: Work) -> bool:
-        """Finds how many calls make a block, and goes on until three blocks in a row took as long; whether they did."""
+        """Find the number of calls of a block, and go on until three blocks in a row take the same time.
+
+        Return True if they did.
+        """
         deadline = time.perf_counter() + self._method.warm_up_s
         times, found, best = 1, list[float](), math.inf
         while True:
@@ -210,7 +213,7 @@ class Station:
         return is_stable(found, self._method.stable)
 
     def _memory_peak(self) -> int | None:
-        """Bytes: of a GPU what torch had allocated, of a CPU what the process had beyond what it began with."""
+        """Return bytes: on a GPU, torch's peak allocation; on a CPU, the growth of the process."""
         device = self._case.device
         if device.startswith("cuda"):
             return int(torch.cuda.max_memory_allocated(device))
@@ -238,7 +241,7 @@ def _free(device: str) -> None:
 
 
 def _quieten() -> None:
-    """Ctrl-C is the command's to answer; what a model prints goes to stderr, and torch's warnings nowhere."""
+    """Leave Ctrl-C to the command, send a model's prints to stderr, and drop torch's warnings."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     with contextlib.suppress(OSError, ValueError):
@@ -246,7 +249,7 @@ def _quieten() -> None:
 
 
 def _hush() -> None:
-    """What a model prints in each call is seen once, with the first one."""
+    """Drop a model's prints in later calls; the first call has shown them."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -256,7 +259,7 @@ def _hush() -> None:
 
 
 def machine() -> Machine:
-    """The devices and types that torch has here. A type is there if a product of two small matrices can be made."""
+    """Return the devices and types that torch has here. A type counts if a product of two small matrices works."""
     devices = ["cpu"]
     devices += [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     devices += ["mps"] if torch.backends.mps.is_available() else []

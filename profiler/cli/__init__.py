@@ -1,7 +1,7 @@
 """The command ``epochmeter``: one file a command, one row each in `COMMANDS`.
 
-The rule it keeps: an error of the user's is one line on stderr and exit code 2; ``--json`` goes to stdout alone. Importing
-this loads no command: packages that embed us mount two of them in their own (`mount`).
+The rule it keeps: a user's error is one line on stderr and exit code 2, and ``--json`` goes to stdout alone. Importing this
+loads no command: packages that embed us mount two of them in their own programs (`mount`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ COMMANDS = ("demo", "run", "runs", "report", "bench", "settings", "telemetry", "
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     import typer
 
     from profiler.cli.app import app

@@ -1,4 +1,4 @@
-"""``python -m profiler.cli``: the command where the console script is not on the path."""
+"""``python -m profiler.cli``: the command, if the console script is not on the path."""
 
 from __future__ import annotations
 

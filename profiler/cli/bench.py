@@ -1,4 +1,4 @@
-"""``epochmeter bench``: what this machine can do in training and inference, and how near models come to it."""
+"""``epochmeter bench``: the limits of this machine in training and inference, and how near models come to them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def bench(
 
 
 def _measured(request: Any) -> tuple[dict[str, Any], bool]:
-    """The run's document, and whether Ctrl-C ended it."""
+    """Return the run's document, and True if Ctrl-C ended it."""
     from profiler.bench import runner, suite
     from profiler.report.document import document
     from profiler.session.profiler import Profiler
@@ -108,7 +108,7 @@ def _told(progress: Progress, task: TaskID) -> Any:
 
 
 def _follow(request: Any) -> None:
-    """What the ranks behind the first one do: their share of the all-reduce, and nothing else."""
+    """Take the part of a rank behind the first one: its share of the all-reduce."""
     from profiler.bench import plan, runner
     from profiler.config.environment import variables
 
@@ -160,7 +160,7 @@ def _machine(document: dict[str, Any]) -> str:
 
 
 def _write(path: Path, content: str) -> str:
-    """What went wrong, if anything did."""
+    """Write a file, and return the error in words, or ""."""
     try:
         path.write_text(content, encoding="utf-8")
     except OSError as error:
@@ -169,7 +169,7 @@ def _write(path: Path, content: str) -> str:
 
 
 def _check_outputs(outputs: dict[str, Path | None]) -> None:
-    """Before minutes of measuring, not after them."""
+    """Check the output files before minutes of measuring, not after."""
     paths = [path for path in outputs.values() if path is not None]
     for path in paths:
         if paths.count(path) > 1:
@@ -202,7 +202,8 @@ def _before(path: Path | None) -> Sequence[dict[str, Any]] | None:
 
 
 def _check_case(case: Any) -> None:
-    """
+    """Check a case of a file to compare with.
+
     Raises:
         ValueError, TypeError, LookupError: it is not one of ours.
     """
@@ -228,7 +229,7 @@ def _limit(text: str | None, compare: Path | None) -> float | None:
 
 
 def _compared(before: Sequence[dict[str, Any]], document: dict[str, Any], limit: float | None, to_stderr: bool) -> bool:
-    """Shows both side by side; whether something became slower by more than the limit, and not by chance."""
+    """Show both benchmarks side by side. Return True if a case became slower by more than the limit, and not by chance."""
     from profiler.bench.estimate import Estimate, difference
     from profiler.report.bench import compared, comparison, title
 

@@ -1,4 +1,4 @@
-"""``epochmeter demo``: trains a small net on bundled real data, profiled, and shows the report."""
+"""``epochmeter demo``: train a small net on bundled real data, profiled, and show the report."""
 
 from __future__ import annotations
 

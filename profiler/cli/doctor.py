@@ -1,4 +1,4 @@
-"""``epochmeter doctor``: what works here and, for what does not, why and what helps."""
+"""``epochmeter doctor``: each part that works or does not work here, and the cure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROVIDED = ("profiler", "exporters")
 
 @dataclass
 class Check:
-    """One finding. ``state`` is ok, missing (something optional is not here) or problem."""
+    """One finding. ``state`` is ok, missing (something optional is not installed) or problem."""
 
     name: str
     state: str
@@ -59,7 +59,7 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Other distributions, or a file in the working folder, can hide our two packages."""
+    """Look for other distributions, or a file in the working folder, that hide our two packages."""
     providers = metadata.packages_distributions()
     for package in PROVIDED:
         others = sorted({name for name in providers.get(package, []) if name.lower() != "epochmeter"})
@@ -132,7 +132,7 @@ def _settings() -> Iterator[Check]:
 
 
 def _outbox() -> Iterator[Check]:
-    """What waits, what was refused, and every entry that was given up."""
+    """Show the waiting and the refused entries, and the number of dropped ones."""
     from profiler.config.paths import outbox_path
     from profiler.config.resolve import resolve
 
@@ -172,7 +172,7 @@ def _outbox() -> Iterator[Check]:
 
 
 def _embedded() -> Iterator[Check]:
-    """What packages that embed us have counted here, their crashes, and what went wrong with either."""
+    """Show the counts and crashes of packages that embed us, and the faults of both."""
     from profiler.config.environment import not_for_hosts
     from profiler.config.paths import usage_path
     from profiler.config.resolve import resolve
@@ -259,14 +259,14 @@ def _recent_runs() -> Iterator[Check]:
 
 
 def _has_been_seen_to(note: str) -> bool:
-    """What was not delivered at once has been since, or waits: then the outbox says so."""
+    """Return True for a failed delivery that has since succeeded or waits: the outbox shows it."""
     from exporters.courier import NOT_AT_ONCE
 
     return note.startswith(NOT_AT_ONCE)
 
 
 def _cpu() -> Iterator[Check]:
-    """In this command alone: py-cpuinfo starts child processes, which a user's run never does."""
+    """Ask py-cpuinfo, in this command alone: it starts child processes, which a user's run never does."""
     try:
         import cpuinfo
     except ImportError:

@@ -24,7 +24,7 @@ from profiler.errors import ArgumentTypeError, ProfilerError
 
 
 def settings(app: typer.Typer) -> None:
-    """Mounts ``settings``: shows, changes and resets the settings, which are those of the whole machine.
+    """Mount ``settings``: show, change and reset the settings of the whole machine.
 
     Raises:
         ArgumentTypeError: it is no Typer app.
@@ -36,9 +36,12 @@ def settings(app: typer.Typer) -> None:
 
 
 def telemetry(app: typer.Typer, of: Telemetry) -> None:
-    """Mounts ``telemetry``, with ``schema``, ``preview``, ``log``, ``flush`` and ``verify``; the first two are its own.
+    """Mount ``telemetry``, with ``schema``, ``preview``, ``log``, ``flush`` and ``verify``.
+
+    The first two show the package's own data.
 
     Args:
+        app: the package's Typer app.
         of: the package's `Telemetry`.
 
     Raises:
@@ -61,7 +64,7 @@ def _check(app: Any) -> None:
 
 
 def _told(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An error of the user's is told in one line, as in our own program."""
+    """Show a user's error in one line, as in our own program."""
 
     @functools.wraps(command)
     def run(*arguments: Any, **more: Any) -> Any:

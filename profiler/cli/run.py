@@ -1,4 +1,4 @@
-"""``epochmeter run``: a training script, unchanged, measured."""
+"""``epochmeter run``: an unchanged training script, measured."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def run(
 
 
 def _command(target: str, arguments: list[str], module: bool) -> list[str]:
-    """What is started: Python with the script, or the launcher itself.
+    """Return the program to start: Python with the script, or the launcher itself.
 
     Raises:
-        ArgumentValueError: there is no such script or program, or one whose folder hides our modules.
+        ArgumentValueError: there is no such script or program, or its folder hides our modules.
     """
     from profiler.session.launch import hides
 

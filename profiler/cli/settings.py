@@ -1,4 +1,4 @@
-"""``epochmeter settings``: shows, changes and resets the settings, and says where each value comes from."""
+"""``epochmeter settings``: show, change and reset the settings, each with its source."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Commands and option names of a program that uses click, Typer or argparse.
 
-The rules it keeps: none of the three is imported; what the program hands over is asked. Values are never looked at: whether
-an option was given, click says itself; of argparse, a parser that is watched notes when an option's action is called.
+The rules it keeps: none of the three is imported; the program's own objects are asked. Values are never read. click itself
+knows which options were given; a watched argparse parser notes the call of an option's action.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from profiler.errors import ArgumentTypeError
 
 MAIN = "main"  # the name of a program's only command
-NAMES_OF_COMMAND = ("command", "cmd", "subcommand")  # in an argparse.Namespace, where its parser is not watched
+NAMES_OF_COMMAND = ("command", "cmd", "subcommand")  # in an argparse.Namespace of an unwatched parser
 WATCHED = "__epochmeter_watched__"  # on a command of click's
 CalledCommand = tuple[str, tuple[str, ...]]
 
 
 def of_context(context: Any) -> CalledCommand | None:
-    """The command that a context of click or Typer is of, and the options that were given on the command line.
+    """Return the command of a click or Typer context, and the options given on the command line.
 
-    Commands in groups are joined by dots; the program itself is not named, but for one that has no group. In a group's own
-    callback it is the command that was called, without its options, which are not read yet; None where that is a group
-    again, or a command of ours.
+    Commands in groups are joined by dots. The program itself is not part of the name, unless it has no group. In a group's own
+    callback the called command is returned without its options, which are not parsed yet. None if that is a group again, or
+    a command of ours.
     """
     chain, step = [], context
     while step.parent is not None:
@@ -48,11 +48,12 @@ def _given(context: Any) -> Iterator[str]:
 
 
 def is_context(thing: Any) -> bool:
+    """Return True if this is a context of click or Typer."""
     return hasattr(thing, "command") and hasattr(thing, "get_parameter_source")
 
 
 def is_new(context: Any, app: str, command: str) -> bool:
-    """Whether this call of a command is counted for the first time: it may be watched, and its own code may count it, too."""
+    """Return True at the first count of this call: it may be watched, and counted by its own code, too."""
     counted = context.meta.setdefault(f"epochmeter.{app}", set())
     new = command not in counted
     counted.add(command)
@@ -60,13 +61,15 @@ def is_new(context: Any, app: str, command: str) -> bool:
 
 
 def is_ours(command: Any) -> bool:
-    """Whether it is a command of ours that is mounted in a package's program."""
+    """Return True for a command of ours that is mounted in a package's program."""
     return str(getattr(command.callback, "__module__", "")).startswith("profiler.cli.")
 
 
 def walked(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The commands of a click command, but for ours that are mounted there, and those that a group finds when it is called:
-    name, and names of options."""
+    """Yield the commands of a click command: name, and names of options.
+
+    Our own mounted commands are left out, and so are those that a group finds only when it is called.
+    """
     inner = getattr(command, "commands", None)
     if is_ours(command):
         return
@@ -78,19 +81,19 @@ def walked(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tupl
 
 
 def options_of(command: Any) -> tuple[str, ...]:
-    """The names of a click command's options."""
+    """Return the names of a click command's options."""
     return tuple(p.name for p in command.params if p.param_type_name == "option" and p.name != "help")
 
 
 def click_command(cli: Any) -> Any:
-    """What click runs: the command itself, or the one that Typer makes of its application; None where it is neither."""
+    """Return the command that click runs: itself, or the one that Typer makes; None if it is neither."""
     if hasattr(cli, "registered_commands"):
         return sys.modules["typer.main"].get_command(cli)
     return cli if hasattr(cli, "invoke") and hasattr(cli, "params") else None
 
 
 def around(command: Any, before: Callable[[Any], None], guard: Callable[[], Any]) -> None:
-    """Whenever the command, or one within it, is run, calls ``before`` with its context, and runs it within ``guard()``."""
+    """Wrap a command and those within it: each call first calls ``before`` with its context, then runs inside ``guard()``."""
     if getattr(command, WATCHED, False) or is_ours(command):
         return
     setattr(command, WATCHED, True)
@@ -119,10 +122,10 @@ def around(command: Any, before: Callable[[Any], None], guard: Callable[[], Any]
 
 
 class WatchedParser:
-    """A parser whose options and sub-commands note that they were given, once all of them have been added.
+    """A complete parser whose options and sub-commands note that they were given.
 
     Attributes:
-        commands: each with its options, those of the parsers above it included.
+        commands: each with its options, including those of the parsers above it.
 
     Raises:
         ArgumentTypeError: it is no parser.
@@ -149,7 +152,7 @@ class WatchedParser:
     def _watch(self, parser: argparse.ArgumentParser, path: tuple[str, ...], above: tuple[str, ...]) -> None:
         import argparse
 
-        actions = list(parser._actions)  # no public way leads there; whoever completes or documents parsers goes this one
+        actions = list(parser._actions)  # there is no public attribute; tools that complete or document parsers use this one
         options = [action for action in actions if action.option_strings and action.default is not argparse.SUPPRESS]
         choosers = [action for action in actions if isinstance(action, argparse._SubParsersAction)]
         names = (*above, *(option.dest for option in options))
@@ -172,13 +175,13 @@ class WatchedParser:
         self._chosen.append(by_name[values[0]])
 
     def called(self) -> CalledCommand | None:
-        """The command that was parsed last, and the options that were given; None where no command was called."""
+        """Return the command that was parsed last and its given options, or None if no command was called."""
         name = ".".join(self._chosen) or MAIN
         return (name, tuple(dict.fromkeys(self._given))) if name in self.commands else None
 
 
 def _note_calls(action: argparse.Action, note: Callable[[Any], None]) -> None:
-    """An action is called when its option is on the command line, and not where it has its default."""
+    """Note each call of an action. argparse calls it only if its option is on the command line."""
     kind = type(action)
 
     def called(self: Any, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
@@ -189,7 +192,7 @@ def _note_calls(action: argparse.Action, note: Callable[[Any], None]) -> None:
 
 
 def of_namespace(namespace: argparse.Namespace, commands: Container[str]) -> CalledCommand:
-    """The command in what a parser gave that is not watched. Which options were given cannot be known from it."""
+    """Return the command in the result of an unwatched parser. Its given options cannot be known."""
     held = vars(namespace)
     found = (held[name] for name in NAMES_OF_COMMAND if name in held)
     return next((name for name in found if isinstance(name, str) and name in commands), MAIN), ()

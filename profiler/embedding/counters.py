@@ -1,7 +1,7 @@
-"""Counters in memory: which feature, which command, which option was used, and how often.
+"""Counters in memory: how often each feature, command and option was used.
 
-The rule it keeps: counting is one step of an iterator, without a lock, so that it is exact with any number of threads and
-cannot stand still in a signal handler or a forked process. Nothing is imported for it: a host's start is not ours to slow.
+The rule it keeps: counting is one step of an iterator, without a lock. It is exact with any number of threads, and cannot
+block in a signal handler or a forked process. Nothing heavy is imported: a host's start is not ours to slow.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import count
 
 
 class Tally:
-    """A number that only grows. ``add`` counts; it is one call of an iterator in C, which no thread can interrupt."""
+    """A number that only grows. ``add`` counts, by one call of an iterator in C, which no thread can interrupt."""
 
     __slots__ = ("_looks", "_taken", "add")
 
@@ -22,14 +22,14 @@ class Tally:
         self._taken = 0
 
     def take(self) -> int:
-        """How much was added since the last time. One thread at a time."""
+        """Return the growth since the last call. Call it from one thread at a time."""
         total = self._total()
         added, self._taken = total - self._taken, total
         return added
 
     @property
     def waits(self) -> bool:
-        """Whether anything was."""
+        """True if it has grown since."""
         return self._total() > self._taken
 
     def _total(self) -> int:
@@ -42,8 +42,8 @@ class Counters:
     """The counters of a process.
 
     Args:
-        features: the names that can be counted.
-        commands: the same of commands, each with its options.
+        features: the names of features.
+        commands: the names of commands, each with the names of its options.
     """
 
     def __init__(self, features: Iterable[str], commands: Mapping[str, Iterable[str]]) -> None:
@@ -55,20 +55,20 @@ class Counters:
 
     @property
     def size(self) -> int:
-        """How many names there are."""
+        """The number of names."""
         return len(self.features) + len(self.commands) + len(self.options)
 
     @property
     def any(self) -> bool:
-        """Whether anything was counted since the last time that it was taken."""
+        """True if anything was counted since the last `take`."""
         options = self.options.values()
         return any(tally.waits for tally in (*self.features.values(), *self.commands.values(), *options, self.undeclared))
 
     def count(self, command: str, options: Iterable[str]) -> None:
-        """Counts a command and the options that were given with it, all or none.
+        """Count a command and the options given with it, all or none.
 
         Raises:
-            KeyError, TypeError: one is not known, or no name.
+            KeyError, TypeError: one is unknown, or no name.
         """
         tallies = [self.commands[command]]
         for option in options:
@@ -77,16 +77,18 @@ class Counters:
             tally.add()
 
     def learn(self, command: str, options: Iterable[str]) -> None:
-        """One more command, or more options of one."""
+        """Add a command, or options of one."""
         self.commands.setdefault(command, Tally())
         for option in options:
             self.options.setdefault((command, option), Tally())
 
     def count_known(self, command: str, options: Iterable[str], *, again: bool = False) -> bool:
-        """Counts what is known of a command and the options that were given with it; whether all of them are.
+        """Count the known ones of a command and its given options. Return True if all are known.
 
         Args:
-            again: the command itself has been counted, and its options alone are new.
+            command: the command's name.
+            options: the names of the given options.
+            again: the command itself was counted before; only its options are new.
         """
         found = [] if again else [self.commands.get(command)]
         found += [self.options.get((command, option)) for option in options]
@@ -95,13 +97,12 @@ class Counters:
         return None not in found
 
     def forget(self) -> None:
-        """In a forked process: begins anew."""
+        """Begin anew in a forked process."""
         self._lock = threading.Lock()
         self.take()
 
     def take(self) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, int]], int]:
-        """What was counted since the last time: features, commands, options by command, and how often a name was counted
-        that is not declared."""
+        """Return the counts since the last call: features, commands, options by command, and uses of undeclared names."""
         with self._lock:
             features = {name: added for name, tally in list(self.features.items()) if (added := tally.take())}
             commands = {name: added for name, tally in list(self.commands.items()) if (added := tally.take())}

@@ -1,8 +1,8 @@
-"""Crash reports of a package that embeds us: what is noted of an error, and Sentry's own library around it.
+"""Crash reports of a package that embeds us: the scrubbed note of an error, and Sentry's envelope around it.
 
-The rules it keeps: of an error only its class and the places in the package's own files are told; never its text, never a
-file's name, never a variable. ``sentry_sdk`` is imported here alone, when there is consent, and the program's own Sentry
-is left as it is: no global ``init``, no scope, no integration.
+The rules it keeps: of an error only its class and the places in the package's own files are noted, never its text, a file's
+name or a variable. ``sentry_sdk`` is imported here alone, when there is consent. The program's own Sentry is not touched:
+no global ``init``, no scope, no integration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NO_CRASHES = ("ClickException", "Exit", "Abort")  # of click and Typer: how a co
 
 
 def is_crash(error: BaseException | None) -> bool:
-    """Whether it is an error, and not a way to end a program or a command."""
+    """Return True for an error, and False for a way to end a program or a command."""
     if not isinstance(error, Exception):
         return False
     return not any(
@@ -32,14 +32,15 @@ def is_crash(error: BaseException | None) -> bool:
 
 
 def scrubbed(error: BaseException, modules: tuple[str, ...]) -> dict[str, Any]:
-    """What is noted of an error.
+    """Return the note of an error.
 
     Args:
-        modules: the import packages whose frames are told.
+        error: the error.
+        modules: the import packages whose frames are named.
 
     Returns:
-        ``id`` (random), ``time_unix_ns``, ``types``: its class and its bases, those of known sources, and ``frames``,
-        outermost first: ``module:function:+line``, the line counted from the function's first one, or ``other``.
+        ``id`` (random), ``time_unix_ns``, ``types`` (its class and bases, from known sources) and ``frames`` (outermost first):
+        ``module:function:+line``, with the line counted from the function's first one, or ``other``.
     """
     types = [kind.__name__ for kind in type(error).__mro__ if str(kind.__module__).partition(".")[0] in KNOWN_SOURCES]
     return {
@@ -65,7 +66,7 @@ def _frames(error: BaseException, modules: tuple[str, ...]) -> Iterator[str]:
 
 
 def _module(frame: FrameType) -> str:
-    """A frame's module by its name; of one that is run by ``python -m``, the name that it was found by."""
+    """Return the name of a frame's module; for ``python -m``, the name it was found by."""
     name = frame.f_globals.get("__name__")
     if name == "__main__":
         name = getattr(frame.f_globals.get("__spec__"), "name", None)
@@ -76,12 +77,12 @@ def _module(frame: FrameType) -> str:
 
 
 def has_sentry() -> bool:
-    """Whether Sentry's library is installed; it is not loaded for that."""
+    """Return True if Sentry's library is installed. It is not loaded for that."""
     return "sentry_sdk" in sys.modules or importlib.util.find_spec("sentry_sdk") is not None
 
 
 def address_of(dsn: str) -> str:
-    """Where a DSN's envelopes are posted to.
+    """Return the address that a DSN's envelopes are posted to.
 
     Raises:
         ValueError: it is no DSN such as ``https://key@host/42``.
@@ -94,24 +95,24 @@ def address_of(dsn: str) -> str:
 
 
 def public(dsn: str) -> str:
-    """A DSN without the secret that old ones have."""
+    """Return a DSN without the secret that old ones have."""
     parts = urlsplit(dsn)
     return parts._replace(netloc=f"{parts.username}@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
 def envelope(event: Mapping[str, Any], dsn: str) -> bytes:
-    """An event as the envelope that a private client of Sentry's library makes of it. Nothing is sent.
+    """Return an event as the envelope that a private client of Sentry's library makes. Nothing is sent.
 
-    Every option is given that the library would otherwise take from the program's environment, git or the machine:
-    without a DSN the program's, without a release what git says, without a server's name the machine's, without a root
-    the working folder. Whatever it adds to the event is dropped again: what `before_send` gives is the event.
+    Every option is set that the library would otherwise read from the program's environment, git or the machine: the DSN, the
+    release, the server's name, the root folder. Its additions to the event are dropped again: ``before_send`` returns the
+    given event.
     """
     from sentry_sdk import Client
     from sentry_sdk.consts import DEFAULT_OPTIONS
     from sentry_sdk.transport import Transport
 
     class Kept(Transport):
-        """Keeps what it is given."""
+        """A transport that keeps the envelope."""
 
         body = b""
 
@@ -153,8 +154,10 @@ def envelope(event: Mapping[str, Any], dsn: str) -> bytes:
 
 @contextlib.contextmanager
 def _globals_kept() -> Iterator[None]:
-    """Leaves alone what making a second client changes for the first one (measured with 2.75): it stops the program's
-    continuous profiler and takes its place, and renames the library."""
+    """Restore the globals that a second client changes for the first one (measured with 2.75).
+
+    It stops the program's continuous profiler and takes its place, and it renames the library.
+    """
     from sentry_sdk import client
     from sentry_sdk.profiler import continuous_profiler
 

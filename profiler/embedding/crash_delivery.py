@@ -1,4 +1,4 @@
-"""Part of `profiler.embedding.delivery`."""
+"""A package's crash reports on their way out: through the gate into the outbox."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ STOP_CRASHES = "To stop it: epochmeter settings crash_reports=false"
 
 
 def crash_target(info: PackageInfo, resolved: Resolved) -> tuple[str, str] | None:
-    """Where crash reports go: a target and an address; None where they stay here.
+    """Return the target and address of crash reports, or None if they stay on this machine.
 
-    Only where the user has switched them on. With a DSN and Sentry's library to Sentry, else to a collector, if one is
-    chosen: a DSN is the package's choice, so it counts for nothing in CI and tests.
+    Only if the user has switched them on. With a DSN and Sentry's library they go to Sentry, else to a collector, if one is
+    chosen. A DSN is the package's choice, so it is ignored in CI and tests.
 
     Raises:
         SettingsError: a setting or variable of the collector cannot be used.
@@ -53,15 +53,18 @@ def crash_target(info: PackageInfo, resolved: Resolved) -> tuple[str, str] | Non
     address = str(found["address"])
     if found["protocol"] == "grpc":
         return "otlp-logs", address
-    # an address that is for metrics alone says nothing of where logs go
+    # an address for metrics alone does not give the address for logs
     return ("otlp-logs", address.removesuffix(METRICS_PATH) + LOGS_PATH) if address.endswith(METRICS_PATH) else None
 
 
 def keep_crash(info: PackageInfo, error: BaseException, resolved: Resolved, target: tuple[str, str] | None) -> dict[str, Any]:
-    """Notes a crash, on this machine if the settings keep anything here. The note is scrubbed from the beginning.
+    """Note a crash, also on disk if the settings keep anything on this machine. The note is scrubbed from the start.
 
     Args:
-        target: where it is to be reported, as `crash_target` says.
+        info: the package.
+        error: the error.
+        resolved: the settings in force.
+        target: the result of `crash_target`.
 
     Raises:
         OSError: it cannot be kept.
@@ -84,7 +87,7 @@ def keep_crash(info: PackageInfo, error: BaseException, resolved: Resolved, targ
 
 
 def crashes() -> list[dict[str, Any]]:
-    """The crashes that are noted on this machine, oldest first. Spoilt notes are passed over."""
+    """Return the noted crashes of this machine, oldest first, without spoilt notes."""
     found = []
     for path in crash_notes.notes_in(crashes_path()):
         with contextlib.suppress(OSError, ValueError):
@@ -93,10 +96,12 @@ def crashes() -> list[dict[str, Any]]:
 
 
 def crash_body(noted: Mapping[str, Any], target: str, *, previewed: bool = False) -> bytes:
-    """A noted crash as the body of a request.
+    """Return a noted crash as the body of a request.
 
     Args:
-        previewed: without Sentry's library, which opens a socket when it is loaded; the bytes are the same.
+        noted: the note.
+        target: a name in `TARGETS`.
+        previewed: make it without Sentry's library, which opens a socket when it is loaded. The bytes are the same.
     """
     from exporters import crash_log, crash_payload
 
@@ -111,7 +116,7 @@ def crash_body(noted: Mapping[str, Any], target: str, *, previewed: bool = False
 def export_crash(
     info: PackageInfo, noted: Mapping[str, Any], resolved: Resolved, consent: Callable[[], bool]
 ) -> tuple[Delivery | None, str]:
-    """Puts a noted crash into the outbox; what is to be delivered then, and what went wrong, in words.
+    """Put a noted crash into the outbox. Return its delivery, if any, and the fault in words, or "".
 
     Raises:
         OSError, ValueError: it cannot be put there; the text says why.

@@ -1,8 +1,8 @@
-"""What a package that embeds us has counted, and its crashes, on their way out: through the gate into the outbox.
+"""A package that embeds us, and the delivery of its counts and crashes.
 
-The rules it keeps: beside `sending`, which it stands on, and the commands, this is the only module that knows
-``exporters``, and it loads them once there is consent. What was counted before the user had been told, while anything said
-"off", or under another choice than the one in force, stays here.
+The rules it keeps: with `sending` below it, this room knows ``exporters``, and loads them only once there is consent.
+Counts stay on this machine if they were made before the user saw the notice, while anything said "off", or under another
+choice.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class PackageInfo:
     """A package that embeds us.
 
     Attributes:
-        facts: ``name``, ``version`` and how it is installed.
-        host: the same with the settings that it would like.
-        declared: its part of the list, as the fields of an ``exporters.Declared``.
-        dsn: where its crash reports go, or None.
+        facts: returns ``name``, ``version`` and how it is installed.
+        app: the package with the settings it would like.
+        declared: its declarations, as the fields of an ``exporters.Declared``.
+        dsn: the DSN for its crash reports, or None.
         exporter: an OpenTelemetry ``MetricExporter`` of its own, or None.
     """
 
@@ -46,17 +46,20 @@ class PackageInfo:
 
     @property
     def name(self) -> str:
+        """The package's name."""
         return self.app.name
 
     @property
     def ledger(self) -> Ledger:
+        """The package's counts on this machine."""
         return Ledger(usage_path() / self.name)
 
     def resolve(self) -> Resolved:
+        """Return the settings in force for the package."""
         return resolve(app=self.app)
 
     def sent_facts(self) -> dict[str, Any]:
-        """Facts of the package and of what it runs on, by the names that they go out with."""
+        """Return facts of the package and its environment, by the names that they are sent under."""
         from profiler.hardware.runtime import RuntimeProbe
 
         known = {fact.key: fact.read() for fact in RuntimeProbe().facts()}
@@ -65,19 +68,23 @@ class PackageInfo:
 
 
 def declared_from(data: Mapping[str, Any]) -> Declared:
+    """Return the declarations as an ``exporters.Declared``."""
     from exporters.rules import declared_from
 
     return declared_from(data)
 
 
 class Delivery:
-    """What is in the outbox for one destination, to be delivered beside the program.
+    """The entries of the outbox for one destination, delivered beside the program.
 
     Args:
-        what: a name for what goes there, by which it is noted that the user has been told.
+        info: the package.
+        dispatch: the destination.
+        consent: asked before each attempt.
+        what: a name for the entries, by which the announcement is remembered.
         of: the same in words.
         stop: how to stop it, in words.
-        announced: whether the user has been told before, because the package has chosen the destination.
+        announced: True if the user has seen a notice before, because the package has chosen the destination.
     """
 
     def __init__(
@@ -100,7 +107,7 @@ class Delivery:
         self._announced = announced
 
     def run(self, until: Callable[[], float]) -> list[str]:
-        """Delivers until that moment of the monotonic clock; what went wrong, in words."""
+        """Deliver until that moment of the monotonic clock. Return the faults, in words."""
         courier = self._post.courier(self._consent, self._record)
         try:
             return courier.deliver(until, patience_s=max(until() - time.monotonic(), 0.0)).notes

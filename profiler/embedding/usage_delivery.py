@@ -1,4 +1,4 @@
-"""Part of `profiler.embedding.delivery`."""
+"""A package's counts on their way out: summed up, and through the gate into the outbox."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENCE_S = 1.0  # with another process that sums up the same package's counts
 
 
 def usage_goes_to(info: PackageInfo, resolved: Resolved) -> str | None:
-    """Where counts would go, in words, or None where they go nowhere.
+    """Return the destination of counts in words, or None if they go nowhere.
 
     Raises:
         SettingsError: a setting or variable of the destination cannot be used.
@@ -43,10 +43,10 @@ def usage_goes_to(info: PackageInfo, resolved: Resolved) -> str | None:
 
 
 def may_leave(info: PackageInfo, resolved: Resolved, began_ns: int) -> bool:
-    """Whether what was counted since then may be sent; a user who was never told is told now.
+    """Return True if counts since that moment may be sent. A user who has seen no notice is shown one now.
 
     Raises:
-        SettingsError: as `usage_goes_to`.
+        SettingsError: as in `usage_goes_to`.
     """
     if usage_goes_to(info, resolved) is None or not may_send_for(info.app, resolved, info.exporter):
         return False
@@ -66,10 +66,13 @@ def _time_of(date: str) -> float:
 def export_usage(
     info: PackageInfo, resolved: Resolved, consent: Callable[[], bool], note: Callable[[str], None]
 ) -> Delivery | None:
-    """Sums up what is to leave and puts it into the outbox; what is to be delivered then, or None.
+    """Sum up the counts that may leave, and put them into the outbox. Return their delivery, or None.
 
     Args:
-        note: told what does not get there, in words.
+        info: the package.
+        resolved: the settings in force.
+        consent: asked before anything is handed over.
+        note: receives the faults, in words.
 
     Raises:
         OSError, ValueError: nothing can be put there; the text says why.
@@ -92,7 +95,7 @@ def export_usage(
             put = dispatch.put_data(summary, counted.began, usage_of(summary, counted), LAST, declared, what="usage")
             if dispatch.gate.reason:
                 note(dispatch.gate.reason)
-            if put or dispatch.gate.reason:  # without consent, it stays where it is, and its choice is over
+            if put or dispatch.gate.reason:  # without consent it stays, and a new choice will keep it here
                 ledger.sent(summary, keep=resolved.settings.local)
         ledger.tidy(resolved.settings.retention_days)
     kind = "which features, commands and options are used, in counts"
@@ -100,15 +103,15 @@ def export_usage(
 
 
 def export_waiting() -> list[str]:
-    """Puts what waits to be summed up into the outbox, of every package whose counts go where the user has chosen.
+    """Put the waiting counts of every package into the outbox, if the user has chosen their destination.
 
-    Of one that chose the destination itself, its own next run does it.
+    If a package has chosen it, its own next run does this.
 
     Returns:
-        what does not get there, in words.
+        the faults, in words.
 
     Raises:
-        OSError, ValueError: it cannot be put there.
+        OSError, ValueError: nothing can be put there.
     """
     notes: list[str] = []
     for ledger in ledgers(usage_path()):
@@ -125,7 +128,7 @@ def _goes_somewhere(info: PackageInfo, resolved: Resolved) -> bool:
 
 
 def usage_of(summary: str, counted: Counted) -> Any:
-    """What was counted, as OpenTelemetry's ``MetricsData``."""
+    """Return counts as OpenTelemetry's ``MetricsData``."""
     from profiler.sending.otel_data import usage_data
 
     return usage_data(summary, counted.facts, counted.counts, counted.began, counted.ended)
@@ -139,7 +142,7 @@ def _hand_over(
     for summary, counted in ledger.summaries(choice):
         declared = declared_from(counted.declared)
         gated = exporters.behind_gate(info.exporter, consent, record, declared)
-        ledger.sent(summary, keep=True)  # first: what a package's exporter does with a second time is not known
+        ledger.sent(summary, keep=True)  # first, because a package's exporter may count a second call twice
         gated.export(usage_of(summary, counted))
         if gated.reason:
             note(gated.reason)

@@ -1,7 +1,7 @@
 """AMD GPUs through ROCm's own Python package, amdsmi: utilization, memory, power, temperature, energy.
 
-The rules it keeps: those of the NVML probe. The card's name is not asked for, as amdsmi gives it only together with the
-serial number. Tested against recordings; what the calls give: https://rocm.docs.amd.com/projects/amdsmi/
+The rules it keeps are those of the NVML probe. The card's name is not read, because amdsmi returns it only together with
+the serial number. Tested against recordings. The calls: https://rocm.docs.amd.com/projects/amdsmi/
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 SPECS = (UTILIZATION, MEMORY_USAGE, MEMORY_LIMIT, POWER, TEMPERATURE, ENERGY)
 ABSENT_CODES = (2, 3, 10)  # not supported, not yet implemented, no permission (amdsmi_status_t)
 VARIABLES = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
-POWER_KEYS = ("socket_power", "current_socket_power", "average_socket_power")  # by version of ROCm; one of them is told
+POWER_KEYS = ("socket_power", "current_socket_power", "average_socket_power")  # by version of ROCm, which has one of them
 ENERGY_KEYS = ("energy_accumulator", "power")  # the same counter, renamed
-SENSORS = ("HOTSPOT", "EDGE")  # the die's hottest spot, or where only that is told, its edge
+SENSORS = ("HOTSPOT", "EDGE")  # the die's hottest spot, or its edge if that is all there is
 MILLI_FROM = 1000  # versions differ in giving degrees or thousandths: no die is that hot
 
 
@@ -69,7 +69,7 @@ class AmdProbe:
 
     Args:
         load: gives the library; tests give a recording.
-        device: "cuda:1" for one of those that are visible, as torch calls AMD's, too; None for all of them.
+        device: "cuda:1" for one of the visible GPUs (torch calls AMD's so, too); None for all of them.
     """
 
     name = "amd"
@@ -100,7 +100,7 @@ class AmdProbe:
             raise ProbeUnavailableError("no AMD GPU is visible to this process")
 
     def close(self) -> None:
-        """The library stays as it is: others in this process may use it."""
+        """Do nothing: others in this process may use the library."""
 
     def facts(self) -> Sequence[Fact]:
         return [
@@ -121,7 +121,7 @@ class AmdProbe:
         return found
 
     def _visible(self, count: int) -> list[int]:
-        """torch's rule: HIP's variable before ROCR's before CUDA's."""
+        """Return the visible GPUs by torch's rule: HIP's variable before ROCR's before CUDA's."""
         named = parse(next((text for text in map(variable, VARIABLES) if text is not None), None))
         if named is None:
             found = list(range(count))
@@ -146,7 +146,11 @@ class AmdProbe:
         return [Reading(specs, partial(self._guarded, partial(read, handle, at))) for specs, read, at in asked]
 
     def _guarded(self, read: Callable[[], Any]) -> Any:
-        """The answer; that a card cannot tell is said as `ProbeUnavailableError`, any other fault as it comes."""
+        """Return the answer.
+
+        Raises:
+            ProbeUnavailableError: the card does not have this reading.
+        """
         try:
             return read()
         except self._library.AmdSmiException as error:
@@ -156,7 +160,7 @@ class AmdProbe:
             raise
 
     def _utilization(self, handle: Any, at: Attributes) -> Iterable[Sample]:
-        busy = _told(self._library.amdsmi_get_gpu_activity(handle), "gfx_activity")
+        busy = _first_number(self._library.amdsmi_get_gpu_activity(handle), "gfx_activity")
         return (Sample(UTILIZATION, busy / 100, at),)
 
     def _memory(self, handle: Any, at: Attributes) -> Iterable[Sample]:
@@ -166,7 +170,7 @@ class AmdProbe:
         return (Sample(MEMORY_USAGE, used, at), Sample(MEMORY_LIMIT, total, at))
 
     def _power(self, handle: Any, at: Attributes) -> Iterable[Sample]:
-        return (Sample(POWER, _told(self._library.amdsmi_get_power_info(handle), *POWER_KEYS), at),)
+        return (Sample(POWER, _first_number(self._library.amdsmi_get_power_info(handle), *POWER_KEYS), at),)
 
     def _temperature(self, handle: Any, at: Attributes) -> Iterable[Sample]:
         library = self._library
@@ -187,14 +191,14 @@ class AmdProbe:
 
     def _joules(self, handle: Any) -> float:
         told = self._library.amdsmi_get_energy_count(handle)
-        return _told(told, *ENERGY_KEYS) * _told(told, "counter_resolution") / 1e6  # the resolution is in uJ
+        return _first_number(told, *ENERGY_KEYS) * _first_number(told, "counter_resolution") / 1e6  # the resolution is in uJ
 
     def _memory_class(self, handle: Any) -> int:
         return memory_class_gb(self._library.amdsmi_get_gpu_memory_total(handle, self._library.AmdSmiMemoryType.VRAM))
 
 
-def _told(answer: Mapping[str, Any], *keys: str) -> float:
-    """The first of these entries that is a number; what a card does not have is the text "N/A" there."""
+def _first_number(answer: Mapping[str, Any], *keys: str) -> float:
+    """Return the first of these entries that is a number. A missing value is the text "N/A" there."""
     for key in keys:
         value = answer.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""Apple's GPUs through torch's MPS backend: the memory that torch has taken, and what it may take.
+"""Apple's GPUs through torch's MPS backend: the memory that torch has taken, and its limit.
 
-Utilization, power and temperature are told to the superuser alone there (``powermetrics``), so they are absent. The rule
-it keeps: torch is looked up among the modules already imported.
+Only the superuser can read utilization, power and temperature (``powermetrics``), so they are absent. The rule it keeps:
+torch is looked up among the imported modules.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ GPU = {"hw.id": "gpu-0"}
 
 
 class AppleProbe:
-    """The one GPU of an Apple machine; its memory is the machine's.
+    """The one GPU of an Apple machine. Its memory is the machine's.
 
     Args:
-        device: the run's; "cpu" asks for nothing.
+        device: the run's; "cpu" reads nothing.
     """
 
     name = "apple"
@@ -42,7 +42,7 @@ class AppleProbe:
         check_device(self._device, "mps")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the probe holds nothing."""
 
     def facts(self) -> Sequence[Fact]:
         return ()
@@ -52,7 +52,7 @@ class AppleProbe:
 
 
 def mps_in_use() -> Any:
-    """``torch.mps`` where the program has imported torch and the machine has the backend, else None."""
+    """Return ``torch.mps`` if the program has imported torch and the machine has the backend, else None."""
     torch = sys.modules.get("torch")
     backend = getattr(getattr(torch, "backends", None), "mps", None)
     return getattr(torch, "mps", None) if backend is not None and backend.is_available() else None

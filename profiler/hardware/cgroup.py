@@ -1,8 +1,8 @@
-"""What Linux lets this process have: CPU quota, memory limit, throttling, from cgroup v1, v2 or both at once.
+"""The limits that Linux sets for this process: CPU quota, memory limit, throttling; cgroup v1, v2 or both at once.
 
-The files are found through ``/proc/self/cgroup`` and ``/proc/self/mountinfo``, never assumed to be in one place; limits
-are hierarchical, so the smallest from the group up to its mount is in force. The paths that are read there can hold
-container ids: they lead to the files and are kept nowhere else.
+The files are found through ``/proc/self/cgroup`` and ``/proc/self/mountinfo``, never assumed to be in one place. Limits are
+hierarchical, so the smallest one from the group up to its mount is in force. The paths there can hold container ids; they
+lead to the files, and are kept nowhere.
 Source: https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/
 """
 
@@ -26,27 +26,27 @@ class Group:
 
 
 class Cgroups:
-    """The groups this process is in. On a system without cgroups there are none, and every answer is None.
+    """The groups of this process. On a system without cgroups there are none, and every answer is None.
 
     Args:
-        root: where the file system begins; tests put a copy elsewhere.
+        root: the root of the file system; tests put a copy elsewhere.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._groups = _find(root)
 
     def cpu_quota(self) -> float | None:
-        """How many CPUs' time may be used, or None without a quota."""
+        """Return how many CPUs' time may be used, or None without a quota."""
         found = self._tightest_cpu()
         return found[0] if found else None
 
     def available_cores(self) -> float | None:
-        """CPUs this process may use: the smaller of its affinity and its quota (OpenTelemetry's denominator)."""
+        """Return the CPUs this process may use: the smaller of affinity and quota (OpenTelemetry's denominator)."""
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
         return min((count for count in (cores, self.cpu_quota()) if count is not None), default=None)
 
     def memory_limit(self) -> int | None:
-        """Bytes that may be used, or None without a limit."""
+        """Return the bytes that may be used, or None without a limit."""
         limits = []
         for group in self._having("memory"):
             name = "memory.max" if group.version == 2 else "memory.limit_in_bytes"
@@ -54,7 +54,7 @@ class Cgroups:
         return min((limit for limit in limits if limit is not None and limit < NO_LIMIT), default=None)
 
     def memory_working_set(self) -> int | None:
-        """Bytes in use without the page cache that could be dropped at once, or None where it is not told."""
+        """Return the bytes in use without droppable page cache, or None if unknown."""
         for group in self._having("memory"):
             folder = group.folders[0]
             usage_name, cache_name = (
@@ -66,7 +66,7 @@ class Cgroups:
         return None
 
     def throttled_seconds(self) -> float | None:
-        """Time for which the quota has stopped this group since it was made, or None without a quota."""
+        """Return the time for which the quota has stopped this group since it was made, or None without a quota."""
         found = self._tightest_cpu()
         if not found:
             return None
@@ -120,7 +120,7 @@ def _find(root: Path) -> list[Group]:
 
 
 def _folders(root: Path, path: str, mount_root: str, mount_point: str) -> tuple[Path, ...]:
-    """The group's folder and its parents up to the mount, the mount's own root cut off the group's path."""
+    """Return the group's folder and its parents up to the mount, without the mount's own root."""
     try:
         inner = PurePosixPath(path).relative_to(mount_root)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the probes of every vendor's GPUs tell, under one name each; a vendor's own readings are in its probe.
+"""The readings that the probes of every vendor have, each under one name. A vendor's own readings are in its probe.
 
 Names: OpenTelemetry semantic conventions 1.44, https://opentelemetry.io/docs/specs/semconv/hardware/gpu/
 """
@@ -16,12 +16,12 @@ MEMORY_LIMIT = MetricSpec("hw.gpu.memory.limit", "By", "updowncounter", "GPU mem
 POWER = MetricSpec("hw.power", "W", "gauge", "Power draw; on NVIDIA's Ampere (not GA100) and newer a 1 s average.")
 TEMPERATURE = MetricSpec("hw.temperature", "Cel", "gauge", "Temperature of the GPU die, and of its memory.")
 ENERGY = MetricSpec("hw.energy", "J", "counter", "Energy used.")
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 30.0  # before a driver, or a card, that has failed is asked again
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 1.0, 30.0  # the wait before a failed driver or card is asked again
 MEMORY_CLASSES_GB = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192, 256, 288)
 
 
 def check_device(device: str | None, kind: str) -> None:
-    """That the run is, or may be, on a device of that kind.
+    """Check that the run is, or may be, on a device of that kind.
 
     Raises:
         ProbeUnavailableError: it is on another one.
@@ -31,5 +31,5 @@ def check_device(device: str | None, kind: str) -> None:
 
 
 def memory_class_gb(size: int) -> int:
-    """The size class of a card's memory: the nearest of the sizes that cards are sold with, in GB."""
+    """Return the class of a card's memory: the nearest of the sizes that cards are sold with, in GB."""
     return min(MEMORY_CLASSES_GB, key=lambda known: abs(known * 2**30 - size))

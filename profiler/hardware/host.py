@@ -1,7 +1,7 @@
-"""The machine's CPU and memory, and what a container lets us have of them.
+"""The machine's CPU and memory, and the container's share of them.
 
-The rule it keeps: the CPU is known by its family alone, the memory by its class; neither the CPU's full name nor a
-serial number, a host name or an address is kept.
+The rule it keeps: of the CPU only the family is kept, of the memory only the class; never the CPU's full name, a serial
+number, a host name or an address.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class HostProbe:
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the probe holds nothing."""
 
     def readings(self) -> Sequence[Reading]:
         rows = [
@@ -119,7 +119,7 @@ def _architecture() -> str | None:
 
 
 def cpu_family(brand: str | None) -> str | None:
-    """The family of a CPU from its brand text: a word of `CPU_FAMILIES`, "other", or None if there is no text."""
+    """Return the family of a CPU from its brand text: a word of `CPU_FAMILIES`, "other", or None without a text."""
     if not brand:
         return None
     if brand in ARM_IMPLEMENTERS:
@@ -129,7 +129,7 @@ def cpu_family(brand: str | None) -> str | None:
 
 
 def size_class_gib(size: int) -> int:
-    """A memory size as the next power of two in GiB: 31.2 GiB is told as 32."""
+    """Return a memory size as the next power of two in GiB: 31.2 GiB becomes 32."""
     gib = 1
     while gib * 2**30 < size:
         gib *= 2
@@ -153,7 +153,7 @@ def _virtual_memory() -> tuple[int, int]:
 
 
 def _cpu_brand() -> str | None:
-    """The CPU's brand text, from where the system keeps it: 25 us, where py-cpuinfo takes 1.2 s and a child process."""
+    """Return the CPU's brand text from the system: 25 us, where py-cpuinfo takes 1.2 s and a child process."""
     if sys.platform == "linux":
         return _linux_cpu_brand(Path("/proc/cpuinfo"))
     if sys.platform == "darwin":
@@ -167,7 +167,7 @@ def _cpu_brand() -> str | None:
 
 
 def _linux_cpu_brand(path: Path) -> str | None:
-    """The first ``model name``; on ARM, which has none, the ``CPU implementer``."""
+    """Return the first ``model name``; on ARM, which has none, the ``CPU implementer``."""
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:

@@ -1,4 +1,4 @@
-"""This process: its CPU time and its memory. Neither its command, its arguments nor its owner are looked at."""
+"""This process's CPU time and memory. Its command, arguments and owner are not read."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ProcessProbe:
         return ()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the probe holds nothing."""
 
     def readings(self) -> Sequence[Reading]:
         import psutil

@@ -1,7 +1,7 @@
-"""What the run runs on: versions of Python, torch and CUDA, the kind of system, and the kind of place.
+"""The software the run uses: versions of Python, torch and CUDA, the kind of system, the kind of place.
 
-The rule it keeps: versions are cut to two numbers, builds from source are "dev"; of an environment variable only
-whether it is set is asked, never what it holds.
+The rule it keeps: versions are cut to two numbers, and builds from source are "dev". Of an environment variable only its
+existence is read, never its value.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ CONTAINER_VARIABLES = ("KUBERNETES_SERVICE_HOST", "container")
 
 
 class RuntimeProbe:
-    """Facts alone; there is nothing here that changes from second to second."""
+    """Facts alone, because nothing here changes from second to second."""
 
     name = "runtime"
     specs: tuple[MetricSpec, ...] = ()
 
     def start(self) -> None:
-        """Nothing to find."""
+        """Do nothing: there is nothing to find."""
 
     def facts(self) -> Sequence[Fact]:
         return (
@@ -54,14 +54,14 @@ class RuntimeProbe:
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the probe holds nothing."""
 
     def readings(self) -> Sequence[Reading]:
         return ()
 
 
 def short_version(text: str | None) -> str | None:
-    """``2.13.0+cpu`` as ``2.13``, a build from source as ``dev``."""
+    """Return ``2.13.0+cpu`` as ``2.13``, and a build from source as ``dev``."""
     if not text:
         return None
     if re.search(r"dev|\+git|a\d+\+|nightly", text):

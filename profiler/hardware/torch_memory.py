@@ -1,7 +1,7 @@
-"""torch's CUDA allocator: what it has handed out, what it holds, and the most it has handed out.
+"""The CUDA allocator of torch: allocated memory, reserved memory, and the peak.
 
-The rule it keeps: torch is looked up among the modules already imported, and nothing is asked of CUDA before the
-user's own code has initialised it.
+The rule it keeps: torch is looked up among the imported modules, and CUDA is not asked before the user's own code has
+initialised it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPECS = (ALLOCATED, RESERVED, PEAK)
 
 
 def initialised_cuda() -> Any:
-    """``torch.cuda`` if this process uses it already, else None."""
+    """Return ``torch.cuda`` if this process uses it already, else None."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     return cuda if cuda is not None and hasattr(cuda, "is_initialized") and cuda.is_initialized() else None
 
@@ -36,13 +36,13 @@ class TorchMemoryProbe:
     specs = SPECS
 
     def start(self) -> None:
-        """There is nothing to find yet: torch may be imported, and CUDA initialised, at any later moment."""
+        """Do nothing: torch may be imported, and CUDA initialised, at any later moment."""
 
     def facts(self) -> Sequence[Fact]:
         return ()
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the probe holds nothing."""
 
     def readings(self) -> Sequence[Reading]:
         return (Reading(SPECS, _memory),)

@@ -1,7 +1,7 @@
-"""Which GPUs a process may use: the grammar of CUDA_VISIBLE_DEVICES (and of AMD's HIP_VISIBLE_DEVICES).
+"""The GPUs that a process may use: the grammar of CUDA_VISIBLE_DEVICES (and of AMD's HIP_VISIBLE_DEVICES).
 
-The rule it keeps: it answers as the driver and torch do (``torch.cuda._parse_visible_devices``), invalid tails and
-duplicates included. UUIDs are compared in memory alone.
+The rule it keeps: the result is that of the driver and of torch (``torch.cuda._parse_visible_devices``), also for invalid
+tails and duplicates. UUIDs are compared in memory only.
 Source: CUDA C++ Programming Guide, "CUDA Environment Variables".
 """
 
@@ -11,13 +11,13 @@ import re
 from collections.abc import Sequence
 
 PREFIXES = ("GPU-", "MIG-")
-NUMBER = re.compile(r"[+-]?[0-9]+")  # what C's strtoul reads of an entry: "1gpu2" is 1
+NUMBER = re.compile(r"[+-]?[0-9]+")  # as C's strtoul reads an entry: "1gpu2" is 1
 
 
 def parse(text: str | None) -> list[int] | list[str] | None:
-    """The devices that the variable names: numbers, or (beginnings of) UUIDs; None where it is not set: all.
+    """Return the devices that the variable names: numbers, or (beginnings of) UUIDs. None means it is not set: all devices.
 
-    The first entry that is not valid ends the list; a device that is named twice empties it.
+    The first invalid entry ends the list. A device that is named twice empties it.
     """
     if text is None:
         return None
@@ -51,9 +51,9 @@ def _uuids(text: str, prefix: str) -> list[str]:
 
 
 def ordinals(beginnings: Sequence[str], uuids: Sequence[str]) -> list[int]:
-    """Which of the UUIDs are meant by their beginnings.
+    """Return the positions of the UUIDs that begin so.
 
-    The first beginning that fits none of them, or several, ends the list; one that is meant twice empties it.
+    The first beginning that fits none of them, or several, ends the list. One that is named twice empties it.
     """
     found: list[int] = []
     for beginning in beginnings:

@@ -1,7 +1,7 @@
 """The clocks: the host's, and the GPU's through CUDA events.
 
-The rules they keep: durations never come from the wall clock; no call here synchronises a device, creates a CUDA
-context, or records into a CUDA graph that is being captured.
+The rules it keeps: durations never come from the wall clock. No call here synchronises a device, creates a CUDA context, or
+records into a CUDA graph that is being captured.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ class Event(Protocol):
 
 
 class Mark(NamedTuple):
-    """An event, and the stream that it was recorded on."""
+    """An event, and the stream it was recorded on."""
 
     event: Event
     stream: Any
 
 
 class DeviceClock:
-    """Marks on the current CUDA stream of one device, taken from a pool and read only once the device has passed them.
+    """Marks on the current CUDA stream of one device, from a pool of events, read once the device has passed them.
 
-    Nothing here raises: an error of CUDA's that shows in one of our calls is the program's own, and shows there again. It
-    is kept in `fault`, and the clock stands still from then on.
+    Nothing here raises. A CUDA error in one of our calls is the program's own, and will show there again. It is kept in
+    `fault`, and the clock stands still from then on.
 
     Args:
         new_event: makes an event with timing on.
-        current_stream: the stream that the calling thread's work goes to, on that device.
-        is_capturing: whether that stream is being captured into a graph.
+        current_stream: returns the stream of the calling thread's work on that device.
+        is_capturing: returns True if that stream is being captured into a graph.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class DeviceClock:
         self.fault: str | None = None
 
     def mark(self) -> Mark | None:
-        """An event recorded on the current stream; None while a graph is being captured, or once the clock has failed."""
+        """Record an event on the current stream. Return None while a graph is being captured, or once the clock has failed."""
         if self.fault is not None:
             return None
         try:
@@ -68,7 +68,7 @@ class DeviceClock:
             return None
 
     def elapsed_ns(self, begin: Mark, end: Mark) -> int | None:
-        """Device time between two marks on one stream in ns, or None while the device has not reached the second one.
+        """Return the device time between two marks on one stream in ns, or None while the device has not reached the second.
 
         The events of marks that were read go back to the pool.
         """
@@ -88,13 +88,13 @@ class DeviceClock:
 
 
 def find_device_clock(device: str | None) -> DeviceClock | None:
-    """The clock of the CUDA device that this process works on; None while there is none.
+    """Return the clock of the CUDA device in use, or None while there is none.
 
-    torch is looked up among what is already imported, and asked for nothing that would initialise CUDA, or make a context
-    on a device that is not in use: that takes of its memory.
+    torch is looked up among the imported modules. Nothing is called that would initialise CUDA, or make a context on a
+    device that is not in use, which takes some of its memory.
 
     Args:
-        device: "cuda", "cuda:<index>", another kind of device (then there is no clock), or None for what is in use.
+        device: "cuda", "cuda:<index>", another kind of device (then there is no clock), or None for the device in use.
     """
     if device is not None and not device.startswith("cuda"):
         return None

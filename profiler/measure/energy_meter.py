@@ -1,9 +1,9 @@
-"""What the GPUs used in each epoch and stage: the differences of their energy counters, shared out over what went on.
+"""The energy of the GPUs in each epoch and stage: differences of their counters, shared out over time.
 
-The loop's thread only notes when something began (an edge); the counters are read beside it, once a second and soon after
-an edge. Between two readings the energy is shared out by time, and what may belong elsewhere is kept beside it: the
-counter moves in steps, and is always behind, so that what a pass used is uncertain by a step's worth. A pass that is shorter
-than that shows as below resolution, not as a guess.
+The loop's thread only notes when something began (an edge). The counters are read in another thread, once a second and
+soon after an edge. Between two readings the energy is shared out by time. The counter moves in steps and always lags, so
+a step's worth of energy is uncertain at each edge and kept beside the sum. A pass shorter than that is reported as below
+resolution, not as a guess.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 
 MAX_EDGES = 4096  # between two readings; a service has many calls a second
-POWER_OVER_NS = 1_000_000_000  # between two readings that lie close together, a counter's step says little of the power
-EpochAndStage = tuple["int | None", str]  # the epoch and the stage, "" for none
+POWER_OVER_NS = 1_000_000_000  # the time over which the power is averaged: a single step says little
+EpochAndStage = tuple["int | None", str]  # the epoch, and the stage ("" for none)
 
 
 class Staged(Protocol):
-    """A pass, which may show only later what it is for."""
+    """A pass, whose stage may become known only later."""
 
     @property
     def stage_name(self) -> str: ...
 
 
 class Edge(NamedTuple):
-    """From that moment (ns of the host's clock) on it was this epoch and this pass, or none."""
+    """The begin (ns on the host's clock) of an epoch and a pass, or of none."""
 
     at: int
     epoch: int | None
@@ -41,9 +41,9 @@ class Edge(NamedTuple):
 
 
 class Edges:
-    """The edges since the last reading. Written by the loop's thread, without a lock; read by another one.
+    """The edges since the last reading. The loop's thread writes them without a lock; another thread reads them.
 
-    Where no GPU counts its energy, only the last one is kept.
+    If no GPU counts its energy, only the last one is kept.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Edges:
         self.is_read = False
         self.epoch: int | None = None
         self.on_edge: Callable[[], None] = lambda: None
-        self._told_at = 0
+        self._nudged_at = 0
 
     def add(self, at: int, of: Staged | None) -> None:
         """Note that from now on the loop is in this pass, or in none."""
@@ -60,41 +60,43 @@ class Edges:
         if not self.is_read:
             return
         self.noted.append(edge)
-        if at - self._told_at >= STEP_NS:
-            self._told_at = at
+        if at - self._nudged_at >= STEP_NS:
+            self._nudged_at = at
             self.on_edge()
 
 
 class TimeShares:
-    """What it was since a counter was last read: how long in each place, and how often that place was left."""
+    """The time since a counter was last read, by epoch and stage, and how often each was left."""
 
     def __init__(self) -> None:
         self.times: dict[EpochAndStage, int] = {}
         self.ends: dict[EpochAndStage, int] = {}
 
     def add(self, other: TimeShares) -> None:
+        """Add the shares of a later time."""
         for into, more in ((self.times, other.times), (self.ends, other.ends)):
             for place, value in more.items():
                 into[place] = into.get(place, 0) + value
 
 
 class EnergyCounter:
-    """A GPU's energy counter: what it grew by, and about what power it stands for.
+    """A GPU's energy counter: its growth, and the power of about the last second.
 
-    A reading below the one before is a counter that was reset, unless one of the next is up again: then it was no answer.
+    A reading lower than the previous one means the counter was reset. If the counter is back above it within two seconds, the
+    low reading is ignored as a glitch.
     """
 
     def __init__(self) -> None:
-        self.waiting = TimeShares()  # since it was last read
-        self.fell_at: int | None = None  # ns; while its answers are doubted
+        self.waiting = TimeShares()  # the shares since it was last read
+        self.fell_at: int | None = None  # ns; set while its readings are doubted
         self._last: float | None = None  # J
         self._last_at = 0
         self._joules = self._time = 0.0
 
     def read(self, counter: float, at: int) -> tuple[float, float] | None:
-        """The joules since the reading before, and how many are missing that a reset has taken away.
+        """Return the joules since the previous reading, and the estimated joules lost by a reset.
 
-        None where there is no reading before, or while this one is doubted.
+        None if there is no previous reading, or while this one is doubted.
         """
         before, before_at = self._last, self._last_at
         missing = 0.0
@@ -111,7 +113,7 @@ class EnergyCounter:
         return (counter - before if counter >= before else counter), missing
 
     def step(self, used: float, time: int) -> float:
-        """The joules in which it moves, by the power of about the last second."""
+        """Return the joules of one step of the counter, by the power of about the last second."""
         fade = POWER_OVER_NS / (self._time + time)
         self._joules, self._time = self._joules + used, self._time + time
         if fade < 1:
@@ -120,11 +122,11 @@ class EnergyCounter:
 
 
 class EnergyMeter:
-    """Shares out what the counters say.
+    """Shares out the energy of the counters.
 
     Args:
-        edges: what began when.
-        done: given what an epoch used, by stage and GPU, when it is over; None stands for what was in no epoch.
+        edges: the begins of epochs and passes.
+        done: receives the energy of an epoch, by stage and GPU, when it is over; None stands for time outside epochs.
     """
 
     def __init__(self, edges: Edges, done: Callable[[int | None, Energies], None]) -> None:
@@ -138,26 +140,26 @@ class EnergyMeter:
         self._is_over = False
 
     def add(self, at: int, counters: Mapping[str, float]) -> None:
-        """The counters (J, by ``hw.id``) as they were read at that moment."""
+        """Take the counters (J, by ``hw.id``) as read at that moment."""
         with self._lock:
             if self._is_over:
                 return
-            spent = self._spent_until(at)
+            spent = self._shares_until(at)
             for gpu in sorted({*self._counters, *counters}):
-                self._gather(gpu, spent, counters.get(gpu), at)
+                self._read_counter(gpu, spent, counters.get(gpu), at)
             over = [epoch for epoch in self._used if epoch != self._now.epoch]
             for epoch in over:
                 self._done(epoch, self._used.pop(epoch))
 
     def finish(self) -> None:
-        """Gives all that is not yet given."""
+        """Hand over the energy of epochs that are not over."""
         with self._lock:
             self._is_over = True
             while self._used:
                 self._done(*self._used.popitem())
 
-    def _spent_until(self, at: int) -> TimeShares:
-        """What it was since the reading before."""
+    def _shares_until(self, at: int) -> TimeShares:
+        """Return the shares of the time since the previous reading."""
         noted = self._edges.noted
         edges = []
         while noted and noted[0].at <= at:
@@ -168,10 +170,10 @@ class EnergyMeter:
             self._edges.is_read = True
             self._now = self._edges.last
             return spent
-        if len(edges) == MAX_EDGES:  # some have been lost: nobody knows
+        if len(edges) == MAX_EDGES:  # some edges were lost, so the shares are unknown
             self._now = edges[-1]
             return spent
-        for edge in sorted(edges, key=lambda edge: edge.at):  # an epoch can show late when it began
+        for edge in sorted(edges, key=lambda edge: edge.at):  # the begin of an epoch may become known late
             moment = max(edge.at, began)
             before = _stay(spent, self._now, moment - began)
             if before != _place(edge):
@@ -180,7 +182,7 @@ class EnergyMeter:
         _stay(spent, self._now, at - began)
         return spent
 
-    def _gather(self, gpu: str, spent: TimeShares, counter: float | None, at: int) -> None:
+    def _read_counter(self, gpu: str, spent: TimeShares, counter: float | None, at: int) -> None:
         meter = self._counters.setdefault(gpu, EnergyCounter())
         meter.waiting.add(spent)
         if counter is None:
@@ -201,7 +203,7 @@ class EnergyMeter:
             time, (epoch, stage) = spent.times.get(place, 0), place
 
             def mixed(own: int, time: int = time) -> float:
-                """Of what may be of another than this one's kind, this place's part."""
+                """Return this place's part of the energy that may belong to another epoch or stage."""
                 return used * min(own, whole - own) / whole * (time / own) if own else 0.0
 
             lost, steps = missing * time / whole, spent.ends.get(place, 0) * step
@@ -216,7 +218,7 @@ class EnergyMeter:
 
 
 def _sums(times: Mapping[EpochAndStage, int], part: int) -> dict[object, int]:
-    """The times by epoch (0) or by stage (1)."""
+    """Return the times by epoch (part 0) or by stage (part 1)."""
     found: dict[object, int] = {}
     for place, time in times.items():
         found[place[part]] = found.get(place[part], 0) + time
@@ -228,7 +230,7 @@ def _place(edge: Edge) -> EpochAndStage:
 
 
 def _stay(spent: TimeShares, edge: Edge, time: int) -> EpochAndStage:
-    """Adds time in the place that an edge led to."""
+    """Add time to the epoch and stage that an edge led to, and return them."""
     place = _place(edge)
     if time > 0:
         spent.times[place] = spent.times.get(place, 0) + time

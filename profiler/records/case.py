@@ -1,4 +1,4 @@
-"""Part of `profiler.records.run`."""
+"""One case of a benchmark, as plain data."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from dataclasses import dataclass, field
 
 @dataclass
 class CaseRecord:
-    """One case of ``epochmeter bench``: what was measured, how, and what came out.
+    """One case of ``epochmeter bench``, its conditions and its results.
 
     Attributes:
         suite: limits, models, loader or yours.
-        name: the case's, or the user's own "module:factory", which stays on this machine.
+        name: the case's name, or the user's "module:factory", which stays on this machine.
         device: cpu, cuda or mps.
-        stage: train, val or inference; None where there are none.
-        shape: what it is made of, in words; results are compared where it is the same.
-        status: ok, failed, timed out, or skipped where there was nothing to measure.
-        error: what went wrong, in a line.
-        remarks: what a reader has to know before believing the numbers.
-        numbers: by the names of `NUMBERS`, those that are known.
+        stage: train, val or inference; None if it has none.
+        dtype: the type of the numbers, or None.
+        batch: samples in a step, or None.
+        workers: processes that load data, or None.
+        shape: its size in words; results are compared only if it is the same.
+        compiled: compiled by torch.compile.
+        status: ok, failed, timed out, or skipped if there was nothing to measure.
+        error: the error in a line, or None.
+        remarks: what a reader must know before believing the numbers.
+        numbers: the known results, by the names of `NUMBERS`.
     """
 
     suite: str
@@ -38,12 +42,12 @@ class CaseRecord:
 
 
 def case_identity(case: CaseRecord) -> tuple[object, ...]:
-    """What makes two cases the same one."""
+    """Return the values that are equal for two results of the same case."""
     return case.suite, case.name, case.device, case.stage, case.dtype, case.batch, case.workers, case.shape, case.compiled
 
 
 def add_cases(into: list[CaseRecord], cases: Iterable[CaseRecord]) -> None:
-    """A case that is there already takes the earlier one's place: limits become better known as a benchmark goes on."""
+    """Add cases. A known case is replaced, because limits become better known as a benchmark goes on."""
     for case in cases:
         places = [index for index, known in enumerate(into) if case_identity(known) == case_identity(case)]
         if places:
@@ -53,13 +57,13 @@ def add_cases(into: list[CaseRecord], cases: Iterable[CaseRecord]) -> None:
 
 
 def rates(case: CaseRecord) -> dict[str, float]:
-    """What a case does in a second: ``sample_rate``, ``operation_rate``, ``byte_rate``, those that are known."""
+    """Return a case's known rates by second: ``sample_rate``, ``operation_rate``, ``byte_rate``."""
     amounts = (("sample_rate", "samples"), ("operation_rate", "flops"), ("byte_rate", "moved"))
     return {rate: case.numbers[of] / case.numbers["time"] for rate, of in amounts if of in case.numbers}
 
 
 def shares(case: CaseRecord) -> dict[str, float]:
-    """Of what the machine itself can do, how much that is: ``operations`` and ``memory``."""
+    """Return a case's known shares of the machine's limits: ``operations`` and ``memory``."""
     limits = (("operations", "operation_rate", "flops_limit"), ("memory", "byte_rate", "moved_limit"))
     found = rates(case)
     return {name: found[rate] / case.numbers[limit] for name, rate, limit in limits if rate in found and limit in case.numbers}

@@ -1,4 +1,4 @@
-"""Part of `profiler.measure.energy_meter`."""
+"""The energy that GPUs used, as plain data."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from dataclasses import dataclass, replace
 
 from profiler.records.histogram import NS
 
-RESET_AFTER_NS = 2_000_000_000  # a counter that stays below what it was for so long was reset
+RESET_AFTER_NS = 2_000_000_000  # a counter that stays lower for so long was reset
 STEP_NS = 100_000_000  # NVIDIA's energy counters move every 20 to 100 ms, by kind of card
 
 
 @dataclass
 class Energy:
-    """What one GPU used, in joules, and how sure that is.
+    """The energy of one GPU, and its uncertainty.
 
     Attributes:
-        seconds: for how long it was metered.
-        uncertain: of the joules, those that may be of what went on before or after: between the same two readings, or within
-            a step of the counter. As a counter is always behind, these lie in one direction, and add up.
-        between_epochs: of what lay between two readings, that with another epoch.
-        between_stages: of what is uncertain, that with another stage.
+        joules: the energy (J).
+        seconds: the time over which the counter was read.
+        uncertain: upper bound (J) on energy that may belong to a neighbouring stage or epoch. It lay between the same two
+            readings, or within a step of the counter. The counter always lags, so these errors have the same sign and
+            are summed, not averaged.
+        between_epochs: upper bound (J) on energy that may belong to another epoch.
+        between_stages: upper bound (J) on energy that may belong to another stage.
     """
 
     joules: float = 0.0
@@ -31,10 +33,11 @@ class Energy:
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the counters moved, and most of it is sure to belong here."""
+        """True if the counter moved, and at least half of the energy surely belongs here."""
         return 0 < self.joules >= 2 * self.uncertain
 
     def add(self, other: Energy) -> None:
+        """Add the energy of a later time."""
         self.joules += other.joules
         self.seconds += other.seconds
         self.uncertain += other.uncertain
@@ -42,10 +45,11 @@ class Energy:
         self.between_stages += other.between_stages
 
 
-Energies = dict[str, dict[str, Energy]]  # by stage ("" is what was in none), and by the GPU's hw.id
+Energies = dict[str, dict[str, Energy]]  # by stage ("" outside stages), and by the GPU's hw.id
 
 
 def sum_of(energies: Iterable[Energy]) -> Energy:
+    """Return the sum."""
     total = Energy()
     for energy in energies:
         total.add(energy)
@@ -53,7 +57,10 @@ def sum_of(energies: Iterable[Energy]) -> Energy:
 
 
 def energy_by_gpu(energies: Energies) -> dict[str, Energy]:
-    """What each GPU used in an epoch, or in a run: what its stages share is its own, and one step of the counter is open."""
+    """Return the energy of each GPU in an epoch, or in a run.
+
+    Energy shared by two stages belongs to the epoch. One step of the counter stays uncertain.
+    """
     found: dict[str, Energy] = {}
     for gpus in energies.values():
         for gpu, energy in gpus.items():
@@ -64,6 +71,7 @@ def energy_by_gpu(energies: Energies) -> dict[str, Energy]:
 
 
 def merge_energy(into: Energies, other: Energies) -> None:
+    """Add energies, by stage and GPU."""
     for stage, gpus in other.items():
         for gpu, energy in gpus.items():
             into.setdefault(stage, {}).setdefault(gpu, Energy()).add(energy)

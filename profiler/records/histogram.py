@@ -1,12 +1,12 @@
-"""A streaming base-2 exponential histogram: the OpenTelemetry data model, kept in whole nanoseconds.
+"""A streaming base-2 exponential histogram: the OpenTelemetry data model, in whole nanoseconds.
 
 Bucket ``i`` at scale ``s`` holds the durations ``x`` (in seconds) with ``base**i < x <= base**(i+1)``, where
-``base = 2 ** (2 ** -s)``. There are at most 160 buckets; when the range of the values outgrows them the scale is
-lowered and neighbours are merged, which loses nothing but resolution.
+``base = 2 ** (2 ** -s)``. There are at most 160 buckets. When the range of the values needs more, the scale is lowered
+and neighbours are merged, which loses only resolution.
 Source: https://opentelemetry.io/docs/specs/otel/metrics/data-model/#exponentialhistogram
 
-The rule it keeps: count, sum, min and max are exact integers; only percentiles are estimates, and
-`relative_error` says how good they are.
+The rule it keeps: count, sum, min and max are exact integers. Only percentiles are estimates, with an error of at most
+`relative_error`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ NS = 1_000_000_000
 
 @lru_cache(4096)  # the same few hundred in every epoch
 def upper_bound_ns(index: int, scale: int) -> int:
-    """The largest whole number of nanoseconds that belongs to bucket ``index``."""
+    """Return the largest whole number of nanoseconds in bucket ``index``."""
     return int(2.0 ** ((index + 1) * 2.0**-scale) * NS)
 
 
 def bucket_index(value_ns: int, scale: int) -> int:
-    """The bucket of a duration: ``ceil(log2(seconds) * 2**scale) - 1``, put right where the logarithm rounds."""
+    """Return the bucket of a duration: ``ceil(log2(seconds) * 2**scale) - 1``, corrected for rounding."""
     index = ceil(log2(value_ns / NS) * 2.0**scale) - 1
     while value_ns > upper_bound_ns(index, scale):
         index += 1
@@ -40,7 +40,7 @@ def bucket_index(value_ns: int, scale: int) -> int:
 
 
 def _in_order(values: Sequence[int]) -> tuple[Any, int]:
-    """The values sorted, and their sum; with numpy where the program has it anyway, which halves the cost."""
+    """Return the values sorted, and their sum. numpy halves the cost, and is used only if the program has imported it."""
     numpy = sys.modules.get("numpy")
     if len(values) < 256 or not hasattr(numpy, "searchsorted"):  # while another thread imports it, it is half there
         return sorted(values), sum(values)
@@ -50,7 +50,7 @@ def _in_order(values: Sequence[int]) -> tuple[Any, int]:
 
 
 def _ranks(values: Any, bounds: list[int]) -> list[int]:
-    """For each bound, how many of the sorted values do not exceed it."""
+    """Return, for each bound, how many of the sorted values do not exceed it."""
     if not isinstance(values, list):
         ranks: list[int] = values.searchsorted(bounds, side="right").tolist()
         return ranks
@@ -83,9 +83,9 @@ class Histogram:
         return float(2.0**2.0 ** -(self.scale + 1)) - 1.0
 
     def add(self, values_ns: Sequence[int]) -> None:
-        """Counts durations (whole nanoseconds, ``>= 0``).
+        """Count durations (whole nanoseconds, ``>= 0``).
 
-        They are sorted once and cut at the bucket bounds: a third of the cost of one logarithm a value.
+        They are sorted once and cut at the bucket bounds, which costs a third of one logarithm a value.
         """
         if not values_ns:
             return
@@ -107,7 +107,7 @@ class Histogram:
                 before = rank
 
     def _add_few(self, values: list[int]) -> None:
-        """Sorted values, fewer than the buckets: walking over the values is less than walking over the bounds."""
+        """Count sorted values that are fewer than the buckets: then a walk over the values is shorter."""
         bounds, counts, upper, position = self._bounds, self.counts, 0, 0
         for value in values:
             if value > upper:
@@ -117,11 +117,11 @@ class Histogram:
             counts[index] = counts.get(index, 0) + 1
 
     def add_to_sum(self, value_ns: int) -> None:
-        """Adds time that is no measurement of its own, such as the wait that ended in "no more batches"."""
+        """Add time that is no measurement of its own, such as the wait that ended in "no more batches"."""
         self.sum_ns += value_ns
 
     def merge(self, other: Histogram) -> None:
-        """Adds the other histogram to this one; the coarser scale of the two is kept."""
+        """Add the other histogram to this one. The coarser of the two scales is kept."""
         if other.min_ns is not None and other.max_ns is not None:
             self._take_extremes(other.min_ns, other.max_ns)
         self.sum_ns += other.sum_ns
@@ -135,7 +135,7 @@ class Histogram:
         self._fit(min(self.counts), max(self.counts))
 
     def percentile(self, share: float) -> float | None:
-        """The duration in seconds that ``share`` (0 to 1) of the measurements do not exceed; None without any.
+        """Return the duration in seconds that ``share`` (0 to 1) of the measurements do not exceed, or None without any.
 
         The nearest-rank definition, read at the geometric middle of the bucket that holds the rank.
         """
@@ -154,7 +154,7 @@ class Histogram:
         return min(max(value, self.min_ns / NS), self.max_ns / NS)
 
     def dense(self) -> tuple[int, list[int]]:
-        """``(offset, counts)`` with every bucket from the lowest to the highest in use, as OpenTelemetry writes it."""
+        """Return ``(offset, counts)`` with every bucket from the lowest to the highest in use, as in OpenTelemetry's format."""
         if not self.counts:
             return 0, []
         low, high = min(self.counts), max(self.counts)
@@ -164,7 +164,7 @@ class Histogram:
     def of(
         cls, *, scale: int, counts: Mapping[int, int], zero_count: int, sum_ns: int, min_ns: int | None, max_ns: int | None
     ) -> Histogram:
-        """A histogram from its stored parts."""
+        """Return a histogram from its stored parts."""
         histogram = cls()
         histogram.scale = scale
         histogram.counts = {index: count for index, count in counts.items() if count}
@@ -175,7 +175,7 @@ class Histogram:
         return histogram
 
     def coarsen(self, scale: int) -> None:
-        """Lowers the scale, merging neighbours: bucket ``i`` goes to ``i >> steps``."""
+        """Lower the scale and merge neighbours: bucket ``i`` goes to ``i >> steps``."""
         steps = self.scale - scale
         if steps <= 0:
             return
@@ -191,7 +191,7 @@ class Histogram:
         self.max_ns = high if self.max_ns is None else max(self.max_ns, high)
 
     def _make_room(self, low_ns: int, high_ns: int) -> None:
-        """Prepares the bounds for values from ``low_ns`` to ``high_ns``, at a scale at which all buckets fit."""
+        """Prepare the bounds for values from ``low_ns`` to ``high_ns``, at a scale at which all buckets fit."""
         if self._bounds and upper_bound_ns(self._first - 1, self.scale) < low_ns and high_ns <= self._bounds[-1]:
             return
         low, high = bucket_index(low_ns, self.scale), bucket_index(high_ns, self.scale)

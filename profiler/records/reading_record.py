@@ -1,4 +1,4 @@
-"""Part of `profiler.records.run`."""
+"""The readings of one metric, added up over the ticks of the sampler."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from profiler.records.readings import MetricSpec, Number, Sample, Samples
 
 
-MAX_WAITING = 250  # values of a buffer; what waits at an epoch's end is counted by the loop's thread
-SENSOR_SCALE = 7  # of a histogram of readings: percentiles within 0.3 %, nearer than any sensor; fewer buckets cost less
+MAX_WAITING = 250  # values; those that wait at an epoch's end are counted by the loop's thread
+SENSOR_SCALE = 7  # percentiles within 0.3 %, closer than any sensor; fewer buckets cost less
 READING_PREFIX = "epochmeter.reading."  # the statistics of a reading, in the run log
 
 
@@ -21,8 +21,17 @@ READING_PREFIX = "epochmeter.reading."  # the statistics of a reading, in the ru
 class ReadingRecord:
     """One metric with one set of attributes, over the ticks of the sampling thread.
 
-    A counter is kept as what it grew by, so that a counter that runs since the machine was started tells of this run
-    alone; a counter that falls back, and is not up again soon, has been restarted: what it stands at is the growth since then.
+    A counter is kept as its growth, so that a counter that runs since the machine's start reports this run alone. A counter
+    that falls and stays low was reset; its value is then the growth.
+
+    Attributes:
+        spec: the metric.
+        attributes: those of its samples.
+        count: the number of samples.
+        minimum: of the samples, not for counters.
+        maximum: of the samples, not for counters.
+        total: the sum of the samples, not for counters.
+        last: the last sample; for a counter, its growth.
     """
 
     spec: MetricSpec
@@ -38,19 +47,19 @@ class ReadingRecord:
 
     @property
     def histogram(self) -> Histogram:
-        """For the kind "histogram" alone: the values, times 1e9."""
+        """The values times 1e9, for the kind "histogram" alone."""
         self.settle()
         return self._histogram
 
     def settle(self) -> None:
-        """Counts what waits: before the record is handed to where more than one thread reads it."""
+        """Count the waiting values, before another thread may read the record."""
         if self._waiting:
             factor = NS // self._per
             self._histogram.add([value * factor for value in self._waiting])
             self._waiting.clear()
 
     def add_all(self, values: Sequence[int], per: int) -> None:
-        """The values of a source that buffers them, whole numbers of which ``per`` are one of the metric's unit.
+        """Add the values of a source that buffers them: whole numbers, ``per`` of which are one of the metric's unit.
 
         They wait until there are many, which costs less than counting a few at a time.
         """
@@ -61,6 +70,7 @@ class ReadingRecord:
             self.settle()
 
     def add(self, value: Number) -> None:
+        """Add one sample, or the growth of a counter."""
         if self.spec.kind == "counter":
             self.last += value
         else:
@@ -75,7 +85,7 @@ class ReadingRecord:
         self.count += 1
 
     def merge(self, other: ReadingRecord) -> None:
-        """Adds a later record of the same metric."""
+        """Add a later record of the same metric."""
         if not other.count:
             return
         if self.spec.kind == "counter":
@@ -95,7 +105,7 @@ Readings = dict[ReadingKey, ReadingRecord]
 
 
 def reading_of(readings: Readings, sample: Sample | Samples, key: ReadingKey | None = None) -> ReadingRecord:
-    """The record that a sample belongs to, made when it is the first of its kind. ``key`` is the sample's, if known."""
+    """Return a sample's record, made at the first sample. ``key`` is the sample's, if known."""
     key = reading_key(sample) if key is None else key
     record = readings.get(key)
     if record is None:
@@ -104,5 +114,5 @@ def reading_of(readings: Readings, sample: Sample | Samples, key: ReadingKey | N
 
 
 def reading_key(sample: Sample | Samples) -> ReadingKey:
-    """What a reading is known by: its metric's name and its attributes."""
+    """Return the identity of a reading: its metric's name and its attributes."""
     return sample.spec.name, tuple(sorted(sample.attributes.items()))

@@ -1,6 +1,6 @@
-"""What a reading is: its fixed description (`MetricSpec`), one value of it (`Sample`), and who takes it (`Probe`).
+"""The vocabulary of probes: the description of a metric (`MetricSpec`), a value of it (`Sample`), its source (`Probe`).
 
-Frozen data over the standard library alone, so that every layer can speak of readings.
+Frozen data over the standard library alone, so that every layer can use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NO_ATTRIBUTES: Attributes = MappingProxyType({})
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """One metric: its OpenTelemetry name where the conventions have one, its UCUM unit, what it tells."""
+    """One metric: its OpenTelemetry name if the conventions have one, its UCUM unit, its meaning."""
 
     name: str
     unit: str
@@ -29,7 +29,7 @@ class MetricSpec:
 class Sample(NamedTuple):  # cheaper to make than a frozen dataclass
     """One value of one metric. A counter's value is the source's own running total.
 
-    ``attributes`` is not changed once it has been handed on; a probe makes it once and gives the same object each time.
+    ``attributes`` does not change once it is handed on. A probe makes it once and returns the same object each time.
     """
 
     spec: MetricSpec
@@ -38,9 +38,9 @@ class Sample(NamedTuple):  # cheaper to make than a frozen dataclass
 
 
 class Samples(NamedTuple):
-    """The values of one metric since the last time, of a source that buffers them: for a histogram.
+    """The values of one metric since the last call, from a source that buffers them; for a histogram.
 
-    Whole numbers ``>= 0``, ``per`` of which are one of the metric's unit; a divisor of 1e9.
+    Whole numbers ``>= 0``, ``per`` of which are one of the metric's unit; ``per`` is a divisor of 1e9.
     """
 
     spec: MetricSpec
@@ -51,9 +51,9 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """A row of a probe's table: the metrics that one call gives, and the call. It fails alone.
+    """A row of a probe's table: the metrics of one call, and the call. It fails alone.
 
-    ``every`` is how many ticks of the sampling thread lie between two calls, for what is dear or changes slowly.
+    ``every`` is the number of ticks between two calls, for expensive readings and slow changes.
     """
 
     specs: tuple[MetricSpec, ...]
@@ -61,14 +61,14 @@ class Reading:
     every: int = 1
 
     def all(self) -> Sequence[Sample | Samples]:
-        """The samples, with whatever goes wrong on the way to the last of them raised here."""
+        """Return the samples. Errors of the source are raised here."""
         answer = self.read()
         return answer if isinstance(answer, (tuple, list)) else list(answer)
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Something about the machine that does not change during a run; ``read`` gives None where it is not known."""
+    """A fact about the machine that does not change during a run. ``read`` returns None if it is not known."""
 
     section: Literal["cpu", "memory", "gpus", "runtime"]
     key: str
@@ -78,13 +78,13 @@ class Fact:
 
 
 class Probe(Protocol):
-    """A source of facts and readings. What it cannot read it leaves out; it never answers with a guess."""
+    """A source of facts and readings. It leaves out a value that it cannot read, and never guesses."""
 
     @property
     def name(self) -> str: ...
 
     def start(self) -> None:
-        """Finds the source. Called once, in the sampling thread.
+        """Find the source. Called once, in the sampling thread.
 
         Raises:
             ProbeUnavailableError: the source is not on this machine; the text says why and what helps.
@@ -95,12 +95,12 @@ class Probe(Protocol):
     def readings(self) -> Sequence[Reading]: ...
 
     def close(self) -> None:
-        """Gives back what is held. Called once, in the sampling thread, after the last reading."""
+        """Release the source. Called once, in the sampling thread, after the last reading."""
 
 
 @runtime_checkable
 class EnergySource(Protocol):
-    """A probe whose devices count the energy that they use."""
+    """A probe whose devices count the energy they use."""
 
     def energy(self) -> Mapping[str, float]:
-        """The counters' values in joules by ``hw.id``; those that cannot be read now are left out."""
+        """Return the counters' values in joules by ``hw.id``, without those that cannot be read now."""

@@ -1,6 +1,6 @@
-"""What a run measured, as plain data: the one shape that the timers fill, the run log keeps and the reports read.
+"""A run as plain data: the one shape that the timer fills, the run log keeps and the reports read.
 
-Times are whole nanoseconds of the monotonic clock; only `Run.started_unix_ns` is wall-clock time.
+Times are whole nanoseconds of the monotonic clock. Only `Run.started_unix_ns` is wall-clock time.
 """
 
 from __future__ import annotations
@@ -45,25 +45,27 @@ class RankStage:
 
 @dataclass
 class EpochRecord:
-    """One epoch, or (``index`` None) what a run did outside its epochs."""
+    """One epoch, or (``index`` None) everything a run did outside its epochs."""
 
     index: int | None
     started_ns: int = 0
     duration_ns: int = 0
-    inferred: bool = False  # the loop did not say where epochs begin: each training pass is taken for one
+    inferred: bool = False  # the loop named no epochs, so each training pass counts as one
     stages: dict[str, StageRecord] = field(default_factory=dict)
-    phases: dict[Path, Timing] = field(default_factory=dict)  # those in no stage, such as a checkpoint between two
+    phases: dict[Path, Timing] = field(default_factory=dict)  # outside stages, such as a checkpoint between two
     readings: Readings = field(default_factory=dict)
-    ranks: dict[int, dict[str, RankStage]] = field(default_factory=dict)  # in the first rank: what all of them told
-    energy: Energies = field(default_factory=dict)  # known a little after the epoch's end; see `Run.energy`
+    ranks: dict[int, dict[str, RankStage]] = field(default_factory=dict)  # in the first rank: the times of all ranks
+    energy: Energies = field(default_factory=dict)  # known shortly after the epoch's end; see `Run.energy`
     cases: list[CaseRecord] = field(default_factory=list)  # of a benchmark
 
     def stage(self, name: str) -> StageRecord:
+        """Return the record of a stage, made at the first use."""
         if name not in self.stages:
             self.stages[name] = StageRecord(name)
         return self.stages[name]
 
     def merge(self, other: EpochRecord) -> None:
+        """Add another part of the same epoch."""
         self.duration_ns += other.duration_ns
         for name, stage in other.stages.items():
             self.stage(name).merge(stage)
@@ -74,12 +76,13 @@ class EpochRecord:
 
     @property
     def is_empty(self) -> bool:
+        """True if nothing was measured."""
         return not (self.stages or self.phases or self.readings or self.ranks or self.energy or self.cases)
 
 
 @dataclass
 class Hardware:
-    """Facts of the machine, by section; what is not known is not in it."""
+    """Facts of the machine, by section, without unknown ones."""
 
     cpu: dict[str, FactValue] = field(default_factory=dict)
     memory: dict[str, FactValue] = field(default_factory=dict)
@@ -88,7 +91,7 @@ class Hardware:
 
 
 class Sums:
-    """What the finished epochs of a run add up to: kept, so that each epoch is added once, however often it is asked."""
+    """The sums of the finished epochs of a run. They are kept, so that each epoch is added only once."""
 
     def __init__(self) -> None:
         self._whole = EpochRecord(None)
@@ -97,12 +100,12 @@ class Sums:
         self.stages: dict[str, Histogram] = {}  # how long each stage took in each epoch
 
     def add_late(self, position: int, part: EpochRecord) -> None:
-        """What was added to an epoch after its end."""
+        """Add a part of an epoch that became known after its end."""
         if position < self._seen:
             self._whole.merge(part)
 
     def of(self, run: Run) -> EpochRecord:
-        """Everything the run measured so far."""
+        """Return everything the run measured so far."""
         for epoch in run.epochs[self._seen :]:
             self._whole.merge(epoch)
             self.epochs.add([epoch.duration_ns])
@@ -127,26 +130,27 @@ class Run:
     planned_epochs: int | None = None
     rank: int | None = None  # of a distributed run
     world_size: int | None = None
-    app: dict[str, str] = field(default_factory=dict)  # of a package that embeds us: name, version, how it is installed
+    app: dict[str, str] = field(default_factory=dict)  # of a package that embeds us: name, version, install
     hardware: Hardware = field(default_factory=Hardware)
     epochs: list[EpochRecord] = field(default_factory=list)
     outside: EpochRecord = field(default_factory=lambda: EpochRecord(None))
-    overhead_ns: int | None = None  # on the loop's own threads
+    overhead_ns: int | None = None  # of the loop's own threads
     background_ns: int | None = None  # CPU time of the sampling thread
-    notes: dict[str, int] = field(default_factory=dict)  # what went wrong on our side, and how often
+    notes: dict[str, int] = field(default_factory=dict)  # our own faults, each with its number
 
     def parts(self) -> Iterable[EpochRecord]:
+        """Yield the epochs, and then the part outside them."""
         yield from self.epochs
         yield self.outside
 
     def whole(self) -> EpochRecord:
-        """Everything the run measured, added up."""
+        """Return everything the run measured, added up."""
         return Sums().of(self)
 
     def energy(self) -> Energies:
-        """What the GPUs used, over all epochs: what those share is the stage's own.
+        """Return the energy of the GPUs over all epochs. Energy shared by two epochs of a stage belongs to the stage.
 
-        Not in `whole`: it becomes known when an epoch has been added up.
+        It is not part of `whole`, because it becomes known after an epoch has been added up.
         """
         total: Energies = {}
         for part in self.parts():
@@ -157,7 +161,7 @@ class Run:
         return total
 
     def note(self, what: str, times: int = 1) -> None:
-        """Counts something that went wrong on our side. A new kind of note beyond the limit counts as "more"."""
+        """Count a fault of our own under a text. A new text beyond the limit counts as "more"."""
         if what not in self.notes and len(self.notes) >= NOTE_LIMIT:
             what = "more"
         self.notes[what] = self.notes.get(what, 0) + times

@@ -1,4 +1,4 @@
-"""Part of `profiler.records.run`."""
+"""The durations of phases and stages, as plain data."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from profiler.records.histogram import Histogram
 
-Path = tuple[str, ...]  # a phase and what it is nested in, outermost first: ("forward", "attention")
+Path = tuple[str, ...]  # a phase after the phases that enclose it, outermost first: ("forward", "attention")
 
 
 AFTER = {word: f"after {word}" for word in ("data_wait", "forward", "backward", "optimizer")}
-GAPS = frozenset(AFTER.values())  # what lies between two known phases of a loop that names none
+GAPS = frozenset(AFTER.values())  # the gaps between two known phases of a loop that names none
 OF_THE_HOST = GAPS | {"data_wait", "checkpoint", "logging"}  # phases in which the GPU need not be at work
 
 
@@ -19,27 +19,31 @@ OF_THE_HOST = GAPS | {"data_wait", "checkpoint", "logging"}  # phases in which t
 class Timing:
     """The durations of one thing that happens again and again.
 
-    Those of the run's first step are kept apart (``cold``): allocation, compilation and worker start-up are in it,
+    Those of the run's first step are kept apart (``cold``), because allocation, compilation and worker start-up are in it
     and would spoil the percentiles. They count in the total, the mean and the maximum.
     """
 
     steady: Histogram = field(default_factory=Histogram)
     cold: Histogram = field(default_factory=Histogram)
-    device: Histogram = field(default_factory=Histogram)  # the same, on the GPU's clock, where there is one
+    device: Histogram = field(default_factory=Histogram)  # on the GPU's clock, if there is a GPU
 
     @property
     def count(self) -> int:
+        """The number of measurements."""
         return self.steady.count + self.cold.count
 
     @property
     def total_ns(self) -> int:
+        """The sum of all durations."""
         return self.steady.sum_ns + self.cold.sum_ns
 
     @property
     def max_ns(self) -> int | None:
+        """The longest duration, or None without any."""
         return max((h.max_ns for h in (self.steady, self.cold) if h.max_ns is not None), default=None)
 
     def merge(self, other: Timing) -> None:
+        """Add the durations of another time."""
         self.steady.merge(other.steady)
         self.cold.merge(other.cold)
         self.device.merge(other.device)
@@ -47,12 +51,12 @@ class Timing:
 
 @dataclass
 class StageRecord:
-    """Train, validation or inference within one epoch (or one run): every pass of it, added up."""
+    """Train, validation or inference within one epoch (or one run): all of its passes, added up."""
 
     stage: str
     duration_ns: int = 0
     steps: int = 0
-    samples: int | None = None  # None: no batch told its size
+    samples: int | None = None  # None: no batch had a known size
     passes: int = 0
     partial_passes: int = 0
     step: Timing = field(default_factory=Timing)
@@ -62,25 +66,26 @@ class StageRecord:
 
     @property
     def is_empty(self) -> bool:
+        """True if nothing was measured."""
         return not (self.duration_ns or self.passes or self.steps or self.phases or self.step.count or self.latency.count)
 
     @property
     def other_ns(self) -> int:
-        """What no top-level phase covers."""
+        """The time that no top-level phase covers."""
         return self.duration_ns - sum(timing.total_ns for path, timing in self.phases.items() if len(path) == 1)
 
     @property
     def device_share(self) -> float | None:
-        """Of a step, the share that its top-level phases took on the GPU's own clock, once the first step is over.
+        """The share of a step that its top-level phases took on the GPU's own clock, after the first step.
 
-        Without gaps and what is the host's work. The two clocks are compared over the whole stage, never added: a phase may
-        end on the GPU long after it did here. None where the device reached less than half of the marks.
+        Gaps and the host's own work are left out. The two clocks are compared over the whole stage, never added, because a
+        phase may end on the GPU long after it did on the host. None if the GPU reached less than half of the marks.
         """
         return self._share_of_step(lambda timing: timing.device.sum_ns / timing.device.count)
 
     @property
     def host_share(self) -> float | None:
-        """The share that the same phases took here."""
+        """The share of a step that the same phases took on the host's clock."""
         return self._share_of_step(lambda timing: timing.steady.sum_ns / timing.steady.count)
 
     def _share_of_step(self, mean: Callable[[Timing], float]) -> float | None:
@@ -95,6 +100,7 @@ class StageRecord:
         return min(sum(mean(t) * t.steady.count for t in phases) / self.step.steady.sum_ns, 1.0)
 
     def merge(self, other: StageRecord) -> None:
+        """Add the passes of another part."""
         self.duration_ns += other.duration_ns
         self.steps += other.steps
         if other.samples is not None:
@@ -108,5 +114,6 @@ class StageRecord:
 
 
 def merge_phases(into: dict[Path, Timing], other: Mapping[Path, Timing]) -> None:
+    """Add the timings of phases, by path."""
     for path, timing in other.items():
         into.setdefault(path, Timing()).merge(timing)

@@ -1,4 +1,4 @@
-"""Part of `profiler.measure.timer`."""
+"""The words for stages and phases."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from profiler.errors import ArgumentTypeError, ArgumentValueError
 
 
 class Stage(str, Enum):
-    """What a pass over a loader is for."""
+    """The purpose of a pass over a loader."""
 
     TRAIN = "train"
     VAL = "val"
     INFERENCE = "inference"
 
 
-ORDER = (*Stage, None)  # in which stages are told
+ORDER = (*Stage, None)  # of stages in a report
 
 
 class Phase(str, Enum):
-    """The words for parts of a step that an exporter may pass on; any other word of yours stays on this machine."""
+    """The words for parts of a step that an exporter may send. Any other word of yours stays on this machine."""
 
     DATA_WAIT = "data_wait"
     TRANSFER = "transfer"
@@ -33,16 +33,16 @@ class Phase(str, Enum):
 
 
 def printable(name: str) -> str:
-    """The name as text that every encoder takes; half characters, as from undecodable file names, become "?"."""
+    """Return the name as text that every encoder takes. Half characters, as in undecodable file names, become "?"."""
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def phase_name(name: str | Phase) -> str:
-    """The name of a phase as text.
+    """Return the name of a phase as text.
 
     Raises:
         ArgumentTypeError: it is neither a `Phase` nor a string.
-        ArgumentValueError: it is empty, longer than 100 characters, or "other", which is what no phase covers.
+        ArgumentValueError: it is empty, longer than 100 characters, or "other", the name of the time without a phase.
     """
     if isinstance(name, Phase):
         return name.value

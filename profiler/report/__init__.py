@@ -1,1 +1,1 @@
-"""Renders a recorded run. Pure: a `Run` goes in, a document or text comes out; the profiler itself is not known here."""
+"""Render a recorded run. A `Run` goes in, a document or text comes out; nothing here knows the profiler."""

@@ -1,6 +1,6 @@
-"""A benchmark's cases as tables, CSV and Markdown, and beside those of another one.
+"""A benchmark's cases as tables, CSV and Markdown, alone or beside another benchmark.
 
-Everything here reads the ``bench`` of a run's document, so a file written today is shown and compared next year.
+Everything here reads the ``bench`` of a run's document, so a file of today can be shown and compared next year.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from profiler.report.layout import duration, new_table
 Case = Mapping[str, Any]
 RATES = {"operations_per_s": "FLOP/s", "bytes_per_s": "B/s"}
 KEY = ("suite", "name", "device", "stage", "dtype", "batch", "workers", "shape", "compiled")
-FLAT = (  # the columns of a CSV file, and where each is found
+FLAT = (  # the columns of a CSV file, and the place of each
     *((key, (key,)) for key in (*KEY[:-1], "status")),
     *((f"time_{part}_s", ("time_s", part)) for part in ("median", "low", "high")),
     *((part, ("time_s", part)) for part in ("blocks", "launches")),
@@ -33,7 +33,7 @@ FLAT = (  # the columns of a CSV file, and where each is found
 
 
 def tables(cases: Sequence[Case]) -> Iterator[RenderableType]:
-    """A table for each suite; below them what has to be known, and what went wrong."""
+    """Yield a table for each suite, then remarks and failures."""
     for heading, rows, columns in _sheets(cases):
         table = new_table(heading, *columns)
         for row in rows:
@@ -44,7 +44,7 @@ def tables(cases: Sequence[Case]) -> Iterator[RenderableType]:
 
 
 def markdown(cases: Sequence[Case]) -> str:
-    """The same as Markdown."""
+    """Return the same as Markdown."""
     parts = []
     for heading, rows, columns in _sheets(cases):
         lines = [(heading, *columns), ("---", *("---:" for _ in columns)), *rows]
@@ -54,7 +54,7 @@ def markdown(cases: Sequence[Case]) -> str:
 
 
 def as_csv(cases: Sequence[Case]) -> str:
-    """One row a case, every number as it is, in the units of the document; what is not known is empty."""
+    """Return one row a case, every number unrounded, in the units of the document. Unknown values are empty."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow([column for column, _ in FLAT])
@@ -65,7 +65,7 @@ def as_csv(cases: Sequence[Case]) -> str:
 
 
 def title(case: Case) -> str:
-    """A case in words."""
+    """Return a case in words."""
     words = [case["name"], case.get("stage"), case.get("dtype"), _workers(case), "compiled" if case.get("compiled") else None]
     if case["suite"] == "limits" and case["name"] == "memory":
         words.append(f"on {case['device']}")
@@ -77,7 +77,7 @@ def _of_limit(value: float | None) -> str:
 
 
 def sentences(cases: Sequence[Case]) -> Iterator[str]:
-    """What training reaches of what the machine can do; remarks; failures."""
+    """Yield the share of the machine's limits that training reaches, then remarks and failures."""
     for case in cases:
         share = case.get("share_of_limit", {}).get("operations")
         if share is not None and case.get("stage") == "train":
@@ -106,7 +106,7 @@ Column = tuple[str, Callable[[Case], str]]
 
 
 def _sheets(cases: Sequence[Case]) -> Iterator[tuple[str, list[tuple[str, ...]], tuple[str, ...]]]:
-    """For each suite its heading, its rows, and the columns that at least one of its cases fills."""
+    """Yield, for each suite, its heading, its rows, and the columns that at least one case fills."""
     for suite, heading, columns in SHEETS:
         rows = [case for case in cases if case["suite"] == suite and case["status"] == "ok"]
         shown = [(name, cell) for name, cell in columns if any(cell(case) for case in rows)]
@@ -201,7 +201,7 @@ SHEETS: tuple[tuple[str, str, tuple[Column, ...]], ...] = (  # a suite, the tabl
 
 
 def _si(value: float, unit: str) -> str:
-    """Three digits and a decimal prefix."""
+    """Return a number with three digits and a decimal prefix."""
     for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g} {prefix}{unit}".rstrip()
@@ -219,7 +219,7 @@ def _at(case: Case, path: Sequence[str]) -> Any:
 
 
 class Compared(NamedTuple):
-    """A case then and now. ``change`` is that of its time: 0.05 is 5 % slower; None where there is nothing to compare."""
+    """A case then and now. ``change`` is that of its time: 0.05 is 5 % slower; None if it cannot be compared."""
 
     case: Case
     change: Any
@@ -227,10 +227,12 @@ class Compared(NamedTuple):
 
 
 def compared(before: Sequence[Case], after: Sequence[Case], difference: Callable[[Case, Case], Any]) -> list[Compared]:
-    """Every case of both.
+    """Return every case of both benchmarks.
 
     Args:
-        difference: of two cases' times, with its interval (`profiler.bench.estimate.difference`).
+        before: the cases of the earlier benchmark.
+        after: the cases of the later one.
+        difference: compares two cases' times, with an interval (`profiler.bench.estimate.difference`).
     """
     then: dict[Any, Case] = {_key(case): case for case in before}
     found = []
@@ -268,7 +270,7 @@ def _name(case: Case) -> tuple[Any, ...]:
 
 
 def _unlike(case: Case, other: Case) -> str:
-    """What keeps two cases of one name from being the same."""
+    """Return why two cases of one name cannot be compared, or ""."""
     parts = [
         f"{key} {case.get(key)} now, {other.get(key)} before" for key in ("batch", "shape") if case.get(key) != other.get(key)
     ]

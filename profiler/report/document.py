@@ -1,6 +1,6 @@
 """A run as the JSON document of ``report --format json``, schema 1. Keys are only ever added.
 
-The rule it keeps: what was not measured is not in it, neither as 0 nor as null.
+The rule it keeps: a value that was not measured is left out. It is neither 0 nor null.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ METERED_SHARE = 0.9  # of the time: less is said
 
 
 def document(run: Run) -> dict[str, Any]:
-    """The whole run as plain dictionaries, lists, numbers and strings."""
+    """Return the whole run as plain dictionaries, lists, numbers and strings."""
     whole = run.whole()
     energy = run.energy()
     verdict = judge(run)
@@ -53,7 +53,7 @@ def document(run: Run) -> dict[str, Any]:
 
 
 def rfc3339(unix_ns: int) -> str:
-    """Wall-clock time in UTC, to the millisecond."""
+    """Return wall-clock time in UTC, to the millisecond."""
     return datetime.fromtimestamp(unix_ns / NS, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -119,7 +119,7 @@ def _stage(run: Run, stage: StageRecord, energy: Energies) -> dict[str, Any]:
 
 
 def _phases(phases: Mapping[Path, Timing], above: Path = ()) -> dict[str, Any]:
-    """The phases directly inside ``above``; what is nested in each stands below it, and its own time beside."""
+    """Return the phases directly inside ``above``, each with its nested phases and its own time."""
     result = {}
     for path, timing in phases.items():
         if len(path) != len(above) + 1 or path[: len(above)] != above:
@@ -135,7 +135,7 @@ def _phases(phases: Mapping[Path, Timing], above: Path = ()) -> dict[str, Any]:
 
 
 def _timing(timing: Timing) -> dict[str, Any]:
-    """Totals over everything; percentiles over the steady state, or over the first step where there was no other."""
+    """Return totals over all steps, and percentiles over the steady ones (or the first, if there is no other)."""
     result: dict[str, Any] = {"total_s": timing.total_ns / NS, "count": timing.count}
     if timing.count:
         result["mean_s"] = timing.total_ns / NS / timing.count
@@ -151,9 +151,9 @@ def _timing(timing: Timing) -> dict[str, Any]:
 
 
 def _energy(run: Run, gpus: Mapping[str, Energy], duration_ns: int, samples: int | None = None) -> dict[str, Any]:
-    """Joules of all GPUs together; "below resolution" where most of it may belong to what was before or after.
+    """Return the joules of all GPUs together, or "below resolution" if most may belong to a neighbour.
 
-    The mean power is that of the time in which the counters were read.
+    The mean power is over the time in which the counters were read.
     """
     watts = sum(energy.joules / energy.seconds for energy in gpus.values() if energy.seconds)
     total = sum_of(gpus.values())
@@ -191,7 +191,7 @@ CASE_NUMBERS = {
 
 
 def bench_case(case: CaseRecord) -> dict[str, Any]:
-    """One case of a benchmark; ``share_of_limit`` is what it reaches of what the machine itself can do."""
+    """Return one case of a benchmark. ``share_of_limit`` is its share of the machine's limits."""
     told = ("suite", "name", "device", "stage", "dtype", "batch", "workers", "shape", "status", "error")
     result = {key: value for key in told if (value := getattr(case, key)) not in (None, "")}
     if case.compiled:
@@ -216,7 +216,7 @@ def _suite_order(case: CaseRecord) -> int:
 
 
 def _batch_size(sizes: Histogram) -> dict[str, float]:
-    """Samples in a step; the histogram holds them as it holds seconds."""
+    """Return the samples in a step. The histogram holds them scaled like seconds."""
     result = {"count": sizes.count, "mean": sizes.sum_ns / NS / sizes.count}
     for key, value in (("min", sizes.min_ns), ("max", sizes.max_ns)):
         if value is not None:
@@ -239,7 +239,7 @@ def _in_order(readings: Iterable[ReadingRecord]) -> list[ReadingRecord]:
 
 
 def _reading(reading: ReadingRecord) -> dict[str, Any]:
-    """A counter has only ``last``: what it grew by."""
+    """Return the statistics of a reading. A counter has only ``last``, its growth."""
     spec = reading.spec
     result: dict[str, Any] = {"metric": spec.name, "unit": spec.unit, "attributes": dict(reading.attributes)}
     if spec.kind == "histogram":
@@ -254,7 +254,7 @@ def _reading(reading: ReadingRecord) -> dict[str, Any]:
 
 
 def _distribution(values: Histogram) -> dict[str, float]:
-    """Of values that the histogram holds as it holds seconds."""
+    """Return the distribution of values that the histogram holds scaled like seconds."""
     if values.min_ns is None or values.max_ns is None:
         return {}
     shares = {"p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}

@@ -1,4 +1,4 @@
-"""Numbers and tables as people read them."""
+"""Numbers and tables for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def duration(seconds: float) -> str:
-    """A duration with three significant digits and the unit that fits."""
+    """Return a duration with three significant digits and the unit that fits."""
     for limit, factor, unit in ((1e-6, 1e9, "ns"), (1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (100.0, 1.0, "s")):
         if seconds < limit:
             value = seconds * factor
@@ -17,7 +17,7 @@ def duration(seconds: float) -> str:
 
 
 def new_table(*columns: str) -> Table:
-    """Without rows yet; the first column is of words, the others are of numbers."""
+    """Return a table without rows. The first column is text, the others are numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position < 1 else "right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""An OTLP payload for people: one line for each fact and each data point, with nothing left out."""
+"""An OTLP payload as text for people: one line for each fact and each data point, with nothing left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KINDS = ("gauge", "sum", "exponentialHistogram")
 
 
 def rendered(content: Mapping[str, Any]) -> str:
-    """Every value of a payload in OTLP JSON, as text.
+    """Return every value of a payload in OTLP JSON as text.
 
     Args:
         content: an ``ExportMetricsServiceRequest``.

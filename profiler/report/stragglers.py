@@ -1,7 +1,7 @@
-"""What the ranks of a distributed run told, side by side: who was slow in what, and who waited for whom.
+"""The ranks of a distributed run side by side: which was slow, and which waited for which.
 
-The rule it keeps: ranks are compared over the epochs of which every one of them told; a rank that died is named as
-missing, and what it did not tell is not guessed.
+The rule it keeps: ranks are compared over the epochs that every one of them reported. A rank that died is named as missing,
+and its times are not guessed.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 BEHIND_SHARE = 0.05  # of a stage's time: less than that is no one's fault
-MEETINGS = ("backward", "after backward", "optimizer", "forward", "after forward")  # where ranks wait for each other
+MEETINGS = ("backward", "after backward", "optimizer", "forward", "after forward")  # phases in which ranks wait for each other
 Stages = Mapping[int, RankStage]
 
 
 def rank_table(run: Run) -> dict[str, Any]:
-    """For each stage and phase the slowest, the median and the fastest rank; empty where no rank told anything."""
+    """Return, for each stage and phase, the slowest, the median and the fastest rank; empty if no rank reported."""
     told = [epoch for epoch in run.epochs if epoch.ranks]
     if not told or run.world_size is None:
         return {}
@@ -47,7 +47,7 @@ def rank_table(run: Run) -> dict[str, Any]:
 
 
 def _added(name: str, epochs: list[EpochRecord]) -> dict[int, RankStage]:
-    """A stage of each rank that told of it in all these epochs, added up."""
+    """Return a stage's sums for each rank that reported it in all these epochs."""
     ranks: dict[int, RankStage] = {}
     for rank in set.intersection(*(set(epoch.ranks) for epoch in epochs)):
         stages = [epoch.ranks[rank][name] for epoch in epochs if name in epoch.ranks[rank]]
@@ -74,11 +74,11 @@ def _spread(times: Mapping[int, int]) -> dict[str, Any]:
 
 
 def _waits(name: str, ranks: Stages) -> list[dict[str, Any]]:
-    """The rank that was behind, in which phase; and the phase in which the others spent that time waiting.
+    """Return the rank that was behind, its phase, and the phase in which the others waited for it.
 
-    Ranks that exchange gradients go in step: what one of them takes longer for, the others wait for where they meet it.
-    So that rank has less than the others in one phase (the backward, with DistributedDataParallel), about as much as it
-    has more in another.
+    Ranks that exchange gradients go in step: the extra time of one rank is waiting time of the others at the point where they
+    meet. So the slow rank has less time than the others in one phase (the backward, with DistributedDataParallel), and about
+    as much more in another.
     """
     limit = BEHIND_SHARE * median(stage.duration_ns for stage in ranks.values())
     found: list[dict[str, Any]] = []
@@ -91,7 +91,9 @@ def _waits(name: str, ranks: Stages) -> list[dict[str, Any]]:
             entry = {"stage": name, "rank": rank, "phase": behind, "behind_s": excess[behind] / NS}
             found.append({**entry, "waited_in": met, "waited_s": -excess[met] / NS})
     found.sort(key=lambda entry: (MEETINGS.index(entry["waited_in"]), -entry["behind_s"]))
-    meeting = found[0]["waited_in"] if found else ""  # of two ranks each is the other's mirror: one has less where they meet
+    meeting = (
+        found[0]["waited_in"] if found else ""
+    )  # with two ranks, each mirrors the other: one has less time where they meet
     return [entry for entry in found if entry["phase"] != meeting]
 
 

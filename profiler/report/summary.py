@@ -1,4 +1,4 @@
-"""What a user gets of a run: ``prof.summary``, printable and as plain data."""
+"""``prof.summary``: a run, printable and as plain data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class RunSummary:
-    """A run up to the moment it was asked for.
+    """A run up to the moment it was requested.
 
-    ``print()`` gives the tables; the attributes hold the parts of `to_dict`.
+    ``print()`` shows the tables. The attributes hold the parts of `to_dict`.
     """
 
     def __init__(self, run: Run) -> None:
@@ -29,10 +29,12 @@ class RunSummary:
 
     @property
     def id(self) -> str:
+        """The run's id, twelve hexadecimal digits."""
         return self._run.id
 
     @property
     def name(self) -> str:
+        """The run's name."""
         return self._run.name
 
     @property
@@ -42,34 +44,35 @@ class RunSummary:
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """Finished epochs, each with its stages."""
+        """The finished epochs, each with its stages."""
         epochs: list[dict[str, Any]] = self._document["epochs"]
         return epochs
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """``train``, ``val`` and ``inference`` over the whole run, those there were."""
+        """The stages ``train``, ``val`` and ``inference`` over the whole run, if they occurred."""
         stages: dict[str, dict[str, Any]] = self._document["stages"]
         return stages
 
     @property
     def phases(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """For each stage its phases over the whole run, in seconds."""
+        """The phases of each stage over the whole run, in seconds."""
         return {name: stage["phases"] for name, stage in self.stages.items()}
 
     @property
     def hardware(self) -> dict[str, Any]:
+        """The facts of the machine, and its readings."""
         hardware: dict[str, Any] = self._document["hardware"]
         return hardware
 
     @property
     def verdict(self) -> dict[str, Any]:
-        """``kind`` and ``evidence``: what held the run back."""
+        """The bottleneck of the run: ``kind`` and ``evidence``."""
         verdict: dict[str, Any] = self._document["verdict"]
         return verdict
 
     def to_dict(self) -> dict[str, Any]:
-        """The document of ``epochmeter report --format json``; times in seconds."""
+        """Return the document of ``epochmeter report --format json``; times in seconds."""
         return copy.deepcopy(self._document)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""A run as text for a terminal: one table of epochs, one of phases, the hardware, and what held the run back."""
+"""A run as text for a terminal: the epochs, the phases, the hardware, and the verdict."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH = 100
 
 
 def text(run: Run, width: int = WIDTH) -> str:
-    """The report without colours, ``width`` columns wide at most."""
+    """Return the report without colours, at most ``width`` columns wide."""
     console = Console(width=width, no_color=True, color_system=None, force_terminal=False, highlight=False)
     with console.capture() as capture:
         console.print(renderable(run))
@@ -29,7 +29,7 @@ def text(run: Run, width: int = WIDTH) -> str:
 
 
 def renderable(run: Run) -> RenderableType:
-    """The report for a rich console."""
+    """Return the report for a rich console."""
     data = document(run)
     parts: list[RenderableType] = [_title(data)]
     if data["epochs"]:
@@ -93,7 +93,7 @@ def _phases(name: str, stage: dict[str, Any]) -> Table:
 
 
 def _ranks(data: dict[str, Any]) -> Iterator[RenderableType]:
-    """Each phase's slowest, median and fastest rank, and who waited for whom."""
+    """Return each phase's slowest, median and fastest rank, and which rank waited for which."""
     gathered = data.get("ranks")
     if not gathered:
         return
@@ -117,7 +117,7 @@ def _ranks(data: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _device(data: dict[str, Any]) -> Iterator[RenderableType]:
-    """For each stage what its phases took on the GPU's own clock, beside what they took here."""
+    """Return, for each stage, its phases' share on the GPU's clock beside that on the host's."""
     for name, stage in data["stages"].items():
         if "device_busy" not in stage:
             continue
@@ -149,7 +149,7 @@ def _energy(used: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-GPU_COLUMNS = (  # heading, metric, the attribute's value that tells it apart, and which number of it
+GPU_COLUMNS = (  # heading, metric, the distinguishing value of an attribute, and the statistic
     ("busy", "hw.gpu.utilization", "", "mean", "share"),
     ("SM", "epochmeter.gpu.sm.utilization", "", "mean", "share"),
     ("tensor", "epochmeter.gpu.tensor.utilization", "", "mean", "share"),
@@ -169,7 +169,7 @@ FORMS: dict[str, Callable[[float], str]] = {
 
 
 def _gpus(data: dict[str, Any]) -> Iterator[RenderableType]:
-    """One row for each GPU, a column for what at least one of them tells; and what held its clocks down."""
+    """Return one row for each GPU, a column for each value that at least one has, and the reasons for low clocks."""
     gpus: dict[str, list[dict[str, Any]]] = {}
     for reading in data["readings"]:
         at = reading["attributes"]

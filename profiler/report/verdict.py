@@ -1,7 +1,7 @@
-"""What held the run back, and the measurements that say so.
+"""The verdict: what held the run back, with the measurements as evidence.
 
-The rules are few and in the open; each has a threshold that is named here, and the evidence quotes the numbers that
-crossed it. Where the numbers do not decide, the verdict is "unknown" or "balanced", never a guess.
+The rules are few and visible. Each has a named threshold, and the evidence quotes the numbers that crossed it. If the
+numbers do not decide, the verdict is "unknown" or "balanced", never a guess.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Verdict:
 
 
 def judge(run: Run) -> Verdict:
-    """The verdict on a run, from its training stage (or its only stage) and its readings."""
+    """Return the verdict on a run, from its training stage (or its only stage) and its readings."""
     whole = run.whole()
     if whole.cases and not whole.stages:
         return Verdict("unknown", ["a benchmark: each case is held against this machine's limits, not judged"])
@@ -57,7 +57,7 @@ def judge(run: Run) -> Verdict:
 
 
 def _own(run: Run, readings: list[ReadingRecord]) -> list[ReadingRecord]:
-    """Without those of GPUs, where torch was there and had nothing on one: what they did then was the work of others."""
+    """Drop the readings of GPUs if torch was there and used none: they show the work of other programs."""
     held = [r.maximum for r in readings if r.spec.name == "epochmeter.torch.memory.reserved"]
     if any(held) or "torch" not in run.hardware.runtime:
         return readings
@@ -65,7 +65,7 @@ def _own(run: Run, readings: list[ReadingRecord]) -> list[ReadingRecord]:
 
 
 def _waited(run: Run, stage: StageRecord) -> Verdict | None:
-    """A rank that waits for another one is held back by what that one is behind in."""
+    """Return the verdict on a rank that waits for another: the bottleneck is the phase in which that one is behind."""
     for wait in rank_table(run).get("waits", ()):
         if wait["stage"] == stage.stage and wait["waited_s"] >= WAIT_SHARE * stage.duration_ns / 1e9:
             kinds = {"data_wait": "input-bound", **dict.fromkeys(COMPUTE_PHASES, "compute-bound")}
@@ -84,7 +84,7 @@ def _throttled(run: Run, readings: list[ReadingRecord]) -> Verdict | None:
 
 
 def _held_down(run: Run, readings: list[ReadingRecord]) -> Verdict | None:
-    """By the driver's counters of time; else by the state, which was looked at now and then."""
+    """Return the throttling by the driver's time counters, or else by the state that is sampled now and then."""
     for reading in readings:
         by = HELD_DOWN_BY.get(reading.attributes.get("epochmeter.gpu.throttle_reason", ""))
         share = reading.last / (run.duration_ns / 1e9) if run.duration_ns else 0.0
@@ -132,7 +132,7 @@ def _time(run: Run, stage: StageRecord, readings: list[ReadingRecord]) -> Verdic
     unread = run.notes.get(UNREAD)
     if unread:
         return Verdict("unknown", [f"the GPU was still at work on {unread} phases when the run ended", *waited])
-    if stage.device_share is not None:  # on a GPU, the host's clock only says how long it took to tell it what to do
+    if stage.device_share is not None:  # with a GPU, the host's clock measures only the launching of work
         return Verdict("unknown", [_undecided(stage, busy), *waited])
     if compute >= COMPUTE_SHARE:
         return Verdict("compute-bound", [f"{compute:.0%} of {stage.stage} time was spent in {_named(shares)}", *waited])
@@ -144,11 +144,13 @@ def _time(run: Run, stage: StageRecord, readings: list[ReadingRecord]) -> Verdic
 
 
 def _device(stage: StageRecord, busy: float | None) -> Verdict | None:
-    """By the GPU's own clock: what is in no phase is idle there, if the work is named; what is in one may be idle, too,
-    unless the host runs ahead.
+    """Return the verdict from the GPU's own clock.
+
+    Time outside phases is idle if the work is named. Time inside phases may be idle, too, unless the host runs ahead.
 
     Args:
-        busy: the share of time in which the busiest GPU ran kernels, where that was read.
+        stage: the judged stage.
+        busy: the share of time in which the busiest GPU ran kernels, or None if it was not read.
     """
     on_device, here = stage.device_share, stage.host_share
     if on_device is None or not here:

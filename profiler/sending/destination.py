@@ -1,7 +1,7 @@
-"""Where measurements go, from the settings and the environment: one exporter's address, credentials and options.
+"""The destination of measurements, from settings and environment: one exporter's address, credentials and options.
 
-The rule it keeps: an address and what belongs to it come from the same source. With an address of our own settings, only
-our own variables give headers, and only our own settings certificates; with OpenTelemetry's variables, only those.
+The rule it keeps: an address and its credentials come from the same source. With an address from our own settings, only our
+own variables give headers, and only our own settings certificates. With OpenTelemetry's variables, only those count.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCRAPED_ON = "127.0.0.1"
 
 
 def destination(resolved: Resolved) -> dict[str, Any]:
-    """The fields of an ``exporters.Config`` for the exporter that is chosen.
+    """Return the fields of an ``exporters.Config`` for the chosen exporter.
 
     Raises:
         SettingsError: a setting or variable cannot be used, or one is missing.
@@ -69,7 +69,7 @@ def _collector(resolved: Resolved) -> dict[str, Any]:
 
 
 def _standard_variables() -> dict[str, tuple[str, str]]:
-    """Option: the variable that gives it, and its value. The variable for metrics goes before the one for all signals."""
+    """Return, for each option, its variable and value. A variable for metrics goes before one for all signals."""
     names = {f"{STANDARD}{signal}{option}": option for option in OPTIONS for signal in ("", "METRICS_")}
     return {names[name]: (name, value.strip()) for name, value in variables(names).items()}
 
@@ -86,7 +86,7 @@ def _standard_address(given: Mapping[str, tuple[str, str]], protocol: str) -> st
 
 
 def _with_path(base: str, protocol: str) -> str:
-    """Over HTTP, the path of metrics below a collector's base URL; gRPC has none."""
+    """Return the path of metrics below a collector's base URL. gRPC has none."""
     return base if protocol == "grpc" else base.rstrip("/").removesuffix(METRICS_PATH) + METRICS_PATH
 
 
@@ -101,7 +101,7 @@ def _protocol(resolved: Resolved, given: Mapping[str, tuple[str, str]]) -> str:
 
 
 def _timeout(given: Mapping[str, tuple[str, str]]) -> float:
-    """Seconds, as OpenTelemetry for Python reads its variable."""
+    """Return seconds, as OpenTelemetry for Python reads its variable."""
     name, text = given.get("TIMEOUT", ("", "10"))
     try:
         seconds = float(text)
@@ -120,7 +120,7 @@ def _compression(given: Mapping[str, tuple[str, str]]) -> str:
 
 
 def _headers(name: str, text: str) -> dict[str, str]:
-    """``key=value,key=value``, percent-encoded, as OpenTelemetry has it. What is wrong is told without its value."""
+    """Return headers from ``key=value,key=value``, percent-encoded as in OpenTelemetry. An error does not show the value."""
     found = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         key, equals, value = entry.partition("=")
@@ -150,16 +150,16 @@ def _scraped(resolved: Resolved) -> dict[str, Any]:
 
 
 def without_credentials(address: str) -> str:
-    """The address as it may be shown and kept: no user name, no password, no query."""
+    """Return the address as it may be shown and kept: without user name, password and query."""
     parts = urlsplit(address)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def in_words(resolved: Resolved) -> str:
-    """Where measurements would go, for the user. What the environment names is not repeated: it may be a secret.
+    """Return the destination in words for the user. An address from the environment is not shown, because it may be a secret.
 
     Raises:
-        SettingsError: as `destination`.
+        SettingsError: as in `destination`.
     """
     settings: Settings = resolved.settings
     if settings.exporter == "none":

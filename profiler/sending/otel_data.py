@@ -1,6 +1,6 @@
-"""A run as OpenTelemetry's ``MetricsData``, cumulative, so that sending it twice does no harm: what exporters are given.
+"""A run as OpenTelemetry's ``MetricsData``. It is cumulative, so sending it twice does no harm.
 
-The rule it keeps: no provider, global or private, is made or touched; the resource is built from what is listed here.
+The rule it keeps: no provider, global or private, is made or touched, and the resource holds only the facts listed here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DELTA, CUMULATIVE = AggregationTemporality.DELTA, AggregationTemporality.CUMULAT
 
 
 def run_data(run: Run, now_unix_ns: int) -> MetricsData:
-    """The run so far, as an exporter may have it: no name of the run, no phase names but those of `Phase`."""
+    """Return the run so far for an exporter, without its name and without the user's own words."""
     sums = Sums()
     return summed_data(run, now_unix_ns, sums, sums.of(run))
 
@@ -57,17 +57,20 @@ def run_data(run: Run, now_unix_ns: int) -> MetricsData:
 def summed_data(
     run: Run, now_unix_ns: int, sums: Sums, whole: EpochRecord, yield_gil: Callable[[], None] = lambda: None
 ) -> MetricsData:
-    """The same, from sums that are kept; the arguments are those of `summed_points`."""
+    """Return the same from kept sums; the arguments are those of `summed_points`."""
     points = summed_points(run, sums, whole, yield_gil)
     return metrics_data(exported_resource(run), points, CUMULATIVE, run.started_unix_ns, now_unix_ns, {})
 
 
 def usage_data(summary: str, facts: Mapping[str, Any], counts: Counts, began: int, ended: int) -> MetricsData:
-    """What a package that embeds us has counted between two moments (ns since 1970).
+    """Return the counts of a package between two moments (ns since 1970).
 
     Args:
-        summary: its id. Sent twice, it is the same cumulative sum of the same instance.
-        facts: of the package and of what it runs on.
+        summary: the id of the summary. Sent twice, it is the same cumulative sum of the same instance.
+        facts: of the package and its environment.
+        counts: the counts.
+        began: the start of counting.
+        ended: its end.
     """
     ours = {"service.name": "epochmeter", "service.version": profiler.__version__, "service.instance.id": summary}
     return metrics_data({**ours, **facts}, list(usage_points(counts)), CUMULATIVE, began, ended, {})
@@ -81,7 +84,7 @@ def metrics_data(
     now: int,
     extra: Attributes,
 ) -> MetricsData:
-    """Points as the SDK has them; ``extra`` attributes are added to each."""
+    """Return points as the SDK's classes. ``extra`` attributes are added to each."""
     groups: dict[tuple[str, str], list[Point]] = {}
     for point in points:
         groups.setdefault((point.name, point.kind), []).append(point)
@@ -111,7 +114,7 @@ def _data(kind: str, group: list[Point], temporality: AggregationTemporality, be
 
 
 def histogram_point(histogram: Histogram, attributes: Attributes, began: int, now: int) -> ExponentialHistogramDataPoint:
-    """A histogram in seconds, bucket for bucket."""
+    """Return a histogram in seconds, bucket for bucket."""
     offset, counts = histogram.dense()
     return ExponentialHistogramDataPoint(
         attributes=dict(attributes),
@@ -130,7 +133,7 @@ def histogram_point(histogram: Histogram, attributes: Attributes, began: int, no
 
 
 def _statistics(reading: ReadingRecord, attributes: Attributes, began: int, now: int) -> HistogramDataPoint:
-    """Count, sum, min and max of a reading, as a histogram of one bucket."""
+    """Return count, sum, min and max of a reading as a histogram of one bucket."""
     return HistogramDataPoint(
         attributes=dict(attributes),
         start_time_unix_nano=began,

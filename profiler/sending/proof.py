@@ -1,10 +1,10 @@
-"""The proof that "off" is off, made on the machine it is to hold for: programs run where every packet is counted.
+"""The proof that "off" is off, made on the machine in question: programs run where every packet is counted.
 
-A network namespace of their own has all routes on its loopback device, so whatever a program sends, to wherever, moves
-that device's counters; looking for sockets from within Python would miss what compiled code does. Opening an internet
-socket or starting another program ends a sealed program at once (seccomp), which no counter would show.
+In a network namespace of their own, all routes lead to the loopback device. So anything a program sends, to any address,
+moves that device's counters. A search for sockets from within Python would miss those of compiled code. A sealed program
+is ended at once (seccomp) if it opens an internet socket or starts another program, which no counter would show.
 
-This is for ``epochmeter telemetry verify`` and for tests: it starts processes, which a run never does.
+This is for ``epochmeter telemetry verify`` and for tests. It starts processes, which a run never does.
 """
 
 from __future__ import annotations
@@ -54,13 +54,14 @@ class Workload:
     """A program to watch.
 
     Attributes:
+        name: its name in the report.
         code: Python source; it finds ``EPOCHMETER_HOME`` in a folder of its own.
         environment: variables to set, on top of an environment without settings of ours.
         settings: the text of its settings file, or None for no file.
         seal: what ends it at once: internet sockets and other programs, sockets alone, or nothing.
-        sends: whether packets are expected.
-        exit_code: how it is expected to end.
-        home: an existing folder for ``EPOCHMETER_HOME``, where it is not to have one of its own.
+        sends: True if packets are expected.
+        exit_code: the expected exit code.
+        home: an existing folder for ``EPOCHMETER_HOME``, instead of one of its own.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program did to the network, and how it ended."""
+    """A program's traffic, and its exit code."""
 
     name: str
     holds: bool
@@ -89,7 +90,7 @@ class Outcome:
 
     @property
     def in_words(self) -> str:
-        """Why it does not hold; empty where it does."""
+        """The reason why the claim does not hold, or ""."""
         if self.holds:
             return ""
         if self.exit_code == -signal.SIGSYS:
@@ -100,7 +101,7 @@ class Outcome:
 
 
 def hinders() -> str | None:
-    """Why programs cannot be watched here, or None."""
+    """Return why programs cannot be watched here, or None."""
     if sys.platform != "linux":
         return "packets are counted in a network namespace, which only Linux has"
     missing = [name for name in ("unshare", "ip") if shutil.which(name) is None]
@@ -114,7 +115,7 @@ def hinders() -> str | None:
 
 
 def watch(workloads: Iterable[Workload], timeout: float = 600) -> list[Outcome]:
-    """Runs the programs, one after the other, and tells what each did to the network.
+    """Run the programs, one after the other, and yield the traffic of each.
 
     Raises:
         ProofUnavailableError: they cannot be watched here.
@@ -137,7 +138,7 @@ def watch(workloads: Iterable[Workload], timeout: float = 600) -> list[Outcome]:
 
 
 def inside(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs a command where nothing but loopback exists."""
+    """Run a command in a place without any device but loopback."""
     return subprocess.run(_inside(command), capture_output=True, text=True, check=False, **options)
 
 
@@ -161,7 +162,7 @@ def _main() -> None:
 
 
 def _can_seal() -> bool:
-    """Whether this system ends a program that opens an internet socket."""
+    """Return True if this system ends a program that opens an internet socket."""
     code = "import profiler.sending.proof, socket\nprofiler.sending.proof.seal('all')\nsocket.socket()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, env=_environment({}))
     return done.returncode == -signal.SIGSYS
@@ -204,7 +205,7 @@ def _outcome(workload: Workload, can_seal: bool) -> Outcome:
 
 
 def counters() -> tuple[int, int, int, int]:
-    """Bytes and packets on the loopback device, connections tried (TCP) and datagrams sent (UDP), both IPv4 and IPv6."""
+    """Return bytes and packets on loopback, connections tried (TCP) and datagrams sent (UDP), IPv4 and IPv6."""
     device = next(line for line in Path("/proc/net/dev").read_text("ascii").splitlines() if line.strip().startswith("lo:"))
     fields = [int(number) for number in device.partition(":")[2].split()]
     lines = Path("/proc/net/snmp").read_text("ascii").splitlines()
@@ -220,9 +221,12 @@ def counters() -> tuple[int, int, int, int]:
 
 
 def seal(what: Seal) -> None:
-    """From here on, an internet socket ends this process and its children at once; with "all", another program too.
+    """End this process and its children at once if they open an internet socket; with "all", also if they start a program.
 
-    On a machine that this does not know, nothing happens. Raises OSError where the system does not allow it.
+    On an unknown machine, nothing happens.
+
+    Raises:
+        OSError: the system does not allow it.
     """
     if what == "none" or platform.machine() not in CALLS:
         return
@@ -238,7 +242,7 @@ def seal(what: Seal) -> None:
 
 
 def _rules(what: Seal) -> list[tuple[int, int, int, int]]:
-    """The filter, as seccomp(2) describes it. What each call returns stands right behind the test for it."""
+    """Return the filter of seccomp(2). The result of each call stands right behind the test for it."""
     audit, socket, clone, clone3, programs = CALLS[platform.machine()]
     rules = [MACHINE, (EQUAL, 1, 0, audit), ALLOW, NUMBER]
     if what == "all":

@@ -20,7 +20,7 @@ TRAIN_IMAGES = 1437  # four fifths; the rest is for validation and inference
 
 @dataclass
 class Setup:
-    """What the demo trains with, made before the run begins so that it is not part of what is measured."""
+    """The demo's data, net and optimizer, made before the run begins so that they are not measured."""
 
     torch: Any
     device: Any
@@ -31,7 +31,7 @@ class Setup:
 
 
 def prepare() -> Setup:
-    """The data, the net and the optimizer, on the GPU when there is one.
+    """Return the data, the net and the optimizer, on the GPU if there is one.
 
     Raises:
         ProfilerError: torch or scikit-learn is not installed.
@@ -60,13 +60,13 @@ def prepare() -> Setup:
 def train(
     setup: Setup, epochs: int, prof: Profiler, on_batch: Callable[[int, int], None] = lambda epoch, batches: None
 ) -> tuple[list[float], list[float]]:
-    """Trains for so many epochs and predicts once.
+    """Train, and predict once.
 
     Args:
         setup: from `prepare`.
-        epochs: how many.
+        epochs: how many epochs.
         prof: a Profiler that has been started.
-        on_batch: told the epoch and the number of training batches done in all, after each.
+        on_batch: called after each training batch with the epoch and the number of batches so far.
 
     Returns:
         The mean training loss and the validation accuracy (0 to 1) of each epoch.
@@ -104,7 +104,7 @@ def _loader(torch: Any, images: Any, labels: Any, shuffle: bool) -> Any:
 
 
 def _net(torch: Any) -> Any:
-    """Two convolutions and a linear layer on 8 x 8 images."""
+    """Return two convolutions and a linear layer on 8 x 8 images."""
     nn = torch.nn
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),

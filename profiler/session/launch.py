@@ -1,10 +1,9 @@
-"""Runs a script that knows nothing of us: the other end of ``epochmeter run``, inside the process that runs the script.
+"""Measure an unchanged script: the part of ``epochmeter run`` inside the script's own process.
 
-The script is Python's own ``__main__``, run by Python itself: its arguments, exit code and signals are nobody else's.
-What is done before it begins: a run is started, and once the script has imported torch, all of its loaders, modules and
-optimizers are followed.
+Python itself runs the script as ``__main__``, with its own arguments, exit code and signals. Before it begins, a run is
+started. Once the script has imported torch, all of its loaders, modules and optimizers are observed.
 
-The rules it keeps: the script runs whatever happens here; nothing is printed before its end.
+The rules it keeps: the script runs in any case. Nothing is printed before its end.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ PACKAGES = ("profiler", "exporters")
 
 
 def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
-    """Begins the run.
+    """Begin the run.
 
     Args:
         kind: "script" or "module".
@@ -73,7 +72,7 @@ def _follow(session: Session, request: Mapping[str, Any]) -> None:
 
 
 class Rank:
-    """What ``torch.multiprocessing.spawn`` runs in each process it starts: the script's own function, measured there."""
+    """The function that ``torch.multiprocessing.spawn`` runs in each process: the script's own, measured there."""
 
     were_spawned = False  # by this process, which then only waits for them
 
@@ -103,12 +102,12 @@ class Rank:
 
 
 def name_of(kind: str, target: str) -> str:
-    """What a run is called if nobody says: as its script, without folders."""
+    """Return the default name of a run: its script's, without folders."""
     return (PurePath(target).stem if kind == "script" else target.rpartition(".")[2]) or "run"
 
 
 def hides(folder: Path) -> str:
-    """Why a script in this folder cannot be measured: it has a module of one of our names. Empty where it can."""
+    """Return why a script in this folder cannot be measured (a module of one of our names), or ""."""
     for name in PACKAGES:
         if (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists():
             return f"the script's folder has a module {name!r} of its own, which would get ours instead; rename one of them"
@@ -116,7 +115,7 @@ def hides(folder: Path) -> str:
 
 
 def when_imported(name: str, action: Callable[[], None]) -> None:
-    """Does it once that module has been imported; at once where it has been."""
+    """Do the action once that module has been imported, or at once if it has been."""
     if name in sys.modules:
         action()
     else:
@@ -124,7 +123,7 @@ def when_imported(name: str, action: Callable[[], None]) -> None:
 
 
 class _Watch:
-    """A finder that finds nothing: it has the others find a module, and sees that it was executed."""
+    """A finder that lets the others find a module, and notices its execution."""
 
     def __init__(self, name: str, action: Callable[[], None]) -> None:
         self._name = name
@@ -156,7 +155,7 @@ class _Watch:
 
 
 def _show(prof: Profiler, pid: int, quiet: bool) -> None:
-    """The report, on stderr, at the very end; not in a forked child, not in any rank but the first."""
+    """Print the report on stderr at the very end; not in a forked child, and in no rank but the first."""
     if quiet or os.getpid() != pid or prof.session.run.rank or Rank.were_spawned or prof.summary.state == "running":
         return
     try:
@@ -172,7 +171,7 @@ def _say(text: str) -> None:
 
 
 def _hook_without_us(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """An exception of the script's is shown without the frames of ours that it passed through."""
+    """Return an ``excepthook`` that shows the script's errors without our frames."""
 
     def excepthook(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
         seen: set[int] = set()

@@ -1,7 +1,7 @@
-"""Python itself runs this, before the script that ``epochmeter run`` has started; its folder is on the path for that.
+"""The module that Python runs before the script of ``epochmeter run``, because its folder is on the path.
 
-What it finds changed for this it puts right first: the path, the environment, and whatever ``sitecustomize`` would have
-run otherwise. A launcher of ranks (torchrun) is let alone, and what it starts is measured instead.
+It first restores what was changed for this: the path, the environment, and the ``sitecustomize`` that would have run
+otherwise. A launcher of ranks (torchrun) is left alone, and the processes it starts are measured instead.
 
 The rule it keeps: a script that cannot be measured runs all the same; one line on stderr says why.
 """
@@ -22,7 +22,7 @@ WITH_VALUE = ("-X", "-W", "--check-hash-based-pycs")
 
 
 def what_runs(arguments: list[str]) -> tuple[str, str]:
-    """What a Python was started for: ("script", its path), ("module", its name), or ("", "") for anything else."""
+    """Return the target of this Python: ("script", its path), ("module", its name), or ("", "") for anything else."""
     position = 1
     while position < len(arguments):
         word = arguments[position]
@@ -36,18 +36,18 @@ def what_runs(arguments: list[str]) -> tuple[str, str]:
 
 
 def is_launcher(kind: str, target: str) -> bool:
-    """Whether this process only starts the ranks."""
+    """Return True if this process only starts the ranks."""
     return PurePath(target).stem in LAUNCHERS if kind == "script" else target.startswith(LAUNCHER_MODULES)
 
 
 def begin() -> None:
-    """Has this process measured, if it is the one that was asked for."""
+    """Measure this process, if it is the requested one."""
     text = os.environ.get(REQUEST)
     kind, target = what_runs(sys.orig_argv)
     if text is None or is_launcher(kind, target):
         return
     request = json.loads(text)
-    del os.environ[REQUEST]  # what this process starts is another matter
+    del os.environ[REQUEST]  # the children of this process are not measured
     if request["pythonpath"] is None:
         os.environ.pop("PYTHONPATH", None)
     else:
@@ -62,7 +62,7 @@ def begin() -> None:
 
 
 def run_the_other() -> None:
-    """Runs the ``sitecustomize`` that this one hides, if there is one."""
+    """Run the ``sitecustomize`` that this one hides, if there is one."""
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]  # noqa: PTH100
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize")

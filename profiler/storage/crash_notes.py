@@ -1,4 +1,4 @@
-"""Part of `profiler.embedding.crash`."""
+"""The notes of crashes on this machine."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ MAX_KEPT = 50
 
 
 def notes_in(folder: Path) -> list[Path]:
-    """The files in which crashes are noted, oldest first."""
+    """Return the files of the notes, oldest first."""
     with contextlib.suppress(OSError):
         return sorted(path for path in folder.iterdir() if path.suffix == ".json")
     return []
 
 
 def forget_crashes(folder: Path, days: float) -> None:
-    """Removes notes that are older than this, and the oldest of many."""
+    """Remove old notes, and the oldest of too many."""
     paths = notes_in(folder)
     for number, path in enumerate(paths):
         with contextlib.suppress(OSError):

@@ -1,8 +1,7 @@
 """Points as OTLP JSON: the lines of the run log.
 
-OpenTelemetry's encoder gives the same by way of three other forms (the SDK's classes, protobuf's messages, dictionaries):
-several times the work, on the loop's own thread at the end of each epoch. A test holds the two against each other.
-
+OpenTelemetry's encoder makes the same by way of three other forms (the SDK's classes, protobuf's messages, dictionaries).
+That is several times the work, on the loop's own thread at the end of each epoch. A test compares the two.
 Format: https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding (64-bit integers are strings, enums numbers).
 """
 
@@ -26,7 +25,7 @@ DELTA, CUMULATIVE = 1, 2
 
 
 def request(resource: Attributes, points: Iterable[Point], began: int, now: int, extra: Attributes) -> dict[str, Any]:
-    """One ``ExportMetricsServiceRequest``, of what was measured between two moments (ns since 1970)."""
+    """Return one ``ExportMetricsServiceRequest`` with the measurements between two moments (ns since 1970)."""
     metrics: dict[tuple[str, str], dict[str, Any]] = {}
     now_only = {"timeUnixNano": str(now)}
     times = {"startTimeUnixNano": str(began), **now_only}
@@ -72,7 +71,7 @@ def _value(point: Point) -> dict[str, Any]:
 
 
 def _histogram(histogram: Histogram) -> dict[str, Any]:
-    """A histogram in seconds, bucket for bucket; as everywhere in this format, zeros are left out."""
+    """Return a histogram in seconds, bucket for bucket, without zeros, as this format wants it."""
     offset, counts = histogram.dense()
     result: dict[str, Any] = {
         "count": str(histogram.count),
@@ -89,7 +88,7 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
 
 
 def _statistics(reading: ReadingRecord) -> dict[str, Any]:
-    """Count, sum, min and max of a reading, as a histogram of one bucket."""
+    """Return count, sum, min and max of a reading as a histogram of one bucket."""
     return {
         "count": str(reading.count),
         "sum": float(reading.total),

@@ -1,7 +1,7 @@
-"""What a run measured as points: one value, its metric and its attributes. OpenTelemetry's terms, nothing of its classes.
+"""The measurements of a run as points: value, metric and attributes. OpenTelemetry's terms, without its classes.
 
-`epoch_points` is what one epoch added, with every detail, for the run log on this machine (`lines` writes it).
-`summed_points` is the run so far, with words of the user's own already left out, for an exporter (`otel` hands it over).
+`epoch_points` is the growth of one epoch in full detail, for the run log on this machine (written by `otlp_json`).
+`summed_points` is the run so far without the user's own words, for an exporter (handed over by `sending.otel_data`).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Point:
-    """One value on its way out: a `Histogram`, a `ReadingRecord` (for its statistics) or a number."""
+    """One value: a `Histogram`, a `ReadingRecord` (for its statistics) or a number."""
 
     name: str
     unit: str
@@ -81,7 +81,7 @@ class Point:
 
 
 def epoch_points(run: Run, part: EpochRecord) -> list[Point]:
-    """What one epoch (or what was outside of epochs) added to the run, in full detail."""
+    """Return the growth of the run by one epoch (or outside of epochs), in full detail."""
     points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
     points += _overhead(run)
     points += [_point("epochmeter.run.notes", "updowncounter", times, {"what": what}) for what, times in run.notes.items()]
@@ -105,16 +105,18 @@ def epoch_points(run: Run, part: EpochRecord) -> list[Point]:
 
 
 def epoch_attributes(part: EpochRecord) -> dict[str, Any]:
-    """What every point of an epoch has beside its own."""
+    """Return the attributes that all points of an epoch share."""
     return {} if part.index is None else {"epochmeter.epoch.index": part.index}
 
 
 def summed_points(run: Run, sums: Sums, whole: EpochRecord, yield_gil: Callable[[], None] = lambda: None) -> list[Point]:
-    """The run so far, as an exporter may have it: no name of the run, no phase names but those of `Phase`.
+    """Return the run so far for an exporter, without the run's name and without phase names other than those of `Phase`.
 
     Args:
-        whole: what ``sums.of(run)`` has just given.
-        yield_gil: called between two pieces of work, to let other threads have their turn.
+        run: the run.
+        sums: the sums of the run.
+        whole: the result of ``sums.of(run)``.
+        yield_gil: called between two pieces of work, so that other threads get their turn.
     """
     points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
     points += _overhead(run)
@@ -156,7 +158,7 @@ def _resource(run: Run) -> dict[str, Any]:
 
 
 def exported_resource(run: Run) -> dict[str, Any]:
-    """GPUs by what they have in common; an exporter's list decides which of all this it knows."""
+    """Return the facts for an exporter, with the GPUs summed up. The list of the exporter decides which of them leave."""
     attributes = _resource(run)
     gpus = list(run.hardware.gpus.values())
     if gpus:
@@ -169,6 +171,7 @@ def exported_resource(run: Run) -> dict[str, Any]:
 
 
 def local_resource(run: Run) -> dict[str, Any]:
+    """Return the facts for the run log, with the name of the run and each GPU."""
     local: dict[str, Any] = {
         "epochmeter.run.name": run.name,
         "epochmeter.run.state": run.state,
@@ -190,7 +193,7 @@ def _local_phases(phases: Mapping[Path, Timing]) -> Iterable[tuple[Attributes, T
 
 
 def _exported_phases(phases: Mapping[Path, Timing]) -> Iterable[tuple[Attributes, Timing]]:
-    """Phases by known word and level; all words of the user's own are one, "custom"."""
+    """Yield phases by known word and level. All of the user's own words become "custom"."""
     merged: dict[tuple[str, str], Timing] = {}
     for path, timing in phases.items():
         word = path[-1] if path[-1] in KNOWN_PHASES else CUSTOM_PHASE
@@ -249,7 +252,7 @@ def _exported_energy(energy: Energy) -> Mapping[str, float]:
 
 
 def _case_points(cases: Iterable[CaseRecord]) -> Iterable[Point]:
-    """Each case whole: a point that says what it is and how it ended, and one for each number."""
+    """Yield each case whole: a point for its identity and status, and one for each number."""
     for case in cases:
         at = _case_attributes(case)
         ended = {"epochmeter.bench.status": case.status, "epochmeter.bench.remarks": list(case.remarks)}
@@ -276,7 +279,7 @@ def _case_attributes(case: CaseRecord) -> dict[str, Any]:
 
 
 def _exported_cases(cases: Iterable[CaseRecord]) -> Iterable[Point]:
-    """Rates and shares; of a user's own model neither name nor shape, and of several of them only the first."""
+    """Yield rates and shares. A user's own model has neither name nor shape, and only the first one is sent."""
     seen = []
     for case in cases:
         at = _case_attributes(case)

@@ -1,10 +1,10 @@
-"""The run log: what a run measured, on this machine, one OTLP JSON document a line.
+"""The run log: a run's measurements on this machine, one OTLP JSON document a line.
 
-The format is the one that the OpenTelemetry Collector's file exporter writes and its ``otlpjsonfile`` receiver reads.
-The first line is written when the run starts, one follows each epoch before the next begins, the last one says how the
-run ended. A line that was cut off by a crash is passed over: a process killed at any moment loses the epoch it was in.
+The format is that of the OpenTelemetry Collector's file exporter and ``otlpjsonfile`` receiver. The first line is written
+when the run starts. One line follows each epoch before the next begins, and the last one holds the run's end. A line cut
+off by a crash is skipped, so a process killed at any moment loses only its present epoch.
 
-The rule it keeps: each line goes out in a single append; nothing that was written is ever changed.
+The rule it keeps: each line is written by a single append, and never changed.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ LOCK_SUFFIX = ".lock"
 
 
 class RunLog:
-    """One run's file, being written. Opened at the first append; the caller serialises the calls.
+    """One run's file, being written. It is opened at the first append, and the caller serialises the calls.
 
-    A lock is held while the run lives, which tells a run that is going on from one that was killed.
+    A lock is held while the run lives. It distinguishes a living run from a killed one.
 
     Args:
-        folder: where run logs are; it is made if it is not there.
+        folder: the folder of the run logs; made if it is missing.
+        run: the run.
     """
 
     def __init__(self, folder: Path, run: Run) -> None:
@@ -47,10 +48,10 @@ class RunLog:
         self._lock: Any = None
 
     def append(self, run: Run, part: EpochRecord) -> None:
-        """Writes one line: the run as it stands, and what this part of it measured.
+        """Write one line: the present state of the run, and the measurements of this part.
 
         Raises:
-            OSError: the folder or the disk does not take it.
+            OSError: the folder or the disk refuses it.
         """
         if self._descriptor is None:
             self._open()
@@ -63,7 +64,7 @@ class RunLog:
             raise OSError(28, "No space left on device")
 
     def close(self) -> None:
-        """Lets go of the file and says that no process writes it any more."""
+        """Close the file, and release the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -89,7 +90,7 @@ class RunLog:
 
 
 def run_paths(folder: Path) -> list[Path]:
-    """The run logs of a folder, newest first."""
+    """Return the run logs of a folder, newest first."""
     try:
         return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.name, reverse=True)
     except OSError:
@@ -97,11 +98,12 @@ def run_paths(folder: Path) -> list[Path]:
 
 
 def run_id(path: Path) -> str:
+    """Return the run's id from its log's name."""
     return path.name.removesuffix(SUFFIX).rpartition("-")[2]
 
 
 def prune(folder: Path, days: float, now: float | None = None) -> int:
-    """Removes run logs (and locks left behind) older than this; says how many logs went."""
+    """Remove old run logs, and locks left behind. Return the number of logs removed."""
     limit = (time.time() if now is None else now) - days * 86_400
     removed = 0
     for path in [*run_paths(folder), *folder.glob(f"*{SUFFIX}{LOCK_SUFFIX}")]:
@@ -113,7 +115,7 @@ def prune(folder: Path, days: float, now: float | None = None) -> int:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a living process holds the run's lock."""
+    """Return True if a living process holds the run's lock."""
     lock_path = Path(f"{path}{LOCK_SUFFIX}")
     if not lock_path.exists():
         return False

@@ -1,4 +1,4 @@
-"""Part of `profiler.storage.run_log`."""
+"""Read runs from their logs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FACTS = {name: fact for fact, name in FACT_NAMES.items()}
 
 
 def find(folder: Path, wanted: str = "last") -> Path:
-    """The log of the run with this id, or an id that starts so, or the last run.
+    """Return the log of the run with this id, of the only one whose id begins so, or of the last run.
 
     Raises:
         RunNotFoundError: there is none, or more than one.
@@ -49,7 +49,7 @@ def find(folder: Path, wanted: str = "last") -> Path:
 
 
 def _first_rank(paths: list[Path]) -> Path:
-    """The newest run; of the ranks of a distributed run the first one, which knows of the others."""
+    """Return the newest run; for a distributed one the first rank's, which has the other ranks' times."""
     try:
         newest = outline(paths[0])
         for path in paths[: 2 * (newest.world_size or 0)]:
@@ -57,18 +57,19 @@ def _first_rank(paths: list[Path]) -> Path:
             if newest.rank and (run.rank, run.name, run.world_size) == (0, newest.name, newest.world_size):
                 return path
     except RunLogError:
-        pass  # whoever loads it says what is wrong
+        pass  # `load` will raise the error
     return paths[0]
 
 
 def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
-    """A run from its log. Lines that cannot be read are passed over and counted in the run's notes.
+    """Return a run from its log. Lines that cannot be read are skipped and counted in the run's notes.
 
     Args:
-        yield_gil: called before each line, to let other threads have their turn.
+        path: the log.
+        yield_gil: called before each line, so that other threads get their turn.
 
     Raises:
-        RunLogError: the file cannot be read, or no line of it is of a run.
+        RunLogError: the file cannot be read, or no line of it belongs to a run.
     """
     lines = _lines(path)
     run = Run(id=run_id(path), name="", started_unix_ns=0)
@@ -86,10 +87,10 @@ def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
 
 
 def outline(path: Path) -> Run:
-    """A run's name, state and times alone: its last whole line has them, whatever the log's length.
+    """Return a run's name, state and times alone, from its last whole line.
 
     Raises:
-        RunLogError: as `load`.
+        RunLogError: as in `load`.
     """
     for line in reversed(_lines(path)):
         run = Run(id=run_id(path), name="", started_unix_ns=0)
@@ -110,14 +111,14 @@ def _no_run(path: Path) -> RunLogError:
 
 
 def _with_true_state(run: Run, path: Path) -> Run:
-    """A run that says it is running while no process writes its log was killed."""
+    """Return the run, as interrupted if it says "running" and no process writes its log."""
     if run.state == "running" and not is_being_written(path):
         run.state = "interrupted"
     return run
 
 
 def _take(run: Run, line: bytes) -> bool | None:
-    """Adds a line to the run: whether it is of a run at all, or None where it cannot be read."""
+    """Add a line to the run. Return True if it belongs to a run, None if it cannot be read."""
     try:
         return _take_line(run, json.loads(line))
     except (ValueError, KeyError, TypeError, AttributeError):

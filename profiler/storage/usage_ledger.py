@@ -1,13 +1,13 @@
-"""What packages that embed us have counted, in files, until it is summed up.
+"""The counts of packages that embed us, in files, until they are summed up.
 
-The rule it keeps: what was counted without consent is kept apart, and has no way out.
+The rule it keeps: counts made without consent are kept apart, and never leave.
 
 One folder a package, one file a process and its time, written under another name and renamed:
 
     pending/   counted under a choice that lets them leave; summed up at the next export
-    summing/   one folder for each summary that is being made; its name is the summary's id
-    done/      the same, once the summary is in the outbox; its files go to kept/
-    kept/      what stays here: all that was counted, for the user to look at
+    summing/   one folder for each summary being made; its name is the summary's id
+    done/      summaries that are in the outbox; their files go to kept/
+    kept/      counts that stay here, for the user to look at
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MERGED_FROM = 64  # files in kept/ become one
 
 @dataclass
 class Counts:
-    """What a package that embeds us has counted: how often each feature, command, and option of a command was used."""
+    """The uses of features, commands, and options of a command."""
 
     features: dict[str, int] = field(default_factory=dict)
     commands: dict[str, int] = field(default_factory=dict)
@@ -37,14 +37,16 @@ class Counts:
 
     @property
     def is_empty(self) -> bool:
+        """True if nothing was counted."""
         return not (self.features or self.commands or self.options)
 
     @property
     def total(self) -> int:
-        """Uses of features, and calls of commands."""
+        """Uses of features plus calls of commands."""
         return sum(self.features.values()) + sum(self.commands.values())
 
     def merge(self, other: Counts) -> None:
+        """Add other counts."""
         _add(self.features, other.features)
         _add(self.commands, other.commands)
         for command, options in other.options.items():
@@ -53,14 +55,17 @@ class Counts:
 
 @dataclass
 class Counted:
-    """What one process (or several) counted.
+    """The counts of one process, or of several.
 
     Attributes:
-        began, ended: ns since 1970.
-        choice: what was decided about sending when it was counted; None where it may not leave.
-        declared: what the package had declared, as JSON.
-        facts: of the package and of what it ran on, by the names that they go out with.
-        notes: what went wrong on our side.
+        began: the start of counting, ns since 1970.
+        ended: its end, ns since 1970.
+        version: the package's version.
+        declared: the package's declarations, as JSON.
+        counts: the counts.
+        facts: of the package and its environment, by the names that they are sent under.
+        choice: the choice on sending at the time of counting; None if the counts may not leave.
+        notes: our own faults, each with its number.
         contains: the names of files that this one is the sum of.
     """
 
@@ -75,6 +80,7 @@ class Counted:
     contains: list[str] = field(default_factory=list)
 
     def merge(self, other: Counted) -> None:
+        """Add the counts of another process."""
         self.began, self.ended = min(self.began, other.began), max(self.ended, other.ended)
         self.counts.merge(other.counts)
         self.facts.update(other.facts)
@@ -85,24 +91,24 @@ class Ledger:
     """The counts of one package on this machine.
 
     Args:
-        folder: the package's; made when something is put into it.
+        folder: the package's; made with the first file.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def add(self, counted: Counted) -> None:
-        """Puts down what was counted.
+        """Write the counts of a process.
 
         Raises:
-            OSError: it cannot be kept.
+            OSError: they cannot be kept.
         """
         name = f"{counted.began:020d}-{secrets.token_hex(6)}.json"
         self._write("kept" if counted.choice is None else "pending", name, counted)
 
     @contextlib.contextmanager
     def alone(self, patience_s: float) -> Iterator[bool]:
-        """Holds the package's lock: True; False where another process has it for longer than that."""
+        """Hold the package's lock. Yield True, or False if another process has it for longer than ``patience_s``."""
         import filelock
 
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,7 +124,7 @@ class Ledger:
             held.release()
 
     def pending(self) -> list[tuple[str, Counted]]:
-        """What is to leave and is not on its way yet, as the next `summaries` will sum it up."""
+        """Return the counts that are to leave and are not on their way, summed up as by the next `summaries`."""
         found: dict[str, tuple[str, Counted]] = {}
         for path, counted in self._read(self.folder / "pending"):
             kind = json.dumps([_kind(counted), counted.choice])
@@ -129,15 +135,15 @@ class Ledger:
         return list(found.values())
 
     def kept(self) -> list[Counted]:
-        """What stays here, oldest first; all that was sent is in it, too."""
+        """Return the counts that stay here, oldest first. Sent ones are among them."""
         found = list(self._read(self.folder / "kept"))
         within = {name for _, counted in found for name in counted.contains}
         return [counted for path, counted in found if path.name not in within]
 
     def summaries(self, choice: list[Any]) -> list[tuple[str, Counted]]:
-        """What is to leave, summed up by version of the package: each with an id that stays the same until `sent`.
+        """Return the counts that are to leave, summed up by version, each with an id that stays the same until `sent`.
 
-        The caller holds the package's lock. What was counted under another choice is kept here.
+        The caller holds the package's lock. Counts made under another choice move to kept/.
         """
         for path, counted in self._read(self.folder / "pending"):
             if counted.choice != choice:
@@ -160,7 +166,7 @@ class Ledger:
         return found
 
     def sent(self, summary: str, *, keep: bool) -> None:
-        """The summary is in the outbox, or has been given up: its parts are kept here, or removed."""
+        """Settle a summary that is in the outbox, or was given up: keep its parts here, or remove them."""
         (self.folder / "done").mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.replace(self.folder / "summing" / summary, self.folder / "done" / summary)
@@ -174,12 +180,12 @@ class Ledger:
                 folder.rmdir()
 
     def is_untidy(self, days: float) -> bool:
-        """Whether there are many files, or some that are older than this, as far as their names tell."""
+        """Return True if there are many files, or files that are too old by their names."""
         names = [path.name for path in _files(self.folder / "kept")]
         return len(names) > MERGED_FROM or (bool(names) and names[0] < f"{int((time.time() - days * 86_400) * 1e9):020d}")
 
     def tidy(self, days: float) -> None:
-        """Makes one file of many, and removes what is older than this. The caller holds the package's lock."""
+        """Merge many files into one, and remove old ones. The caller holds the package's lock."""
         limit = time.time() - days * 86_400
         kept = list(self._read(self.folder / "kept"))
         contained = {name for _, counted in kept for name in counted.contains}
@@ -203,13 +209,14 @@ class Ledger:
                 path.unlink(missing_ok=True)
 
     def exported_at(self) -> float:
-        """When a summary was last made, in seconds since 1970; 0 where none was."""
+        """Return when the last summary was made, in seconds since 1970; 0 if none was."""
         try:
             return (self.folder / "exported").stat().st_mtime
         except OSError:
             return 0.0
 
     def note_export(self) -> None:
+        """Note that a summary is made now."""
         with contextlib.suppress(OSError):
             (self.folder / "exported").touch(mode=0o600)
             os.utime(self.folder / "exported")
@@ -229,7 +236,7 @@ class Ledger:
             raise
 
     def _read(self, folder: Path) -> Iterator[tuple[Path, Counted]]:
-        """The files of a folder, oldest first. Spoilt ones are passed over."""
+        """Yield the files of a folder, oldest first, without spoilt ones."""
         for path in _files(folder):
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
                 content = json.loads(path.read_bytes())
@@ -247,7 +254,7 @@ class Ledger:
 
 
 def ledgers(folder: Path) -> list[Ledger]:
-    """Those of all packages that have counted something here."""
+    """Return the ledgers of all packages that have counted here."""
     with contextlib.suppress(OSError):
         return [Ledger(path) for path in sorted(folder.iterdir()) if path.is_dir()]
     return []
@@ -259,12 +266,12 @@ def _add(into: dict[str, int], added: Mapping[str, int]) -> None:
 
 
 def _kind(counted: Counted) -> str:
-    """What can be summed up: counts of the same version, with the same names."""
+    """Return a key of counts that can be summed up: the same version and the same names."""
     return json.dumps([counted.version, counted.declared])
 
 
 def _id(path: Path) -> str:
-    """A summary's id: drawn at random for the first file in it, so that what is previewed is what is sent."""
+    """Return a summary's id: the random part of its first file's name, so that a preview shows the id that is sent."""
     return path.stem.rpartition("-")[2]
 
 

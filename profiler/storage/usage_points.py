@@ -1,4 +1,4 @@
-"""Part of `profiler.storage.points`."""
+"""The counts of a package as points."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def usage_points(counts: Counts) -> Iterable[Point]:
-    """What a package that embeds us has counted."""
+    """Yield a package's counts."""
     for feature, times in counts.features.items():
         yield _point("epochmeter.usage.features", "sum", times, {"epochmeter.usage.feature": feature})
     for command, times in counts.commands.items():
@@ -27,5 +27,5 @@ def usage_points(counts: Counts) -> Iterable[Point]:
 
 
 def runtime_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of the probe `runtime` by the names that they go out with."""
+    """Return the facts of the probe `runtime` by the names that they are sent under."""
     return {FACT_NAMES.get(("runtime", key), f"epochmeter.runtime.{key}"): value for key, value in facts.items()}

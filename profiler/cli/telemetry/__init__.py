@@ -1,4 +1,4 @@
-"""``epochmeter telemetry``: what can leave this machine, what would, what did, what waits, and the proof that off is off."""
+"""``epochmeter telemetry``: the data that can leave, would leave, has left or waits, and the proof that off is off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``epochmeter telemetry flush``: delivers what waits in the outbox, now."""
+"""``epochmeter telemetry flush``: deliver the entries of the outbox now."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``epochmeter telemetry log``: everything that this machine sent and still keeps a copy of."""
+"""``epochmeter telemetry log``: every payload that this machine sent and still keeps a copy of."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def log(
 
 
 def _target(body: bytes) -> str:
-    """What kind of body it is: Google's events and Sentry's envelopes are JSON, and OTLP's first byte is never a brace."""
+    """Return the kind of a body: Google's events and Sentry's envelopes are JSON, and OTLP never begins with a brace."""
     if body.startswith(b"{"):
         return "sentry" if body.startswith(b'{"event_id"') else "ga"
     return "otlp-logs" if b"epochmeter.crash" in body else "otlp"

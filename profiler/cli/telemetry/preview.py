@@ -65,7 +65,7 @@ def preview(
 
 
 def payload(recorded: Any, target: str, usage: bool) -> list[bytes]:
-    """The bodies of the requests with which this run ends. Those for Google have random ids: others each time."""
+    """Return the bodies of a run's final requests. Google's have random ids, different each time."""
     from exporters import form_of
     from exporters.gate import rebuild
     from profiler.sending.dispatch import declared_of
@@ -78,7 +78,7 @@ def payload(recorded: Any, target: str, usage: bool) -> list[bytes]:
 
 
 def shown(target: str, body: bytes) -> str:
-    """A body for people, with nothing left out."""
+    """Return a body as text for people, with nothing left out."""
     from exporters import form_of
     from profiler.report.payload import rendered
 
@@ -88,12 +88,12 @@ def shown(target: str, body: bytes) -> str:
 
 @dataclass
 class Beside:
-    """What a package sends beside its runs, or would.
+    """The data that a package sends beside its runs, or would send.
 
     Attributes:
         what: "usage" or "crashes".
-        why_off: why it does not leave this machine, in words; empty where it does.
-        where: where it goes, as far as it is known.
+        why_off: the reason why it does not leave this machine, or "".
+        where: its destination, as far as it is known.
     """
 
     app: str
@@ -111,7 +111,7 @@ class Beside:
 
 
 def show_own(app: str, as_json: bool) -> None:
-    """What one package sends beside its runs, or would."""
+    """Show the data that one package sends beside its runs, or would send."""
     _show_beside([one for one in _beside() if one.app == app], as_json)
 
 
@@ -133,7 +133,7 @@ def _beside(what: str | None = None) -> list[Beside]:
 
 
 def _usage() -> Iterator[Beside]:
-    """The next summary of each package; where nothing is to leave, what was counted last, as it would."""
+    """Return the next summary of each package. If nothing is to leave, the latest counts as they would be sent."""
     from exporters import form_of
     from exporters.gate import rebuild
     from profiler.config.paths import usage_path
@@ -156,7 +156,7 @@ def _usage() -> Iterator[Beside]:
 
 
 def _crashes() -> Iterator[Beside]:
-    """Every crash that is noted here, as its report is."""
+    """Return every noted crash as its report."""
     from profiler.config.resolve import resolve
     from profiler.embedding.crash import has_sentry
     from profiler.embedding.crash_delivery import crash_body, crashes
@@ -184,7 +184,7 @@ def _of_body(target: str, body: bytes) -> dict[str, Any]:
 
 
 def _where(resolved: Any) -> tuple[str, str]:
-    """Where it would go, and why it would not, both in words."""
+    """Return the destination, and the reason why nothing goes there, both in words."""
     from exporters import why_not
     from profiler.errors import SettingsError
     from profiler.sending.destination import destination, in_words
@@ -215,7 +215,7 @@ def _as_data(run: str, target: str, bodies: list[bytes], where: str, why_off: st
 
 
 def _check(resolved: Any, bodies: list[bytes]) -> None:
-    """On the user's explicit word, and noted like anything that leaves."""
+    """Send a body to the validation server, on the user's explicit request. The log of sent bodies notes it."""
     from exporters import Config, ExporterError
     from exporters.ga import check, checked_body, validation_of
     from profiler.errors import SettingsError

@@ -1,4 +1,4 @@
-"""``epochmeter telemetry schema``: every field that can leave, how exactly it is told, and why."""
+"""``epochmeter telemetry schema``: every field that can leave, its precision and its purpose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def schema(as_json: AsJson = False, markdown: Markdown = False) -> None:
 
 
 def show(as_json: bool, markdown: bool, declaration: Mapping[str, Any] | None = None) -> None:
-    """The list, its blanks filled with what a package has declared, if it is a package that asks."""
+    """Show the list, with a package's declarations if a package asks."""
     from exporters.rules import declared_from
     from exporters.schema import page, rule_in_words, section
     from exporters.schema import schema as the_list

@@ -1,4 +1,4 @@
-"""``epochmeter telemetry verify``: proves on this machine that off is off, and that the preview is what is sent."""
+"""``epochmeter telemetry verify``: prove on this machine that off is off, and that the preview is what is sent."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _workloads() -> list[Any]:
 
 
 def _as_it_is() -> Any:
-    """A run with this machine's own settings and environment, as they are."""
+    """Run a program with this machine's own settings and environment."""
     from profiler.config.environment import choices
     from profiler.config.paths import settings_path
     from profiler.sending.proof import Workload
