@@ -6,7 +6,7 @@ import importlib
 
 from profiler.hardware import PROBES, module_of
 from profiler.records.readings import MetricSpec
-from profiler.storage.points import SPECS
+from profiler.storage.metric_rows import SPECS
 
 
 def probe_specs() -> list[MetricSpec]:

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from profiler.records.histogram import Histogram
     from profiler.records.reading_record import ReadingRecord
     from profiler.records.run import EpochRecord, Run
-    from profiler.storage.points import Attributes, Point
+    from profiler.storage.metric_rows import Attributes
+    from profiler.storage.points import Point
     from profiler.storage.usage_ledger import Counts
 
 

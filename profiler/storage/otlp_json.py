@@ -18,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.histogram import Histogram
     from profiler.records.reading_record import ReadingRecord
-    from profiler.storage.points import Attributes, Point
+    from profiler.storage.metric_rows import Attributes
+    from profiler.storage.points import Point
 
 
 DELTA, CUMULATIVE = 1, 2

@@ -11,61 +11,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import profiler
-from profiler.records.case import NUMBERS, rates, shares
+from profiler.records.case import rates, shares
 from profiler.records.histogram import NS
 from profiler.records.reading_record import READING_PREFIX
 from profiler.records.run import FACT_NAMES
 from profiler.records.timing import Timing
 from profiler.records.vocabulary import Phase
+from profiler.storage.metric_rows import SPECS, rows_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.case import CaseRecord
-    from profiler.records.energy import Energies, Energy
+    from profiler.records.energy import Energies
     from profiler.records.reading_record import ReadingRecord
     from profiler.records.run import EpochRecord, Run, Sums
-    from profiler.records.timing import Path, StageRecord
+    from profiler.records.timing import Path
+    from profiler.storage.metric_rows import Attributes, MetricRow
 
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE = "epochmeter"
 CUSTOM_PHASE = "custom"
 KNOWN_PHASES = frozenset(phase.value for phase in Phase)
-SPECS = {  # name: (unit, help)
-    "epochmeter.run.duration": ("s", "Time since the run began."),
-    "epochmeter.run.overhead": ("s", "Time that the profiler itself took."),
-    "epochmeter.run.notes": ("{note}", "Things that went wrong on the profiler's side."),
-    "epochmeter.epoch.time": ("s", "Time spent in epochs."),
-    "epochmeter.epoch.count": ("{epoch}", "Epochs."),
-    "epochmeter.epoch.duration": ("s", "Duration of one epoch."),
-    "epochmeter.stage.duration": ("s", "Duration of one stage in one epoch."),
-    "epochmeter.stage.time": ("s", "Time spent in training, validation and inference."),
-    "epochmeter.stage.steps": ("{step}", "Batches handed to the loop."),
-    "epochmeter.stage.samples": ("{sample}", "Samples in those batches."),
-    "epochmeter.stage.passes": ("{pass}", "Passes over a loader; a partial one did not reach the loader's end."),
-    "epochmeter.step.duration": ("s", "Duration of one step, its wait for data included."),
-    "epochmeter.inference.latency": ("s", "Duration of one inference step, without its wait for data."),
-    "epochmeter.inference.batch_size": ("{sample}", "Samples in one inference step."),
-    "epochmeter.rank.stage.time": ("s", "Time that one rank spent in a stage."),
-    "epochmeter.rank.phase.time": ("s", "Time that one rank spent in a top-level phase."),
-    "epochmeter.phase.duration": ("s", "Duration of one phase of a step, on the host's clock."),
-    "epochmeter.phase.device_duration": ("s", "Duration of one phase of a step, on the GPU's clock."),
-    "epochmeter.gpu.energy.used": ("J", "Energy that a GPU used in a stage, or in none."),
-    "epochmeter.gpu.energy.uncertain": ("J", "How much of it may belong to what was before or after."),
-    "epochmeter.gpu.energy.metered": ("s", "For how long its counter was read."),
-    "epochmeter.gpu.energy.between_epochs": ("J", "Of that, what may be of another epoch."),
-    "epochmeter.gpu.energy.between_stages": ("J", "Of that, what may be of another stage."),
-    "epochmeter.bench.cases": ("{case}", "Cases of a benchmark, by how they ended."),
-    "epochmeter.bench.sample_rate": ("{sample}/s", "Samples that a benchmark's case gets through."),
-    "epochmeter.bench.operation_rate": ("{operation}/s", "Floating-point operations that it makes."),
-    "epochmeter.bench.byte_rate": ("By/s", "Bytes that it moves."),
-    "epochmeter.bench.limit_share": ("1", "What share that is of what the machine itself can do."),
-    **{f"epochmeter.bench.{name}": told for name, told in NUMBERS.items()},
-    "epochmeter.usage.features": ("{call}", "Uses of a feature of the package."),
-    "epochmeter.usage.commands": ("{call}", "Calls of a command of the package."),
-    "epochmeter.usage.options": ("{call}", "Calls of a command in which this option was given."),
-}
-Attributes = Mapping[str, Any]
+STAGE_ROWS = tuple(row for row in rows_of("stage") if row.name != "epochmeter.inference.batch_size")
+BATCH_ROWS = rows_of("stage", "epochmeter.inference.batch_size")  # local only
+SENT_ENERGY = ("epochmeter.gpu.energy.used", "epochmeter.gpu.energy.uncertain", "epochmeter.gpu.energy.metered")
 
 
 @dataclass(frozen=True)
@@ -82,17 +52,17 @@ class Point:
 
 def epoch_points(run: Run, part: EpochRecord) -> list[Point]:
     """Return the growth of the run by one epoch (or outside of epochs), in full detail."""
-    points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
-    points += _overhead(run)
-    points += [_point("epochmeter.run.notes", "updowncounter", times, {"what": what}) for what, times in run.notes.items()]
-    if part.index is not None and part.duration_ns:
-        inferred = {"epochmeter.epoch.inferred": part.inferred}
-        points.append(_point("epochmeter.epoch.time", "sum", part.duration_ns / NS, inferred))
+    points = [*_written(rows_of("run"), run, {}), *_written(rows_of("epoch"), part, {})]
     points += _stage_points(part, _local_phases)
-    points += _batch_points(part)
-    points += _rank_points(part)
-    points += _energy_points(part.energy, _local_energy)
-    points += _case_points(part.cases)
+    for stage in part.stages.values():
+        points += _written(BATCH_ROWS, stage, {"epochmeter.stage": stage.stage})
+    for rank, stages in part.ranks.items():
+        for name, of_rank in stages.items():
+            at = {"epochmeter.stage": name, "epochmeter.distributed.rank": rank}
+            points += _written(rows_of("rank"), of_rank, at)
+    points += _energy_points(part.energy, rows_of("energy"))
+    for case in part.cases:
+        points += _written(rows_of("case"), case, _case_attributes(case))
     points += _reading_points(part.readings.values())
     points += [
         Point(
@@ -118,27 +88,27 @@ def summed_points(run: Run, sums: Sums, whole: EpochRecord, yield_gil: Callable[
         whole: the result of ``sums.of(run)``.
         yield_gil: called between two pieces of work, so that other threads get their turn.
     """
-    points = [_point("epochmeter.run.duration", "gauge", run.duration_ns / NS, {})]
-    points += _overhead(run)
-    points.append(_point("epochmeter.epoch.time", "sum", sums.epochs.sum_ns / NS, {}))
-    points.append(_point("epochmeter.epoch.count", "sum", sums.epochs.count, {}))
+    points = list(_written(rows_of("run", "epochmeter.run.duration", "epochmeter.run.overhead"), run, {}))
+    points.append(point_of("epochmeter.epoch.time", "sum", sums.epochs.sum_ns / NS, {}))
+    points.append(point_of("epochmeter.epoch.count", "sum", sums.epochs.count, {}))
     if sums.epochs.count:
-        points.append(_point("epochmeter.epoch.duration", "histogram", sums.epochs, {}))
+        points.append(point_of("epochmeter.epoch.duration", "histogram", sums.epochs, {}))
     for stage, durations in sums.stages.items():
-        points.append(_point("epochmeter.stage.duration", "histogram", durations, {"epochmeter.stage": stage}))
+        points.append(point_of("epochmeter.stage.duration", "histogram", durations, {"epochmeter.stage": stage}))
     yield_gil()
     points += _stage_points(whole, _exported_phases)
-    points += _energy_points(run.energy(), _exported_energy)
+    points += _energy_points(run.energy(), rows_of("energy", *SENT_ENERGY))
     points += _exported_cases(whole.cases)
     points += _reading_points(whole.readings.values())
     yield_gil()
     return points
 
 
-def _overhead(run: Run) -> Iterable[Point]:
-    for thread, spent in (("loop", run.overhead_ns), ("background", run.background_ns)):
-        if spent is not None:
-            yield _point("epochmeter.run.overhead", "gauge", spent / NS, {"epochmeter.thread": thread})
+def _written(rows: Iterable[MetricRow], part: Any, attributes: Attributes) -> Iterable[Point]:
+    """Yield the values of a part as points, with the attributes of the part before each value's own."""
+    for row in rows:
+        for value, own in row.write(part):
+            yield Point(row.name, row.unit, row.help, row.kind, value, {**attributes, **own})
 
 
 def _resource(run: Run) -> dict[str, Any]:
@@ -203,64 +173,20 @@ def _exported_phases(phases: Mapping[Path, Timing]) -> Iterable[tuple[Attributes
 
 
 def _stage_points(part: EpochRecord, by_phase: Any) -> Iterable[Point]:
+    phase_rows = rows_of("phase")
     for stage in part.stages.values():
         at = {"epochmeter.stage": stage.stage}
-        yield from _totals(stage, at)
-        yield from _timing("epochmeter.step.duration", stage.step, at)
-        yield from _timing("epochmeter.inference.latency", stage.latency, at)
+        yield from _written(STAGE_ROWS, stage, at)
         for attributes, timing in by_phase(stage.phases):
-            yield from _phase(timing, {**at, **attributes})
+            yield from _written(phase_rows, timing, {**at, **attributes})
     for attributes, timing in by_phase(part.phases):
-        yield from _phase(timing, attributes)
+        yield from _written(phase_rows, timing, attributes)
 
 
-def _batch_points(part: EpochRecord) -> Iterable[Point]:
-    for stage in part.stages.values():
-        if stage.batch.count:
-            yield _point("epochmeter.inference.batch_size", "histogram", stage.batch, {"epochmeter.stage": stage.stage})
-
-
-def _rank_points(part: EpochRecord) -> Iterable[Point]:
-    for rank, stages in part.ranks.items():
-        for name, stage in stages.items():
-            at = {"epochmeter.stage": name, "epochmeter.distributed.rank": rank}
-            yield _point("epochmeter.rank.stage.time", "sum", stage.duration_ns / NS, at)
-            for phase, total_ns in stage.phases.items():
-                yield _point("epochmeter.rank.phase.time", "sum", total_ns / NS, {**at, "epochmeter.phase": phase})
-
-
-def _energy_points(energies: Energies, parts: Callable[[Energy], Mapping[str, float]]) -> Iterable[Point]:
+def _energy_points(energies: Energies, rows: Iterable[MetricRow]) -> Iterable[Point]:
     for stage, gpus in energies.items():
         for gpu, energy in gpus.items():
-            at = {"hw.id": gpu, **({"epochmeter.stage": stage} if stage else {})}
-            for name, value in parts(energy).items():
-                kind = "gauge" if name == "uncertain" else "sum"
-                yield _point(f"epochmeter.gpu.energy.{name}", kind, value, at)
-
-
-def _local_energy(energy: Energy) -> Mapping[str, float]:
-    return {
-        "used": energy.joules,
-        "metered": energy.seconds,
-        "uncertain": energy.uncertain,
-        **{name: value for name in ("between_epochs", "between_stages") if (value := getattr(energy, name))},
-    }
-
-
-def _exported_energy(energy: Energy) -> Mapping[str, float]:
-    return {"used": energy.joules, "metered": energy.seconds, "uncertain": energy.uncertain}
-
-
-def _case_points(cases: Iterable[CaseRecord]) -> Iterable[Point]:
-    """Yield each case whole: a point for its identity and status, and one for each number."""
-    for case in cases:
-        at = _case_attributes(case)
-        ended = {"epochmeter.bench.status": case.status, "epochmeter.bench.remarks": list(case.remarks)}
-        if case.error is not None:
-            ended["epochmeter.bench.error"] = case.error
-        yield _point("epochmeter.bench.cases", "gauge", 1, {**at, **ended})
-        for name, value in case.numbers.items():
-            yield _point(f"epochmeter.bench.{name}", "gauge", value, at)
+            yield from _written(rows, energy, {"hw.id": gpu, **({"epochmeter.stage": stage} if stage else {})})
 
 
 def _case_attributes(case: CaseRecord) -> dict[str, Any]:
@@ -289,36 +215,14 @@ def _exported_cases(cases: Iterable[CaseRecord]) -> Iterable[Point]:
         if at in seen:
             continue
         seen.append(at)
-        yield _point("epochmeter.bench.cases", "gauge", 1, {**at, "epochmeter.bench.status": case.status})
+        yield point_of("epochmeter.bench.cases", "gauge", 1, {**at, "epochmeter.bench.status": case.status})
         for name, value in rates(case).items():
-            yield _point(f"epochmeter.bench.{name}", "gauge", value, at)
+            yield point_of(f"epochmeter.bench.{name}", "gauge", value, at)
         for limit, share in shares(case).items():
-            yield _point("epochmeter.bench.limit_share", "gauge", share, {**at, "epochmeter.bench.limit": limit})
+            yield point_of("epochmeter.bench.limit_share", "gauge", share, {**at, "epochmeter.bench.limit": limit})
         for name in ("time", "memory", "joules", "p50", "p99"):
             if name in case.numbers:
-                yield _point(f"epochmeter.bench.{name}", "gauge", case.numbers[name], at)
-
-
-def _totals(stage: StageRecord, at: Attributes) -> Iterable[Point]:
-    yield _point("epochmeter.stage.time", "sum", stage.duration_ns / NS, at)
-    yield _point("epochmeter.stage.steps", "sum", stage.steps, at)
-    if stage.samples is not None:
-        yield _point("epochmeter.stage.samples", "sum", stage.samples, at)
-    whole = stage.passes - stage.partial_passes
-    for partial, passes in ((False, whole), (True, stage.partial_passes)):
-        yield _point("epochmeter.stage.passes", "sum", passes, {**at, "epochmeter.pass.partial": partial})
-
-
-def _phase(timing: Timing, attributes: Attributes) -> Iterable[Point]:
-    yield from _timing("epochmeter.phase.duration", timing, attributes)
-    if timing.device.count:
-        yield _point("epochmeter.phase.device_duration", "histogram", timing.device, attributes)
-
-
-def _timing(name: str, timing: Timing, attributes: Attributes) -> Iterable[Point]:
-    for cold, histogram in ((False, timing.steady), (True, timing.cold)):
-        if histogram.count or histogram.sum_ns:
-            yield _point(name, "histogram", histogram, {**attributes, "epochmeter.cold": cold})
+                yield point_of(f"epochmeter.bench.{name}", "gauge", case.numbers[name], at)
 
 
 def _reading_points(readings: Iterable[ReadingRecord]) -> Iterable[Point]:
@@ -329,6 +233,7 @@ def _reading_points(readings: Iterable[ReadingRecord]) -> Iterable[Point]:
         yield Point(spec.name, spec.unit, spec.help, kind, value, reading.attributes)
 
 
-def _point(name: str, kind: str, value: Any, attributes: Attributes) -> Point:
+def point_of(name: str, kind: str, value: Any, attributes: Attributes) -> Point:
+    """Return a value of a known metric as a point."""
     unit, help_text = SPECS[name]
     return Point(name, unit, help_text, kind, value, attributes)

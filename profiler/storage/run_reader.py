@@ -15,7 +15,7 @@ from profiler.records.reading_record import READING_PREFIX, ReadingRecord
 from profiler.records.readings import MetricSpec
 from profiler.records.run import FACT_NAMES, EpochRecord, Hardware, RankStage, Run
 from profiler.records.timing import Timing
-from profiler.storage.points import SPECS
+from profiler.storage.metric_rows import BY_NAME, CASE_ENDS
 from profiler.storage.run_log import is_being_written, run_id, run_paths
 
 TYPE_CHECKING = False
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 APP_PREFIX = "epochmeter.app."
+OWN_PREFIXES = ("epochmeter.run.", "epochmeter.stage.", "epochmeter.rank.", "epochmeter.gpu.energy.", "epochmeter.bench.")
 FACTS = {name: fact for fact, name in FACT_NAMES.items()}
 
 
@@ -76,7 +77,7 @@ def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
     known = []
     for line in lines:
         yield_gil()
-        known.append(_take(run, line))
+        known.append(_read_run_line(run, line))
     if not any(known):
         raise _no_run(path)
     spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now
@@ -94,7 +95,7 @@ def outline(path: Path) -> Run:
     """
     for line in reversed(_lines(path)):
         run = Run(id=run_id(path), name="", started_unix_ns=0)
-        if _take(run, line):
+        if _read_run_line(run, line):
             return _with_true_state(run, path)
     raise _no_run(path)
 
@@ -117,15 +118,15 @@ def _with_true_state(run: Run, path: Path) -> Run:
     return run
 
 
-def _take(run: Run, line: bytes) -> bool | None:
+def _read_run_line(run: Run, line: bytes) -> bool | None:
     """Add a line to the run. Return True if it belongs to a run, None if it cannot be read."""
     try:
-        return _take_line(run, json.loads(line))
+        return _read_line(run, json.loads(line))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _take_line(run: Run, document: Mapping[str, Any]) -> bool:
+def _read_line(run: Run, document: Mapping[str, Any]) -> bool:
     known = False
     for resource_metrics in document["resourceMetrics"]:
         resource = _attributes(resource_metrics["resource"])
@@ -144,7 +145,7 @@ def _take_line(run: Run, document: Mapping[str, Any]) -> bool:
         for scope in resource_metrics["scopeMetrics"]:
             for metric in scope["metrics"]:
                 for kind, point in _points(metric):
-                    _take_point(run, metric, kind, point)
+                    _read_point(run, metric, kind, point)
     return known
 
 
@@ -156,40 +157,22 @@ def _points(metric: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
                 yield ("counter" if growing else kind), point
 
 
-def _take_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[str, Any]) -> None:
+def _read_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[str, Any]) -> None:
     name: str = metric["name"]
     at = _attributes(point)
-    if name.startswith("epochmeter.run."):
-        _take_run_point(run, name, at, point)
+    row = BY_NAME.get(name)
+    if row is None and name.startswith(OWN_PREFIXES):
+        return  # a later version's metric
+    if row is not None and row.scope == "run":
+        row.read(run, at, _number(point))
         return
     part = _part(run, at.pop("epochmeter.epoch.index", None), int(point.get("startTimeUnixNano", run.started_unix_ns)))
-    if name == "epochmeter.epoch.time":
-        part.duration_ns = round(_number(point) * NS)
-        part.inferred = at["epochmeter.epoch.inferred"]
-    elif name.startswith("epochmeter.rank."):
-        _take_rank(part, name, at, _number(point))
-    elif name.startswith("epochmeter.stage."):
-        _take_total(part, name, at, _number(point))
-    elif name.startswith("epochmeter.gpu.energy."):
-        _take_energy(part, name, at, _number(point))
-    elif name.startswith("epochmeter.bench."):
-        _take_case(part, name.removeprefix("epochmeter.bench."), at, _number(point))
-    elif kind == "exponentialHistogram" and name in SPECS:
-        _take_histogram(part, name, at, point)
-    else:
-        _take_reading(part, metric, kind, at, point)
-
-
-def _take_run_point(run: Run, name: str, at: Mapping[str, Any], point: Mapping[str, Any]) -> None:
-    if name == "epochmeter.run.duration":
-        run.duration_ns = max(run.duration_ns, round(_number(point) * NS))
-    elif name == "epochmeter.run.overhead":
-        if at["epochmeter.thread"] == "loop":
-            run.overhead_ns = round(_number(point) * NS)
-        else:
-            run.background_ns = round(_number(point) * NS)
-    elif name == "epochmeter.run.notes":
-        run.notes[at["what"]] = int(_number(point))
+    if row is None:
+        _read_reading(part, metric, kind, at, point)
+        return
+    target = PARTS[row.scope](part, at)
+    if target is not None:
+        row.read(target, at, _histogram(point) if row.kind == "histogram" else _number(point))
 
 
 def _part(run: Run, index: int | None, began: int) -> EpochRecord:
@@ -203,70 +186,39 @@ def _part(run: Run, index: int | None, began: int) -> EpochRecord:
     return epoch
 
 
-def _take_total(part: EpochRecord, name: str, at: Mapping[str, Any], value: float) -> None:
-    stage = part.stage(at["epochmeter.stage"])
-    if name == "epochmeter.stage.time":
-        stage.duration_ns += round(value * NS)
-    elif name == "epochmeter.stage.steps":
-        stage.steps += int(value)
-    elif name == "epochmeter.stage.samples":
-        stage.samples = (stage.samples or 0) + int(value)
-    elif name == "epochmeter.stage.passes":
-        stage.passes += int(value)
-        if at["epochmeter.pass.partial"]:
-            stage.partial_passes += int(value)
+def _phase(part: EpochRecord, at: Mapping[str, Any]) -> Timing:
+    phases = part.stage(at["epochmeter.stage"]).phases if "epochmeter.stage" in at else part.phases
+    return phases.setdefault((*at.get("epochmeter.phase.parents", ()), at["epochmeter.phase"]), Timing())
 
 
-def _take_rank(part: EpochRecord, name: str, at: Mapping[str, Any], value: float) -> None:
+def _rank_stage(part: EpochRecord, at: Mapping[str, Any]) -> RankStage:
     stages = part.ranks.setdefault(at["epochmeter.distributed.rank"], {})
-    stage = stages.setdefault(at["epochmeter.stage"], RankStage())
-    if name == "epochmeter.rank.stage.time":
-        stage.duration_ns = round(value * NS)
-    else:
-        stage.phases[at["epochmeter.phase"]] = round(value * NS)
+    return stages.setdefault(at["epochmeter.stage"], RankStage())
 
 
-def _take_energy(part: EpochRecord, name: str, at: Mapping[str, Any], value: float) -> None:
-    energy = part.energy.setdefault(at.get("epochmeter.stage", ""), {}).setdefault(at["hw.id"], Energy())
-    told = name.rpartition(".")[2]
-    if told == "used":
-        energy.joules += value
-    elif told == "metered":
-        energy.seconds += value
-    else:  # uncertain, between_epochs, between_stages
-        setattr(energy, told, getattr(energy, told) + value)
+def _energy(part: EpochRecord, at: Mapping[str, Any]) -> Energy:
+    return part.energy.setdefault(at.get("epochmeter.stage", ""), {}).setdefault(at["hw.id"], Energy())
 
 
-def _take_case(part: EpochRecord, name: str, at: dict[str, Any], value: float) -> None:
-    told = {key: at.pop(f"epochmeter.bench.{key}", None) for key in ("status", "remarks", "error")}
-    found = CaseRecord(**{key.rpartition(".")[2]: entry for key, entry in at.items()})
-    if name == "cases":
-        found.status, found.remarks, found.error = told["status"], told["remarks"] or [], told["error"]
+def _case(part: EpochRecord, at: Mapping[str, Any]) -> CaseRecord | None:
+    """Return the case with these attributes. Its status comes first; numbers of an unknown case are dropped."""
+    identity = {key.rpartition(".")[2]: value for key, value in at.items()}
+    is_new = "status" in identity
+    found = CaseRecord(**{key: value for key, value in identity.items() if key not in CASE_ENDS})
+    if is_new:
         add_cases(part.cases, [found])
-        return
-    identity = case_identity(found)
-    for case in reversed(part.cases):
-        if case_identity(case) == identity:
-            case.numbers[name] = value
-            return
+    same = (case for case in reversed(part.cases) if case_identity(case) == case_identity(found))
+    return next(same, None)
 
 
-def _take_histogram(part: EpochRecord, name: str, at: Mapping[str, Any], point: Mapping[str, Any]) -> None:
-    stage = part.stage(at["epochmeter.stage"]) if "epochmeter.stage" in at else None
-    if name == "epochmeter.inference.batch_size" and stage is not None:
-        stage.batch.merge(_histogram(point))
-        return
-    if name == "epochmeter.step.duration" and stage is not None:
-        timing = stage.step
-    elif name == "epochmeter.inference.latency" and stage is not None:
-        timing = stage.latency
-    else:
-        phases = stage.phases if stage is not None else part.phases
-        timing = phases.setdefault((*at.get("epochmeter.phase.parents", ()), at["epochmeter.phase"]), Timing())
-    histogram = (
-        timing.device if name.endswith("device_duration") else timing.cold if at.get("epochmeter.cold") else timing.steady
-    )
-    histogram.merge(_histogram(point))
+PARTS: dict[str, Callable[[EpochRecord, Mapping[str, Any]], Any]] = {  # scope: finds the part of an epoch
+    "epoch": lambda part, at: part,
+    "stage": lambda part, at: part.stage(at["epochmeter.stage"]),
+    "phase": _phase,
+    "rank": _rank_stage,
+    "energy": _energy,
+    "case": _case,
+}
 
 
 def _histogram(point: Mapping[str, Any]) -> Histogram:
@@ -284,7 +236,7 @@ def _histogram(point: Mapping[str, Any]) -> Histogram:
     )
 
 
-def _take_reading(
+def _read_reading(
     part: EpochRecord, metric: Mapping[str, Any], kind: str, at: dict[str, str], point: Mapping[str, Any]
 ) -> None:
     name = metric["name"].removeprefix(READING_PREFIX)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from profiler.records.run import FACT_NAMES
-from profiler.storage.points import _point
+from profiler.storage.points import point_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def usage_points(counts: Counts) -> Iterable[Point]:
     """Yield a package's counts."""
     for feature, times in counts.features.items():
-        yield _point("epochmeter.usage.features", "sum", times, {"epochmeter.usage.feature": feature})
+        yield point_of("epochmeter.usage.features", "sum", times, {"epochmeter.usage.feature": feature})
     for command, times in counts.commands.items():
-        yield _point("epochmeter.usage.commands", "sum", times, {"epochmeter.usage.command": command})
+        yield point_of("epochmeter.usage.commands", "sum", times, {"epochmeter.usage.command": command})
     for command, options in counts.options.items():
         for option, times in options.items():
             at = {"epochmeter.usage.command": command, "epochmeter.usage.option": option}
-            yield _point("epochmeter.usage.options", "sum", times, at)
+            yield point_of("epochmeter.usage.options", "sum", times, at)
 
 
 def runtime_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
