@@ -111,7 +111,7 @@ FILL = """
 import sys, time
 from profiler import Profiler
 from profiler.records.run import EpochRecord, Run
-from profiler.sending.otel_data import run_data
+from profiler.sending.snapshot import run_snapshot
 from profiler.config.resolve import resolve
 from profiler.sending.dispatch import Dispatch, outbox_of
 from profiler.sending.destination import destination
@@ -131,7 +131,7 @@ post = Dispatch(resolved, outbox_of(resolved), config, exporters.gate_for(config
 for number in range(int(sys.argv[2])):
     run = copy.copy(prof.session.run)
     run.id, run.started_unix_ns = f"{number:012x}", prof.session.run.started_unix_ns + number
-    post.put(run, run_data(run, run.started_unix_ns + run.duration_ns), "final")
+    post.put(run, run_snapshot(run, run.started_unix_ns + run.duration_ns), "final")
 """
 FLUSH = """
 import json, resource, time

@@ -18,9 +18,8 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from opentelemetry.sdk.metrics.export import ExponentialHistogramDataPoint, Metric, MetricsData, NumberDataPoint
-
 from exporters.allowlist import METRICS, PHASES, RESOURCE, STAGES, USAGE
+from exporters.measurements import HistogramValue, Outgoing
 from exporters.rules import Declared, Version, Words, as_text, coarse, filled
 
 MAX_EVENTS = 25
@@ -42,7 +41,7 @@ def draw() -> int:
     return secrets.randbelow(2**31 - 2) + 1
 
 
-def bodies(data: MetricsData, usage: bool = True, number: Callable[[], int] = draw) -> list[bytes]:
+def bodies(data: Outgoing, usage: bool = True, number: Callable[[], int] = draw) -> list[bytes]:
     """Return the bodies of the requests for this data, as JSON; none if there is no event.
 
     Args:
@@ -50,10 +49,9 @@ def bodies(data: MetricsData, usage: bool = True, number: Callable[[], int] = dr
         usage: True to send which stages and phases were used.
         number: draws a random number; the ids are made of it, new for each request.
     """
-    times = [point.time_unix_nano for metric in _metrics(data) for point in metric.data.data_points]
-    if not times:  # the machine alone is no measurement, and its facts would have no time
+    if not data.metrics:  # the machine alone is no measurement, and its facts would have no time
         return []
-    hour = max(times) // 1000 // HOUR_US * HOUR_US  # when it was measured, in microseconds since 1970
+    hour = data.now // 1000 // HOUR_US * HOUR_US  # when it was measured, in microseconds since 1970
     return [body for group in _groups(list(_cells(data, usage))) for body in _split(group, hour, number)]
 
 
@@ -79,34 +77,26 @@ def _split(cells: list[Cell], when: int, number: Callable[[], int]) -> Iterator[
     yield from _split(cells[half:], when, number)
 
 
-def _metrics(data: MetricsData) -> Iterator[Metric]:
-    for resource_metrics in data.resource_metrics:
-        for scope_metrics in resource_metrics.scope_metrics:
-            yield from scope_metrics.metrics
-
-
 # ---- cells ---------------------------------------------------------------------------------------------------------
 
 
-def _cells(data: MetricsData, usage: bool) -> Iterator[Cell]:
+def _cells(data: Outgoing, usage: bool) -> Iterator[Cell]:
     used: dict[str, None] = {}
-    for metric in _metrics(data):
-        for point in metric.data.data_points:
-            attributes = dict(point.attributes or {})
-            if metric.name in COUNTERS and usage and isinstance(point, NumberDataPoint):
+    for metric in data.metrics:
+        for attributes, value in metric.points:
+            if metric.name in COUNTERS and usage and metric.kind != "histogram":
                 cell = ".".join(str(attributes[name]) for name in COUNTERS[metric.name] if name in attributes)
-                yield _word(metric.name, {}), cell, int(point.value)
-            if not isinstance(point, ExponentialHistogramDataPoint) or _is_detail(attributes):
+                yield _word(metric.name, {}), cell, int(value)
+            if metric.kind != "histogram" or _is_detail(attributes):
                 continue
-            used |= dict.fromkeys(str(value) for name, value in attributes.items() if name != "epochmeter.cold")
-            exponents = _exponents(point)
+            used |= dict.fromkeys(str(word) for name, word in attributes.items() if name != "epochmeter.cold")
+            exponents = _exponents(value)
             if metric.name not in COUNTED:
                 exponents = _median(exponents)
             for cell, count in exponents.items():
                 yield _word(metric.name, attributes), cell, count
-    for resource_metrics in data.resource_metrics:
-        for name, value in resource_metrics.resource.attributes.items():
-            yield _word(name, {}), as_text(value), 1
+    for name, fact in data.facts.items():
+        yield _word(name, {}), as_text(fact), 1
     if usage:
         yield from ((USED, word, 1) for word in used if word in (*STAGES, *PHASES))
 
@@ -122,14 +112,14 @@ def _word(name: str, attributes: Mapping[str, Any]) -> str:
     return "_".join([name.removeprefix("epochmeter.").replace(".", "_"), *told])
 
 
-def _exponents(point: ExponentialHistogramDataPoint) -> dict[str, int]:
+def _exponents(value: HistogramValue) -> dict[str, int]:
     """Return how many durations lie in each power of two: scale 0 of the histogram, in which the finer buckets nest."""
     found: dict[str, int] = {}
-    if point.zero_count:
-        found[cell_of(LOWEST - 1)] = point.zero_count
-    for step, count in enumerate(point.positive.bucket_counts):
-        index = point.positive.offset + step
-        exponent = index >> point.scale if point.scale >= 0 else index << -point.scale
+    if value.zero_count:
+        found[cell_of(LOWEST - 1)] = value.zero_count
+    for step, count in enumerate(value.counts):
+        index = value.offset + step
+        exponent = index >> value.scale if value.scale >= 0 else index << -value.scale
         if count:
             cell = cell_of(exponent)
             found[cell] = found.get(cell, 0) + count

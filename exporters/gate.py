@@ -11,29 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from opentelemetry.sdk.metrics.export import (
-    ExponentialHistogram,
-    ExponentialHistogramDataPoint,
-    Gauge,
-    Metric,
-    MetricExporter,
-    MetricExportResult,
-    MetricsData,
-    NumberDataPoint,
-    ResourceMetrics,
-    ScopeMetrics,
-    Sum,
-)
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-
-from exporters.allowlist import SCHEMA_URL, SCOPE_NAME, Entry, metrics, told_facts
+from exporters.allowlist import Entry, metrics, told_facts
 from exporters.config import Record
+from exporters.measurements import Measured, Outgoing, OutgoingMetric, Snapshot
 from exporters.payload import encode, told
 from exporters.rules import Declared, Rule, coarse
 
-SCOPE = InstrumentationScope(SCOPE_NAME, None, SCHEMA_URL)
 OWN = "an exporter of the program's own"
+TIMEOUT_MS = 10_000.0
 
 
 class Gate:
@@ -61,8 +46,8 @@ class Gate:
         self.reason = ""
 
     def outgoing(
-        self, data: MetricsData, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
-    ) -> MetricsData | None:
+        self, data: Snapshot, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
+    ) -> Outgoing | None:
         """Return the sendable part of this data, rebuilt from the list, or None without consent.
 
         Args:
@@ -80,7 +65,7 @@ class Gate:
         return outgoing
 
     def bodies(
-        self, data: MetricsData, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
+        self, data: Snapshot, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
     ) -> list[bytes]:
         """Return the checked bodies; none without consent, and none if one of them has a fault."""
         outgoing = self.outgoing(data, yield_gil, declared)
@@ -113,7 +98,7 @@ class Gate:
         return False
 
 
-class GatedExporter(MetricExporter):
+class GatedExporter:
     """An exporter of the program behind the gate: it gets the data of a collector, with a copy kept.
 
     Args:
@@ -129,13 +114,12 @@ class GatedExporter(MetricExporter):
 
     def __init__(
         self,
-        exporter: MetricExporter,
+        exporter: Any,
         gate: Gate,
         consent: Callable[[], bool],
         record: Record,
         declared: Declared | None = None,
     ) -> None:
-        super().__init__(getattr(exporter, "_preferred_temporality", None), getattr(exporter, "_preferred_aggregation", None))
         self._exporter = exporter
         self.gate = gate
         self._consent = consent
@@ -143,85 +127,58 @@ class GatedExporter(MetricExporter):
         self._declared = declared
         self.reason = ""
 
-    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        """Hand on the sendable part of this data. Without consent nothing is handed on, which counts as a failure."""
-        outgoing = self.gate.outgoing(metrics_data, declared=self._declared)
+    def export(self, data: Snapshot) -> bool:
+        """Hand on the sendable part of this data. Return True if the exporter accepted it; False without consent."""
+        outgoing = self.gate.outgoing(data, declared=self._declared)
         self.reason = self.gate.reason
         if outgoing is None:
-            return MetricExportResult.FAILURE
+            return False
         body = encode(outgoing)
         passes = self.gate.passes(body, declared=self._declared)
         self.reason = self.gate.reason
         if not passes:
-            return MetricExportResult.FAILURE
+            return False
         if not self._consent():
             self.gate.refused += 1
-            return MetricExportResult.FAILURE
+            return False
         try:
             answered = self._record(OWN, body)
         except OSError as error:
             self.reason = f"nothing was sent, because it cannot be noted what is sent: {error.strerror}"
-            return MetricExportResult.FAILURE
-        result = self._exporter.export(outgoing, timeout_millis, **kwargs)
+            return False
+        return self._hand_over(outgoing, answered)
+
+    def _hand_over(self, outgoing: Outgoing, answered: Callable[[str], None]) -> bool:
+        from opentelemetry.sdk.metrics.export import MetricExportResult
+
+        from exporters.sdk_data import metrics_data
+
+        result = self._exporter.export(metrics_data(outgoing), TIMEOUT_MS)
         answered(getattr(result, "name", "no answer"))
         if result is not MetricExportResult.SUCCESS:
             self.reason = "an export was not taken"
-        return result
-
-    def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Call the exporter's own."""
-        return self._exporter.force_flush(timeout_millis)
-
-    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        """Call the exporter's own."""
-        self._exporter.shutdown(timeout_millis, **kwargs)
+        return result is MetricExportResult.SUCCESS
 
 
-def rebuild(data: MetricsData, target: str = "otlp", declared: Declared | None = None) -> MetricsData:
+def rebuild(data: Snapshot, target: str = "otlp", declared: Declared | None = None) -> Outgoing:
     """Return new data with the listed metrics and facts for this destination, always in the same order."""
-    return MetricsData([_resource_metrics(entry, target, declared) for entry in data.resource_metrics])
+    rebuilt = (_metric(entry, data.points) for entry in metrics(target, declared))
+    return Outgoing(told_facts(data.facts, target, declared), tuple(m for m in rebuilt if m is not None), data.began, data.now)
 
 
-def _resource_metrics(source: ResourceMetrics, target: str, declared: Declared | None) -> ResourceMetrics:
-    found = [metric for scope in source.scope_metrics for metric in scope.metrics]
-    rebuilt = [_metric(entry, found) for entry in metrics(target, declared)]
-    resource = Resource(told_facts(source.resource.attributes, target, declared), SCHEMA_URL)
-    return ResourceMetrics(resource, [ScopeMetrics(SCOPE, [m for m in rebuilt if m is not None], SCHEMA_URL)], SCHEMA_URL)
-
-
-def _metric(entry: Entry, metrics: Iterable[Metric]) -> Metric | None:
+def _metric(entry: Entry, points: Iterable[Measured]) -> OutgoingMetric | None:
     """Return the listed metric with its sendable points, or None if there are none."""
-    points: dict[tuple[str, ...], Any] = {}
-    data: Any = None
-    for metric in metrics:
-        if metric.name == entry.name and _kind(metric.data) == entry.kind:
-            data = metric.data
-            for point in data.data_points:
-                attributes = _attributes(entry.attributes, point.attributes or {})
-                if attributes is not None:
-                    order = tuple(f"{name}={value}" for name, value in attributes.items())
-                    points.setdefault(order, _point(entry, point, attributes))
-    if not points:
+    found: dict[tuple[str, ...], tuple[dict[str, Any], Any]] = {}
+    for point in points:
+        if point.name == entry.name and point.kind == entry.kind:
+            attributes = _attributes(entry.attributes, point.attributes)
+            if attributes is not None:
+                order = tuple(f"{name}={value}" for name, value in attributes.items())
+                value = point.value if entry.kind == "histogram" else told(entry, point.value)
+                found.setdefault(order, (attributes, value))
+    if not found:
         return None
-    return Metric(entry.name, entry.purpose, entry.unit, _like(data, [points[order] for order in sorted(points)]))
-
-
-def _kind(data: Any) -> str:
-    if isinstance(data, ExponentialHistogram):
-        return "histogram"
-    if isinstance(data, Gauge):
-        return "gauge"
-    if isinstance(data, Sum):
-        return "sum" if data.is_monotonic else "updowncounter"
-    return "unknown"
-
-
-def _like(data: Any, points: list[Any]) -> Any:
-    if isinstance(data, ExponentialHistogram):
-        return ExponentialHistogram(points, data.aggregation_temporality)
-    if isinstance(data, Gauge):
-        return Gauge(points)
-    return Sum(points, data.aggregation_temporality, data.is_monotonic)
+    return OutgoingMetric(entry.name, entry.purpose, entry.unit, entry.kind, tuple(found[order] for order in sorted(found)))
 
 
 def _attributes(rules: Mapping[str, Rule], found: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -230,23 +187,3 @@ def _attributes(rules: Mapping[str, Rule], found: Mapping[str, Any]) -> dict[str
         return None
     told = {name: coarse(rule, found[name]) for name, rule in rules.items() if name in found}
     return None if None in told.values() else told
-
-
-def _point(entry: Entry, point: Any, attributes: dict[str, Any]) -> Any:
-    if isinstance(point, ExponentialHistogramDataPoint):
-        return ExponentialHistogramDataPoint(
-            attributes=attributes,
-            start_time_unix_nano=point.start_time_unix_nano,
-            time_unix_nano=point.time_unix_nano,
-            count=point.count,
-            sum=point.sum,
-            scale=point.scale,
-            zero_count=point.zero_count,
-            positive=point.positive,
-            negative=point.negative,
-            flags=0,
-            min=point.min,
-            max=point.max,
-        )
-    value = told(entry, point.value)
-    return NumberDataPoint(attributes, point.start_time_unix_nano, point.time_unix_nano, value)

@@ -30,6 +30,8 @@ from opentelemetry.sdk.metrics.export import (
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from exporters.config import Answered, Config, ExporterError, Record
+from exporters.measurements import Outgoing
+from exporters.sdk_data import metrics_data
 
 LOWEST, HIGHEST = -20, 14  # bounds from 2**-20 s, a microsecond, to 2**14 s, four and a half hours
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -54,7 +56,7 @@ class Page:
     def __init__(
         self,
         config: Config,
-        fresh: Callable[[], tuple[MetricsData, bytes] | None],
+        fresh: Callable[[], tuple[Outgoing, bytes] | None],
         every: float,
         consent: Callable[[], bool],
         record: Record,
@@ -130,11 +132,11 @@ class Page:
         return None
 
 
-def page_of(outgoing: MetricsData) -> Any:
+def page_of(outgoing: Outgoing) -> Any:
     """Return a WSGI application that shows this data."""
     registry = CollectorRegistry(auto_describe=False)
     reader = PrometheusMetricReader(scope_info_enabled=False, registry=registry)
-    data = _without_exponential(outgoing)
+    data = _without_exponential(metrics_data(outgoing))
     given: Any = lambda *_, **__: data  # noqa: E731
     reader._set_collect_callback(given)  # as a MeterProvider does; there are no instruments here
     return make_wsgi_app(registry)

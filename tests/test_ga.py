@@ -13,18 +13,18 @@ import ga_rules
 import pytest
 from conftest import epochmeter
 from ga_rules import Google, google, messages
-from opentelemetry.sdk.metrics.export import MetricsData
 from test_gate import a_run, data
 
 from exporters import ga_payload
 from exporters.gate import rebuild
+from exporters.measurements import Snapshot
 from exporters.outbox import Outbox
 from profiler import Phase, Profiler, settings
 from profiler.records.histogram import Histogram
 from profiler.records.run import EpochRecord, Run
 from profiler.records.timing import Timing
 from profiler.sending.flush import flush
-from profiler.sending.otel_data import run_data
+from profiler.sending.snapshot import run_snapshot
 
 GOLDEN = Path(__file__).parent / "golden" / "ga"
 STARTED = 1_790_000_000_000_000_000
@@ -106,8 +106,8 @@ def test_a_run_that_measured_nothing_there_are_events_for_is_not_told() -> None:
     """Such as one that was killed in its first epoch, or a benchmark: its machine alone would have no time."""
     run = Run("a1b2c3d4e5f6", "short", time.time_ns(), duration_ns=10**9)
     run.hardware.runtime["python"] = "3.11"
-    found = rebuild(run_data(run, run.started_unix_ns + run.duration_ns), "ga")
-    assert found.resource_metrics[0].resource.attributes and not ga_payload.bodies(found)
+    found = rebuild(run_snapshot(run, run.started_unix_ns + run.duration_ns), "ga")
+    assert found.facts and not ga_payload.bodies(found)
 
 
 def test_the_preview_of_such_a_run_says_so() -> None:
@@ -259,7 +259,7 @@ def test_every_word_of_the_vocabulary_is_within_the_limits() -> None:
 
 
 def test_real_runs_are_valid(server: Google) -> None:
-    run: MetricsData = data(a_run())
+    run: Snapshot = data(a_run())
     for body in ga_payload.bodies(rebuild(run, "ga")):
         assert (messages(body), ga_payload.first_fault(body)) == ([], None)
 

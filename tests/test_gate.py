@@ -12,17 +12,20 @@ from conftest import epochmeter
 from metric_catalog import units
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.sdk.metrics.export import Gauge, Metric, MetricExportResult, MetricsData, NumberDataPoint
+from opentelemetry.sdk.metrics.export import Metric, MetricExportResult, MetricsData
 
 import exporters
 from exporters import gate
 from exporters.allowlist import GPU_MEMORY_CLASSES, GPU_MODELS, METRICS, PHASES, RESOURCE, STAGES
 from exporters.gate import GatedExporter, rebuild
+from exporters.measurements import Measured, Outgoing, OutgoingMetric, Snapshot
 from exporters.payload import encode, first_fault
 from exporters.rules import OTHER, Random, Words, coarse, significant, size_class
+from exporters.sdk_data import metrics_data
 from profiler import Phase, Profiler, Stage, __version__
 from profiler.records.run import Run
-from profiler.sending import otel_data as otel
+from profiler.records.timing import Timing
+from profiler.sending.snapshot import run_snapshot
 from profiler.storage import points
 from profiler.testing import RecordingExporter
 
@@ -43,20 +46,28 @@ def a_run() -> Run:
     return run
 
 
-def data(run: Run) -> MetricsData:
-    return otel.run_data(run, run.started_unix_ns + run.duration_ns)
+def data(run: Run) -> Snapshot:
+    return run_snapshot(run, run.started_unix_ns + run.duration_ns)
 
 
-def words_in(outgoing: MetricsData) -> bytes:
-    return bytes(encode_metrics(outgoing).SerializeToString())
+def words_in(outgoing: Outgoing | MetricsData) -> bytes:
+    return bytes(encode_metrics(outgoing if isinstance(outgoing, MetricsData) else metrics_data(outgoing)).SerializeToString())
 
 
-def metrics_of(outgoing: MetricsData) -> dict[str, Metric]:
-    return {m.name: m for rm in outgoing.resource_metrics for sm in rm.scope_metrics for m in sm.metrics}
+def metrics_of(outgoing: Outgoing | MetricsData) -> dict[str, Metric]:
+    given = outgoing if isinstance(outgoing, MetricsData) else metrics_data(outgoing)
+    return {m.name: m for rm in given.resource_metrics for sm in rm.scope_metrics for m in sm.metrics}
+
+
+def unchanged(source: Snapshot) -> Outgoing:
+    """The data as it is before the gate: every metric under its own name, nothing left out."""
+    points = [(point.name, point.kind, dict(point.attributes), point.value) for point in source.points]
+    metrics = tuple(OutgoingMetric(name, "", "", kind, ((attributes, value),)) for name, kind, attributes, value in points)
+    return Outgoing(dict(source.facts), metrics, source.began, source.now)
 
 
 def test_nothing_of_the_users_own_goes_out() -> None:
-    raw = words_in(data(a_run()))
+    raw = words_in(unchanged(data(a_run())))
     assert b"secret-host" in raw  # the data before the gate has it: the test can fail
     out = words_in(rebuild(data(a_run())))
     assert not [secret for secret in SECRETS if secret.encode() in out]
@@ -83,10 +94,9 @@ def test_timings_go_out_exactly() -> None:
 
 def test_what_is_not_listed_has_no_way_out() -> None:
     source = data(a_run())
-    extra = Metric("user.metric", "secret-metric", "1", Gauge([NumberDataPoint({}, 0, 1, 5)]))
-    disguised = Metric("process.cpu.utilization", "", "1", Gauge([NumberDataPoint({"user": "secret"}, 0, 1, 5)]))
-    scope = source.resource_metrics[0].scope_metrics[0]
-    scope.metrics.extend([extra, disguised])  # type: ignore[attr-defined]
+    extra = Measured("user.metric", "gauge", 5, {"note": "secret-metric"})
+    disguised = Measured("process.cpu.utilization", "gauge", 5, {"user": "secret"})
+    source.points.extend([extra, disguised])  # type: ignore[attr-defined]
     out = rebuild(source)
     assert "user.metric" not in metrics_of(out)
     assert b"secret" not in words_in(out)
@@ -149,7 +159,7 @@ def gated(exporter: Any, consent: Callable[[], bool], noted: list[tuple[str, byt
 def test_consent_is_asked_before_building_and_before_handing_on(given: tuple[bool, ...]) -> None:
     inner, noted = RecordingExporter(), list[tuple[str, bytes]]()
     found = gated(inner, answers(*given), noted)
-    assert found.export(data(a_run())) is MetricExportResult.FAILURE
+    assert found.export(data(a_run())) is False
     assert (inner.exports, noted, found.gate.refused, found.reason) == ([], [], 1, "")
     bodies = exporters.gate_for(exporters.Config("otlp"), answers(*given)).bodies(data(a_run()))
     assert bodies == []
@@ -158,14 +168,14 @@ def test_consent_is_asked_before_building_and_before_handing_on(given: tuple[boo
 
 def test_without_consent_the_data_is_not_even_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "rebuild", lambda *arguments: pytest.fail("looked at"))
-    assert gated(RecordingExporter(), lambda: False).export(data(a_run())) is MetricExportResult.FAILURE
+    assert gated(RecordingExporter(), lambda: False).export(data(a_run())) is False
 
 
 def test_consent_is_asked_at_every_export() -> None:
     inner = RecordingExporter()
     found = gated(inner, answers(True, True, False, True, True))
-    results = [found.export(data(a_run())).name for _ in range(3)]
-    assert results == ["SUCCESS", "FAILURE", "SUCCESS"]
+    results = [found.export(data(a_run())) for _ in range(3)]
+    assert results == [True, False, True]
     assert len(inner.exports) == 2
 
 
@@ -192,7 +202,7 @@ def test_what_goes_out_is_noted_first_byte_for_byte() -> None:
             assert [body for _, body in noted] == [words_in(metrics_data)]
             return super().export(metrics_data)
 
-    assert gated(Watching(), lambda: True, noted).export(data(a_run())) is MetricExportResult.SUCCESS
+    assert gated(Watching(), lambda: True, noted).export(data(a_run())) is True
     assert noted[0][0] == "an exporter of the program's own"
 
 
@@ -202,13 +212,13 @@ def test_what_cannot_be_noted_does_not_go() -> None:
 
     inner = RecordingExporter()
     found = exporters.behind_gate(inner, lambda: True, record)
-    assert found.export(data(a_run())) is MetricExportResult.FAILURE
+    assert found.export(data(a_run())) is False
     assert inner.exports == []
     assert found.reason == "nothing was sent, because it cannot be noted what is sent: Read-only file system"
 
 
-def leaking(source: MetricsData, target: str = "otlp", declared: Any = None) -> MetricsData:
-    return source
+def leaking(source: Snapshot, target: str = "otlp", declared: Any = None) -> Outgoing:
+    return unchanged(source)
 
 
 def test_the_final_bytes_are_checked_whatever_built_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,7 +332,7 @@ def test_the_check_finds_fields_that_nobody_knows() -> None:
 def test_the_list_says_which_destination_gets_what() -> None:
     out = rebuild(data(a_run()), "elsewhere")
     assert not metrics_of(out)
-    assert not out.resource_metrics[0].resource.attributes
+    assert not out.facts
     assert "not on the list" in str(first_fault(encode(rebuild(data(a_run()))), "elsewhere"))
 
 
@@ -370,8 +380,18 @@ def test_the_data_is_opentelemetrys_own() -> None:
         assert dataclasses.is_dataclass(metric.data)
         temporality = getattr(metric.data, "aggregation_temporality", None)
         assert temporality is None or temporality.name == "CUMULATIVE"
-    message = encode_metrics(outgoing)
+    message = encode_metrics(metrics_data(outgoing))
     assert message.resource_metrics[0].schema_url == "https://opentelemetry.io/schemas/1.44.0"
     exponential = [m for m in message.resource_metrics[0].scope_metrics[0].metrics if m.HasField("exponential_histogram")]
     assert {m.name for m in exponential} >= {"epochmeter.phase.duration", "epochmeter.step.duration"}
     assert all(not p.exemplars for m in exponential for p in m.exponential_histogram.data_points)
+
+
+def test_our_encoder_makes_opentelemetrys_bytes() -> None:
+    run = a_run()
+    run.outside.phases[("checkpoint",)] = Timing()
+    run.outside.phases[("checkpoint",)].steady.add([0, 1])
+    outgoing = rebuild(data(run))
+    kinds = {metric.kind for metric in outgoing.metrics}
+    assert kinds == {"gauge", "sum", "updowncounter", "histogram"}
+    assert encode(outgoing) == encode_metrics(metrics_data(outgoing)).SerializeToString()

@@ -26,9 +26,12 @@ from test_gate import a_run, data
 from exporters import sentlog
 from exporters.allowlist import metrics as listed
 from exporters.gate import rebuild
+from exporters.measurements import Measured, Snapshot
 from exporters.rules import Random
+from exporters.sdk_data import histogram_point
 from profiler import Phase, Profiler, settings
 from profiler.records.histogram import Histogram
+from profiler.sending.snapshot import histogram_value
 
 page = pytest.importorskip("exporters.prometheus", reason="the extra prometheus is not installed")
 KIT = Path(__file__).parents[1] / "examples" / "pipeline"
@@ -100,11 +103,9 @@ def test_histograms_keep_every_count(port: int) -> None:
 
 @pytest.mark.parametrize("seconds", [1e-9, 2.0**-20, 0.25, 0.2500001, 1.0, 3.7, 16_384.0, 20_000.0])
 def test_a_duration_is_below_its_bound_and_above_the_one_before(seconds: float) -> None:
-    from profiler.sending.otel_data import histogram_point
-
     made = Histogram()
     made.add([round(seconds * 1e9)])
-    point = page._point(histogram_point(made, {}, 0, 1))
+    point = page._point(histogram_point(histogram_value(made), {}, 0, 1))
     place = point.bucket_counts.index(1)
     assert sum(point.bucket_counts) == 1
     assert place == len(page.BOUNDS) or round(seconds * 1e9) <= round(page.BOUNDS[place] * 1e9)
@@ -189,42 +190,15 @@ def test_the_first_time_is_said(port: int, capfd: pytest.CaptureFixture[str]) ->
 
 
 def every_metric() -> str:
-    """The page with every listed metric on it."""
-    from opentelemetry.sdk.metrics.export import (
-        AggregationTemporality,
-        ExponentialHistogram,
-        Gauge,
-        Metric,
-        MetricsData,
-        NumberDataPoint,
-        ResourceMetrics,
-        ScopeMetrics,
-        Sum,
-    )
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-
-    from profiler.sending.otel_data import histogram_point
-
+    """A page with a point of every metric that the list names for it."""
     made = Histogram()
     made.add([10**6])
-    metrics = []
+    points = []
     for entry in listed("prometheus"):
         attributes = {name: rule.values[0] for name, rule in entry.attributes.items() if not isinstance(rule, Random)}
-        number = [NumberDataPoint(attributes, 0, 1, 2**32)]
-        kinds: dict[str, Any] = {
-            "histogram": lambda at=attributes: ExponentialHistogram(
-                [histogram_point(made, at, 0, 1)], AggregationTemporality.CUMULATIVE
-            ),
-            "gauge": lambda number=number: Gauge(number),
-            "sum": lambda number=number: Sum(number, AggregationTemporality.CUMULATIVE, True),
-            "updowncounter": lambda number=number: Sum(number, AggregationTemporality.CUMULATIVE, False),
-        }
-        metrics.append(Metric(entry.name, "", entry.unit, kinds[entry.kind]()))
-    scopes = [ScopeMetrics(InstrumentationScope("epochmeter"), metrics, "")]
-    source = MetricsData([ResourceMetrics(Resource({"service.name": "epochmeter"}), scopes, "")])
-    rebuilt = rebuild(source, "prometheus")
-    return shown(rebuilt)
+        value = histogram_value(made) if entry.kind == "histogram" else 2**32
+        points.append(Measured(entry.name, entry.kind, value, attributes))
+    return shown(rebuild(Snapshot({"service.name": "epochmeter"}, points, 0, 1), "prometheus"))
 
 
 def names_on_the_page() -> set[str]:

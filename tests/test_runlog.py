@@ -228,8 +228,8 @@ def test_local_off_keeps_nothing(home: Path) -> None:
 def test_a_line_is_what_opentelemetrys_own_encoder_makes_of_it() -> None:
     from google.protobuf.json_format import MessageToDict
     from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+    from support import sdk_form
 
-    from profiler.sending import otel_data as otel
     from profiler.storage import otlp_json as lines
     from profiler.storage.points import epoch_attributes, epoch_points, local_resource
 
@@ -257,7 +257,7 @@ def test_a_line_is_what_opentelemetrys_own_encoder_makes_of_it() -> None:
             reading_of(epoch.readings, Sample(spec, value, {"hw.id": "gpu-0"})).add(value)
     for part in (epoch, EpochRecord(None)):
         points = epoch_points(run, part)
-        data = otel.metrics_data(local_resource(run), points, otel.DELTA, 1, 2, epoch_attributes(part))
+        data = sdk_form.metrics_data(local_resource(run), points, sdk_form.DELTA, 1, 2, epoch_attributes(part))
         theirs = MessageToDict(encode_metrics(data), use_integers_for_enums=True)
         ours = json.loads(json.dumps(lines.request(local_resource(run), points, 1, 2, epoch_attributes(part))))
         assert _flat(ours) == _flat(theirs)

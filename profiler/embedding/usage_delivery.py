@@ -128,10 +128,10 @@ def _goes_somewhere(info: PackageInfo, resolved: Resolved) -> bool:
 
 
 def usage_of(summary: str, counted: Counted) -> Any:
-    """Return counts as OpenTelemetry's ``MetricsData``."""
-    from profiler.sending.otel_data import usage_data
+    """Return counts as the gate takes them."""
+    from profiler.sending.snapshot import usage_snapshot
 
-    return usage_data(summary, counted.facts, counted.counts, counted.began, counted.ended)
+    return usage_snapshot(summary, counted.facts, counted.counts, counted.began, counted.ended)
 
 
 def _hand_over(

@@ -41,7 +41,7 @@ class ReadingRecord:
     maximum: Number = 0
     total: Number = 0
     last: Number = 0
-    _histogram: Histogram = field(default_factory=lambda: Histogram(SENSOR_SCALE))
+    _histogram: Histogram | None = None  # made for the kind "histogram" alone
     _waiting: list[int] = field(default_factory=list)
     _per: int = 1
 
@@ -49,14 +49,19 @@ class ReadingRecord:
     def histogram(self) -> Histogram:
         """The values times 1e9, for the kind "histogram" alone."""
         self.settle()
-        return self._histogram
+        return self._own_histogram()
 
     def settle(self) -> None:
         """Count the waiting values, before another thread may read the record."""
         if self._waiting:
             factor = NS // self._per
-            self._histogram.add([value * factor for value in self._waiting])
+            self._own_histogram().add([value * factor for value in self._waiting])
             self._waiting.clear()
+
+    def _own_histogram(self) -> Histogram:
+        if self._histogram is None:
+            self._histogram = Histogram(SENSOR_SCALE)
+        return self._histogram
 
     def add_all(self, values: Sequence[int], per: int) -> None:
         """Add the values of a source that buffers them: whole numbers, ``per`` of which are one of the metric's unit.

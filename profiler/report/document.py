@@ -26,7 +26,7 @@ def document(run: Run) -> dict[str, Any]:
     """Return the whole run as plain dictionaries, lists, numbers and strings."""
     whole = run.whole()
     energy = run.energy()
-    verdict = judge(run)
+    verdict = judge(run, whole)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "run": _run(run),

@@ -14,7 +14,7 @@ from profiler.report.stragglers import rank_table
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.reading_record import ReadingRecord
-    from profiler.records.run import Run
+    from profiler.records.run import EpochRecord, Run
     from profiler.records.timing import StageRecord
 
 
@@ -40,9 +40,14 @@ class Verdict:
     evidence: list[str] = field(default_factory=list)
 
 
-def judge(run: Run) -> Verdict:
-    """Return the verdict on a run, from its training stage (or its only stage) and its readings."""
-    whole = run.whole()
+def judge(run: Run, whole: EpochRecord | None = None) -> Verdict:
+    """Return the verdict on a run, from its training stage (or its only stage) and its readings.
+
+    Args:
+        run: the run.
+        whole: the result of ``run.whole()``, if the caller has it.
+    """
+    whole = run.whole() if whole is None else whole
     if whole.cases and not whole.stages:
         return Verdict("unknown", ["a benchmark: each case is held against this machine's limits, not judged"])
     stage = whole.stages.get("train") or next(iter(whole.stages.values()), None)

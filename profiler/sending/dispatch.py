@@ -139,7 +139,7 @@ class Dispatch:
     def _recover(self, run: str, about: Mapping[str, Any], age_s: float, yield_gil: Callable[[], None]) -> None:
         from exporters.entry import name_of
         from exporters.outbox import LEFT_ALONE_S
-        from profiler.sending.otel_data import run_data
+        from profiler.sending.snapshot import run_snapshot
         from profiler.storage.run_log import is_being_written
         from profiler.storage.run_reader import load
 
@@ -149,7 +149,7 @@ class Dispatch:
         try:
             recorded = load(path, yield_gil)
             ended = recorded.started_unix_ns + recorded.duration_ns
-            self.put(recorded, run_data(recorded, ended), LAST, yield_gil)
+            self.put(recorded, run_snapshot(recorded, ended), LAST, yield_gil)
         except RunLogError:
             if age_s < LEFT_ALONE_S:
                 return  # the run may be writing its first line now

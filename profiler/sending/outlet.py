@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LOOK_AGAIN_S = 5.0  # if another process is delivering, or something failed
 
 
-class Outgoing(NamedTuple):
+class RunExport(NamedTuple):
     """A run on its way out; the fields are described at `Sending`.
 
     ``record`` keeps a copy of a body before it is sent.
@@ -59,11 +59,11 @@ class Outlet(ABC):
 class OutboxOutlet(Outlet):
     """The outbox, and a courier in a thread of its own."""
 
-    def __init__(self, outgoing: Outgoing, config: Config, gate: Any, resolved: Resolved) -> None:
-        self._outgoing = outgoing
-        self._faults = Faults(outgoing.note)
+    def __init__(self, run_export: RunExport, config: Config, gate: Any, resolved: Resolved) -> None:
+        self._run_export = run_export
+        self._faults = Faults(run_export.note)
         self._dispatch = Dispatch(resolved, outbox_of(resolved), config, gate)
-        self._courier = self._dispatch.courier(outgoing.consent, outgoing.record, yield_gil=self._yield_gil)
+        self._courier = self._dispatch.courier(run_export.consent, run_export.record, yield_gil=self._yield_gil)
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
         self._wake, self._ending = threading.Event(), threading.Event()
         self._deadline = math.inf
@@ -74,10 +74,10 @@ class OutboxOutlet(Outlet):
         """Announce the final payload in the outbox, and start the courier."""
         if log is not None:
             try:
-                self._dispatch.open_run(self._outgoing.run, log.name)
+                self._dispatch.open_run(self._run_export.run, log.name)
             except OSError as error:
                 self._faults.count("the outbox cannot be written", error)
-        _start(self._thread, self._outgoing.note)
+        _start(self._thread, self._run_export.note)
 
     def put(self, *, last: bool) -> None:
         """Put a payload into the outbox, and wake the courier."""
@@ -86,19 +86,19 @@ class OutboxOutlet(Outlet):
         self._count += 1
         order, yield_gil = (LAST, no_pause) if last else (f"{self._count:08d}", pause)
         yield_gil()
-        data = self._outgoing.snapshot(yield_gil)
+        data = self._run_export.snapshot(yield_gil)
         yield_gil()
-        is_kept = self._dispatch.put(self._outgoing.run, data, order, yield_gil)
+        is_kept = self._dispatch.put(self._run_export.run, data, order, yield_gil)
         if self._dispatch.gate.reason:
-            self._outgoing.note(self._dispatch.gate.reason)
+            self._run_export.note(self._dispatch.gate.reason)
         if is_kept and last:
-            self._dispatch.close_run(self._outgoing.run)
+            self._dispatch.close_run(self._run_export.run)
         if not last:  # after the last one, `finish` wakes the courier
             self._wake.set()
 
     def withdraw(self) -> None:
         """Withdraw the announcement of the final payload."""
-        self._dispatch.close_run(self._outgoing.run)
+        self._dispatch.close_run(self._run_export.run)
 
     def finish(self, timeout: float) -> None:
         """Wait for the courier's last round."""
@@ -128,7 +128,7 @@ class OutboxOutlet(Outlet):
         return answer
 
     def _recover(self) -> bool:
-        self._dispatch.recover(self._outgoing.consent, self._outgoing.run.id, yield_gil=self._yield_gil)
+        self._dispatch.recover(self._run_export.consent, self._run_export.run.id, yield_gil=self._yield_gil)
         return False
 
     def _yield_gil(self) -> None:
@@ -143,7 +143,7 @@ class OutboxOutlet(Outlet):
         patience_s = max(self._deadline - time.monotonic(), 0.0) if is_ending else 0.0
         done = self._courier.deliver(lambda: self._deadline, patience_s)
         for text in done.notes:
-            self._outgoing.note(text)
+            self._run_export.note(text)
         self._look_again_s = LOOK_AGAIN_S if done.left else None
         has_just_failed = self._ending.is_set() and bool(done.reason) and bool(done.notes)
         return is_ending or has_just_failed
@@ -152,9 +152,9 @@ class OutboxOutlet(Outlet):
 class ExporterOutlet(Outlet):
     """The program's own exporter. Payloads are handed over once, and neither kept nor tried again."""
 
-    def __init__(self, outgoing: Outgoing, gated: Any) -> None:
-        self._outgoing = outgoing
-        self._faults = Faults(outgoing.note)
+    def __init__(self, run_export: RunExport, gated: Any) -> None:
+        self._run_export = run_export
+        self._faults = Faults(run_export.note)
         self._gated = gated
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
         self._wake = threading.Event()
@@ -163,11 +163,11 @@ class ExporterOutlet(Outlet):
 
     def begin(self, log: Path | None) -> None:
         """Start the thread that calls the exporter."""
-        _start(self._thread, self._outgoing.note)
+        _start(self._thread, self._run_export.note)
 
     def put(self, *, last: bool) -> None:
         """Hand a snapshot to that thread."""
-        self._data = self._outgoing.snapshot(no_pause if last else pause)
+        self._data = self._run_export.snapshot(no_pause if last else pause)
         self._wake.set()
 
     def finish(self, timeout: float) -> None:
@@ -175,7 +175,7 @@ class ExporterOutlet(Outlet):
         self._is_ending = True
         self._wake.set()
         if not _has_ended(self._thread, timeout):
-            self._outgoing.note(f"the program's own exporter took longer than {timeout:g} s, and was not waited for")
+            self._run_export.note(f"the program's own exporter took longer than {timeout:g} s, and was not waited for")
 
     def _main(self) -> None:
         is_ending = False
@@ -191,16 +191,16 @@ class ExporterOutlet(Outlet):
         try:
             self._gated.export(data)
         except Exception as error:  # the program's exporter may raise anything; its text is not kept
-            self._outgoing.note(f"an export failed: {type(error).__name__}")
+            self._run_export.note(f"an export failed: {type(error).__name__}")
         if self._gated.reason:
-            self._outgoing.note(self._gated.reason)
+            self._run_export.note(self._gated.reason)
 
 
 class PrometheusOutlet(Outlet):
     """A page that a Prometheus server scrapes."""
 
-    def __init__(self, outgoing: Outgoing, config: Config, gate: Any, every: float) -> None:
-        self._outgoing = outgoing
+    def __init__(self, run_export: RunExport, config: Config, gate: Any, every: float) -> None:
+        self._run_export = run_export
         self._config = config
         self._gate = gate
         self._every = every
@@ -212,21 +212,21 @@ class PrometheusOutlet(Outlet):
         from exporters.prometheus import Page
 
         try:
-            self._page = Page(self._config, self._render, self._every, self._outgoing.consent, self._outgoing.record)
+            self._page = Page(self._config, self._render, self._every, self._run_export.consent, self._run_export.record)
         except ExporterError as error:
-            self._outgoing.note(str(error))
+            self._run_export.note(str(error))
 
     def _render(self) -> Any:
         """Return the checked data and its bytes, or None if the gate lets nothing through."""
         from exporters.payload import encode
 
-        declared = declared_of(self._outgoing.run)
-        outgoing = self._gate.outgoing(self._outgoing.snapshot(pause), pause, declared)
+        declared = declared_of(self._run_export.run)
+        outgoing = self._gate.outgoing(self._run_export.snapshot(pause), pause, declared)
         if outgoing is None:
             return None
         body = encode(outgoing)
         if not self._gate.passes(body, pause, declared):
-            self._outgoing.note(self._gate.reason)
+            self._run_export.note(self._gate.reason)
             return None
         return outgoing, body
 

@@ -18,7 +18,7 @@ from profiler.sending.consent import Consent, state_of
 from profiler.sending.destination import destination
 from profiler.sending.dispatch import declared_of, forget_old, record
 from profiler.sending.notices import announce, announcement_of_runs, may_send_for
-from profiler.sending.outlet import ExporterOutlet, OutboxOutlet, Outgoing, PrometheusOutlet
+from profiler.sending.outlet import ExporterOutlet, OutboxOutlet, PrometheusOutlet, RunExport
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class Sending:
         run: the run.
         resolve: gives the settings in force.
         exporter: an OpenTelemetry ``MetricExporter`` of the program, or None.
-        snapshot: gives the run so far as ``MetricsData``; may be called from any thread. Its argument is a function to
-            call between two pieces of work.
+        snapshot: gives the run so far as an ``exporters`` `Snapshot`; may be called from any thread. Its argument is a
+            function to call between two pieces of work.
         note: counts a fault under a text.
     """
 
@@ -51,7 +51,7 @@ class Sending:
         self._resolve = resolve
         self._app: EmbeddingApp | None = None
         self._exporter = exporter
-        self._outgoing = Outgoing(run, snapshot, self.consent, self._record, note)
+        self._run_export = RunExport(run, snapshot, self.consent, self._record, note)
         self._consent = Consent(resolve, lambda resolved: False)  # until `prepare` knows the choice
         self._outlet: Outlet | None = None
         self._lock = threading.Lock()
@@ -78,17 +78,17 @@ class Sending:
         forget_old(resolved)
         if self._exporter is not None:
             gated = exporters.behind_gate(self._exporter, self.consent, self._record, declared_of(self._run))
-            self._outlet = ExporterOutlet(self._outgoing, gated)
+            self._outlet = ExporterOutlet(self._run_export, gated)
             return
         config = exporters.Config(**destination(resolved))
         gate = exporters.gate_for(config, self.consent)
         importlib.import_module(exporters.TARGETS[config.target].modules[config.protocol])
         if config.target == "prometheus":
-            self._outlet = PrometheusOutlet(self._outgoing, config, gate, resolved.settings.export_interval)
+            self._outlet = PrometheusOutlet(self._run_export, config, gate, resolved.settings.export_interval)
             return
         for module in ("exporters.courier", "exporters.outbox", "exporters.sentlog"):
             importlib.import_module(module)
-        self._outlet = OutboxOutlet(self._outgoing, config, gate, resolved)
+        self._outlet = OutboxOutlet(self._run_export, config, gate, resolved)
 
     def begin(self, log: Path | None) -> bool:
         """Begin sending. Return False if this run is not sent at all.

@@ -123,7 +123,7 @@ class RunKeeper:
             self.save(self._outside_energy)
 
     def snapshot(self, is_running: bool, yield_gil: Callable[[], None]) -> Any:
-        """Return the sums of the run so far, as OpenTelemetry's ``MetricsData``. May be called from any thread.
+        """Return the sums of the run so far, for the gate. May be called from any thread.
 
         The loop is locked out only while the sums are added up.
 
@@ -131,7 +131,7 @@ class RunKeeper:
             is_running: False after the end: then the data is that of the log's last line.
             yield_gil: called between two pieces of work, so that the loop gets its turn.
         """
-        from profiler.sending.otel_data import summed_data
+        from profiler.sending.snapshot import summed_snapshot
 
         with self._sums_lock:
             with self.lock:
@@ -140,7 +140,7 @@ class RunKeeper:
                 whole = self._sums.of(self._run)
             yield_gil()
             now = self._run.started_unix_ns + self._run.duration_ns
-            return summed_data(self._run, now, self._sums, whole, yield_gil)
+            return summed_snapshot(self._run, now, self._sums, whole, yield_gil)
 
     def forget(self) -> None:
         """Reset after a fork: the log is the parent's, and a lock may be held by a thread that does not exist here."""

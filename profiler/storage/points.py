@@ -1,7 +1,7 @@
 """The measurements of a run as points: value, metric and attributes. OpenTelemetry's terms, without its classes.
 
 `epoch_points` is the growth of one epoch in full detail, for the run log on this machine (written by `otlp_json`).
-`summed_points` is the run so far without the user's own words, for an exporter (handed over by `sending.otel_data`).
+`summed_points` is the run so far without the user's own words, for an exporter (handed over by `sending.snapshot`).
 """
 
 from __future__ import annotations

@@ -69,10 +69,10 @@ def payload(recorded: Any, target: str, usage: bool) -> list[bytes]:
     from exporters import form_of
     from exporters.gate import rebuild
     from profiler.sending.dispatch import declared_of
-    from profiler.sending.otel_data import run_data
+    from profiler.sending.snapshot import run_snapshot
 
     declared = declared_of(recorded)
-    data = rebuild(run_data(recorded, recorded.started_unix_ns + recorded.duration_ns), target, declared)
+    data = rebuild(run_snapshot(recorded, recorded.started_unix_ns + recorded.duration_ns), target, declared)
     found: list[bytes] = form_of(target).bodies(data, usage)
     return found
 

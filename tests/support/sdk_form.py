@@ -1,11 +1,8 @@
-"""A run as OpenTelemetry's ``MetricsData``. It is cumulative, so sending it twice does no harm.
-
-The rule it keeps: no provider, global or private, is made or touched, and the resource holds only the facts listed here.
-"""
+"""Points in the classes of OpenTelemetry's SDK, for the test that compares our JSON with its encoder's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from opentelemetry.sdk.metrics.export import (
@@ -32,49 +29,17 @@ import profiler
 from opentelemetry.sdk.metrics.export import Buckets  # isort: skip
 
 from profiler.records.histogram import NS
-from profiler.records.run import Sums
-from profiler.storage.points import SCHEMA_URL, SCOPE, exported_resource, summed_points
-from profiler.storage.usage_points import usage_points
+from profiler.storage.points import SCHEMA_URL, SCOPE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.histogram import Histogram
     from profiler.records.reading_record import ReadingRecord
-    from profiler.records.run import EpochRecord, Run
     from profiler.storage.metric_rows import Attributes
     from profiler.storage.points import Point
-    from profiler.storage.usage_ledger import Counts
 
 
 DELTA, CUMULATIVE = AggregationTemporality.DELTA, AggregationTemporality.CUMULATIVE
-
-
-def run_data(run: Run, now_unix_ns: int) -> MetricsData:
-    """Return the run so far for an exporter, without its name and without the user's own words."""
-    sums = Sums()
-    return summed_data(run, now_unix_ns, sums, sums.of(run))
-
-
-def summed_data(
-    run: Run, now_unix_ns: int, sums: Sums, whole: EpochRecord, yield_gil: Callable[[], None] = lambda: None
-) -> MetricsData:
-    """Return the same from kept sums; the arguments are those of `summed_points`."""
-    points = summed_points(run, sums, whole, yield_gil)
-    return metrics_data(exported_resource(run), points, CUMULATIVE, run.started_unix_ns, now_unix_ns, {})
-
-
-def usage_data(summary: str, facts: Mapping[str, Any], counts: Counts, began: int, ended: int) -> MetricsData:
-    """Return the counts of a package between two moments (ns since 1970).
-
-    Args:
-        summary: the id of the summary. Sent twice, it is the same cumulative sum of the same instance.
-        facts: of the package and its environment.
-        counts: the counts.
-        began: the start of counting.
-        ended: its end.
-    """
-    ours = {"service.name": "epochmeter", "service.version": profiler.__version__, "service.instance.id": summary}
-    return metrics_data({**ours, **facts}, list(usage_points(counts)), CUMULATIVE, began, ended, {})
 
 
 def metrics_data(

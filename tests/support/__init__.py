@@ -1,0 +1,1 @@
+"""Support for tests: stand-ins, rules and programs that are no tests themselves."""
