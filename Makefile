@@ -77,7 +77,7 @@ gpu:  ## the tests and the benchmarks that need an NVIDIA GPU, with the python t
 
 .PHONY: record-nvml
 record-nvml:  ## what this machine's NVIDIA GPUs answer, for tests to replay
-	$(PYTHON) tests/record_nvml.py
+	$(PYTHON) tests/support/record_nvml.py
 
 .PHONY: clean
 clean:  ## remove what the other targets made

@@ -29,7 +29,7 @@ from ctypes import byref
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).parent.parent / "tests" / "fake_nvml" / "nvml.c"
+SOURCE = Path(__file__).parent.parent / "tests" / "support" / "fake_nvml" / "nvml.c"
 ROUNDS, TICKS = 15, 40
 WINDOWS, SECONDS = 5, 10  # every tenth reading is dearer; the median of the windows, as other programs come and go
 STOPS = 5
@@ -220,11 +220,11 @@ def ticks(library: Any, pynvml: Any, gpus: int) -> dict[str, float]:
         library.fake_nvml_pass(1000)
 
     probe = NvmlProbe(clock=lambda: now[0])
-    recorder = Sampler(1.0, probes=("nvml",), load=lambda name: probe)
-    recorder.open("nvml")
+    sampler = Sampler(1.0, probes=("nvml",), load=lambda name: probe)
+    sampler.open("nvml")
     raw = Raw(library, pynvml, gpus)
-    ways: dict[str, Callable[[], Any]] = {"raw": raw.read, "probe": lambda: read_all(recorder), "kept": recorder.tick}
-    for once in (recorder.tick, raw.read):
+    ways: dict[str, Callable[[], Any]] = {"raw": raw.read, "probe": lambda: read_all(sampler), "kept": sampler.tick}
+    for once in (sampler.tick, raw.read):
         for _ in range(TICKS):  # the readings that are told elsewhere have gone by then
             pass_a_second()
             once()
@@ -241,11 +241,11 @@ def ticks(library: Any, pynvml: Any, gpus: int) -> dict[str, float]:
     }
 
 
-def read_all(recorder: Any) -> list[Any]:
+def read_all(sampler: Any) -> list[Any]:
     """What the probe gives in a tick, before it is added up."""
-    lane = recorder._drivers
-    lane.ticks += 1
-    return [row.reading.all() for row in lane.rows if lane.ticks % row.reading.every == 0]
+    drivers = sampler.threads[1]
+    drivers.ticks += 1
+    return [row.reading.all() for row in drivers.rows if drivers.ticks % row.reading.every == 0]
 
 
 def shares(folder: Path, gpus: int, peers: str) -> dict[str, float]:

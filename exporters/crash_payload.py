@@ -88,6 +88,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def moment(time_unix_ns: int) -> str:
+    """Return the time of a crash, rounded down."""
     return datetime.fromtimestamp(time_unix_ns // 1_000_000_000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -186,6 +186,7 @@ def _at_most(seconds: float) -> Iterator[None]:
 
 
 def without_credentials(url: str) -> str:
+    """Return the address as it may be shown: without user name, password and query."""
     return str(parse_url(url)._replace(auth=None, query=None, fragment=None).url)
 
 

@@ -14,6 +14,7 @@ from profiler.bench.work import HostClock, Work, clock_for, dtype_of
 
 
 def build(case: Case) -> Work:
+    """Build the case of a limit."""
     return BUILDERS[case.name](case)
 
 

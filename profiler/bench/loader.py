@@ -76,6 +76,7 @@ class Passes:
 
 
 def build(case: Case) -> Work:
+    """Build the case of a DataLoader."""
     workers, size = case.workers or 0, case.batch or 1
     batches = Batches(size)
     more: dict[str, Any] = {"persistent_workers": True, "prefetch_factor": AHEAD} if workers else {}

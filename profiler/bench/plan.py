@@ -192,6 +192,7 @@ def limits(machine: Machine, device: str, dtypes: Sequence[str], quick: bool, ra
 
 
 def all_reduce(device: str, quick: bool, ranks: int) -> Case:
+    """Return the case of an all-reduce of this many ranks."""
     size = 8 * MIB if quick else 64 * MIB
     return Case("limits", "all_reduce", device, "ranks", shape=f"{size // MIB} MiB, {ranks} ranks", size=(size, ranks))
 
@@ -226,6 +227,7 @@ def models(
 
 
 def yours(device: str, factory: str, dtypes: Sequence[str], batch: int | None) -> list[Case]:
+    """Return the cases of a user's factory."""
     return [
         Case("yours", factory, device, f"{factory} {dtype}", stage, dtype, batch or (1 if stage == "inference" else 8))
         for dtype in dtypes or ("float32",)

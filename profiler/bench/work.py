@@ -99,6 +99,7 @@ class EventClock(HostClock):
 
 
 def clock_for(device: str) -> Clock:
+    """Return the clock for a device."""
     return EventClock(device) if device.startswith("cuda") else HostClock(device)
 
 
@@ -131,6 +132,7 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error means that memory ran out."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     text = str(error).lower()

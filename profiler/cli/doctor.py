@@ -210,10 +210,10 @@ def _probes() -> Iterator[Check]:
     from profiler.hardware.sampler import OPEN_DEADLINE_S, Sampler
 
     for name in PROBES:
-        recorder = Sampler(1.0, probes=(name,))
+        sampler = Sampler(1.0, probes=(name,))
         told: list[tuple[int, int]] = []
         thread = threading.Thread(
-            target=lambda recorder=recorder, name=name, told=told: told.append(recorder.open(name)), daemon=True
+            target=lambda sampler=sampler, name=name, told=told: told.append(sampler.open(name)), daemon=True
         )
         thread.start()
         thread.join(OPEN_DEADLINE_S)
@@ -222,10 +222,10 @@ def _probes() -> Iterator[Check]:
             yield Check(f"probe {name}", "problem", f"the driver does not answer within {OPEN_DEADLINE_S:g} s", cure)
             continue
         facts, readings = told[0]
-        if name in recorder.missing:
-            yield Check(f"probe {name}", "missing", recorder.missing[name])
-        elif recorder.notes:
-            yield Check(f"probe {name}", "problem", ", ".join(recorder.notes), "please report this")
+        if name in sampler.missing:
+            yield Check(f"probe {name}", "missing", sampler.missing[name])
+        elif sampler.notes:
+            yield Check(f"probe {name}", "problem", ", ".join(sampler.notes), "please report this")
         else:
             yield Check(f"probe {name}", "ok", f"{facts} facts, {readings} readings")
 

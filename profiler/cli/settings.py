@@ -21,13 +21,13 @@ def settings(
 ) -> None:
     """Show the settings, change them (sync=false), or restore the defaults (reset)."""
     from profiler.config import file as config_file
-    from profiler.config import resolve as preferences
+    from profiler.config.resolve import resolve
 
     if changes == ["reset"]:
         config_file.reset()
     elif changes:
         config_file.update(dict(_split(change) for change in changes))
-    resolved = preferences.resolve()
+    resolved = resolve()
     for problem in resolved.problems:
         typer.echo(f"epochmeter: {problem}", err=True)
     if as_json:

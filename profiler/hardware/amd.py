@@ -60,6 +60,7 @@ class Library(Protocol):
 
 
 def load_library() -> Library:
+    """Return ``amdsmi``."""
     library: Library = importlib.import_module("amdsmi")
     return library
 

@@ -252,6 +252,7 @@ def compared(before: Sequence[Case], after: Sequence[Case], difference: Callable
 
 
 def comparison(rows: Sequence[Compared]) -> Table:
+    """Return both benchmarks side by side, as a table."""
     table = new_table("compared", "batch", "time", "interval", "")
     table.columns[-1].justify = "left"
     for row in rows:

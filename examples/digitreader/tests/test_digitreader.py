@@ -67,13 +67,13 @@ def test_what_is_declared_is_what_there_is() -> None:
         assert set(options) == found - {"help"}
 
 
-def test_the_section_of_the_readme_is_made_from_the_list(tmp_path: Path) -> None:
+def test_readme_section_is_generated_from_list(tmp_path: Path) -> None:
     section = README.read_text("utf-8").partition(MARK)[2]
     assert section == digitreader(tmp_path, "telemetry", "schema", "--markdown").stdout, "run `make docs`"
 
 
 @pytest.mark.slow
-def test_it_trains_and_predicts_and_by_default_nothing_leaves(tmp_path: Path) -> None:
+def test_it_trains_predicts_and_sends_nothing(tmp_path: Path) -> None:
     trained = digitreader(tmp_path, "train", "--epochs", "4")
     assert trained.returncode == 0, trained.stderr
     assert float(trained.stdout.split()[1].rstrip("%,")) > 90
@@ -83,7 +83,7 @@ def test_it_trains_and_predicts_and_by_default_nothing_leaves(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_what_its_author_learns_once_the_user_has_been_told(tmp_path: Path, received: list[tuple[str, bytes]]) -> None:
+def test_author_gets_counts_after_the_notice(tmp_path: Path, received: list[tuple[str, bytes]]) -> None:
     url, _ = received.pop()
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "settings.json").write_text(json.dumps({"version": 2, "otlp_endpoint": url, "exporter": "otlp"}))
@@ -96,7 +96,7 @@ def test_what_its_author_learns_once_the_user_has_been_told(tmp_path: Path, rece
 
 
 @pytest.mark.slow
-def test_a_crash_is_reported_only_where_the_user_has_switched_it_on(tmp_path: Path, received: list[tuple[str, bytes]]) -> None:
+def test_crash_is_reported_only_if_switched_on(tmp_path: Path, received: list[tuple[str, bytes]]) -> None:
     url, _ = received.pop()
     crashed = digitreader(tmp_path, "predict", "7", "--model", "/home/alice/model.pt", **OUTSIDE)
     assert crashed.returncode == 1 and "NotTrainedError" in crashed.stderr

@@ -1,0 +1,149 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from profiler import Profiler, __version__, settings
+from support.processes import epochmeter, python
+
+
+def recorded(name: str = "a run") -> str:
+    with Profiler(name) as prof:
+        for _ in prof.epochs(2):
+            for _ in prof.train(range(10)):
+                with prof.phase("forward"):
+                    pass
+    return prof.summary.id
+
+
+def test_version_and_help() -> None:
+    assert epochmeter("--version").out == f"epochmeter {__version__}\n"
+    said = epochmeter("--help").out
+    for command in ("demo", "runs", "report", "settings", "doctor"):
+        assert command in said
+
+
+def test_runs() -> None:
+    empty = epochmeter("runs")
+    assert (empty.code, empty.out) == (0, "")
+    assert "epochmeter demo" in empty.err
+    assert epochmeter("runs", "--json").json == []
+    first, second = recorded("first"), recorded("sec[bold]ond")
+    listed = epochmeter("runs", "--json").json
+    assert [run["id"] for run in listed] == [second, first]
+    assert set(listed[0]) == {"id", "name", "state", "started", "duration_s"}
+    table = epochmeter("runs").out
+    assert "first" in table and "sec[bold]ond" in table
+
+
+def test_report(tmp_path: Path) -> None:
+    run = recorded()
+    text = epochmeter("report").out
+    assert "a run" in text and "forward" in text
+    assert epochmeter("report", run[:6]).out == text
+    document = epochmeter("report", run, "--format", "json").json
+    assert (document["schema"], document["run"]["id"], len(document["epochs"])) == (1, run, 2)
+    written = tmp_path / "report.json"
+    answer = epochmeter("report", "--format", "json", "-o", str(written))
+    assert answer.out == ""
+    assert json.loads(written.read_text()) == document
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("report",), "no run has been recorded"),
+        (("reprot",), "Did you mean 'report'"),
+        (("report", "--format", "pdf"), "json"),
+        (("settings", "snyc=false"), "Did you mean 'sync'"),
+        (("settings", "sync=perhaps"), "true or false"),
+        (("settings", "sync"), "KEY=VALUE"),
+        (("demo", "--epochs", "0"), "epochs"),
+        (("runs", "--jsno"), "--json"),
+    ],
+)
+def test_bad_input_exits_2_with_cure(arguments: tuple[str, ...], says: str) -> None:
+    answer = epochmeter(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert says in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_an_unknown_run_exits_2() -> None:
+    run = recorded()
+    answer = epochmeter("report", "x" + run)
+    assert answer.code == 2
+    assert "Did you mean" in answer.err
+
+
+def test_a_report_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    recorded()
+    answer = epochmeter("report", "-o", str(tmp_path / "nowhere" / "x.txt"))
+    assert answer.code == 2
+    assert "cannot be written" in answer.err
+
+
+def test_settings_show_change_explain_and_reset() -> None:
+    assert epochmeter("settings", "--json").json["sync"] is True
+    assert epochmeter("settings", "sync=off", "retention_days=7").code == 0
+    assert epochmeter("settings", "--json").json["retention_days"] == 7
+    explained = epochmeter("settings", "--explain", "--json", DO_NOT_TRACK="1").json
+    assert explained["sync"] == {"value": False, "source": "environment", "detail": "DO_NOT_TRACK"}
+    assert explained["retention_days"]["source"] == "file"
+    assert "settings.json" in epochmeter("settings", "--explain").out
+    epochmeter("settings", "reset")
+    assert settings["sync"] is False
+    assert settings["retention_days"] == 90
+
+
+def test_doctor() -> None:
+    recorded()
+    answer = epochmeter("doctor", "--json")
+    checks = {check["name"]: check for check in answer.json["checks"]}
+    assert answer.code == 0
+    assert checks["data folder"]["state"] == "ok"
+    assert checks["probe host"]["state"] == "ok"
+    assert "nothing leaves this machine" in checks["export"]["detail"]
+    assert checks["recorded runs"]["detail"] == "1"
+    assert checks["probe nvml"]["state"] in ("ok", "missing")
+    assert checks["probe nvml"]["detail"]
+    assert "data folder" in epochmeter("doctor").out
+
+
+def test_doctor_tells_what_is_wrong_and_what_helps(home: Path, tmp_path: Path) -> None:
+    home.mkdir()
+    (home / "settings.json").write_text("{")
+    (home / "runs").write_text("in the way")
+    answer = epochmeter("doctor", "--json")
+    problems = {check["name"]: check for check in answer.json["checks"] if check["state"] == "problem"}
+    assert answer.code == 0
+    assert "EPOCHMETER_HOME" in problems["data folder"]["cure"]
+    assert "not valid JSON" in problems["settings"]["detail"]
+    assert "sync is off (the settings file is not valid JSON (Expecting" in epochmeter("doctor", COLUMNS="200").out
+
+
+def test_doctor_names_a_file_that_hides_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "profiler.py").write_text("")
+    script = "import sys; sys.path.pop(0); sys.argv = ['epochmeter', 'doctor', '--json']; from profiler.cli import main; main()"
+    answer = python("-c", script)
+    found = [check for check in answer.json["checks"] if check["name"] == "package profiler"]
+    assert "profiler.py in this folder hides it" in found[0]["detail"]
+
+
+@pytest.mark.slow
+def test_doctor_full_asks_py_cpuinfo() -> None:
+    checks = epochmeter("doctor", "--full", "--json").json["checks"]
+    assert checks[-1]["name"] == "cpu"
+    assert "vector instructions" in checks[-1]["detail"]
+
+
+def test_no_colour_where_there_is_no_terminal() -> None:
+    recorded()
+    for command in ("runs", "report", "settings", "doctor"):
+        assert "\x1b" not in epochmeter(command, FORCE_COLOR="").out

@@ -1,0 +1,385 @@
+"""Commands and options by click, Typer and argparse: names alone, exactly those that were given; and ours mounted in theirs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+from click.testing import CliRunner
+
+from profiler import ArgumentTypeError, Telemetry
+from profiler.cli import mount
+from profiler.storage.usage_ledger import Ledger
+from support.package_author import OUTSIDE, choose, counted, facts, metrics
+from support.processes import epochmeter, python
+from support.sinks import Sink
+
+
+def taken(telemetry: Telemetry) -> tuple[dict[str, int], dict[str, list[str]], int]:
+    """The commands that were counted, the options that were given with each, and what was not declared."""
+    _, commands, options, undeclared = telemetry._counters.take()
+    return commands, {command: sorted(given) for command, given in options.items()}, undeclared
+
+
+def program_with_click() -> click.Group:
+    @click.group()
+    @click.option("--verbose", is_flag=True)
+    def cli(verbose: bool) -> None:
+        """A program."""
+
+    @cli.command()
+    @click.option("--epochs", default=3)
+    @click.option("--learning-rate", default=0.1, envvar="DIGITS_RATE")
+    @click.option("--data")
+    @click.argument("path")
+    def fit(**values: Any) -> None:
+        """Trains."""
+
+    @cli.group()
+    def model() -> None:
+        """Models."""
+
+    @model.command()
+    @click.option("--force/--no-force")
+    def save(force: bool) -> None:
+        """Saves."""
+
+    @cli.command()
+    def boom() -> None:
+        """Fails."""
+        raise RuntimeError("secret")
+
+    return cli
+
+
+@pytest.mark.parametrize(
+    ("line", "commands", "options"),
+    [
+        (["fit", "canary"], {"fit": 1}, {}),
+        (["fit", "canary", "--epochs", "3"], {"fit": 1}, {"fit": ["epochs"]}),  # its default, given
+        (["--verbose", "fit", "--learning-rate=5", "--data", "canary", "x"], {"fit": 1}, {"fit": ["data", "learning_rate"]}),
+        (["model", "save", "--no-force"], {"model.save": 1}, {"model.save": ["force"]}),
+        (["fit"], {}, {}),  # wrong usage: it was not run
+        (["fit", "--help"], {}, {}),
+        (["canary"], {}, {}),
+    ],
+)
+def test_click(line: list[str], commands: dict[str, int], options: dict[str, list[str]]) -> None:
+    telemetry, cli = Telemetry("digits", "1"), program_with_click()
+    for _ in range(2):
+        assert telemetry.watch(cli) is cli  # the second time changes nothing
+    CliRunner().invoke(cli, line, env={"DIGITS_RATE": "0.5"})
+    assert taken(telemetry) == (commands, options, 0)
+    assert "canary" not in json.dumps(telemetry.declared())
+
+
+def test_what_click_runs_is_guarded(home: Path) -> None:
+    cli = Telemetry("digits", "1").watch(program_with_click())
+    found = CliRunner().invoke(cli, ["boom"])
+    assert isinstance(found.exception, RuntimeError)
+    CliRunner().invoke(cli, ["fit"])
+    assert len(list((home / "crashes").iterdir())) == 1
+
+
+def test_a_watched_program_says_itself_what_it_has() -> None:
+    telemetry = Telemetry("digits", "1")
+    telemetry.watch(program_with_click())
+    assert telemetry.declared()["commands"] == [
+        ["fit", ["epochs", "learning_rate", "data"]],
+        ["model.save", ["force"]],
+        ["boom", []],
+    ]
+
+
+def test_of_a_declared_set_nothing_else_is_counted() -> None:
+    telemetry = Telemetry("digits", "1", commands={"fit": ("epochs",)})
+    fit = click.Command("fit", params=[click.Option(["--epochs"]), click.Option(["--x"])])
+    group = click.Group("digits", commands={"fit": fit, "other": click.Command("other")})
+    for command in (group, *group.commands.values()):
+        command.callback = lambda **values: None
+    telemetry.watch(group)
+    CliRunner().invoke(group, ["fit", "--epochs", "1", "--x", "2"])
+    CliRunner().invoke(group, ["other"])
+    assert taken(telemetry) == ({"fit": 1}, {"fit": ["epochs"]}, 2)
+    assert telemetry.declared()["commands"] == [["fit", ["epochs"]]]
+
+
+def test_context_of_command_or_group() -> None:
+    telemetry = Telemetry("digits", "1", commands=("fit", "model.save"))
+
+    @click.group()
+    @click.pass_context
+    def program(context: click.Context) -> None:
+        telemetry.command(context)
+
+    @program.command("fit")
+    @click.option("--epochs")
+    @click.pass_context
+    def run(context: click.Context, epochs: str) -> None:
+        telemetry.command(context)
+
+    CliRunner().invoke(program, ["fit", "--epochs", "canary"])
+    assert taken(telemetry) == ({"fit": 1}, {"fit": ["epochs"]}, 0)  # one call, however many say so
+
+
+def test_group_with_lazy_commands_is_counted(home: Path) -> None:
+    telemetry = Telemetry("digits", "1", commands={"fit": ("epochs",)})
+
+    class Lazy(click.Group):
+        def list_commands(self, context: click.Context) -> list[str]:
+            return ["fit", "canary"]
+
+        def get_command(self, context: click.Context, name: str) -> click.Command | None:
+            return click.Command(name, params=[click.Option(["--epochs"])], callback=lambda epochs: 1 / (epochs != "0"))
+
+    cli = telemetry.watch(Lazy("digits"))
+    CliRunner().invoke(cli, ["fit", "--epochs", "3"])
+    CliRunner().invoke(cli, ["canary"])
+    assert isinstance(CliRunner().invoke(cli, ["fit", "--epochs", "0"]).exception, ZeroDivisionError)
+    assert taken(telemetry) == ({"fit": 2}, {"fit": ["epochs"]}, 1)
+    assert "canary" not in json.dumps(telemetry.declared())
+    assert len(list((home / "crashes").iterdir())) == 1
+
+
+def test_the_context_of_a_group_above_groups() -> None:
+    telemetry, cli = Telemetry("digits", "1", commands=("fit", "model.save")), program_with_click()
+    cli.callback = click.pass_context(lambda context, verbose: telemetry.command(context))
+    telemetry.watch(cli)
+    CliRunner().invoke(cli, ["model", "save", "--force"])
+    CliRunner().invoke(cli, ["fit", "x"])
+    assert taken(telemetry) == ({"fit": 1, "model.save": 1}, {"model.save": ["force"]}, 0)
+
+
+def test_typer() -> None:
+    telemetry = Telemetry("digits", "1")
+    app = typer.Typer()
+
+    @app.command()
+    def train(path: str, epochs: int = 3, learning_rate: float = 0.1) -> None:
+        """Trains."""
+
+    @app.command()
+    def predict(ctx: typer.Context, verbose: bool = False) -> None:
+        """Predicts."""
+        telemetry.command(ctx)
+
+    command = telemetry.watch(app)
+    command(["train", "canary", "--learning-rate", "0.1"], standalone_mode=False)
+    assert taken(telemetry) == ({"train": 1}, {"train": ["learning_rate"]}, 0)
+    command(["predict", "--verbose"], standalone_mode=False)
+    assert taken(telemetry) == ({"predict": 1}, {"predict": ["verbose"]}, 0)  # watched, and by its own context
+    assert telemetry.declared()["commands"] == [["train", ["epochs", "learning_rate"]], ["predict", ["verbose"]]]
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser("digits")
+    found.add_argument("--verbose", action="store_true")
+    found.add_argument("--version", action="version", version="1")
+    commands = found.add_subparsers(dest="command")
+    train = commands.add_parser("train", aliases=["t"])
+    train.add_argument("path", nargs="?", default="canary")
+    train.add_argument("--epochs", "-e", type=int, default=3)
+    train.add_argument("--data", action="append")
+    train.add_argument("--cache", action=argparse.BooleanOptionalAction, default=True)
+    models = commands.add_parser("model").add_subparsers(dest="what")
+    models.add_parser("save").add_argument("--force", action="store_true")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "commands", "options"),
+    [
+        ([], {}, {}),
+        (["train"], {"train": 1}, {}),
+        (["train", "canary", "-e", "3"], {"train": 1}, {"train": ["epochs"]}),
+        (["--verbose", "t", "--data=canary", "--no-cache"], {"train": 1}, {"train": ["cache", "data", "verbose"]}),
+        (["model", "save", "--force"], {"model.save": 1}, {"model.save": ["force"]}),
+    ],
+)  # fmt: skip
+def test_argparse(line: list[str], commands: dict[str, int], options: dict[str, list[str]]) -> None:
+    telemetry, watched, plain = Telemetry("digits", "1"), parser(), parser()
+    assert telemetry.watch(watched) is watched
+    for _ in range(2):  # the second call begins anew
+        arguments = watched.parse_args(line)
+        assert vars(arguments) == vars(plain.parse_args(line))
+        telemetry.command(arguments)
+        assert taken(telemetry) == (commands, options, 0)
+        with pytest.raises(SystemExit):
+            watched.parse_args(["--verbose", "train", "--epochs", "many"])  # leaves nothing for the next one
+    assert dict(telemetry.declared()["commands"]) == {
+        "train": ["verbose", "epochs", "data", "cache"],
+        "model.save": ["verbose", "force"],
+    }
+
+
+def test_a_program_with_one_command_calls_it_main() -> None:
+    telemetry, one = Telemetry("digits", "1"), argparse.ArgumentParser("canary")
+    one.add_argument("--epochs")
+    telemetry.watch(one)
+    telemetry.command(one.parse_args(["--epochs", "canary"]))
+    assert taken(telemetry) == ({"main": 1}, {"main": ["epochs"]}, 0)
+
+
+def test_unwatched_parser_counts_command_alone() -> None:
+    telemetry = Telemetry("digits", "1", commands={"train": ("epochs",)})
+    telemetry.command(argparse.Namespace(command="train", epochs=5, data="canary"))
+    telemetry.command(argparse.Namespace(command="canary", data="canary"))
+    assert taken(telemetry) == ({"train": 1}, {}, 1)
+
+
+def test_unwatchable_raises_and_uncountable_does_not() -> None:
+    telemetry = Telemetry("digits", "1", commands=("train",))
+    with pytest.raises(ArgumentTypeError, match="a Typer app or an ArgumentParser was expected"):
+        telemetry.watch(print)
+    telemetry.command(object())
+    telemetry.command(None)
+    assert taken(telemetry)[:2] == ({}, {})
+    assert Telemetry("digits", "1").watch(parser()).parse_args(["train"]).epochs == 3
+    assert telemetry._shipper.notes == {"a command could not be counted: TypeError": 2}
+
+
+# ---- ours in theirs ------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys, typer
+from profiler import Telemetry
+from profiler.cli import mount
+telemetry = Telemetry("digits", "1.2.3", features=("export",), commands={"train": ("epochs",)}, exporter="otlp",
+                      settings={"otlp_endpoint": URL})
+app = typer.Typer(pretty_exceptions_enable=False)
+mount.settings(app)
+mount.telemetry(app, telemetry)
+@app.command()
+def train(epochs: int = 3):
+    telemetry.feature("export")
+telemetry.watch(app)(sys.argv[1:])
+"""
+
+
+def program(sink: Sink, *arguments: str, **environment: str) -> Any:
+    script = PROGRAM.replace("URL", repr(sink.url))
+    return python("-c", script, *arguments, **{**OUTSIDE, "COLUMNS": "120", **environment})
+
+
+def test_settings_and_telemetry_mount_in_one_line(sink: Sink, home: Path) -> None:
+    assert program(sink, "settings", "retention_days=7").code == 0
+    assert json.loads((home / "settings.json").read_text())["retention_days"] == 7
+    assert "retention_days" in program(sink, "settings").out
+    wrong = program(sink, "settings", "sink=false")
+    assert wrong.code == 2
+    assert wrong.err.startswith("error: there is no setting 'sink'. Did you mean 'sync'") and "Traceback" not in wrong.err
+    schema = program(sink, "telemetry", "schema", "--json").json
+    (features,) = [entry for entry in schema["metrics"] if entry["name"] == "epochmeter.usage.features"]
+    assert features["attributes"]["epochmeter.usage.feature"]["values"] == ["export"]
+    assert "epochs" in schema["vocabulary"]
+    section = program(sink, "telemetry", "schema", "--markdown").out
+    for told in (
+        "digits settings sync=false",
+        "`epochmeter.usage.features` | export |",
+        "digits:function",
+        "can digits send",
+    ):
+        assert told.replace("digits:function", "module:function:+line for those of digits") in section
+    assert program(sink, "telemetry", "log").code == 0
+    assert program(sink, "telemetry", "preview").out == ""
+
+
+def test_a_program_of_typers_end_to_end(sink: Sink, home: Path) -> None:
+    first = program(sink, "train", "--epochs", "5")
+    assert (first.code, sink.received) == (0, []) and "nothing of that is sent" in first.err
+    assert program(sink, "train").err == ""
+    (received,) = metrics(sink)
+    assert counted(received) == {("features", "export"): 1, ("commands", "train"): 1}
+    assert facts(received)["epochmeter.app.version"] == "1.2.3"
+    assert program(sink, "train", "--epochs", "5").code == 0
+    preview = program(sink, "telemetry", "preview", "--json").json
+    assert [(one["what"], one["may_leave"]) for one in preview] == [("usage", True)]
+    assert program(sink, "telemetry", "flush").code == 0
+    assert counted(metrics(sink)[1])["options", "train", "epochs"] == 1
+    assert program(sink, "telemetry", "log").out.count("HTTP 200") == 2
+
+
+def test_ours_are_mounted_in_typers_programs_alone() -> None:
+    for mounting in (mount.settings, lambda app: mount.telemetry(app, Telemetry("digits", "1"))):
+        with pytest.raises(ArgumentTypeError, match="mounted in a Typer app"):
+            mounting(program_with_click())
+
+
+def test_our_own_commands_are_not_counted(sink: Sink, home: Path) -> None:
+    program(sink, "settings")
+    assert not (home / "usage").exists()
+
+
+def test_mounting_loads_no_other_command() -> None:
+    script = (
+        "import sys\nfrom profiler.cli import mount\nprint(*[name for name in sys.modules if name.startswith('profiler.cli')])"
+    )
+    loaded = set(python("-c", script).out.split())
+    assert not loaded & {"profiler.cli.app", "profiler.cli.bench", "profiler.cli.demo", "profiler.cli.run"}
+    assert mount.COMMANDS == ("schema", "preview", "log", "flush", "verify")
+
+
+# ---- measured runs of a package ------------------------------------------------------------------------------------
+
+RUNS = """
+import sys
+from profiler import Telemetry
+telemetry = Telemetry("digits", "1.2.3", exporter="otlp", settings={"otlp_endpoint": sys.argv[1]})
+with telemetry.profiler("my name for it", epochs=2) as prof:
+    for _ in prof.epochs():
+        list(prof.train(range(3)))
+"""
+
+
+def test_a_packages_runs_go_where_its_counts_go(sink: Sink, home: Path) -> None:
+    first = python("-c", RUNS, sink.url, **OUTSIDE)
+    assert (first.code, sink.received) == (0, []) and first.err.startswith("digits wishes to send ")
+    second = python("-c", RUNS, sink.url, **OUTSIDE)
+    assert (second.code, second.err) == (0, "")
+    (received,) = metrics(sink)
+    assert facts(received)["epochmeter.app.name"] == "digits" and facts(received)["epochmeter.app.version"] == "1.2.3"
+    assert b"epochmeter.epoch.count" in received.content and b"my name" not in received.content
+    preview = epochmeter("telemetry", "preview", "last", "--json", EPOCHMETER_EXPORTER="otlp").json
+    import hashlib
+
+    assert preview["sha256"] == hashlib.sha256(received.content).hexdigest()
+    for off in ({"DO_NOT_TRACK": "1"}, {"CI": "1"}, {"EPOCHMETER_EXPORTER": "none"}):
+        assert python("-c", RUNS, sink.url, **{**OUTSIDE, **off}).err == ""
+    choose(home, sync=False)
+    python("-c", RUNS, sink.url, **OUTSIDE)
+    assert len(sink.received) == 1
+
+
+def test_next_run_sends_killed_run_of_package(sink: Sink, home: Path) -> None:
+    python("-c", RUNS, sink.url, **OUTSIDE)
+    killed = RUNS.replace(
+        "list(prof.train(range(3)))", "list(prof.train(range(3)))\n    import os, time; time.sleep(0.5); os._exit(9)"
+    )
+    assert python("-c", killed, sink.url, **OUTSIDE).code == 9
+    assert sink.received == []
+    import time
+
+    time.sleep(2.1)  # a run's note in the outbox is left alone for two seconds
+    python("-c", RUNS, sink.url, **OUTSIDE)
+    assert [facts(received)["epochmeter.app.name"] for received in metrics(sink)] == ["digits", "digits"]
+
+
+def test_package_run_goes_to_package_destination_only() -> None:
+    from profiler import ArgumentValueError
+
+    with pytest.raises(ArgumentValueError, match="settings of a run are those of its Telemetry"):
+        Telemetry("digits", "1").profiler("x", settings={"sync": True})
+
+
+def test_other_packages_data_is_not_shown(sink: Sink, home: Path) -> None:
+    other = Telemetry("other", "1", features=("a",))
+    other.feature("a")
+    other.close()
+    assert len(Ledger(home / "usage" / "other").kept()) == 1
+    assert program(sink, "telemetry", "preview").out == ""
+    assert "other, usage" in epochmeter("telemetry", "preview").out

@@ -1,0 +1,269 @@
+"""The run log: on disk before the next epoch, readable after a kill, harmless where nothing can be written."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import Parse
+from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
+
+from profiler import Profiler, RunLogError, RunNotFoundError
+from profiler.records.reading_record import reading_of
+from profiler.records.readings import MetricSpec, Sample
+from profiler.records.run import EpochRecord, Hardware, RankStage, Run
+from profiler.records.timing import Timing
+from profiler.storage.run_log import RunLog, prune, run_id, run_paths
+from profiler.storage.run_reader import find, load
+from support.processes import epochmeter, python, wait_for_ticks
+
+LOOP = """
+import sys, time
+from profiler import Profiler
+with Profiler("killed", interval=0.05) as prof:
+    for epoch in prof.epochs(100):
+        for step in prof.train(range(10)):
+            with prof.phase("forward"):
+                time.sleep(0.001)
+            if epoch == 2 and step == 5:
+                print("in the third epoch", flush=True)
+                time.sleep(60)
+"""
+
+
+def test_killed_after_its_second_epoch(home: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", LOOP], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "in the third epoch"
+    going_on = epochmeter("runs", "--json").json
+    assert [run["state"] for run in going_on] == ["running"]
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    process.stdout.close()
+    (listed,) = epochmeter("runs", "--json").json
+    assert (listed["name"], listed["state"]) == ("killed", "interrupted")
+    report = epochmeter("report", "--format", "json").json
+    assert [epoch["index"] for epoch in report["epochs"]] == [0, 1]
+    assert all(epoch["stages"][0]["phases"]["forward"]["count"] == 10 for epoch in report["epochs"])
+    assert report["hardware"]["cpu"]
+
+
+@pytest.mark.parametrize("ending", ["raise ValueError('x')", "sys.exit(3)", "pass"])
+def test_unstopped_run_is_completed_at_exit(home: Path, ending: str) -> None:
+    script = f"import sys\nfrom profiler import Profiler\nprof = Profiler('x').start()\nlist(prof.train(range(3)))\n{ending}"
+    answer = python("-c", script)
+    assert answer.code == {"p": 0, "s": 3, "r": 1}[ending[0]]
+    assert ("ValueError" in answer.err) is ending.startswith("raise")
+    run = load(find(home / "runs"))
+    assert run.state == ("crashed" if ending.startswith("raise") else "finished")
+    assert run.epochs[0].stages["train"].steps == 3
+
+
+def test_every_line_is_standard_otlp(home: Path) -> None:
+    with Profiler("x", interval=0.05) as prof:
+        for _ in prof.epochs(2):
+            for _ in prof.train(range(5)):
+                with prof.phase("mine"):
+                    pass
+        wait_for_ticks(prof)
+    (path,) = run_paths(home / "runs")
+    lines = path.read_text("utf-8").splitlines()
+    assert len(lines) >= 4  # the start, two epochs, the end
+    for line in lines:
+        parsed = Parse(line, MetricsData())  # fails on a name that OTLP does not have
+        assert parsed.resource_metrics[0].scope_metrics[0].metrics
+    assert not list((home / "runs").glob("*.lock"))
+
+
+def test_the_log_is_for_its_owner_alone(home: Path) -> None:
+    with Profiler("x"):
+        pass
+    (path,) = run_paths(home / "runs")
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def a_log(home: Path, epochs: int = 3) -> Path:
+    with Profiler("x") as prof:
+        for _ in prof.epochs(epochs):
+            list(prof.train(range(5)))
+    return run_paths(home / "runs")[0]
+
+
+@pytest.mark.parametrize("cut", [2, 40, 500])
+def test_cut_last_line_costs_one_epoch(home: Path, cut: int) -> None:
+    path = a_log(home)
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = lines[:2]
+    path.write_bytes(b"".join(whole) + lines[2][:-cut])
+    run = load(path)
+    assert run.state == "interrupted"
+    assert len(run.epochs) == sum(b"epochmeter.epoch.time" in line for line in whole)
+    assert run.notes == {}
+
+
+def test_spoilt_line_is_skipped_and_counted(home: Path) -> None:
+    path = a_log(home)
+    lines = path.read_bytes().splitlines()
+    position = next(n for n, line in enumerate(lines) if b"epochmeter.epoch.time" in line)
+    lines[position] = b'{"resourceMetrics": 3}'
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    run = load(path)
+    assert run.state == "finished"
+    assert len(run.epochs) == 2
+    assert run.notes == {"unreadable line in the run log": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\xff", b"[]\n", b'{"resourceMetrics": []}\n', b"{}\n{}\n"])
+def test_a_file_that_is_no_run_log(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.otlp.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(RunLogError, match="holds no run"):
+        load(path)
+
+
+def test_keys_of_a_newer_version_are_passed_over(home: Path) -> None:
+    path = a_log(home)
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    for line in lines:
+        line["future"] = {"a": 1}
+        line["resourceMetrics"][0]["resource"]["attributes"].append({"key": "future.thing", "value": {"boolValue": True}})
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n", "utf-8")
+    assert len(load(path).epochs) == 3
+
+
+def test_finding_a_run(home: Path) -> None:
+    with pytest.raises(RunNotFoundError, match="no run has been recorded"):
+        find(home / "runs")
+    path = a_log(home)
+    wanted = run_id(path)
+    assert find(home / "runs", "last") == find(home / "runs", wanted[:5]) == find(home / "runs", wanted.upper()) == path
+    with pytest.raises(RunNotFoundError, match="Did you mean"):
+        find(home / "runs", wanted[:-1] + "x")
+    with pytest.raises(RunNotFoundError, match="fits 2 runs"):
+        folder = home / "runs"
+        for name in ("xx11", "xx22"):
+            (folder / f"20200101T000000Z-{name}.otlp.jsonl").touch()
+        find(folder, "xx")
+
+
+def test_old_logs_go(home: Path) -> None:
+    path = a_log(home)
+    old = path.with_name("20200101T000000Z-old.otlp.jsonl")
+    old.write_text("{}")
+    os.utime(old, (0, 0))
+    other = path.with_name("notes.txt")
+    other.write_text("the user's own")
+    os.utime(other, (0, 0))
+    assert prune(home / "runs", 90) == 1
+    assert sorted(p.name for p in (home / "runs").iterdir()) == sorted([path.name, other.name])
+
+
+def trained(prof: Profiler) -> Any:
+    with prof:
+        for _ in prof.epochs(2):
+            list(prof.train(range(3)))
+        wait_for_ticks(prof)
+    return prof.summary
+
+
+@pytest.mark.parametrize("spoil", ["a file where the folder should be", "a folder of nobody"])
+def test_run_continues_without_a_log(
+    home: Path, spoil: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if spoil.startswith("a file"):
+        home.write_text("in the way")
+    else:
+        monkeypatch.setenv("EPOCHMETER_HOME", "/proc/1/nothing" if sys.platform == "linux" else str(home / "\0"))
+    with caplog.at_level(logging.WARNING):
+        summary = trained(Profiler("x"))
+    assert summary.stages["train"]["steps"] == 6
+    assert len([record for record in caplog.records if "run log" in record.message]) == 1
+    assert "doctor" in caplog.text
+    assert any("run log" in note for note in summary.to_dict()["notes"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk(home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open = os.open
+    monkeypatch.setattr(os, "open", lambda p, *a, **k: real_open("/dev/full" if str(p).endswith(".jsonl") else p, *a, **k))
+    summary = trained(Profiler("x"))
+    assert summary.stages["train"]["steps"] == 6
+    assert "No space left on device" in caplog.text
+
+
+def test_unsaved_lines_are_written_later(home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    real_append = RunLog.append
+    full = True
+
+    def append(self: RunLog, run: Run, part: EpochRecord) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        real_append(self, run, part)
+
+    monkeypatch.setattr(RunLog, "append", append)
+    with Profiler("x") as prof:
+        for epoch in prof.epochs(4):
+            full = epoch < 3
+            list(prof.train(range(3)))
+    assert [epoch.index for epoch in load(find(home / "runs")).epochs] == [0, 1, 2, 3]
+
+
+def test_local_off_keeps_nothing(home: Path) -> None:
+    summary = trained(Profiler("x", settings={"local": False}))
+    assert summary.stages["train"]["steps"] == 6
+    assert not home.exists()
+
+
+def test_line_equals_opentelemetry_encoder() -> None:
+    from google.protobuf.json_format import MessageToDict
+    from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
+
+    from profiler.storage import otlp_json as lines
+    from profiler.storage.points import epoch_attributes, epoch_points, local_resource
+    from support import sdk_form
+
+    run = Run("0123456789ab", "half characters and 語", 1_700_000_000_000_000_000, "running", 5_000_000_000, planned_epochs=3)
+    run.hardware = Hardware({"family": "Intel Xeon", "available_cores": 1.5}, {}, {0: {"name": "H100"}}, {"notebook": True})
+    run.overhead_ns, run.background_ns, run.rank, run.world_size = 1_000, 0, 0, 2
+    run.note("something went wrong", 2)
+    epoch = EpochRecord(0, started_ns=1_000, duration_ns=2_000_000_000, inferred=True)
+    stage = epoch.stage("inference")
+    stage.duration_ns, stage.steps, stage.samples, stage.passes = 1_500_000_000, 3, 96, 1
+    for path in (("data_wait",), ("forward",), ("forward", "attention")):
+        timing = stage.phases[path] = Timing()
+        timing.steady.add([0, 1_000, 2_000_000, 3_000_000_000])
+        timing.cold.add([7])
+        timing.device.add([5_000])
+    stage.step.steady.add([1_000_000_000])
+    stage.latency.steady.add_to_sum(3)
+    stage.batch.add([32_000_000_000, 1_000_000_000])
+    epoch.phases[("checkpoint",)] = Timing()
+    epoch.phases[("checkpoint",)].steady.add([1])
+    epoch.ranks = {1: {"train": RankStage(10, {"forward": 5})}}
+    specs = [MetricSpec(f"m.{kind}", "By", kind, "Help.") for kind in ("gauge", "counter", "updowncounter")]
+    for spec in specs:
+        for value in (0, 3, 2.5):
+            reading_of(epoch.readings, Sample(spec, value, {"hw.id": "gpu-0"})).add(value)
+    for part in (epoch, EpochRecord(None)):
+        points = epoch_points(run, part)
+        data = sdk_form.metrics_data(local_resource(run), points, sdk_form.DELTA, 1, 2, epoch_attributes(part))
+        theirs = MessageToDict(encode_metrics(data), use_integers_for_enums=True)
+        ours = json.loads(json.dumps(lines.request(local_resource(run), points, 1, 2, epoch_attributes(part))))
+        assert _flat(ours) == _flat(theirs)
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Every leaf by its path: a difference is then one line."""
+    if isinstance(value, dict) and value:
+        return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{path}.{name}").items()}
+    if isinstance(value, list) and value:
+        return {key: leaf for index, inner in enumerate(value) for key, leaf in _flat(inner, f"{path}[{index}]").items()}
+    return {path: value}
