@@ -225,18 +225,18 @@ def ticks(library: Any, pynvml: Any, gpus: int) -> dict[str, float]:
     raw = Raw(library, pynvml, gpus)
     ways: dict[str, Callable[[], Any]] = {"raw": raw.read, "probe": lambda: read_all(sampler), "kept": sampler.tick}
     for once in (sampler.tick, raw.read):
-        for _ in range(TICKS):  # the readings that are told elsewhere have gone by then
+        for _ in range(TICKS):  # leaves out readings that are due only once
             pass_a_second()
             once()
     rounds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(ROUNDS):
         for way, once in ways.items():
             rounds[way].append(median_us(once, pass_a_second))
-    told = {way: statistics.median(times) for way, times in rounds.items()}
+    costs = {way: statistics.median(times) for way, times in rounds.items()}
     return {
-        "raw_us": told["raw"],
-        "probe_us": told["probe"],
-        "probe_and_kept_us": told["kept"],
+        "raw_us": costs["raw"],
+        "probe_us": costs["probe"],
+        "probe_and_kept_us": costs["kept"],
         "ratio": statistics.median(ours / theirs for ours, theirs in zip(rounds["probe"], rounds["raw"], strict=True)),
     }
 
@@ -296,14 +296,14 @@ def main() -> None:
         pynvml.nvmlLib = library = ctypes.CDLL(str(folder / "libnvidia-ml.so.1"))
         pynvml.nvmlInit()
         result["tick"] = {str(gpus): ticks(library, pynvml, gpus) for gpus in (1, 8)}
-        for gpus, told in result["tick"].items():
-            print(f"a tick, {gpus} GPU(s): " + ", ".join(f"{name} {value:.2f}" for name, value in told.items()))
+        for gpus, costs in result["tick"].items():
+            print(f"a tick, {gpus} GPU(s): " + ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
         result["stop_s"] = stops(folder)
         print(f"end of a run while a call hangs: {result['stop_s'] * 1000:.1f} ms at most")
         result["cpu_share"] = {}
         for gpus in (1, 8):
-            told = result["cpu_share"][str(gpus)] = shares(folder, gpus, arguments.peers)
-            for name, share in told.items():
+            costs = result["cpu_share"][str(gpus)] = shares(folder, gpus, arguments.peers)
+            for name, share in costs.items():
                 print(f"CPU share, {gpus} GPU(s): {name} {share:.4%} of a core")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")

@@ -388,10 +388,10 @@ def facts(target: str, declared: Declared | None = None) -> dict[str, Rule]:
     return {entry.name: filled(entry.rule, declared) for entry in RESOURCE if target in entry.destinations}
 
 
-def told_facts(known: Mapping[str, Any], target: str, declared: Declared | None = None) -> dict[str, Any]:
+def sendable_facts(known: Mapping[str, Any], target: str, declared: Declared | None = None) -> dict[str, Any]:
     """Return the listed ones of these facts as they may be sent, in the list's order."""
-    told = {name: coarse(rule, known[name]) for name, rule in facts(target, declared).items() if name in known}
-    return {name: value for name, value in told.items() if value is not None}
+    sendable = {name: coarse(rule, known[name]) for name, rule in facts(target, declared).items() if name in known}
+    return {name: value for name, value in sendable.items() if value is not None}
 
 
 @lru_cache(maxsize=32)

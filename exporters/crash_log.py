@@ -31,18 +31,18 @@ FIELDS = {  # of OTLP's messages, the fields that may be filled
 }
 
 
-def encode(told: Mapping[str, Any]) -> bytes:
+def encode(report: Mapping[str, Any]) -> bytes:
     """Return the body of a request with one crash, as rebuilt by `crash_payload.rebuilt`."""
     request = ExportLogsServiceRequest()
     resource = request.resource_logs.add(schema_url=SCHEMA_URL)
-    resource.resource.attributes.extend(_attribute(name, value) for name, value in told["facts"].items())
+    resource.resource.attributes.extend(_attribute(name, value) for name, value in report["facts"].items())
     scope = resource.scope_logs.add(schema_url=SCHEMA_URL)
     scope.scope.name = SCOPE_NAME
     scope.log_records.add(
-        time_unix_nano=told["time_unix_ns"],
+        time_unix_nano=report["time_unix_ns"],
         severity_number=SeverityNumber.SEVERITY_NUMBER_ERROR,
         event_name=EVENT_NAME,
-        attributes=[_attribute("exception.type", told["type"]), _attribute(FRAMES, "\n".join(told["frames"]))],
+        attributes=[_attribute("exception.type", report["type"]), _attribute(FRAMES, "\n".join(report["frames"]))],
     )
     return bytes(request.SerializeToString())
 
@@ -80,14 +80,14 @@ def _faults(request: ExportLogsServiceRequest, declared: Declared | None) -> Ite
 
 
 def _record_faults(record: Any, rules: Mapping[str, Rule]) -> Iterator[str]:
-    told = {attribute.key: attribute.value.string_value for attribute in record.attributes}
-    if set(told) != set(rules) or len(record.attributes) != len(rules):
-        yield f"a record has the attributes {', '.join(sorted(told))}"
+    found = {attribute.key: attribute.value.string_value for attribute in record.attributes}
+    if set(found) != set(rules) or len(record.attributes) != len(rules):
+        yield f"a record has the attributes {', '.join(sorted(found))}"
         return
-    frames = told[FRAMES].split("\n") if told[FRAMES] else []
+    frames = found[FRAMES].split("\n") if found[FRAMES] else []
     if len(frames) > MAX_FRAMES or any(coarse(rules[FRAMES], frame) != frame for frame in frames):
         yield "a record has a frame that is not the package's"
-    if coarse(rules["exception.type"], told["exception.type"]) != told["exception.type"]:
+    if coarse(rules["exception.type"], found["exception.type"]) != found["exception.type"]:
         yield "a record has a kind of error that is not on the list"
     if record.event_name != EVENT_NAME or record.severity_number != SeverityNumber.SEVERITY_NUMBER_ERROR:
         yield "a record is of another kind"

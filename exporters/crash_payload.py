@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from exporters.allowlist import MAX_FRAMES, crash, facts, told_facts
+from exporters.allowlist import MAX_FRAMES, crash, facts, sendable_facts
 from exporters.rules import OTHER, Declared, as_text, coarse
 
 ID = re.compile("[0-9a-f]{32}")
@@ -45,7 +45,7 @@ def rebuilt(record: Mapping[str, Any], declared: Declared) -> dict[str, Any]:
         "time_unix_ns": int(record["time_unix_ns"]) // 1_000_000_000 * 1_000_000_000,
         "type": next((found for found in types if found is not None), "Exception"),
         "frames": list(collapsed(coarse(rules[FRAMES], frame) for frame in record["frames"]))[-MAX_FRAMES:],
-        "facts": told_facts(record["facts"], "crash", declared),
+        "facts": sendable_facts(record["facts"], "crash", declared),
     }
 
 
@@ -58,29 +58,29 @@ def collapsed(frames: Iterable[str]) -> Iterator[str]:
         before = frame
 
 
-def release(told: Mapping[str, Any]) -> str:
+def release(report: Mapping[str, Any]) -> str:
     """Return a version of the package in Sentry's form."""
-    return f"{told['facts'].get('epochmeter.app.name', OTHER)}@{told['facts'].get('epochmeter.app.version', OTHER)}"
+    return f"{report['facts'].get('epochmeter.app.name', OTHER)}@{report['facts'].get('epochmeter.app.version', OTHER)}"
 
 
-def event(told: Mapping[str, Any]) -> dict[str, Any]:
+def event(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return a rebuilt record as an event of Sentry's. A frame's place is in its function's name."""
-    frames = [{"function": frame, "in_app": frame != OTHER} for frame in told["frames"]]
+    frames = [{"function": frame, "in_app": frame != OTHER} for frame in report["frames"]]
     return {
-        "event_id": told["id"],
-        "timestamp": moment(told["time_unix_ns"]),
+        "event_id": report["id"],
+        "timestamp": moment(report["time_unix_ns"]),
         **FIXED,
-        "release": release(told),
-        "tags": {name: as_text(value) for name, value in told["facts"].items()},
-        "exception": {"values": [{"type": told["type"], "stacktrace": {"frames": frames}}]},
+        "release": release(report),
+        "tags": {name: as_text(value) for name, value in report["facts"].items()},
+        "exception": {"values": [{"type": report["type"], "stacktrace": {"frames": frames}}]},
     }
 
 
-def envelope(told: Mapping[str, Any], dsn: str) -> bytes:
+def envelope(report: Mapping[str, Any], dsn: str) -> bytes:
     """Return the envelope that Sentry's library would make, for the preview, which does not load it. A test compares them."""
-    content = _json(event(told))
+    content = _json(event(report))
     item = {"type": "event", "content_type": "application/json", "length": len(content)}
-    return b"\n".join((_json({"event_id": told["id"], "dsn": dsn}), _json(item), content)) + b"\n"
+    return b"\n".join((_json({"event_id": report["id"], "dsn": dsn}), _json(item), content)) + b"\n"
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
@@ -109,11 +109,11 @@ def _parts(body: bytes) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
     """
     header, _, rest = body.partition(b"\n")
     item, _, content = rest.partition(b"\n")
-    told = json.loads(item)
-    length = told["length"]
+    item_header = json.loads(item)
+    length = item_header["length"]
     if content[length:] not in (b"", b"\n"):
         raise ValueError("there is more in it than one item")
-    return json.loads(header), told, json.loads(content[:length])
+    return json.loads(header), item_header, json.loads(content[:length])
 
 
 def first_fault(
@@ -154,8 +154,8 @@ def _other_keys(where: str, found: Mapping[str, Any], known: set[str]) -> Iterat
 def _tag_faults(content: Mapping[str, Any], declared: Declared | None) -> Iterator[str]:
     rules = facts("crash", declared)
     for name, value in content["tags"].items():
-        told = True if value == "true" else value
-        if name not in rules or coarse(rules[name], told) != told:
+        parsed = True if value == "true" else value
+        if name not in rules or coarse(rules[name], parsed) != parsed:
             yield f"its event has a tag {name!r} that is not on the list, or a value that is not"
     if content["release"] != release({"facts": content["tags"]}):
         yield "its release is not the package's"

@@ -108,8 +108,8 @@ def _is_detail(attributes: Mapping[str, Any]) -> bool:
 
 def _word(name: str, attributes: Mapping[str, Any]) -> str:
     """Return a metric's word: its name and the words of its attributes."""
-    told = [str(attributes[key]) for key in ("epochmeter.stage", "epochmeter.phase") if key in attributes]
-    return "_".join([name.removeprefix("epochmeter.").replace(".", "_"), *told])
+    words = [str(attributes[key]) for key in ("epochmeter.stage", "epochmeter.phase") if key in attributes]
+    return "_".join([name.removeprefix("epochmeter.").replace(".", "_"), *words])
 
 
 def _exponents(value: HistogramValue) -> dict[str, int]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from exporters.allowlist import Entry, metrics, told_facts
+from exporters.allowlist import Entry, metrics, sendable_facts
 from exporters.config import Record
 from exporters.measurements import Measured, Outgoing, OutgoingMetric, Snapshot
-from exporters.payload import encode, told
+from exporters.payload import encode, sendable_number
 from exporters.rules import Declared, Rule, coarse
 
 OWN = "an exporter of the program's own"
@@ -163,7 +163,8 @@ class GatedExporter:
 def rebuild(data: Snapshot, target: str = "otlp", declared: Declared | None = None) -> Outgoing:
     """Return new data with the listed metrics and facts for this destination, always in the same order."""
     rebuilt = (_metric(entry, data.points) for entry in metrics(target, declared))
-    return Outgoing(told_facts(data.facts, target, declared), tuple(m for m in rebuilt if m is not None), data.began, data.now)
+    found = tuple(metric for metric in rebuilt if metric is not None)
+    return Outgoing(sendable_facts(data.facts, target, declared), found, data.began, data.now)
 
 
 def _metric(entry: Entry, points: Iterable[Measured]) -> OutgoingMetric | None:
@@ -174,7 +175,7 @@ def _metric(entry: Entry, points: Iterable[Measured]) -> OutgoingMetric | None:
             attributes = _attributes(entry.attributes, point.attributes)
             if attributes is not None:
                 order = tuple(f"{name}={value}" for name, value in attributes.items())
-                value = point.value if entry.kind == "histogram" else told(entry, point.value)
+                value = point.value if entry.kind == "histogram" else sendable_number(entry, point.value)
                 found.setdefault(order, (attributes, value))
     if not found:
         return None
@@ -185,5 +186,5 @@ def _attributes(rules: Mapping[str, Rule], found: Mapping[str, Any]) -> dict[str
     """Return the listed attributes in sendable form, or None if the point has others, or an unsendable value."""
     if set(found) - set(rules):
         return None
-    told = {name: coarse(rule, found[name]) for name, rule in rules.items() if name in found}
-    return None if None in told.values() else told
+    sendable = {name: coarse(rule, found[name]) for name, rule in rules.items() if name in found}
+    return None if None in sendable.values() else sendable

@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from exporters.allowlist import HEADERS
 from exporters.config import Answer, Config
-from exporters.payload import SAID, told_partly
+from exporters.payload import SAID, with_rejected_points
 from exporters.transport import Http
 
 
@@ -42,7 +42,7 @@ class Otlp:
         if not kind.startswith("application/x-protobuf"):
             return answer
         with contextlib.suppress(DecodeError):
-            return told_partly(answer, ExportMetricsServiceResponse.FromString(content).partial_success)
+            return with_rejected_points(answer, ExportMetricsServiceResponse.FromString(content).partial_success)
         return answer
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from exporters.allowlist import HEADERS
 from exporters.config import Answer, Config
-from exporters.payload import told_partly
+from exporters.payload import with_rejected_points
 from exporters.transport import MAX_WAIT_S, without_credentials
 
 
@@ -71,7 +71,7 @@ class OtlpGrpc:
             return _refusal(error)
         except OSError as error:
             return Answer("later", f"not sent: {error.strerror}: a file of a certificate", arrived=False)
-        return told_partly(Answer("taken", "gRPC OK"), response.partial_success)
+        return with_rejected_points(Answer("taken", "gRPC OK"), response.partial_success)
 
     def _open(self) -> Any:
         if self._channel is None:

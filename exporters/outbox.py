@@ -308,9 +308,9 @@ class Outbox:
     def note_trouble(self, digest: str, why: str, wait_s: float | None) -> None:
         """Note why a destination fails, and how long it asked to be left alone. Every process respects it."""
         now = self._clock()
-        told = {"from": now, "why": why, **({} if wait_s is None else {"until": now + wait_s})}
+        trouble = {"from": now, "why": why, **({} if wait_s is None else {"until": now + wait_s})}
         with contextlib.suppress(OSError):
-            self._files.write("trouble", f"{digest}.json", json.dumps(told).encode())
+            self._files.write("trouble", f"{digest}.json", json.dumps(trouble).encode())
 
     def trouble(self, digest: str) -> tuple[str, float]:
         """Return why a destination failed the last time, or "", and for how many seconds it is still left alone.
@@ -318,10 +318,10 @@ class Outbox:
         A clock that was set back since then ends the wait.
         """
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(self._files.path("trouble", f"{digest}.json").read_bytes())
+            trouble = json.loads(self._files.path("trouble", f"{digest}.json").read_bytes())
             now = self._clock()
-            until = told.get("until", now)
-            return str(told["why"]), float(until - now) if told["from"] <= now < until else 0.0
+            until = trouble.get("until", now)
+            return str(trouble["why"]), float(until - now) if trouble["from"] <= now < until else 0.0
         return "", 0.0
 
     def end_trouble(self, digest: str) -> None:

@@ -214,7 +214,7 @@ def _metric_faults(metric: Any, entry: Entry | None) -> Iterator[str]:
         yield f"{entry.name} is not cumulative"
     for point in data.data_points:
         yield from attribute_faults(entry.name, point.attributes, entry.attributes)
-        if entry.kind != "histogram" and told(entry, value := _number(point)) != value:
+        if entry.kind != "histogram" and sendable_number(entry, value := _number(point)) != value:
             yield f"{entry.name} is {value!r}, which is more exact than the list allows"
 
 
@@ -243,7 +243,7 @@ def attribute_faults(where: str, attributes: Iterable[Any], rules: Mapping[str, 
         seen.add(attribute.key)
 
 
-def told_partly(answer: Answer, partial: ExportMetricsPartialSuccess) -> Answer:
+def with_rejected_points(answer: Answer, partial: ExportMetricsPartialSuccess) -> Answer:
     """Return the answer with the number of data points that a collector rejected. Log records use the same form."""
     said, rejected = partial.error_message[:SAID], partial.rejected_data_points
     if not rejected:
@@ -251,7 +251,7 @@ def told_partly(answer: Answer, partial: ExportMetricsPartialSuccess) -> Answer:
     return replace(answer, text=f"{answer.text}, but {rejected} data points were not taken: {said}", partly=rejected)
 
 
-def told(entry: Entry, value: int | float) -> int | float:
+def sendable_number(entry: Entry, value: int | float) -> int | float:
     """Return a metric's number in the form that may be sent."""
     if entry.sizes:
         return size_class(value, entry.sizes)

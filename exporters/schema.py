@@ -98,8 +98,8 @@ def _texts(rule: Rule) -> Iterator[str]:
 
 
 def _fact(entry: ResourceEntry, declared: Declared | None) -> dict[str, Any]:
-    told = {"name": entry.name, "purpose": entry.purpose, "since": entry.since}
-    return {**told, "destinations": list(entry.destinations), **_rule(entry.rule, declared)}
+    common = {"name": entry.name, "purpose": entry.purpose, "since": entry.since}
+    return {**common, "destinations": list(entry.destinations), **_rule(entry.rule, declared)}
 
 
 def _metric(entry: Entry, declared: Declared | None = None) -> dict[str, Any]:
@@ -174,14 +174,14 @@ def _ga_page() -> Iterator[str]:
     for word, cells in ga_words().items():
         rows.setdefault(cells, []).append(f"`{word}`")
     for cells, words in rows.items():
-        told = (
+        values = (
             "what a package that embeds us has declared, and its version"
             if not cells
             else f"powers of two: {cells[0]}, {cells[1]}, ... {cells[-1]}"
             if cells == DURATIONS
             else ", ".join(_shortened(list(cells)))
         )
-        yield f"| {told} | {', '.join(words)} |"
+        yield f"| {values} | {', '.join(words)} |"
 
 
 def section(declared: Declared) -> str:
@@ -199,14 +199,14 @@ def section(declared: Declared) -> str:
     for entry in printed["metrics"]:
         rules = entry["attributes"].values()
         if entry["name"] in of_usage and all(rule["values"] for rule in rules):
-            told = "; ".join(rule_in_words(rule) for rule in rules)
-            lines.append(f"| how often: `{entry['name']}` | {told} | {entry['purpose']} |")
+            values = "; ".join(rule_in_words(rule) for rule in rules)
+            lines.append(f"| how often: `{entry['name']}` | {values} | {entry['purpose']} |")
     for entry in printed["resource"]:
         if "crash" in entry["destinations"]:
             lines.append(f"| `{entry['name']}` | {rule_in_words(entry)} | {entry['purpose']} |")
     for entry in printed["crash"]["parts"]:
-        told = rule_in_words(entry) if "form" in entry else f"one of {len(entry['values'])} classes, such as `KeyError`"
-        lines.append(f"| of a crash, if you switch it on: `{entry['name']}` | {told} | {entry['purpose']} |")
+        values = rule_in_words(entry) if "form" in entry else f"one of {len(entry['values'])} classes, such as `KeyError`"
+        lines.append(f"| of a crash, if you switch it on: `{entry['name']}` | {values} | {entry['purpose']} |")
     lines += [
         f"\nOf training runs that {app} measures, also the timings and readings that `epochmeter telemetry schema` lists.\n",
         "```",

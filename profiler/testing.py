@@ -133,15 +133,15 @@ class FakeGpu:
         Raises:
             NvmlError: the answer is an error, or the card does not have the call.
         """
-        told = {**IDLE_H100, **self.answers}.get(call)
+        answer = {**IDLE_H100, **self.answers}.get(call)
         times = self.asked[call] = self.asked.get(call, 0) + 1
-        if isinstance(told, list):
-            told = told[min(times, len(told)) - 1]
-        if told is None:
+        if isinstance(answer, list):
+            answer = answer[min(times, len(answer)) - 1]
+        if answer is None:
             raise NvmlError(3)
-        if isinstance(told, dict) and "error" in told:
-            raise NvmlError(told["error"])
-        return told
+        if isinstance(answer, dict) and "error" in answer:
+            raise NvmlError(answer["error"])
+        return answer
 
 
 class Answer:

@@ -75,8 +75,8 @@ def attach(
         _add_batches(evaluator, driver)
         evaluator.add_event_handler(Events.COMPLETED, lambda _: driver.end_pass(Stage.VAL))
     for phase, (begin, end) in wanted.items():
-        trainer.add_event_handler(events[begin], _telling(driver.begin_phase, phase))
-        trainer.add_event_handler(events[end], _telling(driver.end_phase, phase))
+        trainer.add_event_handler(events[begin], _reporting(driver.begin_phase, phase))
+        trainer.add_event_handler(events[end], _reporting(driver.end_phase, phase))
     return driver
 
 
@@ -95,8 +95,8 @@ def _add_batches(engine: Engine, driver: FrameworkRun) -> None:
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: driver.end_batch())
 
 
-def _telling(tell: Callable[[str], None], phase: str) -> Callable[[Any], None]:
-    return lambda _: tell(phase)
+def _reporting(report: Callable[[str], None], phase: str) -> Callable[[Any], None]:
+    return lambda _: report(phase)
 
 
 def _several(things: Any) -> list[Any]:

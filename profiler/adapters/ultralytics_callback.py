@@ -44,13 +44,13 @@ def register(
     for event, react in _reactions(driver):
         model.add_callback(check_event(event, known), react)
     for phase, (begin, end) in wanted.items():
-        model.add_callback(begin, _telling(driver.begin_phase, phase))
-        model.add_callback(end, _telling(driver.end_phase, phase))
+        model.add_callback(begin, _reporting(driver.begin_phase, phase))
+        model.add_callback(end, _reporting(driver.end_phase, phase))
     return driver
 
 
-def _telling(tell: Callable[[str], None], phase: str) -> Callable[[Any], None]:
-    return lambda _: tell(phase)
+def _reporting(report: Callable[[str], None], phase: str) -> Callable[[Any], None]:
+    return lambda _: report(phase)
 
 
 def _reactions(driver: FrameworkRun) -> list[tuple[str, Callable[[Any], None]]]:
@@ -68,7 +68,7 @@ def _reactions(driver: FrameworkRun) -> list[tuple[str, Callable[[Any], None]]]:
 
     def val_end(validator: Any) -> None:
         driver.end_pass(Stage.VAL)
-        if not getattr(validator, "training", True):  # a validation of its own, after which nothing more is told
+        if not getattr(validator, "training", True):  # a validation of its own, after which no more events come
             driver.end()
 
     def predict_start(predictor: Any) -> None:

@@ -88,14 +88,14 @@ def _measured(request: Any) -> tuple[dict[str, Any], bool]:
         prof = Profiler("bench", distributed=False)
         try:
             with prof:
-                suite.measure(prof, machine, request, _told(progress, task))
+                suite.measure(prof, machine, request, _suite_progress(progress, task))
         except KeyboardInterrupt:
             interrupted = True
     return document(prof.summary.run), interrupted
 
 
-def _told(progress: Progress, task: TaskID) -> Any:
-    from profiler.bench.suite import Progress as Told
+def _suite_progress(progress: Progress, task: TaskID) -> Any:
+    from profiler.bench.suite import Progress as SuiteProgress
 
     expected = 0
 
@@ -104,7 +104,7 @@ def _told(progress: Progress, task: TaskID) -> Any:
         expected += steps
         progress.update(task, total=expected)
 
-    return Told(expect, lambda case: progress.update(task, advance=1, description=case))
+    return SuiteProgress(expect, lambda case: progress.update(task, advance=1, description=case))
 
 
 def _follow(request: Any) -> None:

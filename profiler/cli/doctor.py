@@ -194,15 +194,15 @@ def _embedded() -> Iterator[Check]:
             yield Check(f"usage of {ledger.folder.name}", state, f"{what} ({times}x)")
     resolved = resolve()
     for entry in notices_shown():
-        where = f"{entry['app']} sends to {entry['where']}, as it wishes and you were told"
+        where = f"{entry['app']} sends to {entry['where']}, which its author chose; a notice was shown"
         off = not_for_hosts() or ("" if resolved.may_hand_over else resolved.why_off)
         if resolved.may_send:
             off = "goes where you have chosen"
         yield Check(f"export of {entry['app']}", "ok", f"{where}; but not now: {off}" if off else where)
     noted, reports = crashes(), resolved.values["crash_reports"]
     if noted or reports.value:
-        told = f"{len(noted)} noted here; crash_reports is {'on' if reports.value else 'off'} ({reports.source})"
-        yield Check("crash reports", "ok", f"{told}; sentry-sdk is {'' if has_sentry() else 'not '}installed")
+        state = f"{len(noted)} noted here; crash_reports is {'on' if reports.value else 'off'} ({reports.source})"
+        yield Check("crash reports", "ok", f"{state}; sentry-sdk is {'' if has_sentry() else 'not '}installed")
 
 
 def _probes() -> Iterator[Check]:
@@ -211,17 +211,17 @@ def _probes() -> Iterator[Check]:
 
     for name in PROBES:
         sampler = Sampler(1.0, probes=(name,))
-        told: list[tuple[int, int]] = []
+        opened: list[tuple[int, int]] = []
         thread = threading.Thread(
-            target=lambda sampler=sampler, name=name, told=told: told.append(sampler.open(name)), daemon=True
+            target=lambda sampler=sampler, name=name, opened=opened: opened.append(sampler.open(name)), daemon=True
         )
         thread.start()
         thread.join(OPEN_DEADLINE_S)
-        if not told:
+        if not opened:
             cure = "runs go on without its readings; if nvidia-smi hangs, too, the driver or the card needs a reset"
             yield Check(f"probe {name}", "problem", f"the driver does not answer within {OPEN_DEADLINE_S:g} s", cure)
             continue
-        facts, readings = told[0]
+        facts, readings = opened[0]
         if name in sampler.missing:
             yield Check(f"probe {name}", "missing", sampler.missing[name])
         elif sampler.notes:

@@ -32,7 +32,7 @@ def settings(app: typer.Typer) -> None:
     _check(app)
     from profiler.cli.settings import settings as command
 
-    app.command("settings")(_told(command))
+    app.command("settings")(_with_short_errors(command))
 
 
 def telemetry(app: typer.Typer, of: Telemetry) -> None:
@@ -52,7 +52,7 @@ def telemetry(app: typer.Typer, of: Telemetry) -> None:
     own: dict[str, Callable[..., Any]] = {"schema": _schema(of), "preview": _preview(of), "flush": _flush(of)}
     for name in COMMANDS:
         command = own.get(name) or getattr(importlib.import_module(f"profiler.cli.telemetry.{name}"), name)
-        group.command(name)(_told(command))
+        group.command(name)(_with_short_errors(command))
     app.add_typer(group, name="telemetry")
 
 
@@ -63,7 +63,7 @@ def _check(app: Any) -> None:
         )
 
 
-def _told(command: Callable[..., Any]) -> Callable[..., Any]:
+def _with_short_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     """Show a user's error in one line, as in our own program."""
 
     @functools.wraps(command)

@@ -105,12 +105,12 @@ def crash_body(noted: Mapping[str, Any], target: str, *, previewed: bool = False
     """
     from exporters import crash_log, crash_payload
 
-    told = crash_payload.rebuilt(noted, declared_from(noted["declared"]))
+    report = crash_payload.rebuilt(noted, declared_from(noted["declared"]))
     if target != "sentry":
-        return crash_log.encode(told)
+        return crash_log.encode(report)
     if previewed:
-        return crash_payload.envelope(told, noted["dsn"])
-    return crash.envelope(crash_payload.event(told), noted["dsn"])
+        return crash_payload.envelope(report, noted["dsn"])
+    return crash.envelope(crash_payload.event(report), noted["dsn"])
 
 
 def export_crash(

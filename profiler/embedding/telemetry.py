@@ -294,7 +294,7 @@ class Telemetry:
         try:
             action()
         except SettingsError as error:
-            self._warn(f"{self._shipper.faults.count(what, error)} 'epochmeter doctor' tells more.")
+            self._warn(f"{self._shipper.faults.count(what, error)} 'epochmeter doctor' shows more.")
         except Exception as error:
             self._shipper.faults.count(what, error)
 

@@ -178,21 +178,21 @@ class AmdProbe:
         now = library.AmdSmiTemperatureMetric.CURRENT
         for place in SENSORS:
             try:
-                told = library.amdsmi_get_temp_metric(handle, getattr(library.AmdSmiTemperatureType, place), now)
+                answer = library.amdsmi_get_temp_metric(handle, getattr(library.AmdSmiTemperatureType, place), now)
             except library.AmdSmiException as error:
                 if getattr(error, "err_code", None) not in ABSENT_CODES:
                     raise
                 continue
-            if isinstance(told, (int, float)):
-                return (Sample(TEMPERATURE, told / 1000 if told >= MILLI_FROM else told, at),)
-        raise ProbeUnavailableError("the card does not tell its temperature")
+            if isinstance(answer, (int, float)):
+                return (Sample(TEMPERATURE, answer / 1000 if answer >= MILLI_FROM else answer, at),)
+        raise ProbeUnavailableError("the card does not report its temperature")
 
     def _energy(self, handle: Any, at: Attributes) -> Iterable[Sample]:
         return (Sample(ENERGY, self._joules(handle), at),)
 
     def _joules(self, handle: Any) -> float:
-        told = self._library.amdsmi_get_energy_count(handle)
-        return _first_number(told, *ENERGY_KEYS) * _first_number(told, "counter_resolution") / 1e6  # the resolution is in uJ
+        answer = self._library.amdsmi_get_energy_count(handle)  # its resolution is in uJ
+        return _first_number(answer, *ENERGY_KEYS) * _first_number(answer, "counter_resolution") / 1e6
 
     def _memory_class(self, handle: Any) -> int:
         return memory_class_gb(self._library.amdsmi_get_gpu_memory_total(handle, self._library.AmdSmiMemoryType.VRAM))
@@ -204,4 +204,4 @@ def _first_number(answer: Mapping[str, Any], *keys: str) -> float:
         value = answer.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return value
-    raise ProbeUnavailableError(f"amdsmi does not tell {keys[0]}")
+    raise ProbeUnavailableError(f"amdsmi does not report {keys[0]}")

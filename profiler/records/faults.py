@@ -37,7 +37,7 @@ class Faults:
         text = f"{what}: {reason_of(error)}"
         self.note(text)
         if self._is_logged:
-            warn_once(f"{what} ({reason_of(error)}); the run goes on. 'epochmeter doctor' tells what helps.")
+            warn_once(f"{what} ({reason_of(error)}); the run goes on. 'epochmeter doctor' shows the cure.")
         return text
 
 

@@ -192,8 +192,8 @@ CASE_NUMBERS = {
 
 def bench_case(case: CaseRecord) -> dict[str, Any]:
     """Return one case of a benchmark. ``share_of_limit`` is its share of the machine's limits."""
-    told = ("suite", "name", "device", "stage", "dtype", "batch", "workers", "shape", "status", "error")
-    result = {key: value for key in told if (value := getattr(case, key)) not in (None, "")}
+    shown = ("suite", "name", "device", "stage", "dtype", "batch", "workers", "shape", "status", "error")
+    result = {key: value for key in shown if (value := getattr(case, key)) not in (None, "")}
     if case.compiled:
         result["compiled"] = True
     if case.remarks:

@@ -25,16 +25,16 @@ Stages = Mapping[int, RankStage]
 
 def rank_table(run: Run) -> dict[str, Any]:
     """Return, for each stage and phase, the slowest, the median and the fastest rank; empty if no rank reported."""
-    told = [epoch for epoch in run.epochs if epoch.ranks]
-    if not told or run.world_size is None:
+    reported = [epoch for epoch in run.epochs if epoch.ranks]
+    if not reported or run.world_size is None:
         return {}
-    whole = [epoch for epoch in told if len(epoch.ranks) == run.world_size]
-    missing = sorted(set(range(run.world_size)) - set(told[-1].ranks))
-    result: dict[str, Any] = {"world_size": run.world_size, "epochs": len(whole or told), "stages": {}, "waits": []}
+    whole = [epoch for epoch in reported if len(epoch.ranks) == run.world_size]
+    missing = sorted(set(range(run.world_size)) - set(reported[-1].ranks))
+    result: dict[str, Any] = {"world_size": run.world_size, "epochs": len(whole or reported), "stages": {}, "waits": []}
     if missing:
         result["missing"] = missing
-    for name in dict.fromkeys(name for epoch in told for stages in epoch.ranks.values() for name in stages):
-        ranks = _added(name, whole or told)
+    for name in dict.fromkeys(name for epoch in reported for stages in epoch.ranks.values() for name in stages):
+        ranks = _added(name, whole or reported)
         if len(ranks) < 2:
             continue
         phases = dict.fromkeys(phase for stage in ranks.values() for phase in stage.phases)

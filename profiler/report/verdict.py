@@ -172,11 +172,11 @@ def _device(stage: StageRecord, busy: float | None) -> Verdict | None:
 
 def _undecided(stage: StageRecord, busy: float | None) -> str:
     on_device, here = stage.device_share or 0.0, stage.host_share or 0.0
-    told = "its utilization was not read" if busy is None else f"it ran kernels {busy:.0%} of the time"
+    utilization = "its utilization was not read" if busy is None else f"it ran kernels {busy:.0%} of the time"
     if on_device >= here * AHEAD:
-        return f"the GPU was in a phase for {on_device:.0%} of a {stage.stage} step; {told}"
+        return f"the GPU was in a phase for {on_device:.0%} of a {stage.stage} step; {utilization}"
     why = "the loop launches too little at a time, or waits for the GPU within them"
-    return f"phases take as long on the GPU as here: {why}; {told}"
+    return f"phases take as long on the GPU as here: {why}; {utilization}"
 
 
 def _named(shares: dict[str, float]) -> str:

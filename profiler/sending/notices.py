@@ -1,4 +1,4 @@
-"""The lines that tell a user what is sent where: each once, on stderr, and a note on disk that it was shown."""
+"""Announce to the user what is sent where: one line on stderr, once, and a note on disk that it was shown."""
 
 from __future__ import annotations
 

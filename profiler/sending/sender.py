@@ -131,7 +131,7 @@ class Sending:
         if outlet is None:
             return
         try:
-            if self.consent():  # without it, the outlet has been told to withdraw
+            if self.consent():  # without it, `_withdraw` has already stopped the outlet
                 outlet.put(last=True)
         finally:
             outlet.finish(self._resolve().settings.exit_timeout)

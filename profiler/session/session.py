@@ -151,7 +151,7 @@ class Session:
         _live.discard(self)
         tail = EpochRecord(None, started_ns=self._now())
         self._collect(tail)
-        self.faults.swallow("the ranks could not be heard", lambda: self._save_all(self._ranks.gather(last=True)))
+        self.faults.swallow("times of other ranks could not be read", lambda: self._save_all(self._ranks.gather(last=True)))
         self.sampler.stop()
         self._meter.finish()
         self._keeper.save_outside_energy()
@@ -259,7 +259,7 @@ class Session:
         self.timer.enter_epoch(None, None if at is None else at + self._began)
         self.refresh()
         self._keeper.save(epoch)
-        self.faults.swallow("the ranks could not be told", lambda: self._save_all(self._ranks.publish(epoch)))
+        self.faults.swallow("times could not be sent to other ranks", lambda: self._save_all(self._ranks.publish(epoch)))
         if self._live:
             line = f"{self.run.name}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n"
             self.faults.swallow("stderr takes no lines", lambda: sys.stderr.write(line))

@@ -419,7 +419,7 @@ def test_usage_off_stops_waiting_summary(sink: Sink, home: Path) -> None:
 
 def test_doctor_says_where_packages_send(sink: Sink, home: Path) -> None:
     host(sink)
-    told = f"export of digits: digits sends to {sink.url}/v1/metrics, as it wishes and you were told"
+    told = f"export of digits: digits sends to {sink.url}/v1/metrics, which its author chose; a notice was shown"
     assert told in epochmeter("doctor", **OUTSIDE).out
     assert f"{told}; but not now: CI" in epochmeter("doctor", **{**OUTSIDE, "CI": "1"}).out
     assert f"{told}; but not now: sync is off" in epochmeter("doctor", **{**OUTSIDE, "DO_NOT_TRACK": "1"}).out

@@ -56,14 +56,14 @@ LAYERS = (
     Layer(
         "only listed attributes are copied",
         "exporters/gate.py",
-        "    if set(found) - set(rules):\n        return None\n    told = {",
-        "    told: dict[str, Any] = dict(found) if set(found) - set(rules) else {",
+        "    if set(found) - set(rules):\n        return None\n    sendable = {",
+        "    sendable: dict[str, Any] = dict(found) if set(found) - set(rules) else {",
         "privacy/test_gate.py::test_what_is_not_listed_has_no_way_out",
     ),
     Layer(
         "only listed facts are copied",
         "exporters/gate.py",
-        "return Outgoing(told_facts(data.facts, target, declared),",
+        "return Outgoing(sendable_facts(data.facts, target, declared),",
         "return Outgoing(dict(data.facts),",
         "privacy/test_gate.py::test_nothing_of_the_users_own_goes_out",
     ),

@@ -56,7 +56,7 @@ def preview(
         typer.echo(json.dumps({**_as_data(recorded.id, target, bodies, where, why_off), **more}, indent=2))
         return
     if not bodies:
-        typer.echo(f"run {recorded.id} measured nothing that {target} is told of: it sends nothing", err=True)
+        typer.echo(f"run {recorded.id} measured nothing that is sent to {target}", err=True)
     for body in bodies:
         typer.echo(f"run {recorded.id}: {len(body):,} bytes, SHA-256 {hashlib.sha256(body).hexdigest()}")
         typer.echo(f"nothing leaves this machine: {why_off}; this is what would" if why_off else f"to {where}")
@@ -104,10 +104,10 @@ class Beside:
     where: str = ""
 
     def as_data(self) -> dict[str, Any]:
-        told = {"app": self.app, "what": self.what, "may_leave": not self.why_off}
+        data = {"app": self.app, "what": self.what, "may_leave": not self.why_off}
         if self.why_off:
-            told["why_not"] = self.why_off
-        return {**told, **({"destination": self.where} if self.where else {}), **_of_body(self.target, self.body)}
+            data["why_not"] = self.why_off
+        return {**data, **({"destination": self.where} if self.where else {}), **_of_body(self.target, self.body)}
 
 
 def show_own(app: str, as_json: bool) -> None:
@@ -202,15 +202,15 @@ def _where(resolved: Any) -> tuple[str, str]:
 def _as_data(run: str, target: str, bodies: list[bytes], where: str, why_off: str) -> dict[str, Any]:
     from exporters.schema import request_headers
 
-    told = [_of_body(target, body) for body in bodies]
+    rows = [_of_body(target, body) for body in bodies]
     return {
         "run": run,
         "may_leave": not why_off,
         **({"why_not": why_off} if why_off else {}),
         "destination": where,
         "headers": request_headers(target),
-        **(told[0] if told else {}),
-        **({"more": told[1:]} if told[1:] else {}),
+        **(rows[0] if rows else {}),
+        **({"more": rows[1:]} if rows[1:] else {}),
     }
 
 

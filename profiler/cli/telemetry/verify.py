@@ -47,11 +47,11 @@ where = {"otlp_endpoint": f"http://127.0.0.1:{server.server_port}"}
 with Profiler("verify", exporter="otlp", settings=where) as prof:
     for _ in prof.epochs(3):
         list(prof.train(range(20)))
-def told(command):
+def output_of(command):
     return json.loads(subprocess.run([sys.executable, "-m", "profiler.cli", "telemetry", command, "--json"],
                                      capture_output=True, check=True).stdout)
 arrived = hashlib.sha256(received[-1]).hexdigest()
-previewed, logged = told("preview")["sha256"], told("log")[-1]["sha256"]
+previewed, logged = output_of("preview")["sha256"], output_of("log")[-1]["sha256"]
 sys.exit(0 if arrived == previewed == logged else f"arrived {arrived}, preview {previewed}, log {logged}")
 """
 LOOK_UP = """
