@@ -162,7 +162,7 @@ def synchronisations(torch: Any, make: Any) -> int:
 
 
 def device_time(torch: Any, make: Any) -> dict[str, float]:
-    """A forward phase's device time, as ratios to its kernels' span and to the sum of their times."""
+    """Return a forward phase's device time, as ratios to its kernels' span and to the sum of their times."""
     from profiler import Profiler
 
     loop = Loop(torch, make)

@@ -144,7 +144,7 @@ print(json.dumps({**told, "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF)
 
 
 def run(code: str, *arguments: str, home: str) -> tuple[str, str]:
-    """What a program says on stdout and on stderr."""
+    """Run a program, and return its stdout and stderr."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -157,7 +157,7 @@ def run(code: str, *arguments: str, home: str) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def answering() -> Iterator[str]:
-    """A server in a process of its own that takes everything."""
+    """Run a server that accepts everything, in a process of its own."""
     process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -169,7 +169,7 @@ def answering() -> Iterator[str]:
 
 @contextlib.contextmanager
 def silent() -> Iterator[str]:
-    """A server that accepts and never answers."""
+    """Run a server that accepts and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(64)
@@ -211,7 +211,7 @@ def ends() -> list[dict[str, Any]]:
 
 
 def starts() -> dict[str, float]:
-    """What the first ``start()`` of a process takes, in seconds: the imports that must not disturb the loop later."""
+    """Return the seconds of a process's first ``start()``: the imports that must not disturb the loop later."""
     found: dict[str, list[float]] = {"sends nothing": [], "HTTP": [], "gRPC": []}
     for _ in range(5):
         for name, exporter, protocol in zip(

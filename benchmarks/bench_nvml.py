@@ -242,7 +242,7 @@ def ticks(library: Any, pynvml: Any, gpus: int) -> dict[str, float]:
 
 
 def read_all(sampler: Any) -> list[Any]:
-    """What the probe gives in a tick, before it is added up."""
+    """Return the probe's readings of one tick, before they are added up."""
     drivers = sampler.threads[1]
     drivers.ticks += 1
     return [row.reading.all() for row in drivers.rows if drivers.ticks % row.reading.every == 0]
@@ -264,7 +264,7 @@ def shares(folder: Path, gpus: int, peers: str) -> dict[str, float]:
 
 
 def stops(folder: Path) -> float:
-    """The longest of some ends of runs, in seconds, while a call hangs for a minute."""
+    """Return the longest of some ends of runs (s), while a call hangs for a minute."""
     with tempfile.TemporaryDirectory() as home:
         environment = {
             **os.environ,

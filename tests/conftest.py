@@ -35,7 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
-    """The timers' clock, standing still."""
+    """Stop the timers' clock; a test moves it."""
     fake = FakeClock(1_000_000)
     monkeypatch.setattr(hot_path, "now", fake)
     return fake

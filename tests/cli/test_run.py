@@ -70,7 +70,7 @@ def recorded() -> list[Any]:
 
 
 def both(script: str, *arguments: str, **environment: str) -> tuple[Answer, Answer]:
-    """What a script says and does, bare and measured."""
+    """Run a script bare and measured, and return both outcomes."""
     Path("script.py").write_text(script, encoding="utf-8")
     return python("script.py", *arguments, **environment), epochmeter("run", "-q", "script.py", *arguments, **environment)
 

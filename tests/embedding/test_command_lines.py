@@ -21,7 +21,7 @@ from support.sinks import Sink
 
 
 def taken(telemetry: Telemetry) -> tuple[dict[str, int], dict[str, list[str]], int]:
-    """The commands that were counted, the options that were given with each, and what was not declared."""
+    """Return the counted commands, the options given with each, and the undeclared ones."""
     _, commands, options, undeclared = telemetry._counters.take()
     return commands, {command: sorted(given) for command, given in options.items()}, undeclared
 
@@ -30,7 +30,7 @@ def program_with_click() -> click.Group:
     @click.group()
     @click.option("--verbose", is_flag=True)
     def cli(verbose: bool) -> None:
-        """A program."""
+        """Run the program."""
 
     @cli.command()
     @click.option("--epochs", default=3)
@@ -38,20 +38,20 @@ def program_with_click() -> click.Group:
     @click.option("--data")
     @click.argument("path")
     def fit(**values: Any) -> None:
-        """Trains."""
+        """Train."""
 
     @cli.group()
     def model() -> None:
-        """Models."""
+        """Manage models."""
 
     @model.command()
     @click.option("--force/--no-force")
     def save(force: bool) -> None:
-        """Saves."""
+        """Save."""
 
     @cli.command()
     def boom() -> None:
-        """Fails."""
+        """Fail."""
         raise RuntimeError("secret")
 
     return cli
@@ -161,7 +161,7 @@ def test_typer() -> None:
 
     @app.command()
     def train(path: str, epochs: int = 3, learning_rate: float = 0.1) -> None:
-        """Trains."""
+        """Train."""
 
     @app.command()
     def predict(ctx: typer.Context, verbose: bool = False) -> None:

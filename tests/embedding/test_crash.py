@@ -84,7 +84,7 @@ with telemetry.guard():
 
 @pytest.fixture
 def place(tmp_path: Path) -> dict[str, Any]:
-    """A folder in a git repository, with a package, of a user, all with names to look for."""
+    """Make a package in a git repository of a user, all with names to look for."""
     folder = tmp_path / "canary-folder" / "home" / "canary-user"
     (folder / "canary_package-1.0.dist-info").mkdir(parents=True)
     (folder / "canary_package-1.0.dist-info" / "METADATA").write_text(
@@ -123,7 +123,7 @@ def run(place: dict[str, Any], script: str, url: str, **more: str) -> Answer:
 
 
 def seen(place: dict[str, Any], sink: Sink) -> set[str]:
-    """The secrets that are in what arrived: in headers, and in bodies."""
+    """Return the secrets found in the headers and bodies that arrived."""
     everything = b"".join(
         str(received.headers).encode() + received.path.encode() + received.content for received in sink.received
     )
@@ -447,7 +447,7 @@ def test_both_forms_pass_their_check() -> None:
 
 
 def spoilt(change: Any) -> bytes:
-    """An envelope with something changed, its lengths put right."""
+    """Return an envelope with a change in it and with correct lengths."""
     told = crash_payload.rebuilt(RECORD, DECLARED)
     lines = [json.loads(line) for line in crash_payload.envelope(told, DSN).splitlines()]
     change(*lines)

@@ -30,7 +30,7 @@ MS = 1_000_000
 
 @pytest.fixture
 def device(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> FakeDevice:
-    """A CUDA device that runs 4 ms behind the host."""
+    """Fake a CUDA device that runs 4 ms behind the host."""
     fake = FakeDevice(clock, 4 * MS)
     device_clock = DeviceClock(fake.new_event, fake.current_stream, fake.is_capturing)
     monkeypatch.setattr(Timer, "device_clock", lambda self: device_clock)
@@ -89,7 +89,7 @@ def test_unreached_marks_are_not_waited_for(clock: FakeClock, device: FakeDevice
 
 
 def taken(timer: Timer, clock: FakeClock) -> EpochRecord:
-    """What was measured, once the device has reached all marks."""
+    """Return the timings, once the device has reached all marks."""
     clock.pass_ms(10)
     record = EpochRecord(0)
     timer.take(record)

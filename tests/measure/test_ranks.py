@@ -88,7 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def ranks(size: int, script: str, **environment: str) -> list[tuple[int, str, str]]:
-    """Starts so many processes on the script; their exit codes and what they said."""
+    """Run the script in so many processes, and return their exit codes and output."""
     Path("train.py").write_text(script, encoding="utf-8")
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     where.update(WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size))
@@ -198,7 +198,7 @@ class TestRealRanks:
 
 class TestTheTable:
     def run(self, *epochs: dict[int, dict[str, float]], size: int = 3) -> Run:
-        """A run whose ranks told the seconds of these phases."""
+        """Return a run whose ranks reported these phases (s)."""
         run = Run("0" * 12, "table", 1, world_size=size, rank=0)
         for index, told in enumerate(epochs):
             ranks = {

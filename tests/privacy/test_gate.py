@@ -38,7 +38,7 @@ def metrics_of(outgoing: Outgoing | MetricsData) -> dict[str, Metric]:
 
 
 def unchanged(source: Snapshot) -> Outgoing:
-    """The data as it is before the gate: every metric under its own name, nothing left out."""
+    """Return the data before the gate: every metric under its own name, nothing left out."""
     points = [(point.name, point.kind, dict(point.attributes), point.value) for point in source.points]
     metrics = tuple(OutgoingMetric(name, "", "", kind, ((attributes, value),)) for name, kind, attributes, value in points)
     return Outgoing(dict(source.facts), metrics, source.began, source.now)
@@ -118,7 +118,7 @@ def test_sizes_are_told_in_classes(size: int, gib: int) -> None:
 
 
 def gated(exporter: Any, consent: Callable[[], bool], noted: list[tuple[str, bytes]] | None = None) -> GatedExporter:
-    """The gate before an exporter of the program's own, and what it notes in a list."""
+    """Return the gate before a program's own exporter, and the list of its notes."""
 
     def record(where: str, body: bytes) -> Callable[[str], None]:
         if noted is not None:

@@ -208,7 +208,7 @@ for turn in range(rounds):
 
 
 def write_at_once(rounds: int, versions: list[int]) -> None:
-    """Processes that know settings files up to these versions open and update the file, all at once."""
+    """Update the file from several processes at once, which know formats up to these versions."""
     arguments = [[str(me), str(rounds), str(version)] for me, version in enumerate(versions, 1)]
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, *given], stderr=subprocess.PIPE) for given in arguments]
     for writer in writers:
@@ -267,6 +267,63 @@ def test_path_is_never_without_a_file(home: Path, monkeypatch: pytest.MonkeyPatc
     settings.update(retention_days=5)
     assert settings["sync"] is False
     assert len(list(home.glob("settings.json.bad-*"))) == 1
+
+
+@pytest.fixture
+def parses(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return the list of parses of a settings file made from now on."""
+    found: list[Path] = []
+    real = config_file._content
+
+    def content(path: Path) -> dict[str, Any]:
+        found.append(path)
+        return real(path)
+
+    monkeypatch.setattr(config_file, "_content", content)
+    return found
+
+
+def test_unchanged_file_is_parsed_once(home: Path, parses: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(home, '{"version": 2, "retention_days": 7}')
+    monkeypatch.setattr(config_file, "FRESH_NS", -1_000_000_000)  # as if the file were old
+    assert {resolve().settings.retention_days for _ in range(50)} == {7}
+    assert parses == [path]
+    path.write_text('{"version": 2, "retention_days": 88}')
+    assert resolve().settings.retention_days == 88
+    path.unlink()
+    assert resolve().settings.retention_days == 90
+    write(home, '{"version": 2, "retention_days": 5')  # spoilt: off, however often it is asked
+    assert [resolve().values["sync"].value for _ in range(3)] == [False] * 3
+    assert len(parses) == 3
+
+
+TICK_NS = 2 * 10**9
+
+
+class CoarseStatus:
+    """The status of a file on a file system whose clock ticks every two seconds, as FAT's does."""
+
+    def __init__(self, status: os.stat_result) -> None:
+        self.st_dev, self.st_ino, self.st_mode, self.st_size = status.st_dev, status.st_ino, status.st_mode, status.st_size
+        self.st_mtime_ns = status.st_mtime_ns // TICK_NS * TICK_NS
+        self.st_ctime_ns = status.st_ctime_ns // TICK_NS * TICK_NS
+
+
+def test_file_that_just_changed_is_not_cached(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two changes within one tick of the file system's clock have the same stamp; "off" must not be missed."""
+    path = write(home, '{"version": 2, "sync": true }')
+    real = config_file._status
+
+    def status(path: Path) -> CoarseStatus | None:
+        found = real(path)
+        return None if found is None else CoarseStatus(found)
+
+    monkeypatch.setattr(config_file, "_status", status)
+    for count in range(40):
+        wanted = count % 2 == 0
+        with path.open("r+b") as file:  # in place, and of the same size
+            file.write(b'{"version": 2, "sync": true }' if wanted else b'{"version": 2, "sync": false}')
+        assert resolve().values["sync"].value is wanted
 
 
 @pytest.mark.parametrize(
@@ -337,7 +394,7 @@ exec(everything)
 
 
 def as_nobody(folder: Path, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `TRY_ALL` as a user without a name, as container platforms do."""
+    """Run `TRY_ALL` as a user without a name, as container platforms do."""
     if os.name != "posix" or os.geteuid() != 0:
         pytest.skip("only root can become another user")
     command = [sys.executable, "-c", BECOME_NOBODY, url, repr(environment)]
@@ -347,7 +404,7 @@ def as_nobody(folder: Path, url: str, **environment: str) -> subprocess.Complete
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user can reach, which a test's own temporary folder is not."""
+    """Make a folder that every user can reach; a test's own temporary folder is private."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)

@@ -166,7 +166,7 @@ with Profiler("canary-run-7f3a", exporter="otlp", settings={"otlp_endpoint": sys
 
 
 def derived(canary: str) -> dict[str, bytes]:
-    """A text as it may be hidden: eight forms, and the bare digests."""
+    """Return the forms in which a text may be hidden: eight, and the bare digests."""
     raw = canary.encode()
     return {
         "raw": raw,
@@ -205,7 +205,7 @@ def everything(sink: Sink) -> bytes:
 
 @pytest.fixture
 def place(tmp_path: Path) -> tuple[Path, dict[str, str]]:
-    """A home and a working folder full of canaries, and the environment that goes with them."""
+    """Make a home and a working folder full of canaries, and return their environment."""
     home = tmp_path / CANARIES["home"]
     folder = home / CANARIES["cwd"]
     folder.mkdir(parents=True)

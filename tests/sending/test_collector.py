@@ -31,7 +31,7 @@ print(json.dumps(prof.summary.to_dict()))
 
 
 def start(ports: tuple[int, int], sink_url: str, log: Any) -> subprocess.Popen[bytes]:
-    """A collector that hands on what it gets, on these ports for HTTP and gRPC."""
+    """Run a collector that hands on all data, on these ports for HTTP and gRPC."""
     command = [
         *(Path(rotel.__file__).parent / "rotel-agent", "start"),
         *("--otlp-http-endpoint", f"127.0.0.1:{ports[0]}", "--otlp-grpc-endpoint", f"127.0.0.1:{ports[1]}"),
@@ -45,7 +45,7 @@ def start(ports: tuple[int, int], sink_url: str, log: Any) -> subprocess.Popen[b
 
 @pytest.fixture
 def collector(sink: Sink, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A collector that hands on what it gets to the sink; its addresses by protocol."""
+    """Run a collector that hands all data to the sink; return its addresses by protocol."""
     ports = free_port(), free_port()
     with (tmp_path / "collector.log").open("wb") as log:
         process = start(ports, sink.url, log)

@@ -33,7 +33,7 @@ HANG_S = 8.0
 
 
 def run(endpoint: str | None = None, epochs: int = 2, **chosen: Any) -> Any:
-    """A run of so many epochs; what it says of itself, and how long its end took."""
+    """Make a run of so many epochs; return its notes, and the seconds its end took."""
     if endpoint is not None:
         chosen["otlp_endpoint"] = endpoint
     prof = Profiler("x", exporter="otlp", settings=chosen).start()
@@ -204,7 +204,7 @@ def test_a_web_page_is_no_delivery(home: Path, sink: Sink) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run's end as users have it."""
+    """Wait for a delivery at a run's end for one second, as for users."""
     monkeypatch.setitem(config_schema.KEYS, "exit_timeout", 1.0)
 
 
@@ -217,7 +217,7 @@ def test_end_of_run_waits_one_second() -> None:
 
 @contextlib.contextmanager
 def listening(serve: Callable[[socket.socket, threading.Event], None]) -> Iterator[str]:
-    """A server of bytes; its address."""
+    """Listen on a port, and serve each connection with this function; yield the address."""
     with socket.socket() as server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(("127.0.0.1", 0))

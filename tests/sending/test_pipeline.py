@@ -130,7 +130,7 @@ def test_the_rules_say_what_they_should(tmp_path: Path) -> None:
 
 
 def rotel_variables() -> tuple[dict[str, str], dict[str, str]]:
-    """What rotel.env sets, and what the lines at its end would set instead."""
+    """Return the values of rotel.env, and those of the alternatives at its end."""
     lines = (KIT / "rotel.env").read_text("utf-8").splitlines()
     return tuple(
         dict(line.removeprefix(mark).split("=", 1) for line in lines if line.startswith(f"{mark}ROTEL_")) for mark in ("", "# ")

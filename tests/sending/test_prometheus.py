@@ -51,7 +51,7 @@ def scrape(port: int, path: str = "/metrics") -> str:
 
 
 def shown(outgoing: Any) -> str:
-    """The page, without a server."""
+    """Return the page, without a server."""
     environ: dict[str, Any] = {}
     setup_testing_defaults(environ)
     return b"".join(page.page_of(outgoing)(environ, lambda *_: None)).decode()
@@ -190,7 +190,7 @@ def test_the_first_time_is_said(port: int, capfd: pytest.CaptureFixture[str]) ->
 
 
 def every_metric() -> str:
-    """A page with a point of every metric that the list names for it."""
+    """Return a page with a point of every metric that the list names for it."""
     made = Histogram()
     made.add([10**6])
     points = []
@@ -311,7 +311,7 @@ def test_a_real_prometheus_fetches_what_the_run_shows(prometheus: str, home: Pat
 
 
 def shown_to_others(home: Path) -> set[tuple[float, float]]:
-    """Steps and time of training in every page that was fetched, by our own log."""
+    """Return the steps and time of training in every fetched page, from our own log."""
     found = set()
     for sent in sentlog.read(home / "sent"):
         (resource,) = ExportMetricsServiceRequest.FromString(sent.body).resource_metrics

@@ -50,7 +50,7 @@ class Authority:
 
 
 def self_signed(folder: Path) -> tuple[str, str]:
-    """A certificate for localhost that vouches for itself."""
+    """Make a certificate for localhost that vouches for itself."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -73,13 +73,13 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """An authority that nobody here trusts."""
+    """Make an authority that nobody here trusts."""
     return Authority(trustme.CA(), tmp_path_factory.mktemp("stranger"))
 
 
 @contextmanager
 def collector(protocol: str, certificate: tuple[str, str], clients: str | None = None) -> Iterator[tuple[str, list[bytes]]]:
-    """A collector with this certificate; with ``clients``, only for those that this authority knows."""
+    """Run a collector with this certificate; with ``clients``, only for those that this authority knows."""
     serve = _over_grpc if protocol == "grpc" else _over_http
     with serve(certificate, clients) as found:
         yield found
@@ -144,7 +144,7 @@ def _over_grpc(certificate: tuple[str, str], clients: str | None) -> Iterator[tu
 
 
 def run(address: str, protocol: str, **chosen: Any) -> str:
-    """A run to there; what it noted."""
+    """Send a run to this address, and return its notes."""
     chosen = {"otlp_endpoint": address, "otlp_protocol": protocol, "exit_timeout": 5, **chosen}
     with Profiler("x", exporter="otlp", settings=chosen) as prof:
         list(prof.train(range(3)))

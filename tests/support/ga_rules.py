@@ -36,7 +36,7 @@ TOP = {
 
 
 def messages(body: bytes, now: float | None = None) -> list[dict[str, str]]:
-    """What Google's validation server would say, with ``ENFORCE_RECOMMENDATIONS``; nothing where the body is valid."""
+    """Return the complaints of Google's validation server, with ``ENFORCE_RECOMMENDATIONS``; none if the body is valid."""
     return [{"fieldPath": path, "validationCode": code} for path, code in _faults(body, time.time() if now is None else now)]
 
 

@@ -10,7 +10,7 @@ from profiler.storage.metric_rows import SPECS
 
 
 def probe_specs() -> list[MetricSpec]:
-    """The metrics of all probes, in the order of `PROBES`; what several vendors' GPUs tell is one."""
+    """Return the metrics of all probes, in the order of `PROBES`; a metric of several vendors counts once."""
     specs = [spec for name in PROBES for spec in getattr(importlib.import_module(module_of(name)), "SPECS", ())]
     return list({id(spec): spec for spec in specs}.values())
 

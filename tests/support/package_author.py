@@ -35,12 +35,12 @@ telemetry.command("fit", ("epochs",))
 
 
 def host(sink: Sink, work: str = COUNT, **environment: str) -> Answer:
-    """Runs the package once, as its user would."""
+    """Run the package once, as its user would."""
     return python("-c", HOST + work, sink.url, **{**OUTSIDE, **environment})
 
 
 def choose(home: Path, **settings: Any) -> None:
-    """The user's settings file."""
+    """Write the user's settings file."""
     home.mkdir(exist_ok=True)
     (home / "settings.json").write_text(json.dumps({"version": 2, **settings}))
 
@@ -54,7 +54,7 @@ def envelopes(sink: Sink) -> list[Received]:
 
 
 def counted(received: Received) -> dict[tuple[str, ...], int]:
-    """The counts in a payload: (feature), (command) or (command, option) after the metric's last word."""
+    """Return the counts in a payload: (feature), (command) or (command, option) after the metric's last word."""
     request = ExportMetricsServiceRequest.FromString(received.content)
     found: dict[tuple[str, ...], int] = {}
     for metric in request.resource_metrics[0].scope_metrics[0].metrics:
@@ -66,7 +66,7 @@ def counted(received: Received) -> dict[tuple[str, ...], int]:
 
 
 def facts(received: Received) -> dict[str, Any]:
-    """The resource of a payload."""
+    """Return the resource of a payload."""
     (resource,) = ExportMetricsServiceRequest.FromString(received.content).resource_metrics
     return {
         attribute.key: getattr(attribute.value, attribute.value.WhichOneof("value"))

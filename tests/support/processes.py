@@ -33,7 +33,7 @@ class Answer:
 
 
 def python(*arguments: str, timeout: float = 60, **environment: str) -> Answer:
-    """Runs this Python on arguments, in a process of its own."""
+    """Run this Python on arguments, in a process of its own."""
     done = subprocess.run(
         [sys.executable, *arguments],
         capture_output=True,

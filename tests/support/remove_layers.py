@@ -397,7 +397,7 @@ def passes(tests: list[str], copy: Path, *, show: bool = False) -> bool:
 
 
 def removals(layers: Sequence[Layer]) -> list[str]:
-    """Takes these layers out, one by one, in a copy; the names of those that no test misses."""
+    """Take these layers out of a copy, one by one; return the names of those that no test misses."""
     unseen = []
     with tempfile.TemporaryDirectory(prefix="epochmeter-layers-") as name:
         copy = Path(name)

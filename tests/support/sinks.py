@@ -33,7 +33,7 @@ class Sink:
 
 
 def serving() -> tuple[Sink, Callable[[], None]]:
-    """A sink, and what ends it."""
+    """Start a sink; return it and the function that ends it."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -63,7 +63,7 @@ def train(epochs: int, augment: bool, output: Path) -> float:
 
 
 def predict(index: int, path: Path) -> tuple[int, int]:
-    """What the model sees in an image, and what it shows.
+    """Return the digit that the model sees in an image, and the digit that the image shows.
 
     Raises:
         NotTrainedError: the model is not there.

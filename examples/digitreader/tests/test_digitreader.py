@@ -33,7 +33,7 @@ def digitreader(folder: Path, *arguments: str, **environment: str) -> subprocess
 
 @pytest.fixture
 def received() -> Iterator[list[tuple[str, bytes]]]:
-    """What a collector and a Sentry on this machine are sent."""
+    """Receive everything that is sent to a collector and to a Sentry on this machine."""
     found: list[tuple[str, bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -110,7 +110,7 @@ def test_crash_is_reported_only_if_switched_on(tmp_path: Path, received: list[tu
 
 
 def without_sentry(folder: Path) -> Path:
-    """A folder for PYTHONPATH with which Sentry's library is not found."""
+    """Make a folder for PYTHONPATH that hides Sentry's library."""
     (folder / "hidden").mkdir()
     (folder / "hidden" / "sitecustomize.py").write_text(
         "import importlib.util\nfind = importlib.util.find_spec\n"

@@ -29,7 +29,8 @@ def preview(
         bool, typer.Option("--check", help="Google Analytics: asks its validation server, which keeps nothing, about them.")
     ] = False,
 ) -> None:
-    """Show the exact bytes that a run sends at its end, and those of what packages have counted and of their crashes.
+    """Show the exact bytes of a run's final payload, of usage counters and of crash reports.
+
     Nothing is sent, except with --check."""
     from profiler.config.paths import runs_path
     from profiler.config.resolve import resolve

@@ -67,8 +67,9 @@ OFF = '{"version": 2, "sync": false, "exporter": "otlp", "otlp_endpoint": "http:
 
 
 def verify(as_json: AsJson = False) -> None:
-    """Prove on this machine that off is off, and that the preview is what is sent. Exit code 1: a claim failed; 4: the
-    system forbids the proof."""
+    """Prove on this machine that off is off, and that the preview shows the bytes that are sent.
+
+    Exit code 1: a claim failed. Exit code 4: the system forbids the proof."""
     from profiler.sending.proof import ProofUnavailableError, watch
 
     try:

@@ -191,7 +191,7 @@ class TorchHooks:
             self.observer.fault(error)
 
     def hook_outermost(self) -> None:
-        """Hook the outermost of the new modules, and unhook those that are inside one of them now."""
+        """Register hooks on the outermost of the new modules, and remove them from modules inside these."""
         if not self._fresh:
             return
         fresh, self._fresh = self._fresh, []
@@ -206,7 +206,7 @@ class TorchHooks:
                 self._unhook(hooked)
 
     def _look_inside(self) -> None:
-        """Hook the children of modules that were never called: a step has passed, and a loop may call them alone.
+        """Register hooks on the children of modules that no step has called: a loop may call those alone.
 
         Their children follow at the next such step, at most `MAX_LOOKS` levels deep.
         """
