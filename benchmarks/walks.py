@@ -1,4 +1,4 @@
-"""Count the functions and files that a batch, a reading and an export pass through on their way to the run log or the wire.
+"""Count the functions of ours on the way of a batch, a reading and an export, and the readings of the settings file.
 
     python benchmarks/walks.py
 
@@ -40,20 +40,27 @@ class Walk:
         self.roots = tuple(f"{Path(_origin(name)).parent}{os.sep}" for name in ("profiler", "exporters"))
         self.is_open = False
         self.hops: set[Hop] = set()
+        self.settings_read = 0
 
     def install(self) -> None:
         """Watch this thread, and all that are started from now on."""
+        sys.addaudithook(self._audit)
         threading.setprofile(self._event)
         sys.setprofile(self._event)
 
     def begin(self) -> None:
         """Watch from now on."""
+        self.settings_read = 0
         self.hops, self.is_open = set(), True
 
     def stop(self) -> set[Hop]:
         """Watch no longer, and return the functions entered since `begin`."""
         self.is_open = False
         return self.hops
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and str(arguments[0]).endswith("settings.json"):
+            self.settings_read += 1
 
     def _event(self, frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
@@ -134,6 +141,7 @@ def main() -> None:
     wait_for(lambda: Server.received > 0)
     time.sleep(TICK_S)
     show("an export", walk.stop() - tick)
+    print(f"the settings file was read {walk.settings_read} times meanwhile")
     walk.begin()
     settings.update(sync=False)
     time.sleep(3 * TICK_S)
