@@ -27,12 +27,12 @@ from exporters.rules import DEV, Declared, Frame, OfApp, Random, Rule, Version, 
 BUCKETS = "base-2 exponential histogram of at most 160 buckets, with count, sum, min and max"
 PAGE_HEAD = """# What can leave your machine
 
-This page is made from [`exporters/allowlist.py`](../exporters/allowlist.py) by `make docs`; a test fails where the two
-differ. `epochmeter telemetry schema` prints the same from the version that you have installed.
+`make docs` makes this page from [`exporters/allowlist.py`](../exporters/allowlist.py), and a test compares the two.
+`epochmeter telemetry schema` prints the same for your installed version.
 
-By default nothing of it leaves. Where you choose a destination (or a package that embeds Epochmeter has, and has told you so),
-what goes there is built from this list alone, and its final bytes are checked against it again. [privacy.md](privacy.md) says
-how to choose, check and switch off.
+By default nothing leaves. If you choose a destination, payloads are built from this list only, and the final bytes are checked
+against it. The same holds if a package that embeds Epochmeter chose the destination, after a notice to you.
+[privacy.md](privacy.md) shows how to choose, check and switch off.
 
 Every data point also has two times in nanoseconds: when the run began, and when the point was taken.
 """
@@ -164,18 +164,18 @@ def _last_columns(entry: Mapping[str, Any]) -> str:
 def _ga_page() -> Iterator[str]:
     """Return the data for Google Analytics, with the metrics of the same cells in one row."""
     yield "## As events for Google Analytics\n"
-    yield f"With `exporter=ga`, a run is told once, at its end: one event `{EVENT}` a cell, with the parameters `metric`,"
-    yield "`cell`, `n` (how many), `session_id` (random) and `engagement_time_msec` (1), and for each request a random"
-    yield "`client_id` and the hour. The use for advertising is denied. No user, no location, no device, no id used twice."
+    yield f"With `exporter=ga`, a run is sent once, at its end: one event `{EVENT}` for each cell, with the parameters"
+    yield "`metric`, `cell`, `n` (the count), `session_id` (random) and `engagement_time_msec` (1). Each request has a random"
+    yield "`client_id` and the hour. Use for advertising is denied. No user, no location, no device, and no id is sent twice."
     yield f"\nOf {' and '.join(f'`{name}`' for name in COUNTED)} there is an event for each cell; of other durations, for the"
-    yield "median's alone; of facts, one. `usage` tells which stages and phases there were, unless `usage=false`.\n"
+    yield "median only; of facts, one. `usage` names the stages and phases of the run, unless `usage=false`.\n"
     yield "| cells | metrics |\n|---|---|"
     rows: dict[tuple[str, ...], list[str]] = {}
     for word, cells in ga_words().items():
         rows.setdefault(cells, []).append(f"`{word}`")
     for cells, words in rows.items():
         values = (
-            "what a package that embeds us has declared, and its version"
+            "the declarations of a package that embeds us, and its version"
             if not cells
             else f"powers of two: {cells[0]}, {cells[1]}, ... {cells[-1]}"
             if cells == DURATIONS
@@ -188,12 +188,12 @@ def section(declared: Declared) -> str:
     """Return the data that a package can send, in Markdown, for its own README."""
     app, printed = declared.app, schema(declared)
     lines = [
-        f"What this table lists, and nothing else, can {app} send: to its author, or to a collector that you choose. The first",
-        "time, one line says so, and where to; to its author nothing goes in that run. Crash reports go only if you switch",
-        "them on. In CI, in tests, and with any of the switches below, nothing goes. What goes is copied from this list, and",
-        "the final bytes are checked against it again. Not on it, and so never sent: names, paths, arguments and values of",
-        "yours, images and other data, the text of errors, host names, serial numbers.\n",
-        "| what | values | for |\n|---|---|---|",
+        f"{app} can send the data in this table, and nothing else, to its author or to a collector that you choose. Before the",
+        "first delivery, one line says so and names the destination; its author gets nothing from that run. Crash reports are",
+        "sent only if you switch them on. Nothing is sent in CI, in tests, or with one of the switches below. Payloads are",
+        "copied from this list, and the final bytes are checked against it. These are not on it, and so never sent: your",
+        "names, paths, arguments and values, images and other data, the text of errors, host names, serial numbers.\n",
+        "| data | values | for |\n|---|---|---|",
     ]
     of_usage = {entry.name for entry in USAGE}
     for entry in printed["metrics"]:
@@ -211,8 +211,8 @@ def section(declared: Declared) -> str:
         f"\nOf training runs that {app} measures, also the timings and readings that `epochmeter telemetry schema` lists.\n",
         "```",
         f"{app} telemetry schema           # this list, with every value",
-        f"{app} telemetry preview          # the very bytes, sending nothing",
-        f"{app} telemetry log              # all that was ever sent",
+        f"{app} telemetry preview          # the exact bytes; sends nothing",
+        f"{app} telemetry log              # a copy of every payload sent",
         f"{app} settings usage=false       # nothing is counted any more",
         f"{app} settings sync=false        # nothing leaves any more; the same: DO_NOT_TRACK=1 in the environment",
         "```",
@@ -223,7 +223,7 @@ def section(declared: Declared) -> str:
 def page() -> str:
     """Return the reference page, in Markdown."""
     printed = schema()
-    lines = [PAGE_HEAD, "## Measurements\n", "| metric | unit | told as | for | to | since |", "|---|---|---|---|---|---|"]
+    lines = [PAGE_HEAD, "## Measurements\n", "| metric | unit | sent as | for | to | since |", "|---|---|---|---|---|---|"]
     for entry in printed["metrics"]:
         value = "histogram" if entry["kind"] == "histogram" else f"{entry['kind']}: {entry['value']}"
         lines.append(f"| `{entry['name']}` | {entry['unit']} | {value} | {_last_columns(entry)} |")
@@ -238,22 +238,22 @@ def page() -> str:
         lines.append(f"| `{entry['name']}` | {rule_in_words(entry)} | {_last_columns(entry)} |")
     lines += [
         "\n## Crash reports of packages that embed Epochmeter\n",
-        'Only where you have set `crash_reports=true`, the package reports crashes, and nothing says "off": to the package\'s',
-        "Sentry, if `sentry-sdk` is installed, or else as a log record to the collector that you chose. One says when, and",
-        "this, with the facts above that go to `crash`:\n",
+        'A report is sent only if you have set `crash_reports=true`, the package reports crashes, and nothing says "off".',
+        "It goes to the package's Sentry if `sentry-sdk` is installed, or else as a log record to your",
+        "collector. It has the time, these parts, and the facts above that go to `crash`:\n",
         "| part | values | for | since |\n|---|---|---|---|",
     ]
     for entry in printed["crash"]["parts"]:
         lines.append(f"| `{entry['name']}` | {rule_in_words(entry)} | {entry['purpose']} | {entry['since']} |")
-    lines += ["\n## What the request says of itself\n", "| header | value |", "|---|---|"]
+    lines += ["\n## The headers of a request\n", "| header | value |", "|---|---|"]
     lines += [f"| `{name}` | `{value}` |" for name, value in printed["request"]["headers"].items()]
     lines.append(
-        "\nAnd `host`, `content-length`, `connection`, what a proxy of yours needs, and the headers that you set for this\n"
-        "destination: in `EPOCHMETER_OTLP_HEADERS` for an endpoint of our settings, in `OTEL_EXPORTER_OTLP_HEADERS` for one\n"
-        "that OpenTelemetry's variables name. No other header gets through, whoever adds it. Over gRPC, the library adds its\n"
-        "own version and the kind of system to `user-agent`. To Sentry, `content-type` is\n"
+        "\nA request also has `host`, `content-length`, `connection`, the headers that your proxy needs, and the headers that\n"
+        "you set for this destination: in `EPOCHMETER_OTLP_HEADERS` for an endpoint of our settings, in\n"
+        "`OTEL_EXPORTER_OTLP_HEADERS` for one that OpenTelemetry's variables name. No other header gets through.\n"
+        "Over gRPC, the library adds its own version and the kind of system to `user-agent`. To Sentry, `content-type` is\n"
         f"`{SENTRY_HEADERS['content-type']}`, and `x-sentry-auth` is `{SENTRY_HEADERS['x-sentry-auth']}`,\n"
-        "with the key that the package's own address of its project has.\n"
+        "with the key from the address of the package's project.\n"
     )
     lines += _ga_page()
     return "\n".join(lines) + "\n"

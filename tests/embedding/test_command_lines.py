@@ -282,7 +282,7 @@ def test_settings_and_telemetry_mount_in_one_line(sink: Sink, home: Path) -> Non
         "digits settings sync=false",
         "`epochmeter.usage.features` | export |",
         "digits:function",
-        "can digits send",
+        "digits can send the data",
     ):
         assert told.replace("digits:function", "module:function:+line for those of digits") in section
     assert program(sink, "telemetry", "log").code == 0
