@@ -226,7 +226,7 @@ class Courier:
         try:
             return self._record(where, body)
         except OSError as error:
-            raise _WaitsError(f"nothing was sent, because it cannot be noted what is sent: {error.strerror}") from error
+            raise _WaitsError(f"nothing was sent, because no copy of it can be kept: {error.strerror}") from error
 
     def _settle(self, entry: Entry, answer: Answer, done: Round) -> None:
         if answer.verdict == "later":

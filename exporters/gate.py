@@ -144,7 +144,7 @@ class GatedExporter:
         try:
             answered = self._record(OWN, body)
         except OSError as error:
-            self.reason = f"nothing was sent, because it cannot be noted what is sent: {error.strerror}"
+            self.reason = f"nothing was sent, because no copy of it can be kept: {error.strerror}"
             return False
         return self._hand_over(outgoing, answered)
 

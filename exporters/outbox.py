@@ -42,7 +42,7 @@ REASONS = {  # the suffix of a mark, and its meaning in words
     "withdrawn": "was removed because sending was switched off",
     "unknown": "may have been delivered when the process was killed, and is not sent twice",
     "unreadable": "could not be read any more",
-    "fault": "held what is not on this version's list",
+    "fault": "held data that is not on this version's list",
     "partly": "was taken only in part",
     "final": "got another answer than success, or none, from a destination that would count it twice",
     "nolog": "was a killed run's that kept no log",

@@ -128,7 +128,7 @@ class Page:
         try:
             self._answered = self._answered or self._record(self.where, self._body)
         except OSError:
-            return "503 Service Unavailable", "nothing is shown, because it cannot be noted what is shown"
+            return "503 Service Unavailable", "nothing is shown, because no copy of it can be kept"
         return None
 
 

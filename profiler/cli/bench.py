@@ -38,7 +38,7 @@ def bench(
     fail_on: Annotated[str | None, typer.Option(metavar="PERCENT", help="With --compare: slower by this exits with 1.")] = None,
     time_limit: Annotated[float | None, typer.Option(min=1, help="Seconds that a case may take in each launch.")] = None,
 ) -> None:
-    """Measure what this machine can do in training and inference. Nothing is installed, and nothing sent."""
+    """Measure the limits of this machine in training and inference. Nothing is installed or sent."""
     outputs = {"json": json_file, "csv": csv_file, "markdown": markdown_file}
     before = _before(compare)
     limit = _limit(fail_on, compare)
@@ -221,7 +221,7 @@ def _limit(text: str | None, compare: Path | None) -> float | None:
     if text is None:
         return None
     if compare is None:
-        raise ArgumentValueError("--fail-on needs --compare FILE: slower than what?")
+        raise ArgumentValueError("--fail-on needs --compare FILE: without a FILE there is nothing to compare")
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%?", text)
     if not found:
         raise ArgumentValueError(f"--fail-on takes a percentage such as 5%, not {text!r}")
@@ -241,7 +241,7 @@ def _compared(before: Sequence[dict[str, Any]], document: dict[str, Any], limit:
     console.print()
     console.print(comparison(rows))
     if any(row.change is not None and row.case["time_s"].get("launches") == 1 for row in rows):
-        console.print("measured in one launch each: what differs from launch to launch is not in these intervals")
+        console.print("measured in one launch each: differences between launches are not in these intervals")
     found = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("slower", "faster", "noise")}
     others = len(rows) - sum(found.values())
     console.print(

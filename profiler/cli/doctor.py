@@ -36,7 +36,7 @@ def doctor(
     full: Annotated[bool, typer.Option("--full", help="Also ask py-cpuinfo about the CPU, which takes a second.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what works here and, for what does not, why and what helps."""
+    """Check each part of the profiler on this machine, and show the cure for every fault."""
     checks = [check for look in LOOKS for check in look()]
     if full:
         checks += list(_cpu())
@@ -165,7 +165,7 @@ def _outbox() -> Iterator[Check]:
     for _, why in outbox.aside():
         refused[why] = refused.get(why, 0) + 1
     for why, count in refused.items():
-        cure = "mend what it says, then: epochmeter telemetry flush --again"
+        cure = "repair the fault it names, then: epochmeter telemetry flush --again"
         yield Check("outbox: refused by the destination", "problem", f"{count}: {why}", cure)
     for reason, count in outbox.dropped().items():
         yield Check("outbox: given up", "problem" if reason != "withdrawn" else "ok", f"{count}: {REASONS[reason]}")

@@ -48,7 +48,7 @@ def telemetry(app: typer.Typer, of: Telemetry) -> None:
         ArgumentTypeError: it is no Typer app.
     """
     _check(app)
-    group = typer.Typer(help="See what can leave this machine, what would, what did.", no_args_is_help=True)
+    group = typer.Typer(help="Show all data that can leave, would leave or has left this machine.", no_args_is_help=True)
     own: dict[str, Callable[..., Any]] = {"schema": _schema(of), "preview": _preview(of), "flush": _flush(of)}
     for name in COMMANDS:
         command = own.get(name) or getattr(importlib.import_module(f"profiler.cli.telemetry.{name}"), name)
@@ -87,7 +87,7 @@ def _schema(of: Telemetry) -> Callable[..., None]:
 
 def _preview(of: Telemetry) -> Callable[..., None]:
     def preview(as_json: AsJson = False) -> None:
-        """Show the exact bytes of what was counted, and of crashes. Nothing is sent."""
+        """Show the exact bytes of usage counters and crash reports. Nothing is sent."""
         show_own(of.declared()["app"], as_json)
 
     return preview
@@ -95,7 +95,7 @@ def _preview(of: Telemetry) -> Callable[..., None]:
 
 def _flush(of: Telemetry) -> Callable[..., None]:
     def flush(adopt: Adopt = False, again: Again = False, as_json: AsJson = False) -> None:
-        """Deliver what waits, now. Exit code 3: some remains."""
+        """Deliver all waiting payloads now. Exit code 3: some remain."""
         of.close()
         deliver(adopt, again, as_json)
 

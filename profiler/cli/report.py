@@ -24,7 +24,7 @@ def report(
     form: Annotated[Format, typer.Option("--format", help="text or json.")] = Format.text,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")] = None,
 ) -> None:
-    """Show one run: its epochs, stages, phases, readings, and what held it back."""
+    """Show one run: its epochs, stages, phases, readings, and its bottleneck."""
     from profiler.config.paths import runs_path
     from profiler.report.document import document
     from profiler.report.text import renderable, text

@@ -16,7 +16,7 @@ from profiler.errors import SettingsError
 
 def settings(
     changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]... | reset", help="What to change.")] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Say where each value comes from, and what it means.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show each value's source and meaning.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the settings, change them (sync=false), or restore the defaults (reset)."""
@@ -64,4 +64,4 @@ def _print(resolved: Any, explain: bool) -> None:
     if explain:
         console.print(f"\nfile: {settings_path()}", highlight=False, soft_wrap=True)
         if resolved.decided is not None:
-            console.print(f"what may leave, and where to, was decided: {resolved.decided}", highlight=False, soft_wrap=True)
+            console.print(f"the destination was chosen: {resolved.decided}", highlight=False, soft_wrap=True)

@@ -31,7 +31,7 @@ class Settings:
     crash_reports: bool = setting(
         False, "may crashes of packages be reported: to their Sentry, with sentry-sdk, or your collector"
     )
-    usage: bool = setting(True, "may usage counters be part of what is exported")
+    usage: bool = setting(True, "may usage counters be exported")
     otlp_endpoint: str | None = setting(None, "the collector's base URL; default http://localhost:4318")
     otlp_protocol: str = setting("http/protobuf", "http/protobuf or grpc")
     otlp_certificate: str | None = setting(None, "file with the certificates to trust, for otlp_endpoint")
@@ -44,7 +44,7 @@ class Settings:
     outbox_mb: int = setting(64, "megabytes that may wait for delivery; the oldest go first")
     outbox_days: int = setting(30, "days that measurements may wait for delivery")
     prometheus_port: int = setting(9464, "with exporter=prometheus, the port on 127.0.0.1 that is scraped")
-    retention_days: int = setting(90, "local run logs and copies of what was sent are removed after so many days")
+    retention_days: int = setting(90, "days after which local run logs and copies of sent payloads are removed")
 
 
 KEYS: dict[str, Any] = {entry.name: entry.default for entry in fields(Settings)}

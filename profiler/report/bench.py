@@ -84,7 +84,7 @@ def sentences(cases: Sequence[Case]) -> Iterator[str]:
             rate, limit = case["operations_per_s"], case["limits"]["operations_per_s"]
             made = f" ({case['shape']})" if "shape" in case else ""
             yield (
-                f"{title(case)}{made}: {_of_limit(share)} of what this machine can do"
+                f"{title(case)}{made}: {_of_limit(share)} of this machine's limit"
                 f" ({_si(rate, 'FLOP/s')} of {_si(limit, 'FLOP/s')} in {case['dtype']})"
             )
     for case in cases:
@@ -193,9 +193,9 @@ LOADER: tuple[Column, ...] = (
 SHEETS: tuple[tuple[str, str, tuple[Column, ...]], ...] = (  # a suite, the table's heading, its columns
     ("limits", "limits", LIMIT),
     ("models", "models", SPEED),
-    ("models", "what they reach", USE),
+    ("models", "speed and limits", USE),
     ("yours", "yours", SPEED),
-    ("yours", "what they reach", USE),
+    ("yours", "speed and limits", USE),
     ("loader", "loader", LOADER),
 )
 

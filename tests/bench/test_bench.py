@@ -136,7 +136,7 @@ class TestTheRecord:
         run.outside.cases = [record(), record(stage="val", status="failed", error="ValueError: no", numbers={})]
         said = text(run, 200)
         assert "resnet50 train" in said and "16" in said
-        assert "40% of what this machine can do (400 GFLOP/s of 1 TFLOP/s in float32)" in said
+        assert "40% of this machine's limit (400 GFLOP/s of 1 TFLOP/s in float32)" in said
         assert "resnet50 val float32 failed: ValueError: no" in said
         assert "unknown: a benchmark" in said
 
@@ -257,7 +257,7 @@ class TestMeasuring:
         assert "convnet train" in answer.err  # the table makes room for the JSON
         assert epochmeter("runs", "--json").json[0]["name"] == "bench"
         assert epochmeter("report", "--format", "json").json == told
-        assert "of what this machine can do" in epochmeter("report").out
+        assert "of this machine's limit" in epochmeter("report").out
 
     def test_the_numbers_are_true_and_names_stay_here(self, folder: Path) -> None:
         answer = bench("mine:nap", "--json", "told.json")

@@ -187,7 +187,7 @@ def test_what_cannot_be_noted_does_not_go() -> None:
     found = exporters.behind_gate(inner, lambda: True, record)
     assert found.export(data(a_run())) is False
     assert inner.exports == []
-    assert found.reason == "nothing was sent, because it cannot be noted what is sent: Read-only file system"
+    assert found.reason == "nothing was sent, because no copy of it can be kept: Read-only file system"
 
 
 def leaking(source: Snapshot, target: str = "otlp", declared: Any = None) -> Outgoing:

@@ -13,14 +13,12 @@ from profiler.cli.options import AsJson
 REMAIN = 3
 
 
-Adopt = Annotated[
-    bool, typer.Option("--adopt", help="Also what was made for another destination: to the one that is chosen now.")
-]
-Again = Annotated[bool, typer.Option("--again", help="Also what a destination refused and was set aside.")]
+Adopt = Annotated[bool, typer.Option("--adopt", help="Also send payloads made for another destination, to the one chosen now.")]
+Again = Annotated[bool, typer.Option("--again", help="Also send payloads that a destination has refused.")]
 
 
 def flush(adopt: Adopt = False, again: Again = False, as_json: AsJson = False) -> None:
-    """Deliver what waits in the outbox, now. Exit code 3: some remains."""
+    """Deliver all waiting payloads now. Exit code 3: some remain."""
     from profiler.embedding.usage_delivery import export_waiting
     from profiler.errors import SettingsError
     from profiler.sending.flush import flush as deliver

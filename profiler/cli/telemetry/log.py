@@ -14,17 +14,17 @@ UNKNOWN = "the answer is not known"
 
 
 def log(
-    entry: Annotated[str | None, typer.Argument(help="The id of one entry, or its beginning: shows what was in it.")] = None,
+    entry: Annotated[str | None, typer.Argument(help="The id of one entry, or its beginning: shows its content.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone, with the verbatim bodies.")] = False,
 ) -> None:
-    """List what this machine sent: when, where to, how much, and what was answered."""
+    """List the payloads this machine sent, each with its time, destination, size and answer."""
     from exporters.sentlog import read
     from profiler.cli.telemetry.preview import shown
     from profiler.config.paths import sent_path
 
     sent = [one for one in read(sent_path()) if entry is None or one.id.startswith(entry.lower())]
     if entry is not None and not sent:
-        raise RunNotFoundError(f"nothing with the id {entry!r} was sent. 'epochmeter telemetry log' lists what was.")
+        raise RunNotFoundError(f"nothing with the id {entry!r} was sent. 'epochmeter telemetry log' lists all entries.")
     if as_json:
         typer.echo(json.dumps([_as_data(one) for one in sent], indent=2))
         return

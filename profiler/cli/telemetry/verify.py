@@ -113,7 +113,7 @@ def _workloads() -> list[Any]:
         Workload("control: a look-up alone is counted", LOOK_UP, seal="none", sends=True),
         Workload("control: a run with sync on, to a name", RUN, {}, BY_NAME, "none", sends=True),
         Workload("control: a run with sync on, to an address", RUN, {}, BY_ADDRESS, "none", sends=True),
-        Workload("what arrives is the preview and the log, byte for byte", COMPARE, seal="none", sends=True),
+        Workload("the bytes that arrive are those of the preview and the log", COMPARE, seal="none", sends=True),
     ]
 
 
@@ -150,4 +150,8 @@ def _print(outcomes: list[Any], holds: bool) -> None:
     sealed = all(outcome.sealed for outcome in outcomes)
     watched = "no internet socket, no other process" if sealed else "sockets and processes are not watched on this system"
     console.print(f"\nAll routes led to a counted device. Where nothing may leave: {watched}.", highlight=False, soft_wrap=True)
-    console.print("Off is off here, and the preview is what is sent." if holds else "A claim does not hold: please report it.")
+    console.print(
+        "Off is off here, and the preview shows the bytes that are sent."
+        if holds
+        else "A claim does not hold: please report it."
+    )
