@@ -9,7 +9,6 @@ from typing import Any, Literal, ParamSpec, TypeVar
 from profiler.errors import ArgumentTypeError, ArgumentValueError
 from profiler.measure.batch_size import batch_size
 from profiler.records.vocabulary import Stage
-from profiler.report.summary import RunSummary
 from profiler.session.arguments import (
     checked_count,
     checked_device,
@@ -27,6 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.measure.hot_path import Span
     from profiler.records.vocabulary import Phase
+    from profiler.report.summary import RunSummary
 
 
 T = TypeVar("T")
@@ -111,6 +111,8 @@ class Profiler:
     @property
     def summary(self) -> RunSummary:
         """The run so far, without passes that are still open."""
+        from profiler.report.summary import RunSummary  # its imports take 8 ms, and few runs need them
+
         return RunSummary(self.session.record_so_far())
 
     # ---- the loop --------------------------------------------------------------------------------------------------
