@@ -54,7 +54,7 @@ CPU_FAMILIES = (
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListedMetric:
     """One metric that may leave.
 
     Attributes:
@@ -81,7 +81,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class ResourceEntry:
+class ListedFact:
     """One fact that may leave: about a run, its machine, a package, or a crash."""
 
     name: str
@@ -124,14 +124,14 @@ BENCH: Mapping[str, Rule] = {
 
 USAGE = (
     *(
-        Entry(
+        ListedMetric(
             *(f"epochmeter.usage.{what}s", "sum", "{call}", f"Which {what}s of a package are used, and how often."),
             attributes={f"epochmeter.usage.{what}": OfApp(f"{what}s")},
             destinations=USAGE_DESTINATIONS,
         )
         for what in ("feature", "command")
     ),
-    Entry(
+    ListedMetric(
         *("epochmeter.usage.options", "sum", "{call}", "Which options of its commands are given; never with what value."),
         attributes={"epochmeter.usage.command": OfApp("commands"), "epochmeter.usage.option": OfApp("options")},
         destinations=USAGE_DESTINATIONS,
@@ -139,62 +139,66 @@ USAGE = (
 )
 
 METRICS = (
-    Entry("epochmeter.run.duration", "gauge", "s", "How long runs take."),
-    Entry(
+    ListedMetric("epochmeter.run.duration", "gauge", "s", "How long runs take."),
+    ListedMetric(
         *("epochmeter.run.overhead", "gauge", "s", "What the profiler itself costs."),
         attributes={"epochmeter.thread": Words(("loop", "background"))},
     ),
-    Entry("epochmeter.epoch.time", "sum", "s", "How much of a run its epochs are."),
-    Entry("epochmeter.epoch.count", "sum", "{epoch}", "How many epochs there were."),
-    Entry("epochmeter.epoch.duration", "histogram", "s", "How long epochs take, and how evenly.", destinations=EVERYWHERE),
-    Entry(
+    ListedMetric("epochmeter.epoch.time", "sum", "s", "How much of a run its epochs are."),
+    ListedMetric("epochmeter.epoch.count", "sum", "{epoch}", "How many epochs there were."),
+    ListedMetric(
+        "epochmeter.epoch.duration", "histogram", "s", "How long epochs take, and how evenly.", destinations=EVERYWHERE
+    ),
+    ListedMetric(
         *("epochmeter.stage.duration", "histogram", "s", "How long a stage takes in an epoch, and how evenly."),
         attributes=STAGE,
         destinations=EVERYWHERE,
     ),
-    Entry("epochmeter.stage.time", "sum", "s", "Where time goes: training, validation, inference.", attributes=STAGE),
-    Entry("epochmeter.stage.steps", "sum", "{step}", "To put times into relation.", attributes=STAGE),
-    Entry("epochmeter.stage.samples", "sum", "{sample}", "Throughput.", attributes=STAGE),
-    Entry(
+    ListedMetric("epochmeter.stage.time", "sum", "s", "Where time goes: training, validation, inference.", attributes=STAGE),
+    ListedMetric("epochmeter.stage.steps", "sum", "{step}", "To put times into relation.", attributes=STAGE),
+    ListedMetric("epochmeter.stage.samples", "sum", "{sample}", "Throughput.", attributes=STAGE),
+    ListedMetric(
         *("epochmeter.stage.passes", "sum", "{pass}", "How many passes there were, and how many ended early."),
         attributes={**STAGE, "epochmeter.pass.partial": Words((False, True))},
     ),
     *(
-        Entry(name, "histogram", "s", purpose, attributes=attributes, destinations=EVERYWHERE)
+        ListedMetric(name, "histogram", "s", purpose, attributes=attributes, destinations=EVERYWHERE)
         for name, purpose, attributes in (
             ("epochmeter.step.duration", "How long steps take, and how evenly.", STAGE_COLD),
             ("epochmeter.inference.latency", "How long inference takes.", STAGE_COLD),
             ("epochmeter.phase.duration", "What part of a step takes how long.", PHASE),
         )
     ),
-    Entry("epochmeter.phase.device_duration", "histogram", "s", "The same on the GPU's clock.", attributes=PHASE),
-    Entry(
+    ListedMetric("epochmeter.phase.device_duration", "histogram", "s", "The same on the GPU's clock.", attributes=PHASE),
+    ListedMetric(
         *("process.cpu.time", "sum", "s", "What a run costs in CPU time."),
         attributes={"cpu.mode": Words(("user", "system"))},
         digits=3,
     ),
-    Entry("process.cpu.utilization", "gauge", "1", "Whether the CPU is the limit.", digits=3),
-    Entry("process.memory.usage", "updowncounter", "By", "Whether memory is the limit.", digits=3),
-    Entry("system.cpu.utilization", "gauge", "1", "Whether something else uses the CPU.", digits=3),
-    Entry("system.memory.usage", "updowncounter", "By", "Whether memory is short.", attributes=MEMORY_STATE, digits=3),
-    Entry("system.memory.utilization", "gauge", "1", "Whether memory is short.", attributes=MEMORY_STATE, digits=3),
-    Entry("container.memory.working_set", "updowncounter", "By", "Whether a container's limit is near.", digits=3),
-    Entry("container.memory.available", "updowncounter", "By", "Whether a container's limit is near.", digits=3),
-    Entry("epochmeter.container.cpu.throttled_time", "sum", "s", "Whether a CPU quota stops the run.", digits=3),
-    Entry(
+    ListedMetric("process.cpu.utilization", "gauge", "1", "Whether the CPU is the limit.", digits=3),
+    ListedMetric("process.memory.usage", "updowncounter", "By", "Whether memory is the limit.", digits=3),
+    ListedMetric("system.cpu.utilization", "gauge", "1", "Whether something else uses the CPU.", digits=3),
+    ListedMetric("system.memory.usage", "updowncounter", "By", "Whether memory is short.", attributes=MEMORY_STATE, digits=3),
+    ListedMetric("system.memory.utilization", "gauge", "1", "Whether memory is short.", attributes=MEMORY_STATE, digits=3),
+    ListedMetric("container.memory.working_set", "updowncounter", "By", "Whether a container's limit is near.", digits=3),
+    ListedMetric("container.memory.available", "updowncounter", "By", "Whether a container's limit is near.", digits=3),
+    ListedMetric("epochmeter.container.cpu.throttled_time", "sum", "s", "Whether a CPU quota stops the run.", digits=3),
+    ListedMetric(
         *("hw.gpu.utilization", "gauge", "1", "Whether the GPU is busy."),
         attributes={**GPU, "hw.gpu.task": Words(("general",))},
         digits=3,
     ),
-    Entry("hw.gpu.memory.usage", "updowncounter", "By", "Whether GPU memory is the limit.", attributes=GPU_OR_MIG, digits=3),
-    Entry(
+    ListedMetric(
+        "hw.gpu.memory.usage", "updowncounter", "By", "Whether GPU memory is the limit.", attributes=GPU_OR_MIG, digits=3
+    ),
+    ListedMetric(
         *("hw.gpu.memory.limit", "updowncounter", "By", "Whether GPU memory is the limit."),
         attributes=GPU_OR_MIG,
         sizes=GPU_MEMORY_CLASSES,
     ),
-    Entry("hw.power", "gauge", "W", "What a run draws.", attributes=GPU_TYPED, digits=3),
-    Entry("hw.energy", "sum", "J", "What a run uses.", attributes=GPU_TYPED, digits=3),
-    Entry(
+    ListedMetric("hw.power", "gauge", "W", "What a run draws.", attributes=GPU_TYPED, digits=3),
+    ListedMetric("hw.energy", "sum", "J", "What a run uses.", attributes=GPU_TYPED, digits=3),
+    ListedMetric(
         *("hw.temperature", "gauge", "Cel", "Whether heat is the limit."),
         attributes={
             "hw.id": Words(tuple(f"{gpu}-{part}" for part in ("die", "hbm") for gpu in GPU_IDS)),
@@ -203,16 +207,16 @@ METRICS = (
         },
         digits=3,
     ),
-    Entry(
+    ListedMetric(
         *("hw.status", "updowncounter", "1", "Whether heat slows a GPU, or it fails."),
         attributes={**GPU_TYPED, "hw.state": Words(("ok", "degraded", "failed", "predicted_failure"))},
     ),
-    Entry(
+    ListedMetric(
         *("hw.errors", "sum", "{error}", "Whether a GPU's memory fails."),
         attributes={**GPU_TYPED, "error.type": Words(("corrected", "uncorrected"))},
     ),
     *(
-        Entry(f"epochmeter.gpu.{name}", "gauge", "1", purpose, attributes=GPU_OR_MIG, digits=3)
+        ListedMetric(f"epochmeter.gpu.{name}", "gauge", "1", purpose, attributes=GPU_OR_MIG, digits=3)
         for name, purpose in (
             ("sm.utilization", "How much of a GPU is busy."),
             ("sm.occupancy", "How full a GPU is."),
@@ -220,12 +224,12 @@ METRICS = (
             ("dram.utilization", "Whether GPU memory bandwidth is the limit."),
         )
     ),
-    Entry(
+    ListedMetric(
         *("epochmeter.gpu.clock.frequency", "gauge", "Hz", "Whether clocks are held down."),
         attributes={**GPU, "epochmeter.gpu.clock": Words(("sm", "memory"))},
         digits=3,
     ),
-    Entry(
+    ListedMetric(
         *("epochmeter.gpu.throttled_time", "sum", "s", "What holds clocks down."),
         attributes={
             **GPU,
@@ -236,7 +240,7 @@ METRICS = (
         digits=3,
     ),
     *(
-        Entry(f"epochmeter.gpu.energy.{what}", kind, unit, purpose, attributes={**GPU, **STAGE}, digits=3)
+        ListedMetric(f"epochmeter.gpu.energy.{what}", kind, unit, purpose, attributes={**GPU, **STAGE}, digits=3)
         for what, kind, unit, purpose in (
             ("used", "sum", "J", "What training and inference use."),
             ("metered", "sum", "s", "What training and inference use."),
@@ -244,24 +248,24 @@ METRICS = (
         )
     ),
     *(
-        Entry(
+        ListedMetric(
             *(f"epochmeter.torch.memory.{what}", "updowncounter", "By", "What a model needs of GPU memory."),
             attributes={"epochmeter.torch.device": Words(tuple(f"cuda:{index}" for index in range(16)))},
             digits=3,
         )
         for what in ("allocated", "reserved", "peak")
     ),
-    Entry(
+    ListedMetric(
         *("epochmeter.bench.cases", "gauge", "{case}", "What benchmarks measure, and what fails."),
         attributes={**BENCH, "epochmeter.bench.status": Words(("ok", "failed", "timed out", "skipped"))},
     ),
-    Entry(
+    ListedMetric(
         *("epochmeter.bench.limit_share", "gauge", "1", "How near models come to what a machine can do."),
         attributes={**BENCH, "epochmeter.bench.limit": Words(("operations", "memory"))},
         digits=3,
     ),
     *(
-        Entry(f"epochmeter.bench.{name}", "gauge", unit, purpose, attributes=BENCH, digits=3)
+        ListedMetric(f"epochmeter.bench.{name}", "gauge", unit, purpose, attributes=BENCH, digits=3)
         for name, unit, purpose in (
             ("sample_rate", "{sample}/s", "Speed of training and inference by machine."),
             ("operation_rate", "{operation}/s", "Speed of training and inference by machine."),
@@ -277,76 +281,74 @@ METRICS = (
 )
 
 RESOURCE = (
-    ResourceEntry(
+    ListedFact(
         *("service.name", Words(("epochmeter",)), "Tells our metrics from others."),
         destinations=("otlp", "prometheus"),
     ),
-    ResourceEntry("service.version", Words(("0.1.0", DEV, OTHER)), "To know which version measured."),
-    ResourceEntry(
+    ListedFact("service.version", Words(("0.1.0", DEV, OTHER)), "To know which version measured."),
+    ListedFact(
         *("service.instance.id", Random(12), "Keeps the metrics of two runs apart; drawn anew for each run."),
         destinations=("otlp", "prometheus"),
     ),
-    ResourceEntry("epochmeter.app.name", OfApp("app"), "Which package counted or measured.", destinations=WITH_CRASHES),
-    ResourceEntry("epochmeter.app.version", Version(), "Which versions of it are in use.", destinations=WITH_CRASHES),
-    ResourceEntry(
+    ListedFact("epochmeter.app.name", OfApp("app"), "Which package counted or measured.", destinations=WITH_CRASHES),
+    ListedFact("epochmeter.app.version", Version(), "Which versions of it are in use.", destinations=WITH_CRASHES),
+    ListedFact(
         *("epochmeter.app.install", Words(("index", "direct", "source"))),
         "Whether it came from a package index, from a folder, file or repository, or is not installed at all.",
         destinations=WITH_CRASHES,
     ),
-    ResourceEntry(
+    ListedFact(
         *("epochmeter.app.installer", Words(("pip", "uv", "conda", "poetry", "pdm", OTHER)), "What it is installed with."),
         destinations=WITH_CRASHES,
     ),
-    ResourceEntry(
+    ListedFact(
         *("os.type", Words(("linux", "darwin", "windows", OTHER)), "Differences between systems."), destinations=WITH_CRASHES
     ),
-    ResourceEntry(
-        *("host.arch", Words(("amd64", "arm64", OTHER)), "Differences between processors."), destinations=WITH_CRASHES
-    ),
-    ResourceEntry(
+    ListedFact(*("host.arch", Words(("amd64", "arm64", OTHER)), "Differences between processors."), destinations=WITH_CRASHES),
+    ListedFact(
         *("process.runtime.name", Words(("cpython", "pypy", OTHER)), "Differences between Pythons."),
         destinations=WITH_CRASHES,
     ),
-    ResourceEntry(
+    ListedFact(
         *("process.runtime.version", Words((*(f"3.{minor}" for minor in range(10, 20)), OTHER)), "Which Pythons are in use."),
         destinations=WITH_CRASHES,
     ),
-    ResourceEntry(
+    ListedFact(
         *("epochmeter.runtime.torch", Words((*(f"2.{minor}" for minor in range(40)), DEV, OTHER))),
         "Which versions of torch are in use.",
         destinations=WITH_CRASHES,
     ),
-    ResourceEntry(
+    ListedFact(
         "epochmeter.runtime.cuda",
         Words((*(f"{major}.{minor}" for major in (11, 12, 13, 14) for minor in range(10)), OTHER)),
         "Which versions of CUDA are in use.",
         destinations=WITH_CRASHES,
     ),
     *(
-        ResourceEntry(
+        ListedFact(
             *(f"epochmeter.runtime.{place}", Words((True,)), "What kind of place runs take place in."),
             destinations=WITH_CRASHES,
         )
         for place in ("container", "notebook", "colab", "kaggle", "ci", "cloud_job")
     ),
-    ResourceEntry(
+    ListedFact(
         *("epochmeter.distributed.rank", Words(tuple(range(64))), "Which rank of a distributed run measured."),
         destinations=("otlp", "prometheus"),
     ),
-    ResourceEntry(
+    ListedFact(
         "epochmeter.distributed.world_size",
         Words((*range(2, 65), 96, 128, 256, 512, 1024, 2048, 4096), upward=True),
         "Speed by number of ranks.",
         destinations=("otlp", "prometheus"),
     ),
-    ResourceEntry("epochmeter.cpu.family", Words((*CPU_FAMILIES, OTHER)), "Speed by kind of CPU."),
-    ResourceEntry("epochmeter.cpu.logical_cores", Words(CORES, upward=True), "Speed by number of cores."),
-    ResourceEntry("epochmeter.cpu.available_cores", Words(CORES, upward=True), "Speed by number of cores."),
-    ResourceEntry("epochmeter.memory.total_class_gib", Words(GIB_CLASSES, upward=True), "Speed by memory."),
-    ResourceEntry("epochmeter.memory.limit_class_gib", Words(GIB_CLASSES, upward=True), "Speed by memory."),
-    ResourceEntry("epochmeter.gpu.count", Words((1, 2, 4, 8, 16), upward=True), "Speed by number of GPUs."),
-    ResourceEntry("epochmeter.gpu.model", Words((*GPU_MODELS, OTHER), contained=True), "Speed by kind of GPU."),
-    ResourceEntry("epochmeter.gpu.memory_class", Words(GPU_MEMORY_CLASSES), "Speed by GPU memory."),
+    ListedFact("epochmeter.cpu.family", Words((*CPU_FAMILIES, OTHER)), "Speed by kind of CPU."),
+    ListedFact("epochmeter.cpu.logical_cores", Words(CORES, upward=True), "Speed by number of cores."),
+    ListedFact("epochmeter.cpu.available_cores", Words(CORES, upward=True), "Speed by number of cores."),
+    ListedFact("epochmeter.memory.total_class_gib", Words(GIB_CLASSES, upward=True), "Speed by memory."),
+    ListedFact("epochmeter.memory.limit_class_gib", Words(GIB_CLASSES, upward=True), "Speed by memory."),
+    ListedFact("epochmeter.gpu.count", Words((1, 2, 4, 8, 16), upward=True), "Speed by number of GPUs."),
+    ListedFact("epochmeter.gpu.model", Words((*GPU_MODELS, OTHER), contained=True), "Speed by kind of GPU."),
+    ListedFact("epochmeter.gpu.memory_class", Words(GPU_MEMORY_CLASSES), "Speed by GPU memory."),
 )
 
 EXCEPTIONS = (  # the first of an error's class and bases that is in this list is sent
@@ -363,8 +365,8 @@ EXCEPTIONS = (  # the first of an error's class and bases that is in this list i
 )
 MAX_FRAMES = 16
 CRASH = (
-    ResourceEntry(*("exception.type", Words(EXCEPTIONS), "What kind of error it is; never its text."), destinations=("crash",)),
-    ResourceEntry(
+    ListedFact(*("exception.type", Words(EXCEPTIONS), "What kind of error it is; never its text."), destinations=("crash",)),
+    ListedFact(
         *("exception.stacktrace", Frame()),
         f"Where in the package it came from: at most {MAX_FRAMES} frames, those of other code as one word.",
         destinations=("crash",),
@@ -373,7 +375,7 @@ CRASH = (
 
 
 @lru_cache(maxsize=32)
-def metrics(target: str, declared: Declared | None = None) -> tuple[Entry, ...]:
+def metrics(target: str, declared: Declared | None = None) -> tuple[ListedMetric, ...]:
     """Return the metrics for a destination, with a package's declarations filled in."""
     return tuple(
         replace(entry, attributes={name: filled(rule, declared) for name, rule in entry.attributes.items()})

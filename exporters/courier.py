@@ -172,11 +172,11 @@ class Courier:
                 elif not self._consent():
                     done.reason = NO_CONSENT
                 else:
-                    self._take(entry, done)
+                    self._deliver_entry(entry, done)
                 if done.reason:
                     return
 
-    def _take(self, entry: Entry, done: Round) -> None:
+    def _deliver_entry(self, entry: Entry, done: Round) -> None:
         if self._transport is None:
             self._transport = self._make()
         claimed = self._outbox.claim(entry)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from exporters.allowlist import Entry, metrics, sendable_facts
+from exporters.allowlist import ListedMetric, metrics, sendable_facts
 from exporters.config import Record
 from exporters.measurements import Measured, Outgoing, OutgoingMetric, Snapshot
 from exporters.payload import encode, sendable_number
@@ -167,7 +167,7 @@ def rebuild(data: Snapshot, target: str = "otlp", declared: Declared | None = No
     return Outgoing(sendable_facts(data.facts, target, declared), found, data.began, data.now)
 
 
-def _metric(entry: Entry, points: Iterable[Measured]) -> OutgoingMetric | None:
+def _metric(entry: ListedMetric, points: Iterable[Measured]) -> OutgoingMetric | None:
     """Return the listed metric with its sendable points, or None if there are none."""
     found: dict[tuple[str, ...], tuple[dict[str, Any], Any]] = {}
     for point in points:

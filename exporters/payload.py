@@ -26,7 +26,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 )
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
-from exporters.allowlist import SCHEMA_URL, SCOPE_NAME, Entry, facts, metrics
+from exporters.allowlist import SCHEMA_URL, SCOPE_NAME, ListedMetric, facts, metrics
 from exporters.config import Answer
 from exporters.measurements import HistogramValue, Outgoing, OutgoingMetric
 from exporters.rules import Declared, Rule, coarse, significant, size_class
@@ -202,30 +202,30 @@ def _text_faults(text: str, expected: str) -> Iterator[str]:
         yield f"{text!r} stands where {expected!r} belongs"
 
 
-def _metric_faults(metric: Any, entry: Entry | None) -> Iterator[str]:
+def _metric_faults(metric: Any, entry: ListedMetric | None) -> Iterator[str]:
     if entry is None:
         yield f"the metric {metric.name!r} is not on the list"
         return
     yield from _text_faults(metric.description, entry.purpose)
     yield from _text_faults(metric.unit, entry.unit)
-    yield from _text_faults(_kind(metric), entry.kind)
+    yield from _text_faults(_metric_kind(metric), entry.kind)
     data = getattr(metric, metric.WhichOneof("data") or "gauge")
     if getattr(data, "aggregation_temporality", CUMULATIVE) != CUMULATIVE:
         yield f"{entry.name} is not cumulative"
     for point in data.data_points:
         yield from attribute_faults(entry.name, point.attributes, entry.attributes)
-        if entry.kind != "histogram" and sendable_number(entry, value := _number(point)) != value:
+        if entry.kind != "histogram" and sendable_number(entry, value := _point_value(point)) != value:
             yield f"{entry.name} is {value!r}, which is more exact than the list allows"
 
 
-def _kind(metric: Any) -> str:
+def _metric_kind(metric: Any) -> str:
     filled = metric.WhichOneof("data")
     if filled == "sum":
         return "sum" if metric.sum.is_monotonic else "updowncounter"
     return {"exponential_histogram": "histogram", "gauge": "gauge"}.get(filled, "no data")
 
 
-def _number(point: Any) -> int | float:
+def _point_value(point: Any) -> int | float:
     found: int | float = getattr(point, point.WhichOneof("value") or "as_int")
     return found
 
@@ -251,7 +251,7 @@ def with_rejected_points(answer: Answer, partial: ExportMetricsPartialSuccess) -
     return replace(answer, text=f"{answer.text}, but {rejected} data points were not taken: {said}", partly=rejected)
 
 
-def sendable_number(entry: Entry, value: int | float) -> int | float:
+def sendable_number(entry: ListedMetric, value: int | float) -> int | float:
     """Return a metric's number in the form that may be sent."""
     if entry.sizes:
         return size_class(value, entry.sizes)

@@ -17,8 +17,8 @@ from exporters.allowlist import (
     SCOPE_NAME,
     SENTRY_HEADERS,
     USAGE,
-    Entry,
-    ResourceEntry,
+    ListedFact,
+    ListedMetric,
 )
 from exporters.ga_payload import CONSENT, COUNTED, DURATIONS, EVENT
 from exporters.ga_payload import vocabulary as ga_words
@@ -97,12 +97,12 @@ def _texts(rule: Rule) -> Iterator[str]:
         yield from (value for value in rule.values if isinstance(value, str))
 
 
-def _fact(entry: ResourceEntry, declared: Declared | None) -> dict[str, Any]:
+def _fact(entry: ListedFact, declared: Declared | None) -> dict[str, Any]:
     common = {"name": entry.name, "purpose": entry.purpose, "since": entry.since}
     return {**common, "destinations": list(entry.destinations), **_rule(entry.rule, declared)}
 
 
-def _metric(entry: Entry, declared: Declared | None = None) -> dict[str, Any]:
+def _metric(entry: ListedMetric, declared: Declared | None = None) -> dict[str, Any]:
     return {
         "name": entry.name,
         "kind": entry.kind,
@@ -128,7 +128,7 @@ def _rule(rule: Rule, declared: Declared | None) -> dict[str, Any]:
     return {"values": list(getattr(filled(rule, declared), "values", ()))}
 
 
-def value_in_words(entry: Entry) -> str:
+def value_in_words(entry: ListedMetric) -> str:
     """Return the precision of a metric's value, in words."""
     if entry.kind == "histogram":
         return BUCKETS

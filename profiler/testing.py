@@ -14,7 +14,7 @@ from typing import Any
 import pynvml
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 
-from profiler.hardware.nvidia.library import Library
+from profiler.hardware.nvidia.library import NvmlLibrary
 from profiler.measure.clocks import Event
 
 
@@ -290,7 +290,7 @@ class FakeNvml:
                 metric.nvmlReturn = error.value
 
 
-def _is_library(fake: FakeNvml) -> Library:
+def _is_library(fake: FakeNvml) -> NvmlLibrary:
     return fake  # the type checker's proof that the fake has the real one's interface
 
 

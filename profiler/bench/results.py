@@ -13,7 +13,7 @@ from profiler.records.case import CaseRecord
 PERCENTILES = (("p50", 0.5, 10), ("p90", 0.9, 20), ("p99", 0.99, 100))  # and how many calls it takes to speak of one
 
 
-class Ledger:
+class CaseLedger:
     """The results so far: groups come in as they are measured, and records go out.
 
     A limit beside several nets is measured with each of them. Each net is compared with the limit at that time, and the

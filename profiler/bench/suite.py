@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from profiler.bench import plan, runner
 from profiler.bench.plan import Case, Machine, Method
-from profiler.bench.results import Ledger
+from profiler.bench.results import CaseLedger
 from profiler.session.profiler import Profiler
 
 
@@ -58,7 +58,7 @@ def measure(prof: Profiler, machine: Machine, request: Request, progress: Progre
     names, factories = plan.chosen(request.words)
     device = plan.device_of(machine, request.device)
     prof.session.sampler.add_facts("runtime", machine.facts)
-    ledger = Ledger()
+    ledger = CaseLedger()
 
     def run(cases: list[Case]) -> None:
         method = request.method

@@ -90,7 +90,7 @@ def check_value(key: str, value: Any, *, strict: bool = False) -> Any:
     if isinstance(default, bool):
         return _boolean(key, value, strict)
     if isinstance(default, (int, float)):
-        return _number(key, value, type(default), strict)
+        return _checked_number(key, value, type(default), strict)
     if value is None and default is None:
         return None
     if not isinstance(value, str) or not value.strip():
@@ -159,7 +159,7 @@ def _boolean(key: str, value: Any, strict: bool) -> bool:
     raise SettingsError(f"{key} takes true or false (or 1/0, yes/no, on/off), not {value!r}.")
 
 
-def _number(key: str, value: Any, kind: type, strict: bool) -> Any:
+def _checked_number(key: str, value: Any, kind: type, strict: bool) -> Any:
     try:
         if isinstance(value, bool) or (strict and not isinstance(value, (int, float))):
             raise ValueError

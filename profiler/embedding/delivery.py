@@ -16,7 +16,7 @@ from profiler.config.paths import usage_path
 from profiler.config.resolve import resolve
 from profiler.sending.dispatch import record
 from profiler.sending.notices import announce
-from profiler.storage.usage_ledger import Ledger
+from profiler.storage.usage_ledger import UsageLedger
 from profiler.storage.usage_points import runtime_facts
 
 TYPE_CHECKING = False
@@ -50,9 +50,9 @@ class PackageInfo:
         return self.app.name
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> UsageLedger:
         """The package's counts on this machine."""
-        return Ledger(usage_path() / self.name)
+        return UsageLedger(usage_path() / self.name)
 
     def resolve(self) -> Resolved:
         """Return the settings in force for the package."""

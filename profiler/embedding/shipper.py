@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from profiler.config.resolve import Resolved
     from profiler.embedding.counters import Counters
     from profiler.embedding.delivery import Delivery, PackageInfo
-    from profiler.storage.usage_ledger import Ledger
+    from profiler.storage.usage_ledger import UsageLedger
 
 
 MAX_CRASHES = 10  # of a process
@@ -204,7 +204,7 @@ class Shipper:
         return True
 
 
-def _add_to_ledger(ledger: Ledger, counted: Any, days: int) -> None:
+def _add_to_ledger(ledger: UsageLedger, counted: Any, days: int) -> None:
     ledger.add(counted)
     if ledger.is_untidy(days):
         with ledger.alone(0.0) as alone:

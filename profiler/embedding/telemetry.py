@@ -109,7 +109,7 @@ class Telemetry:
         except Exception:  # of a program's own class of names, anything
             self._swallow("a feature could not be counted", lambda: self._miss("feature", name))
         if now() > self._look_at:
-            self._look()
+            self._send_if_due()
 
     def command(self, called: Any, options: Iterable[str] = ()) -> None:
         """Count one call of a command, and the names (never the values) of the options that were given.
@@ -124,7 +124,7 @@ class Telemetry:
         except Exception:  # a context, a namespace, or anything else
             self._swallow("a command could not be counted", lambda: self._commands.count(called, options))
         if now() > self._look_at:
-            self._look()
+            self._send_if_due()
 
     def watch(self, cli: Any) -> Any:
         """Count every command of a program, without a line in each.
@@ -275,7 +275,7 @@ class Telemetry:
         allowed = {key: value for key, value in check_settings(self._settings).items() if key not in CONSENT or value is False}
         return EmbeddingApp(self._name, allowed, self._began_ns)
 
-    def _look(self) -> None:
+    def _send_if_due(self) -> None:
         """Send the counts now and then, from the counting thread. Otherwise no thread is started."""
         self._look_at = now() + LOOK_EVERY_S
         self._swallow("counts could not be sent", self._send_some)

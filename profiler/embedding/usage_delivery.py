@@ -20,7 +20,7 @@ from profiler.storage.usage_ledger import ledgers
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.config.resolve import Resolved
-    from profiler.storage.usage_ledger import Counted, Ledger
+    from profiler.storage.usage_ledger import Counted, UsageLedger
 
 
 USAGE_TARGETS = ("otlp", "ga")  # a program that has ended cannot be scraped
@@ -135,7 +135,7 @@ def usage_of(summary: str, counted: Counted) -> Any:
 
 
 def _hand_over(
-    info: PackageInfo, ledger: Ledger, choice: list[Any], consent: Callable[[], bool], note: Callable[[str], None]
+    info: PackageInfo, ledger: UsageLedger, choice: list[Any], consent: Callable[[], bool], note: Callable[[str], None]
 ) -> None:
     import exporters
 

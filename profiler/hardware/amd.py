@@ -40,7 +40,7 @@ SENSORS = ("HOTSPOT", "EDGE")  # the die's hottest spot, or its edge if that is 
 MILLI_FROM = 1000  # versions differ in giving degrees or thousandths: no die is that hot
 
 
-class Library(Protocol):
+class AmdLibrary(Protocol):
     """The part of ``amdsmi`` that is used."""
 
     AmdSmiException: type[Exception]
@@ -59,9 +59,9 @@ class Library(Protocol):
     def amdsmi_get_energy_count(self, handle: Any, /) -> Mapping[str, Any]: ...
 
 
-def load_library() -> Library:
+def load_amdsmi() -> AmdLibrary:
     """Return ``amdsmi``."""
-    library: Library = importlib.import_module("amdsmi")
+    library: AmdLibrary = importlib.import_module("amdsmi")
     return library
 
 
@@ -76,7 +76,7 @@ class AmdProbe:
     name = "amd"
     specs = SPECS
 
-    def __init__(self, load: Callable[[], Library] = load_library, device: str | None = None) -> None:
+    def __init__(self, load: Callable[[], AmdLibrary] = load_amdsmi, device: str | None = None) -> None:
         self._load = load
         self._wanted = device
         self._device = int(device[5:]) if device is not None and device.startswith("cuda:") else None

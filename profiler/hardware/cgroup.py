@@ -50,7 +50,7 @@ class Cgroups:
         limits = []
         for group in self._having("memory"):
             name = "memory.max" if group.version == 2 else "memory.limit_in_bytes"
-            limits += [_number(folder / name) for folder in group.folders]
+            limits += [_whole_number_in(folder / name) for folder in group.folders]
         return min((limit for limit in limits if limit is not None and limit < NO_LIMIT), default=None)
 
     def memory_working_set(self) -> int | None:
@@ -60,7 +60,7 @@ class Cgroups:
             usage_name, cache_name = (
                 ("memory.current", "inactive_file") if group.version == 2 else ("memory.usage_in_bytes", "total_inactive_file")
             )
-            usage, cache = _number(folder / usage_name), _table(folder / "memory.stat").get(cache_name)
+            usage, cache = _whole_number_in(folder / usage_name), _table(folder / "memory.stat").get(cache_name)
             if usage is not None and cache is not None:
                 return max(usage - cache, 0)
         return None
@@ -98,7 +98,7 @@ def _quota_v2(folder: Path) -> float | None:
 
 
 def _quota_v1(folder: Path) -> float | None:
-    quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    quota, period = _whole_number_in(folder / "cpu.cfs_quota_us"), _whole_number_in(folder / "cpu.cfs_period_us")
     return quota / period if quota is not None and period is not None and quota > 0 and period > 0 else None
 
 
@@ -151,7 +151,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _number(path: Path) -> int | None:
+def _whole_number_in(path: Path) -> int | None:
     text = _text(path).strip()
     return int(text) if text.lstrip("-").isdigit() else None
 

@@ -26,12 +26,12 @@ def _lines(resource: Mapping[str, Any]) -> Iterator[str]:
         yield f"scope: {scope['scope']['name']}  {scope.get('schemaUrl', '')}"
         for metric in scope["metrics"]:
             kind = next(kind for kind in KINDS if kind in metric)
-            yield f"{metric['name']}  [{metric['unit']}]  {_kind(kind, metric[kind])}  {metric['description']}"
+            yield f"{metric['name']}  [{metric['unit']}]  {_described(kind, metric[kind])}  {metric['description']}"
             for point in metric[kind]["dataPoints"]:
                 yield f"  {_point(point)}"
 
 
-def _kind(kind: str, data: Mapping[str, Any]) -> str:
+def _described(kind: str, data: Mapping[str, Any]) -> str:
     details = [f"{key} {json.dumps(value)}" for key, value in data.items() if key != "dataPoints"]
     return ", ".join((kind, *details))
 

@@ -34,7 +34,7 @@ def request(resource: Attributes, points: Iterable[Point], began: int, now: int,
     for point in points:
         key = (point.name, point.kind)
         if key not in metrics:
-            metrics[key] = {"name": point.name, "description": point.help, "unit": point.unit, **_kind(point.kind)}
+            metrics[key] = {"name": point.name, "description": point.help, "unit": point.unit, **_empty_data(point.kind)}
         ((_, data),) = [entry for entry in metrics[key].items() if isinstance(entry[1], dict)]
         attributes = [*_attributes(point.attributes), *added]
         lasted = now_only if point.kind == "gauge" else times
@@ -51,7 +51,7 @@ def request(resource: Attributes, points: Iterable[Point], began: int, now: int,
     }
 
 
-def _kind(kind: str) -> dict[str, Any]:
+def _empty_data(kind: str) -> dict[str, Any]:
     if kind == "histogram":
         return {"exponentialHistogram": {"dataPoints": [], "aggregationTemporality": DELTA}}
     if kind == "statistics":

@@ -164,7 +164,7 @@ def _read_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[s
     if row is None and name.startswith(OWN_PREFIXES):
         return  # a later version's metric
     if row is not None and row.scope == "run":
-        row.read(run, at, _number(point))
+        row.read(run, at, _point_value(point))
         return
     part = _part(run, at.pop("epochmeter.epoch.index", None), int(point.get("startTimeUnixNano", run.started_unix_ns)))
     if row is None:
@@ -172,7 +172,7 @@ def _read_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[s
         return
     target = PARTS[row.scope](part, at)
     if target is not None:
-        row.read(target, at, _histogram(point) if row.kind == "histogram" else _number(point))
+        row.read(target, at, _histogram(point) if row.kind == "histogram" else _point_value(point))
 
 
 def _part(run: Run, index: int | None, began: int) -> EpochRecord:
@@ -259,10 +259,10 @@ def _read_reading(
         record.histogram.merge(_histogram(point))
         record.count = record.histogram.count
     elif kind == "counter":
-        record.last += _number(point)
+        record.last += _point_value(point)
         record.count += 1
     else:
-        record.last = _number(point)
+        record.last = _point_value(point)
 
 
 def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def _value(value: Mapping[str, Any]) -> Any:
     return content
 
 
-def _number(point: Mapping[str, Any]) -> float | int:
+def _point_value(point: Mapping[str, Any]) -> float | int:
     return int(point["asInt"]) if "asInt" in point else float(point["asDouble"])
 
 

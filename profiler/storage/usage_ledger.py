@@ -87,7 +87,7 @@ class Counted:
         _add(self.notes, other.notes)
 
 
-class Ledger:
+class UsageLedger:
     """The counts of one package on this machine.
 
     Args:
@@ -127,7 +127,7 @@ class Ledger:
         """Return the counts that are to leave and are not on their way, summed up as by the next `summaries`."""
         found: dict[str, tuple[str, Counted]] = {}
         for path, counted in self._read(self.folder / "pending"):
-            kind = json.dumps([_kind(counted), counted.choice])
+            kind = json.dumps([_summary_key(counted), counted.choice])
             if kind in found:
                 found[kind][1].merge(counted)
             else:
@@ -150,7 +150,7 @@ class Ledger:
                 self._move(path, self.folder / "kept")
         groups: dict[str, list[Path]] = {}
         for path, counted in self._read(self.folder / "pending"):
-            groups.setdefault(_kind(counted), []).append(path)
+            groups.setdefault(_summary_key(counted), []).append(path)
         for paths in groups.values():
             for path in paths:
                 self._move(path, self.folder / "summing" / _id(paths[0]))
@@ -198,7 +198,7 @@ class Ledger:
         groups: dict[str, list[tuple[Path, Counted]]] = {}
         for path, counted in kept:
             day = counted.ended // 86_400_000_000_000
-            groups.setdefault(f"{_kind(counted)} {day}", []).append((path, counted))
+            groups.setdefault(f"{_summary_key(counted)} {day}", []).append((path, counted))
         for parts in [parts for parts in groups.values() if len(parts) > 1]:
             whole = parts[0][1]
             for _, part in parts[1:]:
@@ -253,10 +253,10 @@ class Ledger:
             os.replace(path, into / path.name)
 
 
-def ledgers(folder: Path) -> list[Ledger]:
+def ledgers(folder: Path) -> list[UsageLedger]:
     """Return the ledgers of all packages that have counted here."""
     with contextlib.suppress(OSError):
-        return [Ledger(path) for path in sorted(folder.iterdir()) if path.is_dir()]
+        return [UsageLedger(path) for path in sorted(folder.iterdir()) if path.is_dir()]
     return []
 
 
@@ -265,7 +265,7 @@ def _add(into: dict[str, int], added: Mapping[str, int]) -> None:
         into[name] = into.get(name, 0) + times
 
 
-def _kind(counted: Counted) -> str:
+def _summary_key(counted: Counted) -> str:
     """Return a key of counts that can be summed up: the same version and the same names."""
     return json.dumps([counted.version, counted.declared])
 

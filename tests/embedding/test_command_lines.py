@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from profiler import ArgumentTypeError, Telemetry
 from profiler.cli import mount
-from profiler.storage.usage_ledger import Ledger
+from profiler.storage.usage_ledger import UsageLedger
 from support.package_author import OUTSIDE, choose, counted, facts, metrics
 from support.processes import epochmeter, python
 from support.sinks import Sink
@@ -380,6 +380,6 @@ def test_other_packages_data_is_not_shown(sink: Sink, home: Path) -> None:
     other = Telemetry("other", "1", features=("a",))
     other.feature("a")
     other.close()
-    assert len(Ledger(home / "usage" / "other").kept()) == 1
+    assert len(UsageLedger(home / "usage" / "other").kept()) == 1
     assert program(sink, "telemetry", "preview").out == ""
     assert "other, usage" in epochmeter("telemetry", "preview").out

@@ -24,7 +24,7 @@ from exporters.allowlist import EXCEPTIONS, MAX_FRAMES
 from exporters.rules import Frame, Version, coarse
 from profiler import ArgumentTypeError, Telemetry
 from profiler.embedding.crash import address_of, is_crash, public, scrubbed
-from profiler.storage.usage_ledger import Ledger
+from profiler.storage.usage_ledger import UsageLedger
 from support.package_author import COUNT, HOST, OUTSIDE, WITHOUT_SENTRY, choose, envelopes, host
 from support.processes import Answer, epochmeter, python
 from support.sinks import Sink
@@ -267,7 +267,7 @@ def test_faulty_envelope_does_not_enter_outbox(home: Path, monkeypatch: pytest.M
     telemetry.capture_exception(ValueError())
     telemetry.close()
     assert not [folder for folder in ("waiting", "sending", "dropped") if (home / "outbox" / folder).exists()]
-    ((note, times),) = Ledger(home / "usage" / "digits").kept()[0].notes.items()
+    ((note, times),) = UsageLedger(home / "usage" / "digits").kept()[0].notes.items()
     assert times == 1 and note.startswith("an export was dropped: its event has the fields") and "server_name" in note
 
 
@@ -601,7 +601,7 @@ def test_a_crash_within_guards_within_guards_is_one(home: Path) -> None:
         telemetry.capture_exception(MyError())
     assert len(list((home / "crashes").iterdir())) == 10
     telemetry.close()
-    assert [counted.notes for counted in Ledger(home / "usage" / "digits").kept()] == [{"more crashes than are noted": 13}]
+    assert [counted.notes for counted in UsageLedger(home / "usage" / "digits").kept()] == [{"more crashes than are noted": 13}]
 
 
 def test_names_in_exec_code_are_not_sent() -> None:

@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 from profiler import ArgumentTypeError, ArgumentValueError, SettingsError, Telemetry
 from profiler.config.resolve import EmbeddingApp, resolve
 from profiler.embedding.counters import Counters
-from profiler.storage.usage_ledger import MERGED_FROM, Counted, Counts, Ledger
+from profiler.storage.usage_ledger import MERGED_FROM, Counted, Counts, UsageLedger
 from support.package_author import COUNT, HOST, OUTSIDE, choose, counted, facts, host, metrics
 from support.processes import PATIENT_S, epochmeter, python
 from support.sinks import Sink
@@ -78,7 +78,7 @@ def test_undeclared_name_is_counted_and_warned_once(home: Path) -> None:
         telemetry.command("fit", broken())
         telemetry.command(Nasty())
     telemetry.close()
-    (kept,) = Ledger(home / "usage" / "digits").kept()
+    (kept,) = UsageLedger(home / "usage" / "digits").kept()
     assert kept.notes == {"names that are not declared": 8}
     assert "secret" not in json.dumps([vars(kept.counts), kept.declared, kept.facts])
     assert [str(record.message) for record in told] == [
@@ -131,7 +131,7 @@ def test_bad_settings_show_in_check_and_end(home: Path) -> None:
     telemetry.feature("export")
     with pytest.warns(ResourceWarning, match="otlp_endpoint takes an address"):
         telemetry.close()  # raises nothing into the program
-    (kept,) = Ledger(home / "usage" / "digits").kept()
+    (kept,) = UsageLedger(home / "usage" / "digits").kept()
     assert kept.counts.features == {"export": 1}
     assert [note for note in kept.notes if "otlp_endpoint takes an address" in note]  # for `epochmeter doctor`
     assert telemetry.profiler("x").start().stop() is None
@@ -369,7 +369,7 @@ if __name__ == "__main__":
 """)
     answer = python(str(tmp_path / "program.py"))
     assert (answer.code, answer.err) == (0, "")
-    assert sum(kept.counts.total for kept in Ledger(home / "usage" / "digits").kept()) == 3_001
+    assert sum(kept.counts.total for kept in UsageLedger(home / "usage" / "digits").kept()) == 3_001
 
 
 def test_users_headers_stay_with_users_collector(sink: Sink, home: Path) -> None:
@@ -383,7 +383,7 @@ def test_switching_off_stops_waiting_summary(sink: Sink, home: Path) -> None:
     host(sink)
     host(sink)
     host(sink)  # counted, and to be summed up with the next ones
-    ledger = Ledger(home / "usage" / "digits")
+    ledger = UsageLedger(home / "usage" / "digits")
     assert len(ledger.pending()) == 1
     assert epochmeter("settings", "sync=false").code == 0
     assert ledger.pending() == []
@@ -434,7 +434,7 @@ def test_without_usage_what_was_counted_stays(sink: Sink, home: Path) -> None:
     assert epochmeter("settings", "usage=true").code == 0
     host(sink, "telemetry.close()")
     assert len(metrics(sink)) == 1
-    assert sum(kept.counts.features["export"] for kept in Ledger(home / "usage" / "digits").kept()) == 30
+    assert sum(kept.counts.features["export"] for kept in UsageLedger(home / "usage" / "digits").kept()) == 30
 
 
 def test_summary_waits_for_dead_collector(home: Path, sink: Sink) -> None:
@@ -614,7 +614,7 @@ telemetry.close()
 print(*[name for name in sys.modules if name.startswith(("exporters", "opentelemetry", "requests", "urllib3"))])
 """
     assert python("-c", script).out.strip() == ""
-    (kept,) = Ledger(home / "usage" / "digits").kept()
+    (kept,) = UsageLedger(home / "usage" / "digits").kept()
     assert kept.counts.features == {"a": 1}
 
 
@@ -694,14 +694,14 @@ def one(times: int = 1, choice: list[Any] | None = None, version: str = "1", at:
 
 
 def test_summary_keeps_id_until_in_outbox(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = UsageLedger(tmp_path)
     for times in (1, 2, 3):
         ledger.add(one(times, ["then"], at=times))
     ((previewed, _),) = ledger.pending()
     ((summary, counted_),) = ledger.summaries(["then"])
     assert (previewed, counted_.counts.features) == (summary, {"a": 6})
     ledger.add(one(10, ["then"], at=9))  # and here the process is killed
-    found = dict(Ledger(tmp_path).summaries(["then"]))
+    found = dict(UsageLedger(tmp_path).summaries(["then"]))
     assert found[summary].counts.features == {"a": 6}
     assert sorted(entry.counts.features["a"] for entry in found.values()) == [6, 10]
     for name in found:
@@ -711,7 +711,7 @@ def test_summary_keeps_id_until_in_outbox(tmp_path: Path) -> None:
 
 
 def test_counts_of_another_choice_stay_here(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = UsageLedger(tmp_path)
     ledger.add(one(1, ["then"]))
     assert ledger.summaries(["now"]) == []
     assert [entry.counts.features for entry in ledger.kept()] == [{"a": 1}]
@@ -722,14 +722,14 @@ def test_counts_of_another_choice_stay_here(tmp_path: Path) -> None:
 
 
 def test_versions_are_told_apart(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = UsageLedger(tmp_path)
     ledger.add(one(1, ["then"], "1", 1))
     ledger.add(one(2, ["then"], "2", 2))
     assert {entry.version: entry.counts.features["a"] for _, entry in ledger.summaries(["then"])} == {"1": 1, "2": 2}
 
 
 def test_files_merge_without_double_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = UsageLedger(tmp_path)
     for _ in range(MERGED_FROM + 10):
         ledger.add(one())
     unlink = Path.unlink
@@ -755,7 +755,7 @@ def test_files_merge_without_double_counts(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_kept_files_are_tidied(home: Path) -> None:
-    ledger = Ledger(home / "usage" / "digits")
+    ledger = UsageLedger(home / "usage" / "digits")
     for _ in range(MERGED_FROM):
         ledger.add(one(at=time.time_ns()))
     ledger.add(one(5))  # of 1970
@@ -791,13 +791,13 @@ def test_faulty_body_is_dropped_and_reported(sink: Sink, home: Path, monkeypatch
     telemetry.feature("a")
     telemetry.close()
     assert sink.received == []
-    ledger = Ledger(home / "usage" / "digits")
+    ledger = UsageLedger(home / "usage" / "digits")
     assert (ledger.pending(), ledger.kept()[0].counts.features) == ([], {"a": 1})
     assert [note for entry in ledger.kept() for note in entry.notes if "epochmeter.app.name" in note]
 
 
 def test_spoilt_files_are_passed_over(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path)
+    ledger = UsageLedger(tmp_path)
     ledger.add(one(1, ["then"]))
     for name in ("x-1.json", "x-2.json"):
         (tmp_path / "pending" / name).write_text("{" if name == "x-1.json" else "[]")

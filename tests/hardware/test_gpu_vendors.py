@@ -13,8 +13,7 @@ import pytest
 
 from profiler.errors import ProbeUnavailableError
 from profiler.hardware import load_probe
-from profiler.hardware.amd import AmdProbe
-from profiler.hardware.amd import Library as AmdLibrary
+from profiler.hardware.amd import AmdLibrary, AmdProbe
 from profiler.hardware.apple import AppleProbe
 from profiler.hardware.sampler import Sampler
 from profiler.records.readings import EnergySource

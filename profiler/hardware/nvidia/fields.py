@@ -121,7 +121,7 @@ class Fields:
         found, refused = [], set[int]()
         for field, (*_, kind, code, raw) in zip(asked, FIELD_VALUE.iter_unpack(array), strict=True):
             if code == 0 and not (field.is_wide and kind not in WIDE_TYPES):
-                sample = self._sample(field, _number(kind, raw))
+                sample = self._sample(field, _value_of_type(kind, raw))
                 if sample is not None:
                     found.append(sample)
             elif code == 0 or code in UNASKED_CODES:
@@ -177,7 +177,7 @@ class Fields:
         return Sample(field.spec, value if field.per == 1 else value / field.per, field.attributes)
 
 
-def _number(kind: int, raw: int) -> Number:
+def _value_of_type(kind: int, raw: int) -> Number:
     """Return a value by its ``nvmlValueType_t``: double, unsigned int, long, long long, signed long long, int, short."""
     if kind in (1, 6):
         return raw & (0xFFFFFFFF if kind == 1 else 0xFFFF)

@@ -53,7 +53,7 @@ class Gpm:
         if self._taken_at is not None and at - self._taken_at <= GPM_GAP_S:
             return ()
         before = self._taken_at
-        self._take(self._samples[1])
+        self._take_sample(self._samples[1])
         self._taken_at = at
         self._samples.reverse()
         if before is None:
@@ -99,7 +99,7 @@ class Gpm:
         self._metric = struct.Struct(f"Iid{size - 16}x")
         self._view = memoryview(self._query).cast("B")[offset : offset + size * len(rows)]
 
-    def _take(self, sample: Any) -> None:
+    def _take_sample(self, sample: Any) -> None:
         gpu, library = self._gpu, self._library
         if gpu.instance_id is None:
             library.nvmlGpmSampleGet(gpu.handle, sample)

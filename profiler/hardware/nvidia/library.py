@@ -25,7 +25,7 @@ CURES = {
 }
 
 
-class Library(Protocol):
+class NvmlLibrary(Protocol):
     """The part of ``pynvml`` (package nvidia-ml-py) that every version and driver has."""
 
     NVMLError: type[Exception]
@@ -49,13 +49,13 @@ class Library(Protocol):
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, /) -> int: ...
 
 
-def load_library() -> Library:
+def load_library() -> NvmlLibrary:
     """Return ``pynvml``.
 
     Raises:
         ImportError: nvidia-ml-py is not installed.
     """
-    library: Library = importlib.import_module("pynvml")
+    library: NvmlLibrary = importlib.import_module("pynvml")
     return library
 
 

@@ -60,7 +60,7 @@ from profiler.records.readings import Fact, Reading, Sample
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.hardware.nvidia.gpu import Gpu
-    from profiler.hardware.nvidia.library import Library
+    from profiler.hardware.nvidia.library import NvmlLibrary
     from profiler.records.readings import Attributes, MetricSpec, Number, Samples
 
 
@@ -82,7 +82,7 @@ class NvmlProbe:
 
     def __init__(
         self,
-        load: Callable[[], Library] = load_library,
+        load: Callable[[], NvmlLibrary] = load_library,
         device: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

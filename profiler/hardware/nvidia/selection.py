@@ -73,7 +73,7 @@ class GpuSelection:
             gpu = self.gpus[index]
             gpu.cuda_index, gpu.chosen = order, instance
             try:
-                self._take(gpu, instance)
+                self._add_instance(gpu, instance)
             except ProbeUnavailableError:
                 continue
             except self._calls.error as error:  # without permission, it is not the run's
@@ -89,7 +89,7 @@ class GpuSelection:
         """
         self._handles.pop(gpu.index, None)
         if gpu.handle is None:  # it was lost before it could be taken
-            self._take(gpu, gpu.chosen)
+            self._add_instance(gpu, gpu.chosen)
             return
         handle, number = self._handle(gpu.index), gpu.instance_id
         if number is None:
@@ -101,7 +101,7 @@ class GpuSelection:
                 return
         raise ProbeUnavailableError("the MIG instance is gone")
 
-    def _take(self, gpu: Gpu, instance: Any) -> None:
+    def _add_instance(self, gpu: Gpu, instance: Any) -> None:
         handle = self._handle(gpu.index)
         number = None if instance is None else self._calls.call("nvmlDeviceGetGpuInstanceId", instance)
         gpu.take(handle, instance, number)
