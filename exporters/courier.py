@@ -182,6 +182,8 @@ class Courier:
         claimed = self._outbox.claim(entry)
         if claimed is None:
             return
+        # From here to `_settle` the entry is in sending/. The order is fixed: check the bytes, ask for consent, write the copy,
+        # send. A process that is killed in between leaves either no trace, or a copy without an answer.
         try:
             body = self._checked(claimed, done)
             if body is None:
@@ -254,6 +256,8 @@ class Courier:
 
     def _back_off(self, answer: Answer) -> None:
         """Wait longer after each failure, never in step with other processes, or as long as the destination asks."""
+        # Exponential back-off with jitter. Runs of a cluster often start and fail together; without the random factor they
+        # would all come back at the same moment, too.
         self._failures += 1
         wait = min(FIRST_WAIT_S * 2.0 ** (self._failures - 1), LONGEST_WAIT_S) * _draw.uniform(0.5, 1.0)
         self._not_before = time.monotonic() + (wait if answer.wait_s is None else answer.wait_s)

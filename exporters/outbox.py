@@ -97,6 +97,8 @@ class Outbox:
         held = sum(entry.size for entry in (*aside, *waiting, *self._files.entries("sending")))
         if held + size <= self._max_bytes:
             return
+        # Payloads of a run are cumulative: the latest one holds the data of all before it. Dropping an earlier one only loses
+        # resolution in time, so these go before the only payload of any run.
         newest = {entry.run: entry.name for entry in waiting}  # names are sorted: the last of each run stays
         contained = [entry for entry in waiting if newest[entry.run] != entry.name and entry.contains_earlier]
         known = set(contained)
@@ -233,6 +235,9 @@ class Outbox:
             digest: the destination.
             locked: True if the caller holds the destination's lock. Without it, only old entries are touched.
         """
+        # A killed process leaves its entry in sending/, and nobody knows whether it arrived. OTLP's sums are cumulative, so a
+        # second copy does no harm, and the entry waits again. Google counts every event, so there it is given up. A mark in
+        # done/ shows that it did arrive, and that only its removal is missing.
         for entry in self._files.entries("sending"):
             with contextlib.suppress(OSError):
                 if not locked and self._clock() - entry.path.stat().st_ctime < LEFT_ALONE_S:

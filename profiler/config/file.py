@@ -174,6 +174,8 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     try:
         path = settings_path()
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Reading and writing are one step for other writers (the lock), and one rename for readers, who take no lock. The file
+        # is read inside the lock: otherwise two processes would each write their own change over the other's "off".
         with lock(f"{path}.lock").acquire(timeout=LOCK_TIMEOUT_S):
             try:
                 content = read_settings(path)

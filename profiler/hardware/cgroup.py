@@ -81,6 +81,7 @@ class Cgroups:
         return [group for group in self._groups if group.version == 2 or controller in group.controllers]
 
     def _tightest_cpu(self) -> tuple[float, Path] | None:
+        # A quota of a parent group stops this process, too, so the whole chain is read and the tightest quota counts.
         quotas = []
         for group in self._having("cpu"):
             for folder in group.folders:

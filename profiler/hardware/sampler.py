@@ -239,6 +239,9 @@ class Sampler:
         self._end(probes)
 
     def _main_of_drivers(self, probes: ProbeThread) -> None:
+        # Two clocks drive this thread. Readings are due once an interval. Energy counters are also read when the loop enters
+        # another pass or epoch (`nudge`), because that is where their difference must be cut. `asked_at` lets the other
+        # thread see a call that hangs here: nothing can interrupt a call into a driver.
         self._open_drivers(probes)
         due = time.monotonic()
         while probes.probes and not self._stop.is_set():  # without a GPU, the thread ends here
@@ -342,6 +345,8 @@ class Sampler:
 
     def _refuse(self, row: _ReadingRow) -> None:
         """Drop a reading that this machine does not have. If it had answered before, only back off."""
+        # "Not supported" at the first request is final, and costs a driver call each tick if it is asked again. Later it means
+        # that the card is resetting, or was taken away for a while.
         if row.has_answered:
             _back_off(row)
             return

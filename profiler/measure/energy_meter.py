@@ -195,6 +195,9 @@ class EnergyMeter:
         meter.waiting = TimeShares()
 
     def _share_out(self, gpu: str, used: float, missing: float, meter: EnergyCounter) -> None:
+        # Between two readings only the sum of the energy is known, and it is shared out by time. Where a reading spans two
+        # places, one of them may have used more than its share. The error is bounded by the smaller part's share, in either
+        # direction. Each end of a place adds a step of the counter, and a reset adds the energy that it hid.
         spent = meter.waiting
         whole = sum(spent.times.values())
         step = meter.step(used, whole)

@@ -173,6 +173,9 @@ class Segment(HotPass):
             if self.in_step and at is None:
                 self.end_step()
             self.closed = True
+            # Passes usually nest: a validation inside a training ends first, and `later` is empty. Two generators may also
+            # overlap. Then this pass ends where the later one began, and the later one goes back to the place before this
+            # one when it ends. So each moment belongs to one pass, and the passes never add up to more than the time.
             position = state.segments.index(self)
             later = state.segments[position + 1 :]
             end = later[0].started if later else hot_path.now() if at is None else at

@@ -90,6 +90,7 @@ class Ranks:
         deadline = time.monotonic() + (PATIENCE_S if last else 0.0)
         while last and not self._is_complete() and time.monotonic() < deadline:
             time.sleep(POLL_S)
+        # `check` answers at once, where `get` waits for a key that is missing, up to the store's timeout of minutes.
         done = []
         for epoch in list(self._waiting):
             there = [rank for rank in range(self.size) if self._store.check([self._key(epoch, rank)])]

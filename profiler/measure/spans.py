@@ -148,6 +148,8 @@ class Tree:
 
     def read_device(self) -> None:
         """Read the device times that are complete by now."""
+        # Marks are in the order in which they were recorded, so the search ends at the first one that the GPU has not reached.
+        # `query` is the only call: it answers at once, where waiting for the event would stop the loop's thread.
         device = self.device
         while device is not None and self.pending:
             span, begin, end = self.pending[0]

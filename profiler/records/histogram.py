@@ -31,6 +31,8 @@ def upper_bound_ns(index: int, scale: int) -> int:
 
 def bucket_index(value_ns: int, scale: int) -> int:
     """Return the bucket of a duration: ``ceil(log2(seconds) * 2**scale) - 1``, corrected for rounding."""
+    # The logarithm is a rounded double, so a value next to a bound can come out one bucket off. The bounds are whole numbers,
+    # and `add` counts by comparing with them. The two loops move the index to the bucket that the bounds give.
     index = ceil(log2(value_ns / NS) * 2.0**scale) - 1
     while value_ns > upper_bound_ns(index, scale):
         index += 1
@@ -97,6 +99,8 @@ class Histogram:
         if zeros == len(values):
             return
         self._make_room(int(values[zeros]), int(values[-1]))
+        # Both ways cost one step for each item walked over: the bounds for a full buffer of 2,048 values, the values for the
+        # few that an epoch's end leaves in it.
         if len(values) - zeros < len(self._bounds) and isinstance(values, list):
             self._add_few(values[zeros:])
             return
@@ -200,6 +204,8 @@ class Histogram:
         self._bounds = [upper_bound_ns(index, self.scale) for index in range(low, high + 1)]
 
     def _fit(self, low: int, high: int) -> tuple[int, int]:
+        # Lowering the scale by one squares the base, so two neighbouring buckets become one. A shift to the right also rounds
+        # the negative numbers of buckets below one second in the right direction, which a division towards 0 would not.
         steps = 0
         while (high >> steps) - (low >> steps) >= MAX_BUCKETS:
             steps += 1

@@ -131,6 +131,8 @@ class _Watch:
         self._is_asking = False
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        # torch takes seconds to import, and a script may never do so. This finder is asked first for every module. For torch it
+        # asks the other finders, and wraps the loader's `exec_module` to learn when the module is complete.
         if name != self._name or self._is_asking:
             return None
         self._is_asking = True

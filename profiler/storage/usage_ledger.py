@@ -148,6 +148,9 @@ class UsageLedger:
         for path, counted in self._read(self.folder / "pending"):
             if counted.choice != choice:
                 self._move(path, self.folder / "kept")
+        # A summary is a folder in summing/. Its files are moved there one rename each, and its name is drawn from the first
+        # one, so a process that is killed here leaves a folder that the next one takes up under the same id. The outbox
+        # replaces an entry of the same name. So a kill between two steps loses no count.
         groups: dict[str, list[Path]] = {}
         for path, counted in self._read(self.folder / "pending"):
             groups.setdefault(_summary_key(counted), []).append(path)

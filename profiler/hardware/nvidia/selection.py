@@ -58,6 +58,9 @@ class GpuSelection:
 
     def select(self, *, is_final: bool = False) -> bool:
         """Take the handles of the run's GPUs. Return False if it is not known yet which they are."""
+        # torch's own UUIDs are certain, but known only once the program uses CUDA; asking earlier would initialise it. Until
+        # then CUDA_VISIBLE_DEVICES gives the order, and `confirm` selects again. A launcher shows every rank all GPUs of
+        # the machine, so a rank's own device is known only when it has tensors there.
         chosen = self._by_torch()
         if chosen is None:
             chosen = self._by_environment()

@@ -266,6 +266,8 @@ class PassInference:
     def close(self, following: ThreadFollowing, inferred: InferredPass, *, partial: bool) -> None:
         """End a pass, and those inside it."""
         self._on_change()
+        # Three kinds of end. A pass without a loader ended with the last thing measured in it. An exhausted one ended with the
+        # work on its last batch. All others end now, and those inside the closed pass count as broken off.
         while inferred in following.passes:
             last = following.passes.pop()
             segment = last.segment
@@ -301,6 +303,9 @@ class PassInference:
         """Set the stage of a pass over a loader. A training pass may begin a new epoch."""
         self._on_change()
         inferred.stage = stage
+        # A loader that is trained on for the second time begins a new epoch, and so does the first training of a run. The
+        # pass began before its stage was known, so the epoch is dated back to the pass's start. Writing the old epoch
+        # takes time between two of the loop's lines; `pause` moves all open starts, so that nobody is charged for it.
         feed = inferred.feed
         if feed is not None and stage is Stage.TRAIN:
             is_outermost = not any(p.stage is Stage.TRAIN for p in following.passes if p is not inferred)

@@ -151,6 +151,8 @@ class LoopObserver:
 
     def fetch_begins(self, feed: LoaderFeed) -> Span | None:
         """Begin the wait for a batch. Return the span to hand to `fetch_ends` or `fetch_fails`."""
+        # Called at every step. The usual case is decided here: a pass with a known stage, its own thread, and no open phase
+        # but one gap. Everything else takes `_fetch_begins`, which may begin, end or classify passes.
         inferred = feed.inferred
         if inferred is not None and inferred.is_steady and self.is_mine():
             segment = inferred.segment

@@ -69,8 +69,10 @@ class Patches:
             self._places.append((owner, name, original, wrapped))
 
     def _take_away(self) -> None:
+        # Another tool may have wrapped our wrapper since. Restoring the original would then throw the other tool's wrapper
+        # away, so ours stays inside it and only passes on.
         for owner, name, original, wrapped in self._places:
-            if getattr(owner, name) is wrapped:  # else another tool has wrapped our wrapper, which now only passes on
+            if getattr(owner, name) is wrapped:
                 setattr(owner, name, original)
         self._places = []
 
