@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from profiler.errors import ArgumentTypeError, ArgumentValueError, did_you_mean
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 MODULE = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)

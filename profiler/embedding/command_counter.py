@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from profiler.embedding.arguments import NAME
 from profiler.errors import ArgumentValueError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from profiler.embedding.commands import WatchedParser
     from profiler.embedding.counters import Counters
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from profiler.errors import ArgumentTypeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from profiler.embedding.telemetry import Telemetry
 
 

@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 from profiler.records.faults import Faults
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from profiler.config.resolve import Resolved
     from profiler.embedding.counters import Counters
     from profiler.embedding.delivery import Delivery, PackageInfo

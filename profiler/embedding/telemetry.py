@@ -16,7 +16,6 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
 
 from profiler.embedding.arguments import (
     checked_dsn,
@@ -34,6 +33,8 @@ from profiler.errors import ArgumentValueError, SettingsError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from profiler.config.resolve import EmbeddingApp
     from profiler.embedding.delivery import PackageInfo
     from profiler.session.profiler import Profiler

@@ -6,9 +6,13 @@ The rule it keeps: the user's run never fails because of us. Everything that we 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
 _warned: set[str] = set()
 
 
