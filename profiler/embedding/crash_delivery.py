@@ -22,7 +22,7 @@ from profiler.storage import crash_notes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.config.resolve import Resolved
-    from profiler.embedding.delivery import PackageInfo
+    from profiler.embedding.package_info import PackageInfo
 
 
 LOGS_PATH, METRICS_PATH = "/v1/logs", "/v1/metrics"

@@ -1,4 +1,4 @@
-"""A package that embeds us, and the delivery of its counts and crashes.
+"""The delivery of a package's counts and crashes.
 
 The rules it keeps: with `sending` below it, this room knows ``exporters``, and loads them only once there is consent.
 Counts stay on this machine if they were made before the user saw the notice, while anything said "off", or under another
@@ -9,62 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from profiler.config.paths import usage_path
-from profiler.config.resolve import resolve
 from profiler.sending.dispatch import record
 from profiler.sending.notices import announce
-from profiler.storage.usage_ledger import UsageLedger
-from profiler.storage.usage_points import runtime_facts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from exporters.rules import Declared
-    from profiler.config.resolve import EmbeddingApp, Resolved
+    from profiler.embedding.package_info import PackageInfo
     from profiler.sending.dispatch import Dispatch
-
-
-@dataclass(frozen=True)
-class PackageInfo:
-    """A package that embeds us.
-
-    Attributes:
-        facts: returns ``name``, ``version`` and how it is installed.
-        app: the package with the settings it would like.
-        declared: its declarations, as the fields of an ``exporters.Declared``.
-        dsn: the DSN for its crash reports, or None.
-        exporter: an OpenTelemetry ``MetricExporter`` of its own, or None.
-    """
-
-    facts: Callable[[], Mapping[str, str]]
-    app: EmbeddingApp
-    declared: Mapping[str, Any]
-    dsn: str | None = None
-    exporter: Any = None
-
-    @property
-    def name(self) -> str:
-        """The package's name."""
-        return self.app.name
-
-    @property
-    def ledger(self) -> UsageLedger:
-        """The package's counts on this machine."""
-        return UsageLedger(usage_path() / self.name)
-
-    def resolve(self) -> Resolved:
-        """Return the settings in force for the package."""
-        return resolve(app=self.app)
-
-    def sent_facts(self) -> dict[str, Any]:
-        """Return facts of the package and its environment, by the names that they are sent under."""
-        from profiler.hardware.runtime import RuntimeProbe
-
-        known = {fact.key: fact.read() for fact in RuntimeProbe().facts()}
-        runtime = runtime_facts({key: value for key, value in known.items() if value is not None})
-        return {**{f"epochmeter.app.{key}": value for key, value in self.facts().items()}, **runtime}
 
 
 def declared_from(data: Mapping[str, Any]) -> Declared:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from profiler.config.resolve import Resolved
     from profiler.embedding.counters import Counters
-    from profiler.embedding.delivery import Delivery, PackageInfo
+    from profiler.embedding.delivery import Delivery
+    from profiler.embedding.package_info import PackageInfo
     from profiler.storage.usage_ledger import UsageLedger
 
 

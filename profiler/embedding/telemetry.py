@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from profiler.config.resolve import EmbeddingApp
-    from profiler.embedding.delivery import PackageInfo
+    from profiler.embedding.package_info import PackageInfo
     from profiler.session.profiler import Profiler
 
 
@@ -252,7 +252,7 @@ class Telemetry:
         self._shipper.keep_crash(error)
 
     def _info(self) -> PackageInfo:
-        from profiler.embedding.delivery import PackageInfo
+        from profiler.embedding.package_info import PackageInfo
 
         return PackageInfo(self.facts, self._app(), self.declared(), self._dsn, self._exporter)
 

@@ -10,7 +10,8 @@ from typing import Any
 from profiler.config.environment import not_for_hosts
 from profiler.config.paths import usage_path
 from profiler.config.resolve import EmbeddingApp
-from profiler.embedding.delivery import Delivery, PackageInfo, declared_from
+from profiler.embedding.delivery import Delivery, declared_from
+from profiler.embedding.package_info import PackageInfo
 from profiler.sending.consent import Consent, state_of
 from profiler.sending.destination import destination, in_words
 from profiler.sending.dispatch import LAST, Dispatch, outbox_of, record
