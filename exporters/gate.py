@@ -18,7 +18,7 @@ from exporters.payload import encode, sendable_number
 from exporters.rules import Declared, Rule, coarse
 
 OWN = "an exporter of the program's own"
-TIMEOUT_MS = 10_000.0
+TIMEOUT_MS = 10_000
 
 
 class Gate:

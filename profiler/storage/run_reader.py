@@ -119,7 +119,7 @@ def _with_true_state(run: Run, path: Path) -> Run:
 
 
 def _read_run_line(run: Run, line: bytes) -> bool | None:
-    """Add a line to the run. Return True if it belongs to a run, None if it cannot be read."""
+    """Add a line to the run. Return True for a line of ours, False for one of another program, None for a spoilt one."""
     try:
         return _read_line(run, json.loads(line))
     except (ValueError, KeyError, TypeError, AttributeError):
