@@ -10,6 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,42 +54,54 @@ _parsed: dict[str, _ParsedFile] = {}  # by path
 def read_settings(path: Path) -> dict[str, Any]:
     """Return the keys and values of the settings file in the present format; nothing if there is no file.
 
-    The file is parsed again only if its stamp has changed. Two changes within one tick of the file system's clock have the
-    same stamp, so the stamp of a file that changed in the last `FRESH_NS` is not trusted. Consent is asked several
-    times a delivery, and this makes each question one ``stat``.
+    The file is parsed again only if its stamp has changed. Consent is asked several times a delivery, and this makes each
+    question one ``open`` and one ``fstat``. The file is opened for its stamp because NFS answers a bare ``stat`` from a
+    cache that may be a minute old, and asks the server at each ``open``: an "off" from another machine counts at once.
+
+    Two changes within one tick of the file system's clock have the same stamp, so the stamp of a file that changed in the
+    last `FRESH_NS` is not trusted.
 
     Raises:
         UnreadableSettings: the file cannot be used.
     """
     try:
-        status = _status(path)
+        if not _is_there(path):
+            return {}
+        with path.open("rb", buffering=0) as file:
+            known = _known(path, file)
     except OSError as error:
         raise UnreadableSettings(f"cannot be read: {error.strerror}") from None
-    if status is None:
-        return {}
-    stamp = (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    known = _parsed.get(str(path))
-    if known is None or known.stamp != stamp:
-        known = _parse(path, stamp)
-        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > FRESH_NS:
-            _parsed[str(path)] = known
     if known.fault is not None:
         raise UnreadableSettings(str(known.fault), known.fault.valid)
     return dict(known.content)
 
 
-def _parse(path: Path, stamp: tuple[int, ...]) -> _ParsedFile:
+def _known(path: Path, file: FileIO) -> _ParsedFile:
+    """Return the parsed file: the known one if its stamp has not changed."""
+    status = _status(file)
+    stamp = (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    known = _parsed.get(str(path))
+    if known is None or known.stamp != stamp:
+        known = _parse(file.readall(), stamp)
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > FRESH_NS:
+            _parsed[str(path)] = known
+    return known
+
+
+def _status(file: FileIO) -> os.stat_result:
+    return os.fstat(file.fileno())
+
+
+def _parse(text: bytes, stamp: tuple[int, ...]) -> _ParsedFile:
     try:
-        return _ParsedFile(stamp, _content(path), None)
+        return _ParsedFile(stamp, _content(text), None)
     except UnreadableSettings as fault:
         return _ParsedFile(stamp, {}, fault)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(text: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except OSError as error:
-        raise UnreadableSettings(f"cannot be read: {error.strerror}") from None
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise UnreadableSettings(f"is not valid JSON ({str(error)[:80]})") from None
     if not isinstance(content, dict):
@@ -120,8 +133,8 @@ def _check_content(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
     return valid, faults
 
 
-def _status(path: Path) -> os.stat_result | None:
-    """Return the file's status, or None if there is no file.
+def _is_there(path: Path) -> bool:
+    """Return True if there is a file that can be opened without a wait.
 
     Raises:
         UnreadableSettings: it is no plain file, or far too large.
@@ -130,12 +143,12 @@ def _status(path: Path) -> os.stat_result | None:
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return False
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableSettings("is not a plain file")
     if status.st_size > MAX_FILE_BYTES:
         raise UnreadableSettings(f"has {status.st_size} bytes, which no settings file has")
-    return status
+    return True
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
