@@ -187,7 +187,7 @@ def _faults(
 
 
 def field_faults(message: Message, fields: Mapping[str, set[str]]) -> Iterator[str]:
-    """Yield every filled field that is not one of these, in every message within."""
+    """Yield every filled field that is not in ``fields``, in this message and all messages inside it."""
     allowed = fields.get(message.DESCRIPTOR.name, set())
     for field, value in message.ListFields():
         if field.name not in allowed:

@@ -123,7 +123,7 @@ class Worker:
         self._left_s = limit
 
     def end(self) -> None:
-        """Let the process end by itself; `kill` waits a moment for it."""
+        """Request the end of the process; `kill` then waits a moment before it forces it."""
         with contextlib.suppress(OSError):
             self._wire.send("end")
 
@@ -249,7 +249,11 @@ def follow(case: Case, limit_s: float = 3600.0) -> None:
 
 
 def _launch(found: Sequence[Raw], method: Method, on_step: Callable[[Case], None], until: float | None, is_last: bool) -> None:
-    """Run each case in a new process: prepare one after another, then measure in turns, ``until`` the time is over."""
+    """Run each case in a new process. They are prepared one after another and measured in turns.
+
+    Args:
+        until: the moment (s, monotonic clock) after which only `MIN_ROUNDS` rounds are completed, or None.
+    """
     alive = [raw for raw in found if raw.failure is None]
     workers = {id(raw): Worker("measure", raw.case, method, limit_s=method.limit_s) for raw in alive}
     try:
@@ -286,7 +290,7 @@ def _rounds(
 
 
 def _measured(found: Sequence[Raw]) -> list[Raw]:
-    """Return the cases that go on. Limits beside models go on only if a model does."""
+    """Return the cases that have not failed. If no model is left, the limits measured beside it are dropped, too."""
     goes_on = [raw for raw in found if raw.failure is None]
     are_wanted = _is_of_limits(found) or not _is_of_limits(goes_on)
     return goes_on if are_wanted else []

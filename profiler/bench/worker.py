@@ -195,7 +195,7 @@ class Station:
         return time.perf_counter() - began
 
     def _warm_up(self, work: Work) -> bool:
-        """Find the number of calls of a block, and go on until three blocks in a row take the same time.
+        """Find the number of calls of a block, and repeat blocks until three in a row take the same time.
 
         Return True if they did.
         """

@@ -36,7 +36,7 @@ def doctor(
     full: Annotated[bool, typer.Option("--full", help="Also ask py-cpuinfo about the CPU, which takes a second.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check each part of the profiler on this machine, and show the cure for every fault."""
+    """Check each part of the profiler on this machine, and say how to mend its faults."""
     checks = [check for look in LOOKS for check in look()]
     if full:
         checks += list(_cpu())

@@ -1,4 +1,5 @@
 """Settings, paths, environment variables and file locks.
 
-Only this room reads the settings file and the environment.
+The settings file is read only here, and so is the environment, except the request of ``epochmeter run`` (`startup`) and one
+variable of gRPC's.
 """

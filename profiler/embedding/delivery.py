@@ -35,8 +35,8 @@ class Delivery:
         info: the package.
         dispatch: the destination.
         consent: asked before each attempt.
-        what: a name for the entries, by which the announcement is remembered.
-        of: the same in words.
+        what: a name for the entries, by which the notice is remembered as shown.
+        of: the data in words, for the notice.
         stop: how to stop it, in words.
         announced: True if the user has seen a notice before, because the package has chosen the destination.
     """

@@ -206,7 +206,7 @@ class EnergyMeter:
             time, (epoch, stage) = spent.times.get(place, 0), place
 
             def mixed(own: int, time: int = time) -> float:
-                """Return this place's part of the energy that may belong to another epoch or stage."""
+                """Return the joules of this epoch and stage that may belong to another one."""
                 return used * min(own, whole - own) / whole * (time / own) if own else 0.0
 
             lost, steps = missing * time / whole, spent.ends.get(place, 0) * step

@@ -380,7 +380,7 @@ def forward_ends(
     hooked: Callable[[], Any],
     is_compiling: Callable[[], bool],
 ) -> Callable[..., None]:
-    """Return a forward hook: `phase_ends` for a module; the arguments are those of `forward_begins`."""
+    """Return a forward hook. It does the same as `phase_ends`; see `forward_begins` for the arguments."""
     is_mine = state.badge.is_mine
 
     def after(module: Any, args: Any, result: Any) -> None:

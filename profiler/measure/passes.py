@@ -129,7 +129,7 @@ class Segment(HotPass):
             self.state.timer.warm_up(self.tree)
 
     def begin_step(self, samples: int | None) -> bool:
-        """Begin a step, under the lock. Return False if the epoch, and with it this pass, ended during the wait."""
+        """Begin a step, under the timer's lock. Return False if the epoch, and with it this pass, ended during the wait."""
         with self.state.timer.lock:
             if self.closed:
                 return False
@@ -145,7 +145,7 @@ class Segment(HotPass):
         return True
 
     def end_step(self) -> None:
-        """End a step, under the lock. It lasted from the end of the previous step to now."""
+        """End a step, under the timer's lock. It lasted from the end of the previous step to now."""
         end = hot_path.now()
         tree = self.tree
         with self.state.timer.lock:

@@ -149,7 +149,7 @@ class Timer:
             pass
 
     def is_shared(self) -> bool:
-        """Return True if another task of the calling thread has a pass open at the place of the calling task."""
+        """Return True if another asyncio task of this thread has an open pass, which the calling task would disturb."""
         segments = self.state().segments
         return bool(segments) and segments[-1].task is not current_task()
 

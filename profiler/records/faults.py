@@ -1,6 +1,7 @@
 """The one way to survive an error of our own: swallow it, count it in the run's notes, log it once.
 
-The rule it keeps: the user's run never fails because of us. Everything that we do beside measuring goes through `Faults`.
+The rule it keeps: the user's run never fails because of us. Beside the loop's hooks and the sampling tick, which count by hand
+because a call costs too much there, everything goes through `Faults`.
 """
 
 from __future__ import annotations

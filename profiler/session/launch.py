@@ -72,7 +72,7 @@ def _follow(session: Session, request: Mapping[str, Any]) -> None:
 
 
 class Rank:
-    """The function that ``torch.multiprocessing.spawn`` runs in each process: the script's own, measured there."""
+    """The function that ``torch.multiprocessing.spawn`` runs in each process: it measures the script's function."""
 
     were_spawned = False  # by this process, which then only waits for them
 

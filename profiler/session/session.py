@@ -1,6 +1,6 @@
 """One run from its start to its end: the composition root that joins timer, sampler, run log and sending.
 
-`Profiler` is the facade that users see. Adapters, ``epochmeter run``, the benchmark and `Telemetry` use a `Session`.
+`Profiler` is the facade that users see. Adapters, ``epochmeter run``, the benchmark and `Telemetry` use its `session`.
 
 The rules it keeps: the user's run never fails and never waits for us. Our own errors are counted, logged once, and shown
 by ``epochmeter doctor``.

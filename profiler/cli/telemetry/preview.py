@@ -60,7 +60,7 @@ def preview(
         typer.echo(f"run {recorded.id} measured nothing that is sent to {target}", err=True)
     for body in bodies:
         typer.echo(f"run {recorded.id}: {len(body):,} bytes, SHA-256 {hashlib.sha256(body).hexdigest()}")
-        typer.echo(f"nothing leaves this machine: {why_off}; these bytes would" if why_off else f"to {where}")
+        typer.echo(f"nothing leaves this machine: {why_off}; these are the bytes" if why_off else f"to {where}")
         typer.echo(shown(target, body))
     _show_beside(beside, as_json=False)
 
@@ -123,7 +123,7 @@ def _show_beside(beside: list[Beside], as_json: bool) -> None:
     for one in beside:
         size = f"{len(one.body):,} bytes, SHA-256 {hashlib.sha256(one.body).hexdigest()}"
         typer.echo(f"\n{one.app}, {one.what}: {size}")
-        stays = f"nothing of it leaves this machine: {one.why_off}; these bytes would"
+        stays = f"nothing of it leaves this machine: {one.why_off}; these are the bytes"
         typer.echo(stays if one.why_off else f"to {one.where}")
         typer.echo(shown(one.target, one.body))
 

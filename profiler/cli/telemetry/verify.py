@@ -1,4 +1,4 @@
-"""``epochmeter telemetry verify``: prove on this machine that off is off, and that the preview is what is sent."""
+"""``epochmeter telemetry verify``: prove that off is off, and that the preview shows the bytes that are sent."""
 
 from __future__ import annotations
 

@@ -199,7 +199,7 @@ class NvmlProbe:
             return ()
 
     def _handle_error(self, gpu: Gpu, error: Any) -> None:
-        """Ignore "nothing new", raise an unsupported reading as `ProbeUnavailableError`, and any other error as it is.
+        """Ignore "nothing new". Raise `ProbeUnavailableError` for an unsupported reading, and every other error unchanged.
 
         A code that means a lost card begins its back-off.
         """

@@ -1,4 +1,4 @@
-/* A stand-in for libnvidia-ml.so.1, for tests on machines without a GPU. Built by the fixture in tests/fake_nvml.
+/* A stand-in for libnvidia-ml.so.1, for tests on machines without a GPU. Built by the fixture in tests/support/nvml_library.py.
  *
  * It plays H100s unless told otherwise. What it is told stands in the environment variable FAKE_NVML, which is read again
  * at every call, so that one process can play many machines, and a machine that changes. Entries are separated by ';':
