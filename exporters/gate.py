@@ -162,21 +162,23 @@ class GatedExporter:
 
 def rebuild(data: Snapshot, target: str = "otlp", declared: Declared | None = None) -> Outgoing:
     """Return new data with the listed metrics and facts for this destination, always in the same order."""
-    rebuilt = (_metric(entry, data.points) for entry in metrics(target, declared))
+    points: dict[tuple[str, str], list[Measured]] = {}
+    for point in data.points:
+        points.setdefault((point.name, point.kind), []).append(point)
+    rebuilt = (_metric(entry, points.get((entry.name, entry.kind), ())) for entry in metrics(target, declared))
     found = tuple(metric for metric in rebuilt if metric is not None)
     return Outgoing(sendable_facts(data.facts, target, declared), found, data.began, data.now)
 
 
 def _metric(entry: ListedMetric, points: Iterable[Measured]) -> OutgoingMetric | None:
-    """Return the listed metric with its sendable points, or None if there are none."""
+    """Return the listed metric with the sendable ones of its points, or None if there are none."""
     found: dict[tuple[str, ...], tuple[dict[str, Any], Any]] = {}
     for point in points:
-        if point.name == entry.name and point.kind == entry.kind:
-            attributes = _attributes(entry.attributes, point.attributes)
-            if attributes is not None:
-                order = tuple(f"{name}={value}" for name, value in attributes.items())
-                value = point.value if entry.kind == "histogram" else sendable_number(entry, point.value)
-                found.setdefault(order, (attributes, value))
+        attributes = _attributes(entry.attributes, point.attributes)
+        if attributes is not None:
+            order = tuple(f"{name}={value}" for name, value in attributes.items())
+            value = point.value if entry.kind == "histogram" else sendable_number(entry, point.value)
+            found.setdefault(order, (attributes, value))
     if not found:
         return None
     return OutgoingMetric(entry.name, entry.purpose, entry.unit, entry.kind, tuple(found[order] for order in sorted(found)))
