@@ -8,7 +8,6 @@ from typing import Any
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
     ExponentialHistogram,
-    ExponentialHistogramDataPoint,
     Gauge,
     HistogramDataPoint,
     Metric,
@@ -25,15 +24,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 import profiler
-
-from opentelemetry.sdk.metrics.export import Buckets  # isort: skip
-
-from profiler.records.histogram import NS
+from exporters.sdk_data import histogram_point
+from profiler.sending.snapshot import histogram_value
 from profiler.storage.points import SCHEMA_URL, SCOPE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.records.histogram import Histogram
     from profiler.records.reading_record import ReadingRecord
     from profiler.storage.metric_rows import Attributes
     from profiler.storage.points import Point
@@ -67,7 +63,7 @@ def metrics_data(
 def _data(kind: str, group: list[Point], temporality: AggregationTemporality, began: int, now: int, extra: Attributes) -> Any:
     if kind == "histogram":
         return ExponentialHistogram(
-            [histogram_point(p.value, {**p.attributes, **extra}, began, now) for p in group], temporality
+            [histogram_point(histogram_value(p.value), {**p.attributes, **extra}, began, now) for p in group], temporality
         )
     if kind == "statistics":
         return StatisticsHistogram([_statistics(p.value, {**p.attributes, **extra}, began, now) for p in group], temporality)
@@ -77,25 +73,6 @@ def _data(kind: str, group: list[Point], temporality: AggregationTemporality, be
     if kind == "updowncounter":
         return Sum(numbers, CUMULATIVE, is_monotonic=False)
     return Sum(numbers, temporality, is_monotonic=True)
-
-
-def histogram_point(histogram: Histogram, attributes: Attributes, began: int, now: int) -> ExponentialHistogramDataPoint:
-    """Return a histogram in seconds, bucket for bucket."""
-    offset, counts = histogram.dense()
-    return ExponentialHistogramDataPoint(
-        attributes=dict(attributes),
-        start_time_unix_nano=began,
-        time_unix_nano=now,
-        count=histogram.count,
-        sum=histogram.sum_ns / NS,
-        scale=histogram.scale,
-        zero_count=histogram.zero_count,
-        positive=Buckets(offset, counts),
-        negative=Buckets(0, []),
-        flags=0,
-        min=(histogram.min_ns or 0) / NS,
-        max=(histogram.max_ns or 0) / NS,
-    )
 
 
 def _statistics(reading: ReadingRecord, attributes: Attributes, began: int, now: int) -> HistogramDataPoint:
