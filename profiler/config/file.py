@@ -55,8 +55,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Return the keys and values of the settings file in the present format; nothing if there is no file.
 
     The file is parsed again only if its stamp has changed. Consent is asked several times a delivery, and this makes each
-    question one ``open`` and one ``fstat``. The file is opened for its stamp because NFS answers a bare ``stat`` from a
-    cache that may be a minute old, and asks the server at each ``open``: an "off" from another machine counts at once.
+    question one ``lstat``, one ``open`` and one ``fstat``. The file is opened for its stamp because NFS answers a bare
+    ``stat`` from a cache that may be a minute old, and asks the server at each ``open``: an "off" from another machine
+    counts at once.
 
     Two changes within one tick of the file system's clock have the same stamp, so the stamp of a file that changed in the
     last `FRESH_NS` is not trusted.

@@ -53,7 +53,7 @@ class Delivery:
         announced: bool,
     ) -> None:
         self._info = info
-        self._post = dispatch
+        self._dispatch = dispatch
         self._consent = consent
         self._what = what
         self._of = of
@@ -62,7 +62,7 @@ class Delivery:
 
     def run(self, until: Callable[[], float]) -> list[str]:
         """Deliver until that moment of the monotonic clock. Return the faults, in words."""
-        courier = self._post.courier(self._consent, self._record)
+        courier = self._dispatch.courier(self._consent, self._record)
         try:
             return courier.deliver(until, patience_s=max(until() - time.monotonic(), 0.0)).notes
         finally:

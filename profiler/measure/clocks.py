@@ -103,7 +103,7 @@ def find_device_clock(device: str | None) -> DeviceClock | None:
     if cuda is None or not hasattr(cuda, "is_initialized") or not cuda.is_initialized():
         return None
     # The current device alone would not do: a program may name "cuda:1" everywhere and leave device 0 current. An event on a
-    # device that is not in use makes a context there, which takes some hundred MB. The statistics of torch's allocator show
+    # device that is not in use makes a context there, which takes some of its memory. The statistics of torch's allocator show
     # the devices in use, and are read without a context.
     in_use = [index for index in range(cuda.device_count()) if cuda.memory_reserved(index)]
     wanted = int(device[5:]) if device is not None and device.startswith("cuda:") else cuda.current_device()

@@ -80,7 +80,7 @@ class Span:
 
     def __enter__(self) -> Span:
         state = self.state
-        if not self.owner._is_owned() or state.current is not self.parent:  # `is_mine`, written out: 12 ns less here
+        if not self.owner._is_owned() or state.current is not self.parent:  # `is_mine`, written out: a bound method costs more
             return self._enter_elsewhere()
         state.current = self
         self.t0 = now()

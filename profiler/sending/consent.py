@@ -1,7 +1,7 @@
 """Consent: whether data may leave now, asked at every export.
 
-Every question reads the settings anew. That costs one ``open`` and one ``fstat``, because the settings file is parsed again
-only when it has changed (`config.file`).
+Every question reads the settings anew. That costs one ``lstat``, one ``open`` and one ``fstat``, because the settings file
+is parsed again only when it has changed (`config.file`).
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Profiler:
     @property
     def summary(self) -> RunSummary:
         """The run so far, without passes that are still open."""
-        from profiler.report.summary import RunSummary  # its imports take 8 ms, and few runs need them
+        from profiler.report.summary import RunSummary  # few runs need its imports
 
         return RunSummary(self.session.record_so_far())
 
