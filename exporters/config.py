@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import os
 
 Answered = Callable[[str], None]  # receives the answer of the destination
 Record = Callable[[str, bytes], Answered]  # receives the address and the bytes, before they are sent
@@ -76,3 +80,49 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Close the connections."""
+
+
+class Files(Protocol):
+    """A folder on this machine. The caller brings it, and is the one who knows which folders and files can be trusted.
+
+    Every method but `names` and `sizes` raises an OSError if it fails, or if the folder or file cannot be trusted.
+    """
+
+    def sub(self, name: str) -> Files:
+        """Return a folder in this one."""
+
+    def names(self, form: re.Pattern[str]) -> list[str]:
+        """Return the files whose names have this form, sorted."""
+
+    def sizes(self, form: re.Pattern[str]) -> list[tuple[str, int]]:
+        """Return the same with each file's size in bytes."""
+
+    def status(self, name: str) -> os.stat_result:
+        """Return a file's status."""
+
+    def has(self, name: str) -> bool:
+        """Return True if there is such a file."""
+
+    def read(self, name: str, most: int = ...) -> bytes:
+        """Return a file's content, which is not longer than this."""
+
+    def first_line(self, name: str, most: int) -> bytes:
+        """Return a file's first line, or its first bytes."""
+
+    def replace(self, name: str, data: bytes, *, durable: bool = False, by: Any = None) -> None:
+        """Write a whole file, by way of a new one in the folder ``by``."""
+
+    def append(self, name: str, data: bytes, *, durable: bool = False) -> None:
+        """Append to a file."""
+
+    def mark(self, name: str) -> None:
+        """Make an empty file, if it is not there."""
+
+    def move(self, name: str, into: Any) -> None:
+        """Move a file into another folder."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file."""
+
+    def sync(self) -> None:
+        """Put the names of the files on disk."""

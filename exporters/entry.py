@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import zlib
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from exporters.rules import Declared, declared_from
 
 VERSION = 1
 SUFFIX = ".entry"
+MAX_HEAD_BYTES = 2**20  # a package may declare a thousand names
+MAX_BODY_BYTES = 16 * 2**20  # no collector takes more; a run's largest is a hundredth of it
+MAX_FILE_BYTES = MAX_HEAD_BYTES + MAX_BODY_BYTES
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,22 @@ class DestinationKey:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry, known by its file's name. Names sort by the run's start, then by the order within the run."""
+    """One entry, known by its file's name. Names sort by the run's start, then by the order within the run.
+
+    Attributes:
+        name: its name.
+        state: the folder that it is in.
+        size: in bytes, compressed.
+    """
 
     name: str
-    path: Path
+    state: str
     size: int
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.name}{SUFFIX}"
 
     @property
     def run(self) -> str:
@@ -64,7 +79,6 @@ class Head:
         run: the id of its run.
         created: when it was put into the outbox, in seconds since 1970.
         until: when it is too old to be sent, or None.
-        chosen_there: True if its destination was chosen outside the settings file, in code or in the environment.
         declared: the declarations of the embedding package that produced it, or None.
         what: "run", or for a package "usage" or "crash".
         sha256: of the body.
@@ -74,13 +88,16 @@ class Head:
     run: str
     created: float
     until: float | None = None
-    chosen_there: bool = False
     declared: Declared | None = None
     what: str = "run"
     sha256: str = ""
 
     def line(self, body: bytes) -> bytes:
-        """Return the first line of an entry with this body."""
+        """Return the first line of an entry with this body.
+
+        Raises:
+            OSError: it is longer than `head_from` reads.
+        """
         described: dict[str, Any] = {
             "version": VERSION,
             "run": self.run,
@@ -88,11 +105,13 @@ class Head:
             "sha256": hashlib.sha256(body).hexdigest(),
             **vars(self.key),
             **({"until": self.until} if self.until is not None else {}),
-            **({"chosen_there": True} if self.chosen_there else {}),
             **({"declared": asdict(self.declared)} if self.declared is not None else {}),
             **({"what": self.what} if self.what != "run" else {}),
         }
-        return json.dumps(described).encode()
+        line = json.dumps(described).encode()
+        if len(line) >= MAX_HEAD_BYTES:
+            raise OSError(errno.EFBIG, f"the declared names take {len(line)} bytes, and at most {MAX_HEAD_BYTES} can be kept")
+        return line
 
 
 class UnreadableError(ValueError):
@@ -121,7 +140,31 @@ def head_from(line: bytes) -> Head:
             raise NewerError(22, f"it was written by a newer epochmeter (version {found['version']}, known is {VERSION})")
         key = DestinationKey(found["target"], found["protocol"], found["address"], found["decided"])
         declared = declared_from(found["declared"]) if "declared" in found else None
-        chosen_there, what = found.get("chosen_there", False), found.get("what", "run")
-        return Head(key, found["run"], found["created"], found.get("until"), chosen_there, declared, what, found["sha256"])
-    except (ValueError, KeyError, TypeError) as error:
+        head = Head(
+            key, found["run"], found["created"], found.get("until"), declared, found.get("what", "run"), found["sha256"]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableError("its first line is damaged") from error
+    texts = (key.target, key.protocol, key.address, key.decided or "", head.run, head.what, head.sha256)
+    times = (head.created, head.until or 0.0)
+    if not all(isinstance(text, str) for text in texts) or not all(type(time) in (int, float) for time in times):
+        raise UnreadableError("its first line is damaged")
+    return head
+
+
+def unpacked(packed: bytes, most: int = MAX_BODY_BYTES) -> bytes:
+    """Return the content of a gzip file of one member.
+
+    Raises:
+        UnreadableError: it is damaged, or would hold more than ``most`` bytes.
+    """
+    unzip = zlib.decompressobj(wbits=31)
+    try:
+        body = unzip.decompress(packed, most + 1)
+    except zlib.error as error:
+        raise UnreadableError("its body is damaged") from error
+    if len(body) > most:
+        raise UnreadableError(f"its body is larger than {most} bytes")
+    if not unzip.eof or unzip.unused_data:
+        raise UnreadableError("its body is damaged")
+    return body

@@ -18,21 +18,34 @@ left in sending/ by a killed process is sent again if that does no harm, and giv
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from exporters.entry import SUFFIX, VERSION, Entry, Head, UnreadableError, head_from, name_of
+from exporters.config import Files
+from exporters.entry import (
+    MAX_BODY_BYTES,
+    MAX_FILE_BYTES,
+    MAX_HEAD_BYTES,
+    SUFFIX,
+    VERSION,
+    Entry,
+    Head,
+    UnreadableError,
+    head_from,
+    name_of,
+    unpacked,
+)
 from exporters.outbox_folder import OutboxFolder
 
 OPEN_GRACE_S = 2.0  # a run's log may be a moment younger than its file in open/
 LEFT_ALONE_S = 3600.0  # after that, an unfinished file, or one in sending/ on a system without locks, belongs to no process
+MAX_NOTE_BYTES = 65_536  # of a file beside the entries
 AT_ONCE = 16  # entries read between two pauses
 DONE_DAYS = 4.0  # Google Analytics accepts nothing older than 72 hours
 REASONS = {  # the suffix of a mark, and its meaning in words
@@ -59,8 +72,7 @@ class Outbox:
         clock: seconds since 1970.
     """
 
-    def __init__(self, folder: Path, max_bytes: float = 64e6, max_age_s: float = 30 * 86_400, clock: Any = time.time) -> None:
-        self.folder = folder
+    def __init__(self, folder: Files, max_bytes: float = 64e6, max_age_s: float = 30 * 86_400, clock: Any = time.time) -> None:
         self._files = OutboxFolder(folder, clock)
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
@@ -86,10 +98,12 @@ class Outbox:
         Raises:
             OSError: it cannot be kept.
         """
-        name = name_of(started_ns, head.run, order)
+        if len(body) > MAX_BODY_BYTES:
+            raise OSError(errno.EFBIG, f"it has {len(body)} bytes, and at most {MAX_BODY_BYTES} can be kept")
+        name, line = name_of(started_ns, head.run, order), head.line(body)
         packed = gzip.compress(body, compresslevel=6, mtime=0)
         self._make_room(len(packed) + 512)
-        self._files.write("waiting", f"{name}{SUFFIX}", head.line(body) + b"\n" + packed, durable=True)
+        self._files.write("waiting", f"{name}{SUFFIX}", line + b"\n" + packed, durable=True)
 
     def _make_room(self, size: int) -> None:
         """Drop entries until so many bytes fit: refused ones, then those that a later one contains, then the oldest."""
@@ -125,13 +139,14 @@ class Outbox:
         for entry in self._files.entries("aside"):
             why = "not known"
             with contextlib.suppress(OSError):
-                why = self._files.path("aside", f"{entry.name}.why").read_text("utf-8")
+                why = self._files.state("aside").read(f"{entry.name}.why", MAX_NOTE_BYTES).decode("utf-8", "replace")
             found.append((entry, why))
         return found
 
     def dropped(self) -> dict[str, int]:
         """Return the number of dropped entries, by reason."""
-        return dict(Counter(path.suffix[1:] for path in self._files.paths("dropped") if path.suffix[1:] in REASONS))
+        reasons = (name.rpartition(".")[2] for name in self._files.names("dropped"))
+        return dict(Counter(reason for reason in reasons if reason in REASONS))
 
     def head(self, entry: Entry) -> Head:
         """Return an entry's head.
@@ -140,8 +155,7 @@ class Outbox:
             OSError: it is gone, or cannot be read.
             UnreadableError: it is damaged.
         """
-        with entry.path.open("rb") as file:
-            return head_from(file.readline(65_536))
+        return head_from(self._files.state(entry.state).first_line(entry.file, MAX_HEAD_BYTES))
 
     def body(self, entry: Entry) -> bytes:
         """Return an entry's body.
@@ -157,11 +171,8 @@ class Outbox:
         Raises:
             OSError, UnreadableError: as in `head`.
         """
-        line, _, packed = entry.path.read_bytes().partition(b"\n")
-        try:
-            body = gzip.decompress(packed)
-        except (OSError, EOFError, ValueError) as error:
-            raise UnreadableError("its body is damaged") from error
+        line, _, packed = self._files.state(entry.state).read(entry.file, MAX_FILE_BYTES).partition(b"\n")
+        body = unpacked(packed)
         head = head_from(line)
         if hashlib.sha256(body).hexdigest() != head.sha256:
             raise UnreadableError("its body is not the one that was put here")
@@ -170,42 +181,40 @@ class Outbox:
     def knows(self, started_ns: int, run: str, order: str) -> bool:
         """Return True if an entry of this name exists, or existed."""
         name = name_of(started_ns, run, order)
-        places = [self._files.path(folder, f"{name}{SUFFIX}") for folder in ("waiting", "sending", "aside")]
-        return any(path.exists() for path in (*places, self._files.path("done", name))) or any(
-            self._files.path("dropped", f"{name}.{why}").exists() for why in REASONS
+        return (
+            any(self._files.state(state).has(f"{name}{SUFFIX}") for state in ("waiting", "sending", "aside"))
+            or self._files.state("done").has(name)
+            or any(self._files.state("dropped").has(f"{name}.{why}") for why in REASONS)
         )
 
     # ---- an entry's life -------------------------------------------------------------------------------------------
 
     def claim(self, entry: Entry) -> Entry | None:
         """Take an entry for delivery. Return None if another process was quicker."""
-        self._files.path("sending").mkdir(mode=0o700, exist_ok=True)
-        moved = Entry(entry.name, self._files.path("sending", entry.path.name), entry.size)
         try:
-            os.replace(entry.path, moved.path)
+            moved = self._files.move(entry, "sending")
         except FileNotFoundError:
             return None
         if not entry.contains_earlier:  # events are counted once: not even a power cut may make it seem unsent
-            self._files.sync("sending")
+            self._files.state("sending").sync()
         return moved
 
     def put_back(self, entry: Entry) -> None:
         """Let an entry wait again."""
         with contextlib.suppress(FileNotFoundError):  # removed, because the user has switched off
-            os.replace(entry.path, self._files.path("waiting", entry.path.name))
+            self._files.move(entry, "waiting")
 
     def delivered(self, entry: Entry, *, once: bool = False) -> None:
         """Remove an entry that has arrived. With ``once``, a mark stays, so that it is never sent again."""
         if once:
             self._files.mark("done", entry.name)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(entry.path)
+        self._files.remove(entry)
 
     def set_aside(self, entry: Entry, why: str) -> None:
         """Set aside an entry that the destination refused for good."""
         self._files.write("aside", f"{entry.name}.why", why.encode("utf-8", "replace"))
         with contextlib.suppress(FileNotFoundError):
-            os.replace(entry.path, self._files.path("aside", entry.path.name))
+            self._files.move(entry, "aside")
 
     def take_up_again(self) -> int:
         """Let all set-aside entries wait again, and return their number."""
@@ -213,16 +222,15 @@ class Outbox:
         for entry in entries:
             self.put_back(entry)
             with contextlib.suppress(OSError):
-                os.unlink(self._files.path("aside", f"{entry.name}.why"))
+                self._files.state("aside").remove(f"{entry.name}.why")
         return len(entries)
 
     def drop(self, entry: Entry, why: str) -> None:
         """Give up an entry: count it first, then remove it."""
         self.count(entry.name, why)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(entry.path)
+        self._files.remove(entry)
         with contextlib.suppress(OSError):
-            os.unlink(self._files.path("aside", f"{entry.name}.why"))
+            self._files.state("aside").remove(f"{entry.name}.why")
 
     def count(self, name: str, why: str) -> None:
         """Count an entry as dropped, without a file."""
@@ -240,7 +248,7 @@ class Outbox:
         # done/ shows that it did arrive, and that only its removal is missing.
         for entry in self._files.entries("sending"):
             with contextlib.suppress(OSError):
-                if not locked and self._clock() - entry.path.stat().st_ctime < LEFT_ALONE_S:
+                if not locked and self._age(entry) < LEFT_ALONE_S:
                     continue
                 try:
                     key = self.head(entry).key
@@ -249,12 +257,16 @@ class Outbox:
                     continue
                 if key.digest != digest:
                     continue
-                if self._files.path("done", entry.name).exists():
-                    os.unlink(entry.path)
+                if self._files.state("done").has(entry.name):
+                    self._files.remove(entry)
                 elif key.target == "ga":
                     self.drop(entry, "unknown")
                 else:
                     self.put_back(entry)
+
+    def _age(self, entry: Entry) -> float:
+        """Return the seconds since an entry came into its folder."""
+        return float(self._clock()) - self._files.state(entry.state).status(entry.file).st_ctime
 
     def expire(self, yield_gil: Callable[[], None] = lambda: None) -> None:
         """Drop entries that waited too long, and remove unfinished files of killed processes.
@@ -275,10 +287,7 @@ class Outbox:
                 continue
             if now - head.created > self._max_age_s or now > (head.until or now):
                 self.drop(entry, "expired")
-        for path in self._files.paths("new"):
-            with contextlib.suppress(OSError):
-                if self._clock() - path.stat().st_mtime > LEFT_ALONE_S:
-                    path.unlink()
+        self._files.forget("new", LEFT_ALONE_S)
         self._files.forget("done", DONE_DAYS * 86_400)
 
     def forget_marks(self, days: float) -> None:
@@ -299,14 +308,16 @@ class Outbox:
     def close_run(self, run: str) -> None:
         """Remove the announcement of a run's final entry."""
         with contextlib.suppress(OSError):
-            os.unlink(self._files.path("open", f"{run}.json"))
+            self._files.state("open").remove(f"{run}.json")
 
     def open_runs(self) -> Iterator[tuple[str, dict[str, Any], float]]:
         """Yield the announced runs: id, note, and the note's age in seconds."""
-        for path in self._files.paths("open"):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                about = json.loads(path.read_bytes())
-                yield path.stem, about, abs(self._clock() - about["since"])
+        for name in self._files.names("open"):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+                about = json.loads(self._files.state("open").read(name, MAX_NOTE_BYTES))
+                age_s = abs(self._clock() - about["since"])
+                if isinstance(about["log"], str) and type(about["started_ns"]) is int:
+                    yield name.removesuffix(".json"), about, age_s
 
     # ---- destinations that fail ------------------------------------------------------------------------------------
 
@@ -322,8 +333,8 @@ class Outbox:
 
         A clock that was set back since then ends the wait.
         """
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            trouble = json.loads(self._files.path("trouble", f"{digest}.json").read_bytes())
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            trouble = json.loads(self._files.state("trouble").read(f"{digest}.json", MAX_NOTE_BYTES))
             now = self._clock()
             until = trouble.get("until", now)
             return str(trouble["why"]), float(until - now) if trouble["from"] <= now < until else 0.0
@@ -332,4 +343,4 @@ class Outbox:
     def end_trouble(self, digest: str) -> None:
         """Forget the failure of a destination."""
         with contextlib.suppress(OSError):
-            os.unlink(self._files.path("trouble", f"{digest}.json"))
+            self._files.state("trouble").remove(f"{digest}.json")

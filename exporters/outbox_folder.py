@@ -6,13 +6,22 @@ That holds on NFS, too, and with many processes and ranks at work in the same fo
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
+import re
 import time
-from pathlib import Path
 from typing import Any
 
+from exporters.config import Files
 from exporters.entry import SUFFIX, Entry
+
+ENTRY = r"\d{20}-\w+-\w+"
+FORMS = {  # of the names in each state; no other file is looked at or removed
+    "new": re.compile(r"[0-9a-f]{16}\.part"),
+    "open": re.compile(r"\w+\.json"),
+    "trouble": re.compile(r"[0-9a-f]{16}\.json"),
+    "dropped": re.compile(rf"{ENTRY}\.[a-z]+"),
+    "done": re.compile(ENTRY),
+}
+ENTRY_FILE = re.compile(ENTRY + re.escape(SUFFIX))
 
 
 class OutboxFolder:
@@ -23,30 +32,21 @@ class OutboxFolder:
         clock: seconds since 1970.
     """
 
-    def __init__(self, folder: Path, clock: Any = time.time) -> None:
-        self.folder = folder
+    def __init__(self, folder: Files, clock: Any = time.time) -> None:
+        self._folder = folder
         self._clock = clock
 
-    def path(self, state: str, name: str = "") -> Path:
-        """Return the path of a file, or of a state's sub-folder."""
-        return self.folder / state / name
+    def state(self, state: str) -> Files:
+        """Return the folder of a state."""
+        return self._folder.sub(state)
 
-    def paths(self, state: str) -> list[Path]:
-        """Return the files of a state, sorted by name."""
-        try:
-            return sorted(self.path(state).iterdir(), key=lambda path: path.name)
-        except OSError:
-            return []
+    def names(self, state: str) -> list[str]:
+        """Return the files of a state that are no entries, sorted."""
+        return self.state(state).names(FORMS[state])
 
     def entries(self, state: str) -> list[Entry]:
         """Return the entries of a state, oldest first."""
-        found = []
-        with contextlib.suppress(OSError), os.scandir(self.path(state)) as listed:
-            for file in listed:
-                if file.name.endswith(SUFFIX) and file.name.count("-") == 2:
-                    with contextlib.suppress(OSError):  # another process has just taken it
-                        found.append(Entry(file.name.removesuffix(SUFFIX), Path(file.path), file.stat().st_size))
-        return sorted(found, key=lambda entry: entry.name)
+        return [Entry(name.removesuffix(SUFFIX), state, size) for name, size in self.state(state).sizes(ENTRY_FILE)]
 
     def write(self, state: str, name: str, data: bytes, *, durable: bool = False) -> None:
         """Write a file as a whole; with ``durable``, so that it survives a power cut.
@@ -54,48 +54,35 @@ class OutboxFolder:
         Raises:
             OSError: the disk refuses it.
         """
-        for made in ("new", state):
-            self.path(made).mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self.path("new", f"{secrets.token_hex(8)}.part")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(temporary, flags, 0o600)
-        try:
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-                if durable:
-                    os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.replace(temporary, self.path(state, name))
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        if durable:
-            self.sync(state)
+        self.state(state).replace(name, data, durable=durable, by=self.state("new"))
 
-    def sync(self, state: str) -> None:
-        """Put the names of a sub-folder on disk, on systems that can."""
-        if os.name != "posix":
-            return
-        with contextlib.suppress(OSError):  # some file systems refuse it for folders
-            descriptor = os.open(self.path(state), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+    def move(self, entry: Entry, state: str) -> Entry:
+        """Move an entry to another state.
+
+        Raises:
+            OSError: it is gone, or cannot be moved.
+        """
+        self.state(entry.state).move(entry.file, self.state(state))
+        return Entry(entry.name, state, entry.size)
+
+    def remove(self, entry: Entry) -> None:
+        """Remove an entry, if it is still there.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            self.state(entry.state).remove(entry.file)
 
     def mark(self, state: str, name: str) -> None:
         """Make an empty file, which is counted."""
-        self.path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(self.path(state, name), os.O_WRONLY | os.O_CREAT, 0o600))
-        self.sync(state)
+        self.state(state).mark(name)
+        self.state(state).sync()
 
     def forget(self, state: str, seconds: float) -> None:
         """Remove files that are older than this."""
-        for path in self.paths(state):
+        folder = self.state(state)
+        for name in self.names(state):
             with contextlib.suppress(OSError):
-                if self._clock() - path.stat().st_mtime > seconds:
-                    path.unlink()
+                if self._clock() - folder.status(name).st_mtime > seconds:
+                    folder.remove(name)

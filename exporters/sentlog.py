@@ -12,17 +12,18 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-from exporters.config import Answered
+from exporters.config import Answered, Files
+from exporters.entry import unpacked
 
-SUFFIX = ".jsonl"
+FORM = re.compile(r"\d{8}-[0-9a-f]{8}\.jsonl")  # of the names of its files
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Sent:
         return hashlib.sha256(self.body).hexdigest()
 
 
-def note(folder: Path, destination: str, body: bytes) -> Answered:
+def note(folder: Files, destination: str, body: bytes) -> Answered:
     """Write down a payload that is about to be sent.
 
     Returns:
@@ -67,27 +68,27 @@ def note(folder: Path, destination: str, body: bytes) -> Answered:
     return answered
 
 
-def read(folder: Path) -> list[Sent]:
+def read(folder: Files) -> list[Sent]:
     """Return every kept payload of this machine, oldest first, without spoilt lines."""
     found: dict[str, Sent] = {}
     for line in _lines(folder):
-        with contextlib.suppress(ValueError, KeyError, TypeError, OSError, EOFError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
             entry = json.loads(line)
             if "answer" in entry:
-                found[entry["id"]].answer = entry["answer"]
+                found[entry["id"]].answer = str(entry["answer"])
             else:
-                body = gzip.decompress(base64.b64decode(entry["body"], validate=True))
-                found[entry["id"]] = Sent(entry["id"], entry["time"], entry["destination"], body)
+                body = unpacked(base64.b64decode(entry["body"], validate=True))
+                found[str(entry["id"])] = Sent(str(entry["id"]), str(entry["time"]), str(entry["destination"]), body)
     return sorted(found.values(), key=lambda sent: sent.time)
 
 
-def prune(folder: Path, days: float, now: float | None = None) -> None:
+def prune(folder: Files, days: float, now: float | None = None) -> None:
     """Remove old payloads."""
     limit = (time.time() if now is None else now) - days * 86_400
-    for path in _paths(folder):
+    for name in folder.names(FORM):
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime < limit:
-                path.unlink()
+            if folder.status(name).st_mtime < limit:
+                folder.remove(name)
 
 
 _writers: dict[int, str] = {}
@@ -102,30 +103,12 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _paths(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.glob(f"*{SUFFIX}"))
-    except OSError:
-        return []
-
-
-def _lines(folder: Path) -> Iterator[bytes]:
-    for path in _paths(folder):
+def _lines(folder: Files) -> Iterator[bytes]:
+    for name in folder.names(FORM):
         with contextlib.suppress(OSError):
-            yield from path.read_bytes().split(b"\n")
+            yield from folder.read(name).split(b"\n")
 
 
-def _append(folder: Path, entry: dict[str, Any], *, sync: bool = True) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{datetime.now(timezone.utc):%Y%m%d}-{_writer()}{SUFFIX}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    data = (json.dumps(entry, separators=(",", ":")) + "\n").encode("utf-8")
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        if os.write(descriptor, data) != len(data):
-            os.write(descriptor, b"\n")  # the cut line ends here, and does not spoil the next one
-            raise OSError(28, "No space left on device")
-        if sync:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _append(folder: Files, entry: dict[str, Any], *, sync: bool = True) -> None:
+    name = f"{datetime.now(timezone.utc):%Y%m%d}-{_writer()}.jsonl"
+    folder.append(name, (json.dumps(entry, separators=(",", ":")) + "\n").encode("utf-8"), durable=sync)

@@ -5,6 +5,8 @@ The public names are loaded at their first use: ``import profiler`` loads only t
 
 from __future__ import annotations
 
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.config.view import settings
@@ -23,6 +25,18 @@ if TYPE_CHECKING:
     from profiler.session.profiler import Profiler
 
 __version__ = "0.1.0"
+
+
+def _started_in() -> tuple[str, str]:
+    """Return the working folder and the home folder of now, "" for one that there is not."""
+    try:
+        folder = os.getcwd()
+    except OSError:  # it was removed
+        folder = ""
+    return folder, os.path.expanduser("~")
+
+
+STARTED_IN = _started_in()  # a relative EPOCHMETER_HOME keeps its meaning when the program changes its folder
 
 _HOMES = {
     "ArgumentTypeError": "errors",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sys
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -73,26 +73,33 @@ def _packages() -> Iterator[Check]:
             yield Check(f"package {package}", "problem", f"{hiding[0]} in this folder hides it from scripts here", cure)
 
 
-def _settings_folder() -> Path:
-    from profiler.config.paths import settings_path
+def _home() -> Iterator[Check]:
+    """Say which folder an EPOCHMETER_HOME means that is relative, or begins with ``~``."""
+    from profiler.config.paths import home, is_expanded
 
-    return settings_path().parent
-
-
-def _runs_folder() -> Path:
-    from profiler.config.paths import runs_path
-
-    return runs_path()
+    try:
+        named = is_expanded()
+    except RuntimeError as error:
+        yield Check("EPOCHMETER_HOME", "problem", f"{error}; nothing is kept or sent", "name a folder by its whole path")
+        return
+    if named:
+        cure = "name it by its whole path: from another folder, the same name means another one"
+        yield Check("EPOCHMETER_HOME", "ok", f"{named} is taken as {home()}", cure if not named.startswith("~") else "")
 
 
 def _folders() -> Iterator[Check]:
-    for name, find in (("settings folder", _settings_folder), ("data folder", _runs_folder)):
+    from profiler.config.folder import Folder
+    from profiler.config.paths import runs_path, settings_path
+    from profiler.config.place import UntrustedError
+
+    for name, find in (("settings folder", settings_path), ("data folder", runs_path)):
         try:
-            folder = find()
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder) as file:
-                file.write(b"x" * 4096)
-                file.flush()
+            folder = Folder(find().parent if find is settings_path else find())
+            probe = f"{secrets.token_hex(8)}.part"
+            folder.create(probe, b"x" * 4096)
+            folder.remove(probe)
+        except UntrustedError as error:
+            yield Check(name, "problem", f"{error.filename} {error.strerror}: it is as if it were not there", error.cure)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             cure = "free some space or make it writable, or set EPOCHMETER_HOME to another folder; runs go on, unrecorded"
@@ -133,10 +140,17 @@ def _settings() -> Iterator[Check]:
 
 def _outbox() -> Iterator[Check]:
     """Show the waiting and the refused entries, and the number of dropped ones."""
+    from profiler.config.folder import Folder
     from profiler.config.paths import outbox_path
     from profiler.config.resolve import resolve
 
-    if not outbox_path().exists():
+    try:
+        if not Folder(outbox_path()).check():
+            return
+    except (OSError, RuntimeError) as error:
+        yield Check(
+            "outbox", "problem", f"cannot be used: {getattr(error, 'strerror', None) or error}", getattr(error, "cure", "")
+        )
         return
     from exporters.entry import UnreadableError
     from exporters.outbox import REASONS
@@ -151,15 +165,15 @@ def _outbox() -> Iterator[Check]:
             head = outbox.head(entry)
         except (OSError, UnreadableError):
             continue
-        waiting[head.key, head.chosen_there] = waiting.get((head.key, head.chosen_there), 0) + 1
-    for (key, chosen_there), count in waiting.items():
+        waiting[head.key] = waiting.get(head.key, 0) + 1
+    for key, count in waiting.items():
         why, wait_s = outbox.trouble(key.digest)
         detail = f"{count} for {key.address}" + (f"; the last time: {why}" if why else "")
         cure = "epochmeter telemetry flush" if why else ""
         if wait_s > 0:
             detail, cure = f"{detail}; it asks to be left alone for another {wait_s:.0f} s", ""
         else:
-            cure = config_for(key, chosen_there, resolved)[1] or cure
+            cure = config_for(key, resolved)[1] or cure
         yield Check("outbox: waiting", "problem" if why else "ok", detail, cure)
     refused: dict[str, int] = {}
     for _, why in outbox.aside():
@@ -174,24 +188,26 @@ def _outbox() -> Iterator[Check]:
 def _embedded() -> Iterator[Check]:
     """Show the counts and crashes of packages that embed us, and the faults of both."""
     from profiler.config.environment import not_for_hosts
-    from profiler.config.paths import usage_path
+    from profiler.config.paths import crashes_path, usage_path
     from profiler.config.resolve import resolve
     from profiler.embedding.crash import has_sentry
-    from profiler.embedding.crash_delivery import crashes
     from profiler.sending.notices import notices_shown
+    from profiler.storage.crash_notes import crashes_in
     from profiler.storage.usage_ledger import ledgers
 
     for ledger in ledgers(usage_path()):
         waiting = ledger.pending()
         parts = [*ledger.kept(), *(counted for _, counted in waiting)]
         uses = sum(counted.counts.total for counted in parts)
-        yield Check(f"usage of {ledger.folder.name}", "ok", f"{uses} uses counted; {len(waiting)} summaries wait to be made")
+        yield Check(f"usage of {ledger.name}", "ok", f"{uses} uses counted; {len(waiting)} summaries wait to be made")
+        if unreadable := ledger.unreadable():
+            yield Check(f"usage of {ledger.name}", "problem", f"{unreadable} files of counts cannot be read")
         notes: Counter[str] = Counter()
         for counted in parts:
             notes.update(counted.notes)
         for what, times in notes.items():
             state = "ok" if _has_been_seen_to(what) else "problem"
-            yield Check(f"usage of {ledger.folder.name}", state, f"{what} ({times}x)")
+            yield Check(f"usage of {ledger.name}", state, f"{what} ({times}x)")
     resolved = resolve()
     for entry in notices_shown():
         where = f"{entry['app']} sends to {entry['where']}, which its author chose; a notice was shown"
@@ -199,7 +215,9 @@ def _embedded() -> Iterator[Check]:
         if resolved.may_send:
             off = "goes where you have chosen"
         yield Check(f"export of {entry['app']}", "ok", f"{where}; but not now: {off}" if off else where)
-    noted, reports = crashes(), resolved.values["crash_reports"]
+    (noted, unreadable), reports = crashes_in(crashes_path()), resolved.values["crash_reports"]
+    if unreadable:
+        yield Check("crash reports", "problem", f"{unreadable} notes cannot be read")
     if noted or reports.value:
         state = f"{len(noted)} noted here; crash_reports is {'on' if reports.value else 'off'} ({reports.source})"
         yield Check("crash reports", "ok", f"{state}; sentry-sdk is {'' if has_sentry() else 'not '}installed")
@@ -242,11 +260,12 @@ def _optional() -> Iterator[Check]:
 
 
 def _recent_runs() -> Iterator[Check]:
+    from profiler.config.paths import runs_path
     from profiler.errors import RunLogError
     from profiler.storage.run_log import run_paths
     from profiler.storage.run_reader import load
 
-    paths = run_paths(_runs_folder())
+    paths = run_paths(runs_path())
     yield Check("recorded runs", "ok", str(len(paths)))
     for path in paths[:RUNS_LOOKED_AT]:
         try:
@@ -280,4 +299,4 @@ def _cpu() -> Iterator[Check]:
     yield Check("cpu", "ok", f"{family}; vector instructions: {', '.join(features) or 'none known'}")
 
 
-LOOKS = (_python, _packages, _folders, _settings, _outbox, _embedded, _probes, _optional, _recent_runs)
+LOOKS = (_python, _packages, _home, _folders, _settings, _outbox, _embedded, _probes, _optional, _recent_runs)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from profiler.config.schema import FALSE_WORDS, KEYS, ResolvedValue, check_value
+from profiler.config.schema import FALSE_WORDS, KEYS, ResolvedValue, check_value, mistyped
 from profiler.errors import SettingsError
 
 CI_VARIABLES = ("CI", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "TF_BUILD", "BUILDKITE")
@@ -17,6 +17,8 @@ NOT_FOR_HOSTS = (  # if one of these is set, nothing goes to a destination that 
     *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "WANDB_MODE=offline"),
     "OTEL_METRICS_EXPORTER=none",
 )
+OWN = "EPOCHMETER_"
+NO_SETTINGS = ("HOME", "RUN", "OTLP_HEADERS", "GA_API_SECRET")  # variables of ours, without the prefix, that are no settings
 OTEL_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 
 
@@ -42,10 +44,22 @@ def values_from_environment(problems: list[str]) -> Iterator[tuple[str, Resolved
         except SettingsError as error:
             problems.append(f"{variable}: {error} Nothing is sent until it is mended.")
             yield "sync", ResolvedValue(False, "environment", variable)
-    if os.environ.get("DO_NOT_TRACK", "").strip().lower() not in ("", *FALSE_WORDS):
-        yield "sync", ResolvedValue(False, "environment", "DO_NOT_TRACK")
+    for name in list(os.environ):
+        spelt = name.upper().replace("-", "_")
+        if spelt == "DO_NOT_TRACK" and os.environ.get(name, "").strip().lower() not in ("", *FALSE_WORDS):
+            yield "sync", ResolvedValue(False, "environment", name)
+        elif spelt.startswith(OWN) and (fault := _mistyped(name)):
+            problems.append(f"{name}: {fault} Nothing is sent until it is mended.")
+            yield "sync", ResolvedValue(False, "environment", name)
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         yield "sync", ResolvedValue(False, "environment", "OTEL_SDK_DISABLED")
+
+
+def _mistyped(name: str) -> str:
+    """Return the fault of a variable that is no setting but looks like an "off", or ""."""
+    key, value = name[len(OWN) :], os.environ.get(name, "")
+    is_known = name.startswith(OWN) and (key in NO_SETTINGS or (key.isupper() and key.lower() in KEYS))
+    return "" if is_known or not value.strip() else mistyped(key, value)
 
 
 def names_set(names: Iterable[str]) -> set[str]:

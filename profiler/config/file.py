@@ -6,17 +6,17 @@ import contextlib
 import itertools
 import json
 import os
-import stat
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
-from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from profiler.config.locks import lock
+from profiler.config.folder import Folder
 from profiler.config.paths import settings_path
-from profiler.config.schema import DESTINATION, KEYS, check_key, check_value
+from profiler.config.place import UntrustedError
+from profiler.config.schema import CONSENT, DESTINATION, KEYS, check_key, check_value, mistyped
 from profiler.config.switch_off import empty_outbox
 from profiler.errors import SettingsError
 
@@ -27,6 +27,9 @@ MIGRATIONS = {  # version: how its keys and values become those of the next one
 MAX_FILE_BYTES = 1_000_000
 FRESH_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 LOCK_TIMEOUT_S = 10.0
+LOCK_TIMEOUT_OFF_S = 1.0  # for a change that only switches off: it is saved without the lock, too
+NOWHERE = ("exporter", "none")
+TURNS = 100  # tries to save a change, if other processes change the file meanwhile without the lock
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -35,9 +38,10 @@ LOCK_TIMEOUT_S = 10.0
 class UnreadableSettings(Exception):  # not an error of the user's: it means "off"
     """The reason why the settings file cannot be used. ``valid`` holds the settings in it that can be kept."""
 
-    def __init__(self, why: str, valid: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, why: str, valid: Mapping[str, Any] | None = None, cure: str = "epochmeter settings sync=...") -> None:
         super().__init__(why)
         self.valid = valid or {}
+        self.cure = cure
 
 
 class _ParsedFile(NamedTuple):
@@ -54,10 +58,9 @@ _parsed: dict[str, _ParsedFile] = {}  # by path
 def read_settings(path: Path) -> dict[str, Any]:
     """Return the keys and values of the settings file in the present format; nothing if there is no file.
 
-    The file is parsed again only if its stamp has changed. Consent is asked several times a delivery, and this makes each
-    question one ``lstat``, one ``open`` and one ``fstat``. The file is opened for its stamp because NFS answers a bare
-    ``stat`` from a cache that may be a minute old, and asks the server at each ``open``: an "off" from another machine
-    counts at once.
+    The file is parsed again only if its stamp has changed, as consent is asked several times a delivery. It is opened for its
+    stamp because NFS answers a bare ``stat`` from a cache that may be a minute old, and asks the server at each ``open``: an
+    "off" from another machine counts at once.
 
     Two changes within one tick of the file system's clock have the same stamp, so the stamp of a file that changed in the
     last `FRESH_NS` is not trusted.
@@ -66,31 +69,42 @@ def read_settings(path: Path) -> dict[str, Any]:
         UnreadableSettings: the file cannot be used.
     """
     try:
-        if not _is_there(path):
-            return {}
-        with path.open("rb", buffering=0) as file:
-            known = _known(path, file)
+        with Folder(path.parent).opened(path.name, roots_too=True) as (descriptor, status, is_roots):
+            known = _known(path, descriptor, status)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except UntrustedError as error:
+        raise UnreadableSettings(f"cannot be trusted: {error.filename} {error.strerror}", cure=error.cure) from None
     except OSError as error:
         raise UnreadableSettings(f"cannot be read: {error.strerror}") from None
+    if is_roots:
+        return offs_of(known.content if known.fault is None else known.fault.valid)
     if known.fault is not None:
         raise UnreadableSettings(str(known.fault), known.fault.valid)
     return dict(known.content)
 
 
-def _known(path: Path, file: FileIO) -> _ParsedFile:
+def offs_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of these settings that switch something off: every "off" survives whatever happens to the others."""
+    return {key: value for key, value in content.items() if (key in CONSENT and value is False) or (key, value) == NOWHERE}
+
+
+def _known(path: Path, descriptor: int, status: os.stat_result) -> _ParsedFile:
     """Return the parsed file: the known one if its stamp has not changed."""
-    status = _status(file)
     stamp = (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     known = _parsed.get(str(path))
     if known is None or known.stamp != stamp:
-        known = _parse(file.readall(), stamp)
+        known = _parse(_content_of(descriptor, status), stamp)
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > FRESH_NS:
             _parsed[str(path)] = known
     return known
 
 
-def _status(file: FileIO) -> os.stat_result:
-    return os.fstat(file.fileno())
+def _content_of(descriptor: int, status: os.stat_result) -> bytes:
+    if status.st_size > MAX_FILE_BYTES:
+        raise UnreadableSettings(f"has {status.st_size} bytes, which no settings file has")
+    with os.fdopen(descriptor, "rb", closefd=False) as file:
+        return file.read(MAX_FILE_BYTES)
 
 
 def _parse(text: bytes, stamp: tuple[int, ...]) -> _ParsedFile:
@@ -129,27 +143,10 @@ def _check_content(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str
                 valid[key] = check_value(key, content[key], strict=True)
             except SettingsError as error:
                 faults.append(str(error))
+    faults += filter(None, (mistyped(key, value) for key, value in content.items() if key not in (*KEYS, "decided")))
     if not isinstance(content.get("decided", ""), str):
         faults.append(f"decided is a date, not {content['decided']!r}")
     return valid, faults
-
-
-def _is_there(path: Path) -> bool:
-    """Return True if there is a file that can be opened without a wait.
-
-    Raises:
-        UnreadableSettings: it is no plain file, or far too large.
-        OSError: the system does not say.
-    """
-    try:
-        status = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    if not stat.S_ISREG(status.st_mode):
-        raise UnreadableSettings("is not a plain file")
-    if status.st_size > MAX_FILE_BYTES:
-        raise UnreadableSettings(f"has {status.st_size} bytes, which no settings file has")
-    return True
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -169,43 +166,38 @@ def update(changes: Mapping[str, Any]) -> None:
         SettingsError: a key or value cannot be used (then nothing is saved), or the file cannot be written.
     """
     checked = {check_key(key): check_value(key, value) for key, value in changes.items()}
-    _rewrite(lambda content: {**content, **checked})
+    _rewrite(lambda content: {**content, **checked}, only_off=bool(checked) and offs_of(checked) == checked)
 
 
 def reset() -> None:
-    """Restore every default, except an explicit ``sync=False``, which stays until someone sets ``sync=True``."""
-    _rewrite(lambda content: {"sync": False} if content.get("sync") is False else {})
+    """Restore every default, except what was switched off (sync, usage, crash_reports, local, exporter): that stays."""
+    _rewrite(offs_of)
 
 
-def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]], *, only_off: bool = False) -> None:
     """Read, change and replace the file under a lock. It is replaced as a whole, and only its owner can read it.
 
     A file that cannot be used is kept aside. Its consent is unknown, so the new file says "off". Its other settings are
     kept if they can be used.
-    """
-    import filelock
 
+    Args:
+        change: returns the settings to save.
+        only_off: save them also if another process never lets go of the lock.
+    """
     try:
         path = settings_path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Reading and writing are one step for other writers (the lock), and one rename for readers, who take no lock. The file
-        # is read inside the lock: otherwise two processes would each write their own change over the other's "off".
-        with lock(f"{path}.lock").acquire(timeout=LOCK_TIMEOUT_S):
-            try:
-                content = read_settings(path)
-            except UnreadableSettings as error:
-                _keep_aside(path)
-                content = {**error.valid, "sync": False}
-            changed = _dated(content, change(content))
-            _write_whole(path, {"version": VERSION, **changed})
+        with _alone(path, only_off):
+            changed = _replaced(path, change)
         if is_off(changed):
             empty_outbox()
         if changed.get("crash_reports") is False:
             empty_outbox("crash")
         if changed.get("usage") is False:
             empty_outbox("usage")
-    except filelock.Timeout:
-        raise SettingsError(f"another process has held {path}.lock for {LOCK_TIMEOUT_S:.0f} s; try again.") from None
+    except UntrustedError as error:
+        raise SettingsError(
+            f"the settings cannot be saved: {error.filename} {error.strerror}; {error.cure}. Nothing is sent meanwhile."
+        ) from None
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SettingsError(
@@ -213,25 +205,67 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def _alone(path: Path, only_off: bool) -> Iterator[None]:
+    """Hold the lock of the file. A change that only switches off goes on without it after `LOCK_TIMEOUT_OFF_S`."""
+    import filelock
+
+    folder, held = Folder(path.parent), None
+    folder.make()
+    try:
+        held = folder.lock(f"{path.name}.lock")
+        held.acquire(timeout=LOCK_TIMEOUT_OFF_S if only_off else LOCK_TIMEOUT_S)
+    except (OSError, NotImplementedError) as error:  # filelock.Timeout is an OSError
+        if not only_off and isinstance(error, filelock.Timeout):
+            raise SettingsError(
+                f"another process has held {path}.lock for {LOCK_TIMEOUT_S:.0f} s; try again. (An 'off' is saved at once.)"
+            ) from None
+        if not only_off:
+            raise
+        held = None
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.release()
+
+
+def _replaced(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """Replace the file by its change, and return the new settings."""
+    # Reading and writing are one step for other writers (the lock), and one rename for readers, who take no lock. The file is
+    # read inside the lock: otherwise two processes would each write their own change over the other's "off". An "off" may
+    # be written without the lock, so the file is looked at once more just before the rename.
+    for turn in range(TURNS):
+        before = _stamp(path)
+        try:
+            content, is_spoilt = read_settings(path), False
+        except UnreadableSettings as error:
+            content, is_spoilt = {**error.valid, "sync": False}, True
+        changed = _dated(content, change(content))
+        if _write_whole(path, {"version": VERSION, **changed}, None if turn == TURNS - 1 else before, is_spoilt):
+            return changed
+    raise AssertionError  # the last turn returns
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what tells one state of the file from another, whatever stands there; nothing if nothing does."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ()
+    return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 def is_off(content: Mapping[str, Any]) -> bool:
     """Return True if these settings of the file keep everything on this machine."""
     return content.get("sync") is False or content.get("exporter") == "none"
 
 
-def _keep_aside(path: Path) -> None:
+def _keep_aside(folder: Folder, name: str) -> None:
     """Keep an unusable file under another name. The path is never without a file, which would mean the defaults."""
-    aside = _aside(path)
-    try:
-        os.link(path, aside, follow_symlinks=False)
-    except (OSError, NotImplementedError):  # a folder, or a file system without links
-        os.replace(path, aside)
-
-
-def _aside(path: Path) -> str:
-    """Return a free name for a file that cannot be used."""
-    name = f"{path}.bad-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
-    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-    return next(free for free in names if not os.path.lexists(free))
+    aside = f"{name}.bad-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}"
+    names = itertools.chain([aside], (f"{aside}-{count}" for count in itertools.count(2)))
+    folder.keep_aside(name, next(free for free in names if not os.path.lexists(folder.path / free)))
 
 
 def _dated(before: Mapping[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -242,19 +276,30 @@ def _dated(before: Mapping[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "decided": before["decided"]} if "decided" in before else kept
 
 
-def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a file by one rename, so that a reader sees the old content or the new one."""
-    import tempfile
+def _write_whole(path: Path, content: Mapping[str, Any], before: tuple[int, ...] | None, is_spoilt: bool) -> bool:
+    """Replace the file by one rename, so that a reader sees the old content or the new one.
 
-    descriptor, temporary = tempfile.mkstemp(prefix=".settings-", dir=path.parent)  # mkstemp makes it mode 0600
+    Args:
+        path: the file.
+        content: its new content.
+        before: the stamp of the file that the content was made from, or None if that does not matter any more.
+        is_spoilt: True if that file cannot be used, and is to be kept aside.
+
+    Returns:
+        False if another process has changed the file meanwhile; then it was left alone.
+    """
+    folder, temporary = Folder(path.parent), f".settings-{secrets.token_hex(8)}"
+    folder.create(temporary, (json.dumps(content, indent=2) + "\n").encode("utf-8"), durable=True)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        is_current = before is None or _stamp(path) == before
+        if is_current:
+            if is_spoilt:
+                _keep_aside(folder, path.name)
+            folder.move(temporary, folder, path.name, over_anything=is_spoilt)
+        else:
+            folder.remove(temporary)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            folder.remove(temporary)
         raise
+    return is_current

@@ -3,33 +3,90 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+from profiler import STARTED_IN
+
+HOME = "EPOCHMETER_HOME"
+PLACES = ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA")  # platformdirs reads these
+_homes: dict[str, Path | None] = {}  # by the variable's text
+_platform: dict[tuple[str | None, ...], tuple[Path, Path]] = {}
 
 
 def home() -> Path | None:
-    """Return the folder named by EPOCHMETER_HOME, which holds everything if it is set, or None."""
-    named = os.environ.get("EPOCHMETER_HOME", "")
-    return Path(named) if named else None
+    """Return the folder named by EPOCHMETER_HOME, which holds everything if it is set, or None.
+
+    A relative name, or one that begins with ``~``, means the folder in which the program was, and the home that it had, when
+    it imported us. Otherwise a program that changes its folder would leave its user's "off" behind.
+
+    Raises:
+        RuntimeError: the name cannot be made absolute.
+    """
+    named = os.environ.get(HOME, "")
+    if not named:
+        return None
+    if named not in _homes:
+        _homes[named] = _absolute(named)
+    found = _homes[named]
+    if found is None:
+        raise RuntimeError(f"{HOME} names a folder that cannot be found ({named!r})")
+    return found
+
+
+def _absolute(named: str) -> Path | None:
+    folder, own = STARTED_IN
+    try:
+        found = Path(own + named[1:]) if re.match(r"~($|[/\\])", named) else Path(named).expanduser()
+    except RuntimeError:  # there is no such user
+        return None
+    if str(found).startswith("~") or "\0" in named or not (folder or found.is_absolute()):
+        return None
+    return Path(os.path.normpath(folder / found))
+
+
+def is_expanded() -> str:
+    """Return the text of EPOCHMETER_HOME if the folder in use is not simply what it says, or ""."""
+    named = os.environ.get(HOME, "")
+    return named if named and str(home()) != os.path.normpath(named) else ""
+
+
+def bases() -> tuple[Path, ...]:
+    """Return the folders below which everything of ours lies.
+
+    Raises:
+        RuntimeError: there is none: no home folder is known.
+    """
+    moved = home()
+    return (moved,) if moved is not None else _platform_folders()
+
+
+def _platform_folders() -> tuple[Path, Path]:
+    """Return the folder of the settings and the one of everything else, as the system has them.
+
+    Raises:
+        RuntimeError: no home folder is known.
+    """
+    key = tuple(os.environ.get(name) for name in PLACES)
+    if key not in _platform:
+        from platformdirs import user_config_path, user_data_path
+
+        config = _absolute(str(user_config_path("epochmeter", appauthor=False)))
+        data = _absolute(str(user_data_path("epochmeter", appauthor=False)))
+        if config is None or data is None:
+            raise RuntimeError("no home folder is known")
+        _platform[key] = config, data
+    return _platform[key]
 
 
 def settings_path() -> Path:
     """Return the path of the settings file, which need not exist."""
-    moved = home()
-    if moved is not None:
-        return moved / "settings.json"
-    from platformdirs import user_config_path
-
-    return user_config_path("epochmeter", appauthor=False) / "settings.json"
+    return bases()[0] / "settings.json"
 
 
 def data_path() -> Path:
     """Return the folder of everything except the settings."""
-    moved = home()
-    if moved is not None:
-        return moved
-    from platformdirs import user_data_path
-
-    return user_data_path("epochmeter", appauthor=False)
+    return bases()[-1]
 
 
 def runs_path() -> Path:

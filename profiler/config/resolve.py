@@ -119,7 +119,8 @@ def _from_file(problems: list[str]) -> tuple[list[tuple[str, ResolvedValue]], st
         path = settings_path()
         content = read_settings(path)
     except (UnreadableSettings, OSError, RuntimeError) as error:  # RuntimeError: pathlib finds no home folder
-        problems.append(f"the settings file {error}: nothing is sent until it is mended (epochmeter settings sync=...)")
+        cure = getattr(error, "cure", "name a folder of your own in EPOCHMETER_HOME")
+        problems.append(f"the settings file {error}: nothing is sent until it is mended ({cure})")
         return [("sync", ResolvedValue(False, "unreadable file", str(error)))], None
     return [(key, ResolvedValue(content[key], "file")) for key in KEYS if key in content], content.get("decided")
 

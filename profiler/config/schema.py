@@ -55,6 +55,7 @@ WHERE = (  # a destination is chosen as a whole
     *("exporter", "otlp_endpoint", "otlp_protocol", "otlp_certificate", "otlp_client_certificate", "otlp_client_key"),
     *("ga_measurement_id", "ga_endpoint"),
 )
+OFF_WORDS = ("track", "telemetry", "disable", "optout", "consent", "privacy", "offline", "send", "upload")
 FROM_ZERO = ("exit_timeout",)  # settings whose number may be 0
 HIGHEST = {"prometheus_port": 65_535}  # upper limits other than 999,999,999
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -78,6 +79,25 @@ def check_key(key: str) -> str:
     if key not in KEYS:
         raise SettingsError(f"there is no setting {key!r}.{did_you_mean(key, KEYS)} Settings: {', '.join(KEYS)}.")
     return key
+
+
+def mistyped(name: str, value: Any) -> str:
+    """Return a fault, in words, if an unknown name looks as if it were to switch something off; "" if it does not.
+
+    A wrong guess switches off too much, and says so. The other mistake would send against the user's word.
+
+    Args:
+        name: a key of the settings file, or a variable's name without its prefix.
+        value: its value.
+    """
+    import difflib  # only needed for unknown names
+
+    plain = re.sub("[^a-z]", "", name.lower())
+    is_false = value is False or str(value).strip().lower() in (*FALSE_WORDS, "none", "disabled", "never")
+    close = difflib.get_close_matches(plain, [key.replace("_", "") for key in (*CONSENT, "exporter")], cutoff=0.7)
+    if not (is_false or close or any(word in plain for word in OFF_WORDS)):
+        return ""
+    return f"there is no setting {name!r}, which looks like an 'off'.{did_you_mean(name.lower(), KEYS)}"
 
 
 def check_value(key: str, value: Any, *, strict: bool = False) -> Any:

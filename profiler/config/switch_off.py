@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-from pathlib import Path
+import re
 
+from profiler.config.folder import Folder
 from profiler.config.paths import outbox_path, usage_path
 
 WAITING_FOLDERS = ("open", "new", "waiting", "sending", "aside")  # of the outbox
+ENTRY = re.compile(r"\d{20}-\w+-\w+\.entry")
+OF_THE_OUTBOX = re.compile(r"\d{20}-\w+-\w+\.(entry|why)|\w+\.(json|part)")  # names of our own form; no other file is removed
+COUNTS = re.compile(r"\d{20}-\w+\.json")
+PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+HEAD_BYTES = 2**20  # as in exporters.entry
 
 
 def empty_outbox(what: str = "") -> None:
@@ -21,30 +26,30 @@ def empty_outbox(what: str = "") -> None:
     if what != "crash":
         keep_counts()
     with contextlib.suppress(OSError, RuntimeError):
-        box = outbox_path()
-        for path in [path for folder in WAITING_FOLDERS for path in (box / folder).glob("*")]:
-            with contextlib.suppress(OSError):
-                if what and _kind_of(path) != what:
-                    continue
-                if path.suffix == ".entry":
-                    (box / "dropped").mkdir(exist_ok=True)
-                    (box / "dropped" / f"{path.stem}.withdrawn").touch(mode=0o600)
-                path.unlink()
+        box = Folder(outbox_path())
+        for state in map(box.sub, WAITING_FOLDERS):
+            for name in state.names(OF_THE_OUTBOX):
+                with contextlib.suppress(OSError):
+                    if what and _kind_of(state, name) != what:
+                        continue
+                    if ENTRY.fullmatch(name):
+                        box.sub("dropped").mark(f"{name.removesuffix('.entry')}.withdrawn")
+                    state.remove(name)
 
 
-def _kind_of(path: Path) -> str:
+def _kind_of(state: Folder, name: str) -> str:
     """Return the kind of an entry ("run", "usage", "crash"), or "" for another file."""
     try:
-        with path.open("rb") as file:
-            return str(json.loads(file.readline(65_536)).get("what", "")) if path.suffix == ".entry" else ""
-    except (ValueError, AttributeError):
+        return str(json.loads(state.first_line(name, HEAD_BYTES)).get("what", "")) if ENTRY.fullmatch(name) else ""
+    except (ValueError, AttributeError, RecursionError):
         return ""
 
 
 def keep_counts() -> None:
     """Keep counts of packages on this machine that were to be sent."""
     with contextlib.suppress(OSError, RuntimeError):
-        for path in usage_path().glob("*/pending/*.json"):
-            with contextlib.suppress(OSError):
-                (path.parents[1] / "kept").mkdir(exist_ok=True)
-                os.replace(path, path.parents[1] / "kept" / path.name)
+        usage = Folder(usage_path())
+        for package in map(usage.sub, usage.folders(PACKAGE)):
+            for name in package.sub("pending").names(COUNTS):
+                with contextlib.suppress(OSError):
+                    package.sub("pending").move(name, package.sub("kept"))

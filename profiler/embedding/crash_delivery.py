@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +11,7 @@ from profiler.config.paths import crashes_path
 from profiler.embedding import crash
 from profiler.embedding.delivery import Delivery, declared_from
 from profiler.errors import SettingsError
-from profiler.sending.destination import destination
+from profiler.sending.destination import destination, logs_address
 from profiler.sending.dispatch import LAST, Dispatch, forget_old, outbox_of
 from profiler.sending.notices import may_send_for
 from profiler.storage import crash_notes
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from profiler.embedding.package_info import PackageInfo
 
 
-LOGS_PATH, METRICS_PATH = "/v1/logs", "/v1/metrics"
 STOP_CRASHES = "To stop it: epochmeter settings crash_reports=false"
 
 
@@ -50,11 +46,8 @@ def crash_target(info: PackageInfo, resolved: Resolved) -> tuple[str, str] | Non
     if not may_send_for(info.app, resolved, shows_notice=False):
         return None
     found = destination(resolved)
-    address = str(found["address"])
-    if found["protocol"] == "grpc":
-        return "otlp-logs", address
-    # an address for metrics alone does not give the address for logs
-    return ("otlp-logs", address.removesuffix(METRICS_PATH) + LOGS_PATH) if address.endswith(METRICS_PATH) else None
+    address = logs_address(str(found["address"]), str(found["protocol"]))
+    return None if address is None else ("otlp-logs", address)
 
 
 def keep_crash(info: PackageInfo, error: BaseException, resolved: Resolved, target: tuple[str, str] | None) -> dict[str, Any]:
@@ -77,22 +70,9 @@ def keep_crash(info: PackageInfo, error: BaseException, resolved: Resolved, targ
         **({} if target is None else {"target": list(target)}),
     }
     if resolved.settings.local:
-        folder = crashes_path()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = folder / f"{noted['time_unix_ns']:020d}-{noted['id'][:12]}.json"
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump(noted, file)
-        crash_notes.forget_crashes(folder, resolved.settings.retention_days)
+        crash_notes.note_crash(crashes_path(), noted)
+        crash_notes.forget_crashes(crashes_path(), resolved.settings.retention_days)
     return noted
-
-
-def crashes() -> list[dict[str, Any]]:
-    """Return the noted crashes of this machine, oldest first, without spoilt notes."""
-    found = []
-    for path in crash_notes.notes_in(crashes_path()):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads(path.read_bytes()))
-    return found
 
 
 def crash_body(noted: Mapping[str, Any], target: str, *, previewed: bool = False) -> bytes:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from profiler.sending.dispatch import record
+from profiler.sending.dispatch import entries_for, record
 from profiler.sending.notices import announce
 
 TYPE_CHECKING = False
@@ -26,6 +26,13 @@ def declared_from(data: Mapping[str, Any]) -> Declared:
     from exporters.rules import declared_from
 
     return declared_from(data)
+
+
+def name_alone(name: str) -> Declared:
+    """Return the declarations of a package's runs: its name."""
+    from exporters.rules import Declared
+
+    return Declared(name)
 
 
 class Delivery:
@@ -62,7 +69,8 @@ class Delivery:
 
     def run(self, until: Callable[[], float]) -> list[str]:
         """Deliver until that moment of the monotonic clock. Return the faults, in words."""
-        courier = self._dispatch.courier(self._consent, self._record)
+        declared = {None, name_alone(self._info.name), declared_from(self._info.declared)}
+        courier = self._dispatch.courier(self._consent, self._record, entries_for(self._dispatch.key, declared))
         try:
             return courier.deliver(until, patience_s=max(until() - time.monotonic(), 0.0)).notes
         finally:

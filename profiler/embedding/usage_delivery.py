@@ -10,7 +10,7 @@ from typing import Any
 from profiler.config.environment import not_for_hosts
 from profiler.config.paths import usage_path
 from profiler.config.resolve import EmbeddingApp
-from profiler.embedding.delivery import Delivery, declared_from
+from profiler.embedding.delivery import Delivery, declared_from, name_alone
 from profiler.embedding.package_info import PackageInfo
 from profiler.sending.consent import Consent, state_of
 from profiler.sending.destination import destination, in_words
@@ -20,6 +20,7 @@ from profiler.storage.usage_ledger import ledgers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from exporters.rules import Declared
     from profiler.config.resolve import Resolved
     from profiler.storage.usage_ledger import Counted, UsageLedger
 
@@ -116,12 +117,23 @@ def export_waiting() -> list[str]:
     """
     notes: list[str] = []
     for ledger in ledgers(usage_path()):
-        info = PackageInfo(dict, EmbeddingApp(ledger.folder.name), {})
+        info = PackageInfo(dict, EmbeddingApp(ledger.name), {})
         resolved = info.resolve()
         if ledger.pending() and usage_goes_to(info, resolved) is not None:
             consent = Consent(info.resolve, partial(_goes_somewhere, info))
             export_usage(info, resolved, consent, notes.append)
     return notes
+
+
+def declarations_known() -> set[Declared]:
+    """Return the declarations in force: those that each package made when it last counted here, and its name alone."""
+    found = set()
+    for ledger in ledgers(usage_path()):
+        parts = [*ledger.kept(), *(counted for _, counted in ledger.pending())]
+        found.add(name_alone(ledger.name))
+        if parts:
+            found.add(declared_from(max(parts, key=lambda counted: counted.ended).declared))
+    return found
 
 
 def _goes_somewhere(info: PackageInfo, resolved: Resolved) -> bool:

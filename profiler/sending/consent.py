@@ -7,16 +7,12 @@ is parsed again only when it has changed (`config.file`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.config.resolve import Resolved
-    from profiler.config.schema import Source
-
-
-OUTSIDE_FILE = ("argument", "environment", "host")
 
 
 @dataclass(frozen=True)
@@ -26,12 +22,10 @@ class ConsentState:
     Attributes:
         choice: the exporter and its addresses.
         decided_at: the date of that choice in the settings file, or None.
-        is_outside_file: True if code or the environment chose the destination. Not part of the comparison.
     """
 
     choice: tuple[str | None, ...]
     decided_at: str | None
-    is_outside_file: bool = field(default=False, compare=False)
 
     def as_list(self) -> list[Any]:
         """Return the state as it is kept on disk beside counts."""
@@ -41,12 +35,8 @@ class ConsentState:
 def state_of(resolved: Resolved) -> ConsentState:
     """Return the choice that is in force with these settings."""
     settings = resolved.settings
-    sources: set[Source] = {resolved.values[key].source for key in ("exporter", "otlp_endpoint")}
-    return ConsentState(
-        (settings.exporter, settings.otlp_endpoint, settings.ga_measurement_id, settings.ga_endpoint),
-        resolved.decided,
-        not sources.isdisjoint(OUTSIDE_FILE),
-    )
+    choice = (settings.exporter, settings.otlp_endpoint, settings.ga_measurement_id, settings.ga_endpoint)
+    return ConsentState(choice, resolved.decided)
 
 
 class Consent:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from profiler.config.schema import Settings
 
 
-METRICS_PATH = "/v1/metrics"
+METRICS_PATH, LOGS_PATH = "/v1/metrics", "/v1/logs"
 PORTS = {"http/protobuf": 4318, "grpc": 4317}
 STANDARD = "OTEL_EXPORTER_OTLP_"
 OPTIONS = ("ENDPOINT", "PROTOCOL", "HEADERS", "CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY", "TIMEOUT", "COMPRESSION")
@@ -88,6 +88,13 @@ def _standard_address(given: Mapping[str, tuple[str, str]], protocol: str) -> st
 def _with_path(base: str, protocol: str) -> str:
     """Return the path of metrics below a collector's base URL. gRPC has none."""
     return base if protocol == "grpc" else base.rstrip("/").removesuffix(METRICS_PATH) + METRICS_PATH
+
+
+def logs_address(address: str, protocol: str) -> str | None:
+    """Return a collector's address for logs, or None: one for metrics alone does not give it."""
+    if protocol == "grpc":
+        return address
+    return address.removesuffix(METRICS_PATH) + LOGS_PATH if address.endswith(METRICS_PATH) else None
 
 
 def _protocol(resolved: Resolved, given: Mapping[str, tuple[str, str]]) -> str:

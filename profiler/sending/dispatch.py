@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from profiler.config.locks import lock
+from profiler.config.folder import Folder
 from profiler.config.paths import outbox_path, runs_path, sent_path
 from profiler.config.resolve import resolve
 from profiler.errors import RunLogError
-from profiler.sending.consent import state_of
 from profiler.sending.destination import without_credentials
 from profiler.sending.yielding import no_pause
 
@@ -46,7 +45,6 @@ class Dispatch:
         self.config = config
         self.gate = gate
         self._outbox = outbox
-        self._is_outside_file = config.target == "sentry" or state_of(resolved).is_outside_file
         address = without_credentials(config.address)
         self.key = DestinationKey(config.target, config.protocol, address, resolved.decided)
 
@@ -54,7 +52,7 @@ class Dispatch:
         self,
         consent: Callable[[], bool],
         record: Any,
-        takes: Callable[[Head], bool] | None = None,
+        takes: Callable[[Head], bool],
         yield_gil: Callable[[], None] = no_pause,
     ) -> Courier:
         """Return a courier for the entries of this destination; the arguments are those of `Courier`."""
@@ -64,8 +62,7 @@ class Dispatch:
         def make() -> Any:
             return exporters.transport_to(self.config)
 
-        wanted = takes or entries_for(self.key)
-        return Courier(self._outbox, self.key, self.gate, make, consent, record, _lock_named, wanted, yield_gil)
+        return Courier(self._outbox, self.key, self.gate, make, consent, record, _lock_named, takes, yield_gil)
 
     def open_run(self, run: Run, log: str) -> None:
         """Announce the run's final entry, so that it can be recovered from the log if the process is killed.
@@ -73,8 +70,7 @@ class Dispatch:
         Raises:
             OSError: the outbox cannot be written.
         """
-        there = {"chosen_there": self._is_outside_file}
-        self._outbox.open_run(run.id, {**vars(self.key), **there, "started_ns": run.started_unix_ns, "log": log})
+        self._outbox.open_run(run.id, {**vars(self.key), "started_ns": run.started_unix_ns, "log": log})
 
     def close_run(self, run: Run) -> None:
         """Withdraw the announcement: the final entry exists, or must not."""
@@ -121,7 +117,7 @@ class Dispatch:
             until = now + GA_HOURS * 3600
             if self._outbox.knows(began_ns, name, order):
                 return  # it waits there, or was sent: Google would count it twice
-        head = Head(self.key, name, now, until, self._is_outside_file, declared, what)
+        head = Head(self.key, name, now, until, declared, what)
         self._outbox.put(head, began_ns, order, body)
 
     def recover(self, consent: Callable[[], bool], own: str = "", yield_gil: Callable[[], None] = no_pause) -> None:
@@ -157,11 +153,17 @@ class Dispatch:
         self._outbox.close_run(run)
 
 
-def entries_for(key: DestinationKey) -> Callable[[Head], bool]:
-    """Return a filter for the entries of a destination, without the kinds that the user has switched off."""
+def entries_for(key: DestinationKey, declared: Collection[Declared | None] | None) -> Callable[[Head], bool]:
+    """Return a filter for the entries of a destination, without the kinds that the user has switched off.
+
+    Args:
+        key: the destination.
+        declared: the declarations that are in force now: an entry cannot vouch for its own. None for any.
+    """
 
     def takes(head: Head) -> bool:
-        return head.key == key and (head.what == "run" or not resolve().unwanted(head.what))
+        is_declared = declared is None or head.declared in declared
+        return head.key == key and is_declared and (head.what == "run" or not resolve().unwanted(head.what))
 
     return takes
 
@@ -180,7 +182,7 @@ def outbox_of(resolved: Resolved) -> Outbox:
     from exporters.outbox import Outbox
 
     settings = resolved.settings
-    return Outbox(outbox_path(), settings.outbox_mb * 1e6, settings.outbox_days * 86_400)
+    return Outbox(Folder(outbox_path()), settings.outbox_mb * 1e6, settings.outbox_days * 86_400)
 
 
 def record(where: str, body: bytes) -> Callable[[str], None]:
@@ -191,14 +193,14 @@ def record(where: str, body: bytes) -> Callable[[str], None]:
     """
     from exporters.sentlog import note
 
-    return note(sent_path(), where, body)
+    return note(Folder(sent_path()), where, body)
 
 
 def forget_old(resolved: Resolved) -> None:
     """Remove copies of sent bodies, and counts of lost entries, that are older than ``retention_days``."""
     from exporters.sentlog import prune
 
-    prune(sent_path(), resolved.settings.retention_days)
+    prune(Folder(sent_path()), resolved.settings.retention_days)
     outbox_of(resolved).forget_marks(resolved.settings.retention_days)
 
 
@@ -212,6 +214,4 @@ def declared_of(run: Run) -> Declared | None:
 
 
 def _lock_named(name: str) -> Any:
-    folder = outbox_path() / "lock"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return lock(folder / f"{name}.lock")
+    return Folder(outbox_path()).sub("lock").lock(f"{name}.lock")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from profiler.config.resolve import resolve
 from profiler.config.switch_off import empty_outbox
 from profiler.errors import SettingsError
 from profiler.sending.consent import Consent, state_of
-from profiler.sending.destination import destination, without_credentials
+from profiler.sending.destination import destination, logs_address, without_credentials
 from profiler.sending.dispatch import Dispatch, entries_for, forget_old, key_of, outbox_of, record
 
 TYPE_CHECKING = False
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from exporters.config import Config
     from exporters.entry import DestinationKey
     from exporters.outbox import Outbox
+    from exporters.rules import Declared
     from profiler.config.resolve import Resolved
 
 
@@ -40,11 +43,13 @@ class Flushed:
     reasons: tuple[str, ...] = ()
 
 
-def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
+def flush(*, adopt: bool = False, again: bool = False, declared: Collection[Declared] = ()) -> Flushed:
     """Deliver the entries of the outbox now.
 
     Args:
-        adopt: also send entries made for another destination, or under an earlier choice, to the present one.
+        adopt: also send entries made for another destination, or under an earlier choice, to the present one, and entries of
+            packages with other declarations than those in force.
+        declared: the declarations of packages that are in force now.
         again: also try entries that were set aside.
 
     Raises:
@@ -65,15 +70,16 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
         outbox.take_up_again()
     done, reasons = Flushed(refused_before=len(outbox.aside())), []
     consent = Consent(resolve, lambda now: now.may_hand_over, state_of(resolved))
-    for key, is_outside_file in _keys(outbox).items():
-        config, reason = config_for(key, is_outside_file, resolved, adopt)
+    for key in _keys(outbox):
+        config, reason = config_for(key, resolved, adopt)
         if config is None:
             reasons.append(reason)
             continue
         dispatch = Dispatch(resolved, outbox, config, exporters.gate_for(config, consent))
         if key == dispatch.key:
             dispatch.recover(consent)
-        courier = dispatch.courier(consent, record, entries_for(key))
+        known = None if adopt else {None, *declared}
+        courier = dispatch.courier(consent, record, entries_for(key, known))
         try:
             round_ = courier.deliver(lambda: math.inf, patience_s=5.0)
         finally:
@@ -81,6 +87,7 @@ def flush(*, adopt: bool = False, again: bool = False) -> Flushed:
         done.delivered += round_.delivered
         done.aside += round_.aside
         reasons += [round_.reason] if round_.reason else []
+        reasons += _undeclared(outbox, key, known)
     reasons += [why for what in _kinds(outbox) if (why := resolved.unwanted(what))]
     done.left = len(outbox.waiting()) + len(outbox.under_way())
     done.reasons = tuple(dict.fromkeys(reasons))
@@ -105,43 +112,71 @@ def _kinds(outbox: Outbox) -> set[str]:
     return found
 
 
-def _keys(outbox: Outbox) -> dict[DestinationKey, bool]:
-    """Return the destinations of all entries and of killed runs, each with True if it was chosen outside the file."""
+def _undeclared(outbox: Outbox, key: DestinationKey, known: Collection[Declared | None] | None) -> list[str]:
+    """Return in words that entries wait whose declarations are not in force here."""
     from exporters.entry import UnreadableError
 
-    found: dict[DestinationKey, bool] = {}
-    for entry in [*outbox.waiting(), *outbox.under_way()]:
+    found: Counter[str] = Counter()
+    if known is None:
+        return []
+    for entry in outbox.waiting():
         with contextlib.suppress(OSError, UnreadableError):
             head = outbox.head(entry)
-            found[head.key] = found.get(head.key, False) or head.chosen_there
+            if head.key == key and head.declared is not None and head.declared not in known:
+                found[head.declared.app] += 1
+    cure = "its own next run sends them, or 'epochmeter telemetry flush --adopt'"
+    return [f"{count} of {app} wait, made by another version of it than is known here; {cure}" for app, count in found.items()]
+
+
+def _keys(outbox: Outbox) -> list[DestinationKey]:
+    """Return the destinations of all entries and of killed runs."""
+    from exporters.entry import UnreadableError
+
+    found: dict[DestinationKey, None] = {}
+    for entry in [*outbox.waiting(), *outbox.under_way()]:
+        with contextlib.suppress(OSError, UnreadableError):
+            found[outbox.head(entry).key] = None
     for _, about, _ in outbox.open_runs():
         key = key_of(about)
         if key is not None:
-            found[key] = found.get(key, False) or bool(about.get("chosen_there"))
-    return found
+            found[key] = None
+    return list(found)
 
 
-def config_for(
-    key: DestinationKey, is_outside_file: bool, resolved: Resolved, adopt: bool = False
-) -> tuple[Config | None, str]:
+def config_for(key: DestinationKey, resolved: Resolved, adopt: bool = False) -> tuple[Config | None, str]:
     """Return the destination that may have the entries of this key, or None and the reason why there is none.
 
+    An entry cannot vouch for its own address: it goes only to the destination that is chosen now.
+
     Args:
-        is_outside_file: True if the destination was chosen in code or in the environment.
-        adopt: let the destination that is chosen now have them.
+        adopt: let the destination that is chosen now have entries of another one. A crash report for Sentry, whose address
+            only its package knows, then goes to the address that the entry names.
     """
     import exporters
 
-    chosen: Config | None = None
+    if key.target == "sentry":
+        if adopt:
+            return exporters.Config(key.target, key.protocol, key.address), ""
+        cure = "the package's next report sends it, or 'epochmeter telemetry flush --adopt'"
+        return None, f"a crash report waits for {key.address}, which a package has chosen; {cure}"
+    chosen = _chosen(key.target, resolved)
+    same = chosen is not None and (chosen.protocol, without_credentials(chosen.address)) == (key.protocol, key.address)
+    if chosen is not None and (adopt or (same and key.decided == resolved.decided)):
+        return chosen, ""
+    what = "was chosen anew since then" if same else "is not the one that is chosen here now"
+    cure = "" if chosen is None else "; 'epochmeter telemetry flush --adopt' sends it to the present one"
+    return None, f"something waits for {key.address}, a destination that {what}{cure}"
+
+
+def _chosen(target: str, resolved: Resolved) -> Config | None:
+    """Return the destination that is chosen now for entries of this kind, or None."""
+    import exporters
+
     with contextlib.suppress(SettingsError):
         if resolved.may_send:
-            chosen = exporters.Config(**destination(resolved))
-    here = chosen is not None and chosen.target == key.target
-    same = here and chosen is not None and (chosen.protocol, without_credentials(chosen.address)) == (key.protocol, key.address)
-    if here and (adopt or (same and key.decided == resolved.decided)):
-        return chosen, ""
-    if is_outside_file and key.decided == resolved.decided and key.target in ("otlp", "otlp-logs", "sentry"):
-        return exporters.Config(key.target, key.protocol, key.address), ""  # no headers: they belong to the chosen one
-    what = "was chosen anew since then" if same else "is not the one that is chosen here now"
-    cure = "; 'epochmeter telemetry flush --adopt' sends it to the present one" if here else ""
-    return None, f"something waits for {key.address}, a destination that {what}{cure}"
+            found = exporters.Config(**destination(resolved))
+            logs = logs_address(found.address, found.protocol)
+            if target == "otlp-logs" and found.target == "otlp" and logs is not None:
+                return replace(found, target=target, address=logs)
+            return found if found.target == target else None
+    return None

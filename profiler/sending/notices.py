@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
+import re
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from profiler.config.environment import not_for_hosts
+from profiler.config.folder import Folder
 from profiler.config.paths import data_path, told_path
 from profiler.sending.destination import in_words
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 
 STOP = "To stop it: epochmeter settings sync=false"
+ANNOUNCED = "announced.txt"
+NOTICE = re.compile(r"[0-9a-f]{24}\.json")  # of the names of the notices
+MAX_BYTES = 2**20
 OWN_EXPORTER = "an exporter of its own"
 
 
@@ -31,14 +34,35 @@ def announce(what: str, text: str) -> None:
         what: the destination, by which the line is remembered.
         text: the line.
     """
-    known = data_path() / "announced.txt"
-    if known.exists() and what in known.read_text("utf-8").splitlines():
+    folder = Folder(data_path())
+    known = b""
+    with contextlib.suppress(OSError):
+        known = folder.read(ANNOUNCED, MAX_BYTES)
+    if what in known.decode("utf-8", "replace").splitlines():
         return
-    sys.stderr.write(text)
-    with contextlib.suppress(OSError):  # if it cannot be noted, the line is shown again next time
-        known.parent.mkdir(parents=True, exist_ok=True)
-        with known.open("a", encoding="utf-8") as file:
-            file.write(f"{what}\n")
+    if _written(text):
+        with contextlib.suppress(OSError):  # if it cannot be noted, the line is shown again next time
+            folder.append(ANNOUNCED, f"{what}\n".encode())
+
+
+def _written(text: str) -> bool:
+    """Write a line to stderr. Return True if it has arrived there."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):  # full, closed, or None: Python has none without a console
+        return False
+    return True
+
+
+def can_be_seen() -> bool:
+    """Return True if a line on stderr is seen by somebody: at a terminal, or in a notebook."""
+    if "ipykernel" in sys.modules:
+        return True
+    try:
+        return sys.stderr.isatty()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def announcement_of_runs(where: str, *, is_scraped: bool) -> str:
@@ -55,37 +79,41 @@ def announcement_of_runs(where: str, *, is_scraped: bool) -> str:
 
 def notices_shown() -> list[dict[str, Any]]:
     """Return the notices that users of this machine have seen: ``app``, ``where`` and ``time`` of each."""
-    found = []
-    with contextlib.suppress(OSError):
-        for path in sorted(told_path().iterdir()):
-            with contextlib.suppress(OSError, ValueError):
-                found.append(json.loads(path.read_bytes()))
+    folder, found = Folder(told_path()), []
+    for name in folder.names(NOTICE):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            shown = json.loads(folder.read(name, MAX_BYTES))
+            found.append({"app": str(shown["app"]), "where": str(shown["where"]), "time": float(shown["time"])})
     return found
 
 
 def notice_time(app: str, where: str) -> float | None:
     """Return when the user saw the notice of this package and destination (s since 1970), or None if never."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return float(json.loads(_notice_path(app, where).read_bytes())["time"])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return float(json.loads(Folder(told_path()).read(_notice_name(app, where), MAX_BYTES))["time"])
     return None
 
 
 def show_notice(app: str, where: str) -> None:
-    """Show the user, once, what this package would send where. If that cannot be noted, nothing is ever sent."""
-    path = _notice_path(app, where)
+    """Show the user, once, what this package would send where. Nothing is ever sent unless that was seen and noted.
+
+    It is noted only after it was written. Where nobody can see it, it is not shown: a later run in a terminal shows it, or the
+    user chooses the destination.
+    """
+    text = (
+        f"{app} wishes to send counts of which of its features, commands and options are used, timings, and classes of "
+        f"hardware and versions (no names, words or values of yours), to {where}. It does from the next time on; this "
+        f"time, nothing of that is sent. What, exactly: epochmeter telemetry preview. {STOP}\n"
+    )
     with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump({"app": app, "where": where, "time": time.time()}, file)
-        sys.stderr.write(
-            f"{app} wishes to send counts of which of its features, commands and options are used, timings, and classes of "
-            f"hardware and versions (no names, words or values of yours), to {where}. It does from the next time on; this "
-            f"time, nothing of that is sent. What, exactly: epochmeter telemetry preview. {STOP}\n"
-        )
+        folder, name = Folder(told_path()), _notice_name(app, where)
+        folder.make()  # one that cannot be noted is not shown at each start
+        if not folder.has(name) and can_be_seen() and _written(text):
+            folder.replace(name, json.dumps({"app": app, "where": where, "time": time.time()}).encode("utf-8"))
 
 
-def _notice_path(app: str, where: str) -> Path:
-    return told_path() / f"{hashlib.sha256(f'{app} {where}'.encode()).hexdigest()[:24]}.json"
+def _notice_name(app: str, where: str) -> str:
+    return f"{hashlib.sha256(f'{app} {where}'.encode()).hexdigest()[:24]}.json"
 
 
 def may_send_for(app: EmbeddingApp, resolved: Resolved, exporter: Any = None, *, shows_notice: bool = True) -> bool:

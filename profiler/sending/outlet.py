@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from profiler.records.faults import Faults
-from profiler.sending.dispatch import LAST, Dispatch, declared_of, outbox_of
+from profiler.sending.dispatch import LAST, Dispatch, declared_of, entries_for, outbox_of
 from profiler.sending.yielding import no_pause, pause
 
 TYPE_CHECKING = False
@@ -63,7 +63,8 @@ class OutboxOutlet(Outlet):
         self._run_export = run_export
         self._faults = Faults(run_export.note)
         self._dispatch = Dispatch(resolved, outbox_of(resolved), config, gate)
-        self._courier = self._dispatch.courier(run_export.consent, run_export.record, yield_gil=self._yield_gil)
+        takes = entries_for(self._dispatch.key, {None, declared_of(run_export.run)})
+        self._courier = self._dispatch.courier(run_export.consent, run_export.record, takes, self._yield_gil)
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
         self._wake, self._ending = threading.Event(), threading.Event()
         self._deadline = math.inf

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from profiler.config.environment import without_choices
+from profiler.config.folder import Folder
 from profiler.errors import ProfilerError
 
 SETUP = (
@@ -172,7 +173,7 @@ def _outcome(workload: Workload, can_seal: bool) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="epochmeter-") as own:
         home = Path(workload.home or own)
         if workload.settings is not None:
-            (home / "settings.json").write_text(workload.settings, "utf-8")
+            Folder(home).replace("settings.json", workload.settings.encode("utf-8", "surrogateescape"))
         sealed = can_seal and workload.seal != "none"
         sealing = f"import profiler.sending.proof\nprofiler.sending.proof.seal({workload.seal!r})\n" if sealed else ""
         before = counters()

@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from profiler.config.locks import lock
+from profiler.config.folder import Folder, append_to
 from profiler.records.histogram import NS
 from profiler.storage import otlp_json
 from profiler.storage.points import epoch_attributes, epoch_points, local_resource
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 SUFFIX = ".otlp.jsonl"
 LOCK_SUFFIX = ".lock"
+LOG = re.compile(r".+\.otlp\.jsonl")  # a log may have been copied here under a name of the user's
+OWN = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]+\.otlp\.jsonl(\.lock)?")  # only these are removed
 
 
 class RunLog:
@@ -44,6 +47,7 @@ class RunLog:
     def __init__(self, folder: Path, run: Run) -> None:
         stamp = datetime.fromtimestamp(run.started_unix_ns / NS, timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
         self.path = folder / f"{stamp}-{run.id}{SUFFIX}"
+        self._folder = Folder(folder)
         self._descriptor: int | None = None
         self._lock: Any = None
 
@@ -58,10 +62,7 @@ class RunLog:
         began, now = run.started_unix_ns + part.started_ns, run.started_unix_ns + run.duration_ns
         content = otlp_json.request(local_resource(run), epoch_points(run, part), began, now, epoch_attributes(part))
         data = (json.dumps(content, separators=(",", ":")) + "\n").encode("utf-8")
-        written = os.write(self._descriptor or 0, data)  # not synced: the kernel keeps it when this process is killed
-        if written != len(data):
-            os.write(self._descriptor or 0, b"\n")  # the cut line ends here, and does not spoil the next one
-            raise OSError(28, "No space left on device")
+        append_to(self._descriptor or 0, data)  # not synced: the kernel keeps it when this process is killed
 
     def close(self) -> None:
         """Close the file, and release the lock."""
@@ -72,16 +73,14 @@ class RunLog:
             self._lock.release()
             self._lock = None
             with contextlib.suppress(OSError):
-                os.unlink(f"{self.path}{LOCK_SUFFIX}")
+                self._folder.remove(f"{self.path.name}{LOCK_SUFFIX}")
 
     def _open(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        self._descriptor = os.open(self.path, flags, 0o600)
+        self._descriptor = self._folder.open_append(self.path.name)
         # A folder may know no locks; and a run as short as an import, ended by the interpreter, may find it too late to
         # import this (Python 3.10: "can't register atexit after shutdown"). Its end is on disk in a moment anyway.
         with contextlib.suppress(OSError, NotImplementedError, RuntimeError, ImportError):
-            held = lock(f"{self.path}{LOCK_SUFFIX}")
+            held = self._folder.lock(f"{self.path.name}{LOCK_SUFFIX}")
             held.acquire(timeout=0)
             self._lock = held
 
@@ -91,10 +90,7 @@ class RunLog:
 
 def run_paths(folder: Path) -> list[Path]:
     """Return the run logs of a folder, newest first."""
-    try:
-        return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.name, reverse=True)
-    except OSError:
-        return []
+    return [folder / name for name in reversed(Folder(folder).names(LOG))]
 
 
 def run_id(path: Path) -> str:
@@ -106,21 +102,22 @@ def prune(folder: Path, days: float, now: float | None = None) -> int:
     """Remove old run logs, and locks left behind. Return the number of logs removed."""
     limit = (time.time() if now is None else now) - days * 86_400
     removed = 0
-    for path in [*run_paths(folder), *folder.glob(f"*{SUFFIX}{LOCK_SUFFIX}")]:
+    kept = Folder(folder)
+    for name in kept.names(OWN):
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime < limit:
-                path.unlink()
-                removed += path.name.endswith(SUFFIX)
+            if kept.status(name).st_mtime < limit:
+                kept.remove(name)
+                removed += name.endswith(SUFFIX)
     return removed
 
 
 def is_being_written(path: Path) -> bool:
     """Return True if a living process holds the run's lock."""
-    lock_path = Path(f"{path}{LOCK_SUFFIX}")
-    if not lock_path.exists():
+    folder, name = Folder(path.parent), f"{path.name}{LOCK_SUFFIX}"
+    if not folder.has(name):
         return False
-    found = lock(lock_path)
     try:
+        found = folder.lock(name)
         found.acquire(timeout=0)
     except (OSError, NotImplementedError):  # filelock.Timeout is an OSError
         return True

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from profiler.config.folder import Folder
 from profiler.errors import RunLogError, RunNotFoundError, did_you_mean
 from profiler.records.case import CaseRecord, add_cases, case_identity
 from profiler.records.energy import Energy
@@ -102,7 +103,7 @@ def outline(path: Path) -> Run:
 
 def _lines(path: Path) -> list[bytes]:
     try:
-        return [line for line in path.read_bytes().split(b"\n") if line]
+        return [line for line in Folder(path.parent).read(path.name).split(b"\n") if line]
     except OSError as error:
         raise RunLogError(f"the run log {path.name} cannot be read: {error.strerror}.") from None
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -22,9 +22,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from profiler.config.locks import lock
+from profiler.config.folder import Folder
+from profiler.config.switch_off import COUNTS, PACKAGE
 
 MERGED_FROM = 64  # files in kept/ become one
+MAX_BYTES = 2**22  # of one file
+SUMMARY = re.compile(r"\w+")  # a folder in summing/ or done/
 
 
 @dataclass
@@ -95,7 +98,8 @@ class UsageLedger:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.name = folder.name
+        self._folder = Folder(folder)
 
     def add(self, counted: Counted) -> None:
         """Write the counts of a process.
@@ -111,8 +115,7 @@ class UsageLedger:
         """Hold the package's lock. Yield True, or False if another process has it for longer than ``patience_s``."""
         import filelock
 
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        held = lock(self.folder / "lock")
+        held = self._folder.lock("lock")
         try:
             held.acquire(timeout=patience_s)
         except filelock.Timeout:
@@ -126,141 +129,155 @@ class UsageLedger:
     def pending(self) -> list[tuple[str, Counted]]:
         """Return the counts that are to leave and are not on their way, summed up as by the next `summaries`."""
         found: dict[str, tuple[str, Counted]] = {}
-        for path, counted in self._read(self.folder / "pending"):
+        for name, counted in self._read("pending"):
             kind = json.dumps([_summary_key(counted), counted.choice])
             if kind in found:
                 found[kind][1].merge(counted)
             else:
-                found[kind] = _id(path), counted
+                found[kind] = _id(name), counted
         return list(found.values())
 
     def kept(self) -> list[Counted]:
         """Return the counts that stay here, oldest first. Sent ones are among them."""
-        found = list(self._read(self.folder / "kept"))
+        found = list(self._read("kept"))
         within = {name for _, counted in found for name in counted.contains}
-        return [counted for path, counted in found if path.name not in within]
+        return [counted for name, counted in found if name not in within]
+
+    def unreadable(self) -> int:
+        """Return the number of files that cannot be read."""
+        states = ("pending", "kept", *(f"summing/{summary}" for summary in self._summaries("summing")))
+        return sum(len(self._state(state).names(COUNTS)) - len(list(self._read(state))) for state in states)
 
     def summaries(self, choice: list[Any]) -> list[tuple[str, Counted]]:
         """Return the counts that are to leave, summed up by version, each with an id that stays the same until `sent`.
 
         The caller holds the package's lock. Counts made under another choice move to kept/.
         """
-        for path, counted in self._read(self.folder / "pending"):
+        for name, counted in self._read("pending"):
             if counted.choice != choice:
-                self._move(path, self.folder / "kept")
+                self._move("pending", name, "kept")
         # A summary is a folder in summing/. Its files are moved there one rename each, and its name is drawn from the first
         # one, so a process that is killed here leaves a folder that the next one takes up under the same id. The outbox
         # replaces an entry of the same name. So a kill between two steps loses no count.
-        groups: dict[str, list[Path]] = {}
-        for path, counted in self._read(self.folder / "pending"):
-            groups.setdefault(_summary_key(counted), []).append(path)
-        for paths in groups.values():
-            for path in paths:
-                self._move(path, self.folder / "summing" / _id(paths[0]))
+        groups: dict[str, list[str]] = {}
+        for name, counted in self._read("pending"):
+            groups.setdefault(_summary_key(counted), []).append(name)
+        for names in groups.values():
+            for name in names:
+                self._move("pending", name, f"summing/{_id(names[0])}")
         found = []
-        for folder in self._folders("summing"):
-            parts = [counted for _, counted in self._read(folder)]
+        for summary in self._summaries("summing"):
+            parts = [counted for _, counted in self._read(f"summing/{summary}")]
             if parts and all(part.choice == choice for part in parts):
                 for part in parts[1:]:
                     parts[0].merge(part)
-                found.append((folder.name, parts[0]))
+                found.append((summary, parts[0]))
             else:
-                self.sent(folder.name, keep=True)
+                self.sent(summary, keep=True)
         return found
 
     def sent(self, summary: str, *, keep: bool) -> None:
         """Settle a summary that is in the outbox, or was given up: keep its parts here, or remove them."""
-        (self.folder / "done").mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            os.replace(self.folder / "summing" / summary, self.folder / "done" / summary)
-        for folder in self._folders("done"):
-            for path in _files(folder):
+            self._state("summing").move_folder(summary, self._state("done"))
+        for known in self._summaries("done"):
+            for name in self._state(f"done/{known}").names(COUNTS):
                 if keep:
-                    self._move(path, self.folder / "kept")
+                    self._move(f"done/{known}", name, "kept")
                 else:
-                    path.unlink(missing_ok=True)
+                    self._remove(f"done/{known}", name)
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                self._state("done").remove_folder(known)
 
     def is_untidy(self, days: float) -> bool:
         """Return True if there are many files, or files that are too old by their names."""
-        names = [path.name for path in _files(self.folder / "kept")]
+        names = self._state("kept").names(COUNTS)
         return len(names) > MERGED_FROM or (bool(names) and names[0] < f"{int((time.time() - days * 86_400) * 1e9):020d}")
 
     def tidy(self, days: float) -> None:
         """Merge many files into one, and remove old ones. The caller holds the package's lock."""
         limit = time.time() - days * 86_400
-        kept = list(self._read(self.folder / "kept"))
+        kept = list(self._read("kept"))
         contained = {name for _, counted in kept for name in counted.contains}
-        for path, counted in kept:
-            if counted.ended / 1e9 < limit or path.name in contained:
-                path.unlink(missing_ok=True)
-        kept = [(path, counted) for path, counted in kept if path.exists()]
+        gone = {name for name, counted in kept if counted.ended / 1e9 < limit or name in contained}
+        for name in gone:
+            self._remove("kept", name)
+        kept = [(name, counted) for name, counted in kept if name not in gone]
         if len(kept) <= MERGED_FROM:
             return
-        groups: dict[str, list[tuple[Path, Counted]]] = {}
-        for path, counted in kept:
+        groups: dict[str, list[tuple[str, Counted]]] = {}
+        for name, counted in kept:
             day = counted.ended // 86_400_000_000_000
-            groups.setdefault(f"{_summary_key(counted)} {day}", []).append((path, counted))
+            groups.setdefault(f"{_summary_key(counted)} {day}", []).append((name, counted))
         for parts in [parts for parts in groups.values() if len(parts) > 1]:
             whole = parts[0][1]
             for _, part in parts[1:]:
                 whole.merge(part)
-            whole.contains, whole.choice = [path.name for path, _ in parts], None
+            whole.contains, whole.choice = [name for name, _ in parts], None
             self._write("kept", f"{whole.began:020d}-{secrets.token_hex(6)}.json", whole)
-            for path, _ in parts:
-                path.unlink(missing_ok=True)
+            for name, _ in parts:
+                self._remove("kept", name)
 
     def exported_at(self) -> float:
         """Return when the last summary was made, in seconds since 1970; 0 if none was."""
         try:
-            return (self.folder / "exported").stat().st_mtime
+            return self._folder.status("exported").st_mtime
         except OSError:
             return 0.0
 
     def note_export(self) -> None:
         """Note that a summary is made now."""
         with contextlib.suppress(OSError):
-            (self.folder / "exported").touch(mode=0o600)
-            os.utime(self.folder / "exported")
+            self._folder.replace("exported", b"")
 
-    def _write(self, folder: str, name: str, counted: Counted) -> None:
-        into = self.folder / folder
-        into.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self.folder / f".{secrets.token_hex(8)}.part"
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(asdict(counted), file)
-            os.replace(temporary, into / name)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
+    def _state(self, state: str) -> Folder:
+        """Return the folder of a state, or of a summary in it."""
+        outer, _, summary = state.partition("/")
+        return self._folder.sub(outer).sub(summary) if summary else self._folder.sub(outer)
 
-    def _read(self, folder: Path) -> Iterator[tuple[Path, Counted]]:
-        """Yield the files of a folder, oldest first, without spoilt ones."""
-        for path in _files(folder):
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                content = json.loads(path.read_bytes())
-                yield path, Counted(**{**content, "counts": Counts(**content["counts"])})
+    def _write(self, state: str, name: str, counted: Counted) -> None:
+        self._state(state).replace(name, json.dumps(asdict(counted)).encode("utf-8"), by=self._folder)
 
-    def _folders(self, name: str) -> list[Path]:
-        with contextlib.suppress(OSError):
-            return sorted(path for path in (self.folder / name).iterdir() if path.is_dir())
-        return []
+    def _read(self, state: str) -> Iterator[tuple[str, Counted]]:
+        """Yield the files of a state or summary, oldest first, without spoilt ones."""
+        for name in self._state(state).names(COUNTS):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                yield name, _counted_from(json.loads(self._state(state).read(name, MAX_BYTES)))
 
-    def _move(self, path: Path, into: Path) -> None:
-        into.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _summaries(self, state: str) -> list[str]:
+        return self._state(state).folders(SUMMARY)
+
+    def _move(self, state: str, name: str, into: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # switched off meanwhile: it has been moved
-            os.replace(path, into / path.name)
+            self._state(state).move(name, self._state(into))
+
+    def _remove(self, state: str, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._state(state).remove(name)
 
 
 def ledgers(folder: Path) -> list[UsageLedger]:
     """Return the ledgers of all packages that have counted here."""
-    with contextlib.suppress(OSError):
-        return [UsageLedger(path) for path in sorted(folder.iterdir()) if path.is_dir()]
-    return []
+    return [UsageLedger(folder / name) for name in Folder(folder).folders(PACKAGE)]
+
+
+def _counted_from(content: dict[str, Any]) -> Counted:
+    """Return the counts that a file holds.
+
+    Raises:
+        ValueError, TypeError, KeyError: they are spoilt.
+    """
+    found = Counted(**{**content, "counts": Counts(**content["counts"])})
+    counts = found.counts
+    options = list(counts.options.values())
+    for numbers in (counts.features, counts.commands, found.notes, *options):
+        if not all(isinstance(name, str) and type(number) is int for name, number in numbers.items()):
+            raise ValueError("it holds no counts")
+    if type(found.began) is not int or type(found.ended) is not int or not isinstance(found.version, str):
+        raise ValueError("it holds no counts")
+    if not isinstance(found.declared, dict) or not isinstance(found.facts, dict) or not isinstance(found.contains, list):
+        raise ValueError("it holds no counts")
+    return found
 
 
 def _add(into: dict[str, int], added: Mapping[str, int]) -> None:
@@ -273,12 +290,6 @@ def _summary_key(counted: Counted) -> str:
     return json.dumps([counted.version, counted.declared])
 
 
-def _id(path: Path) -> str:
+def _id(name: str) -> str:
     """Return a summary's id: the random part of its first file's name, so that a preview shows the id that is sent."""
-    return path.stem.rpartition("-")[2]
-
-
-def _files(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return sorted(path for path in folder.iterdir() if path.suffix == ".json")
-    return []
+    return name.removesuffix(".json").rpartition("-")[2]

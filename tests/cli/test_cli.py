@@ -121,7 +121,7 @@ def test_doctor_tells_what_is_wrong_and_what_helps(home: Path, tmp_path: Path) -
     answer = epochmeter("doctor", "--json")
     problems = {check["name"]: check for check in answer.json["checks"] if check["state"] == "problem"}
     assert answer.code == 0
-    assert "EPOCHMETER_HOME" in problems["data folder"]["cure"]
+    assert "is not a folder" in problems["data folder"]["detail"] and problems["data folder"]["cure"] == "remove it"
     assert "not valid JSON" in problems["settings"]["detail"]
     assert "sync is off (the settings file is not valid JSON (Expecting" in epochmeter("doctor", COLUMNS="200").out
 

@@ -16,7 +16,7 @@ from profiler import ArgumentTypeError, Telemetry
 from profiler.cli import mount
 from profiler.storage.usage_ledger import UsageLedger
 from support.package_author import OUTSIDE, choose, counted, facts, metrics
-from support.processes import epochmeter, python
+from support.processes import at_terminal, epochmeter, python
 from support.sinks import Sink
 
 
@@ -263,7 +263,7 @@ telemetry.watch(app)(sys.argv[1:])
 
 def program(sink: Sink, *arguments: str, **environment: str) -> Any:
     script = PROGRAM.replace("URL", repr(sink.url))
-    return python("-c", script, *arguments, **{**OUTSIDE, "COLUMNS": "120", **environment})
+    return at_terminal("-c", script, *arguments, **{**OUTSIDE, "COLUMNS": "120", **environment})
 
 
 def test_settings_and_telemetry_mount_in_one_line(sink: Sink, home: Path) -> None:
@@ -337,9 +337,9 @@ with telemetry.profiler("my name for it", epochs=2) as prof:
 
 
 def test_a_packages_runs_go_where_its_counts_go(sink: Sink, home: Path) -> None:
-    first = python("-c", RUNS, sink.url, **OUTSIDE)
+    first = at_terminal("-c", RUNS, sink.url, **OUTSIDE)
     assert (first.code, sink.received) == (0, []) and first.err.startswith("digits wishes to send ")
-    second = python("-c", RUNS, sink.url, **OUTSIDE)
+    second = at_terminal("-c", RUNS, sink.url, **OUTSIDE)
     assert (second.code, second.err) == (0, "")
     (received,) = metrics(sink)
     assert facts(received)["epochmeter.app.name"] == "digits" and facts(received)["epochmeter.app.version"] == "1.2.3"
@@ -349,23 +349,23 @@ def test_a_packages_runs_go_where_its_counts_go(sink: Sink, home: Path) -> None:
 
     assert preview["sha256"] == hashlib.sha256(received.content).hexdigest()
     for off in ({"DO_NOT_TRACK": "1"}, {"CI": "1"}, {"EPOCHMETER_EXPORTER": "none"}):
-        assert python("-c", RUNS, sink.url, **{**OUTSIDE, **off}).err == ""
+        assert at_terminal("-c", RUNS, sink.url, **{**OUTSIDE, **off}).err == ""
     choose(home, sync=False)
-    python("-c", RUNS, sink.url, **OUTSIDE)
+    at_terminal("-c", RUNS, sink.url, **OUTSIDE)
     assert len(sink.received) == 1
 
 
 def test_next_run_sends_killed_run_of_package(sink: Sink, home: Path) -> None:
-    python("-c", RUNS, sink.url, **OUTSIDE)
+    at_terminal("-c", RUNS, sink.url, **OUTSIDE)
     killed = RUNS.replace(
         "list(prof.train(range(3)))", "list(prof.train(range(3)))\n    import os, time; time.sleep(0.5); os._exit(9)"
     )
-    assert python("-c", killed, sink.url, **OUTSIDE).code == 9
+    assert at_terminal("-c", killed, sink.url, **OUTSIDE).code == 9
     assert sink.received == []
     import time
 
     time.sleep(2.1)  # a run's note in the outbox is left alone for two seconds
-    python("-c", RUNS, sink.url, **OUTSIDE)
+    at_terminal("-c", RUNS, sink.url, **OUTSIDE)
     assert [facts(received)["epochmeter.app.name"] for received in metrics(sink)] == ["digits", "digits"]
 
 

@@ -16,11 +16,12 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from profiler import ArgumentTypeError, ArgumentValueError, SettingsError, Telemetry
+from profiler.config.folder import Folder
 from profiler.config.resolve import EmbeddingApp, resolve
 from profiler.embedding.counters import Counters
 from profiler.storage.usage_ledger import MERGED_FROM, Counted, Counts, UsageLedger
 from support.package_author import COUNT, HOST, OUTSIDE, choose, counted, facts, host, metrics
-from support.processes import PATIENT_S, epochmeter, python
+from support.processes import PATIENT_S, at_terminal, epochmeter, python
 from support.sinks import Sink
 
 SUMMARY = {("features", "export"): 10, ("features", "augment"): 1, ("commands", "fit"): 1, ("options", "fit", "epochs"): 1}
@@ -192,7 +193,7 @@ def test_ten_calls_a_second_are_all_counted(sink: Sink, home: Path) -> None:
 def test_users_collector_replaces_packages(sink: Sink, home: Path) -> None:
     choose(home, exporter="otlp", otlp_endpoint=sink.url)
     script = HOST.replace("sys.argv[1]}", "'http://127.0.0.1:9'}") + COUNT
-    answer = python("-c", script, sink.url, **OUTSIDE)
+    answer = at_terminal("-c", script, sink.url, **OUTSIDE)
     assert [counted(received) for received in metrics(sink)] == [SUMMARY]  # from the first time on
     assert answer.err.count("\n") == 1 and f"goes to {sink.url}" in answer.err
 
@@ -228,12 +229,12 @@ def test_package_can_only_lower_consent(sink: Sink, home: Path) -> None:
     choose(home, sync=False, usage=False, crash_reports=False)
     wants = HOST.replace('"otlp_endpoint"', '"sync": True, "usage": True, "crash_reports": True, "otlp_endpoint"')
     for _ in range(2):
-        python("-c", wants + COUNT, sink.url, **OUTSIDE)
+        at_terminal("-c", wants + COUNT, sink.url, **OUTSIDE)
     assert sink.received == []
     (home / "settings.json").unlink()
     lowers = HOST.replace('"otlp_endpoint"', '"usage": False, "otlp_endpoint"')
     for _ in range(2):
-        assert python("-c", lowers + COUNT, sink.url, **OUTSIDE).err == ""
+        assert at_terminal("-c", lowers + COUNT, sink.url, **OUTSIDE).err == ""
     assert sink.received == []
 
 
@@ -279,7 +280,7 @@ def test_user_choice_outweighs_package_wish(
 @pytest.mark.parametrize("name", ["EPOCHMETER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"])
 def test_environment_collector_replaces_packages(sink: Sink, home: Path, name: str) -> None:
     script = HOST.replace("sys.argv[1]}", "'http://127.0.0.1:9'}") + COUNT
-    first, _ = (python("-c", script, sink.url, **{**OUTSIDE, name: sink.url}) for _ in range(2))
+    first, _ = (at_terminal("-c", script, sink.url, **{**OUTSIDE, name: sink.url}) for _ in range(2))
     assert "nothing of that is sent" in first.err  # that it is sent at all was the package's wish
     assert [counted(received) for received in metrics(sink)] == [SUMMARY]
 
@@ -487,7 +488,7 @@ with telemetry.guard():
         (place / "digits.py").write_text("def fail(text):\n    text = text * 2\n    raise KeyError(text)\n")
         choose(place / "settings", exporter="otlp", otlp_endpoint=sink.url, crash_reports=True)
         theirs = {"HOME": str(place), "USER": user, "LOGNAME": user, "EPOCHMETER_HOME": str(place / "settings"), "SECRET": user}
-        python("-c", crashing, sink.url, str(place), f"--token={user}", **{**OUTSIDE, **theirs})
+        at_terminal("-c", crashing, sink.url, str(place), f"--token={user}", **{**OUTSIDE, **theirs})
         sent = {received.path: received.content for received in sink.received}
         sink.received.clear()
         summary = ExportMetricsServiceRequest.FromString(sent["/v1/metrics"])
@@ -540,16 +541,16 @@ telemetry = Telemetry("digits", "1.2.3", features=("export",), exporter=ConsoleM
 telemetry.feature("export")
 telemetry.close()
 """
-    first, second = (python("-c", script, **OUTSIDE) for _ in range(2))
+    first, second = (at_terminal("-c", script, **OUTSIDE) for _ in range(2))
     assert first.out == "" and "an exporter of its own" in first.err
     assert '"epochmeter.usage.features"' in second.out and second.err == ""
-    assert python("-c", script, **{**OUTSIDE, "CI": "1"}).out == ""
+    assert at_terminal("-c", script, **{**OUTSIDE, "CI": "1"}).out == ""
 
 
 def test_unreleased_version_is_not_sent(sink: Sink, home: Path) -> None:
     script = HOST.replace("1.2.3", "1.3.dev4+g1f2e3d4") + COUNT
     for _ in range(2):
-        python("-c", script, sink.url, **OUTSIDE)
+        at_terminal("-c", script, sink.url, **OUTSIDE)
     assert facts(metrics(sink)[0])["epochmeter.app.version"] == "dev"
     assert b"1f2e3d4" not in metrics(sink)[0].content
 
@@ -732,16 +733,16 @@ def test_files_merge_without_double_counts(tmp_path: Path, monkeypatch: pytest.M
     ledger = UsageLedger(tmp_path)
     for _ in range(MERGED_FROM + 10):
         ledger.add(one())
-    unlink = Path.unlink
-    removed: list[Path] = []
+    remove = Folder.remove
+    removed: list[str] = []
 
-    def killed(self: Path, missing_ok: bool = False) -> None:
+    def killed(self: Folder, name: str) -> None:
         if len(removed) == 5:
             raise KeyboardInterrupt
-        removed.append(self)
-        unlink(self, missing_ok)
+        removed.append(name)
+        remove(self, name)
 
-    monkeypatch.setattr(Path, "unlink", killed)
+    monkeypatch.setattr(Folder, "remove", killed)
     with pytest.raises(KeyboardInterrupt):
         ledger.tidy(1e6)
     monkeypatch.undo()

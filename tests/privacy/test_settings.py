@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -259,10 +258,10 @@ def test_path_is_never_without_a_file(home: Path, monkeypatch: pytest.MonkeyPatc
     path = write(home, "{")
     real = config_file._write_whole
 
-    def write_whole(*arguments: Any) -> None:
+    def write_whole(*arguments: Any) -> bool:
         assert path.exists()
         assert resolve().values["sync"].value is False
-        real(*arguments)
+        return real(*arguments)
 
     monkeypatch.setattr(config_file, "_write_whole", write_whole)
     settings.update(retention_days=5)
@@ -313,12 +312,12 @@ class CoarseStatus:
 def test_file_that_just_changed_is_not_cached(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two changes within one tick of the file system's clock have the same stamp; "off" must not be missed."""
     path = write(home, '{"version": 2, "sync": true }')
-    real = config_file._status
+    real = config_file._known
 
-    def status(file: FileIO) -> CoarseStatus:
-        return CoarseStatus(real(file))
+    def known(path: Path, descriptor: int, status: os.stat_result) -> Any:
+        return real(path, descriptor, CoarseStatus(status))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(config_file, "_status", status)
+    monkeypatch.setattr(config_file, "_known", known)
     for count in range(40):
         wanted = count % 2 == 0
         with path.open("r+b") as file:  # in place, and of the same size
@@ -376,6 +375,7 @@ try:
 except SettingsError as error:
     print("not saved:", error)
 """
+NOBODY = 54_321
 BECOME_NOBODY = f"""
 import os, sys, tempfile
 everything = {TRY_ALL!r}
@@ -388,7 +388,7 @@ from profiler.records import faults
 faults.forget_warnings()
 os.environ.clear()
 os.environ.update(eval(sys.argv[2]))
-os.setuid(54_321)
+os.setuid({NOBODY})
 exec(everything)
 """
 
@@ -435,10 +435,11 @@ def test_the_same_user_where_it_can_write(open_folder: Path, sink: Sink) -> None
 
 
 def test_unreadable_settings_file_means_off(open_folder: Path, sink: Sink) -> None:
-    open_folder.chmod(0o777)
     path = open_folder / "settings.json"
     path.write_text('{"version": 2, "exporter": "otlp"}')
     path.chmod(0o000)
+    os.chown(open_folder, NOBODY, NOBODY)
+    os.chown(path, NOBODY, NOBODY)
     done = as_nobody(open_folder, sink.url, EPOCHMETER_HOME=str(open_folder))
     assert done.stdout == "saved False\n", done.stderr
     assert done.stderr.count("settings file cannot be read: Permission denied") == 1

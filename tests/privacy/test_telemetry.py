@@ -16,6 +16,7 @@ from exporters.allowlist import METRICS, RESOURCE
 from exporters.schema import page, schema
 from exporters.views import views
 from profiler import Profiler
+from profiler.config.folder import Folder
 from support.processes import epochmeter
 from support.sinks import Sink
 
@@ -122,32 +123,32 @@ def test_no_password_stands_in_the_log(sink: Sink, monkeypatch: pytest.MonkeyPat
 
 def test_payload_is_logged_before_it_leaves(sink: Sink, home: Path) -> None:
     """A process that is killed right after its first byte has left an entry without an answer."""
-    answered = sentlog.note(home / "sent", "http://collector", b"body")
-    (entry,) = sentlog.read(home / "sent")
+    answered = sentlog.note(Folder(home / "sent"), "http://collector", b"body")
+    (entry,) = sentlog.read(Folder(home / "sent"))
     assert (entry.destination, entry.body, entry.answer) == ("http://collector", b"body", None)
     answered("no answer: Timeout")
     answered("HTTP 200")
-    assert [entry.answer for entry in sentlog.read(home / "sent")] == ["HTTP 200"]
+    assert [entry.answer for entry in sentlog.read(Folder(home / "sent"))] == ["HTTP 200"]
 
 
 def test_a_spoilt_line_spoils_no_other(home: Path) -> None:
     folder = home / "sent"
-    sentlog.note(folder, "a", b"1")
+    sentlog.note(Folder(folder), "a", b"1")
     (path,) = folder.iterdir()
     path.write_bytes(path.read_bytes() + b'{"id": "cut\n[]\n{"id": "x", "time": "", "destination": "", "body": "?"}\n')
-    sentlog.note(folder, "b", b"2")
-    assert [entry.destination for entry in sentlog.read(folder)] == ["a", "b"]
+    sentlog.note(Folder(folder), "b", b"2")
+    assert [entry.destination for entry in sentlog.read(Folder(folder))] == ["a", "b"]
 
 
 def test_copies_are_removed_with_age(home: Path) -> None:
     folder = home / "sent"
-    sentlog.note(folder, "a", b"1")
+    sentlog.note(Folder(folder), "a", b"1")
     (path,) = folder.iterdir()
     now = path.stat().st_mtime
-    sentlog.prune(folder, 90, now + 89 * 86_400)
-    assert sentlog.read(folder)
-    sentlog.prune(folder, 90, now + 91 * 86_400)
-    assert sentlog.read(folder) == []
+    sentlog.prune(Folder(folder), 90, now + 89 * 86_400)
+    assert sentlog.read(Folder(folder))
+    sentlog.prune(Folder(folder), 90, now + 91 * 86_400)
+    assert sentlog.read(Folder(folder)) == []
 
 
 # ---- the views -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from exporters.entry import DestinationKey, Head
 from exporters.gate import rebuild
 from exporters.outbox import Outbox
 from exporters.payload import encode
+from profiler.config.folder import Folder
 from support.exports import a_run, answers, data
 
 KEY = DestinationKey("otlp", "http/protobuf", "http://collector", None)
@@ -63,7 +64,7 @@ def courier(
 
 
 def filled(folder: Path, *bodies: bytes) -> Outbox:
-    box = Outbox(folder)
+    box = Outbox(Folder(folder))
     for number, body in enumerate(bodies):
         box.put(Head(KEY, "aa", box.now()), 1, f"{number:08d}", body)
     return box

@@ -81,7 +81,10 @@ def test_a_destination_given_in_code_is_flushed_too(home: Path, sink: Sink) -> N
     sink.status = 500
     told = run(sink.url)
     sink.status = 200
-    assert epochmeter("telemetry", "flush").code == 0
+    forgotten = epochmeter("telemetry", "flush")  # an entry cannot vouch for its own address
+    assert forgotten.code == 3 and "is not the one that is chosen here now" in forgotten.err
+    again = {"EPOCHMETER_EXPORTER": "otlp", "EPOCHMETER_OTLP_ENDPOINT": sink.url}
+    assert epochmeter("telemetry", "flush", **again).code == 0
     assert epochs_in(sink) == {told["run"]["id"]: 2}
 
 
@@ -388,8 +391,8 @@ def test_headers_stay_with_their_destination(home: Path, sink: Sink, monkeypatch
     run(sink.url)
     sink.status = 200
     monkeypatch.setenv("EPOCHMETER_OTLP_HEADERS", "authorization=Bearer%20token")
-    assert epochmeter("telemetry", "flush", EPOCHMETER_OTLP_ENDPOINT=DEAD, EPOCHMETER_EXPORTER="otlp").code == 0
-    assert "authorization" not in sink.received[-1].headers
+    assert epochmeter("telemetry", "flush", EPOCHMETER_OTLP_ENDPOINT=DEAD, EPOCHMETER_EXPORTER="otlp").code == 3
+    assert len(sink.received) == 1 and "authorization" not in sink.received[-1].headers
 
 
 def test_own_failure_does_not_end_deliveries(sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from exporters.outbox import Outbox
 from profiler import settings
+from profiler.config.folder import Folder
 from support.deliveries import EXIT, box, epochs_in
 from support.ga_rules import google
 from support.processes import epochmeter, free_port, python, wait_for
@@ -199,7 +200,7 @@ def test_collector_killed_and_restarted_in_mid_run(sink: Sink, home: Path, tmp_p
             collector.wait(10)
             training.wait(10)
     wait_for(lambda: epochs_in(sink).get(told["id"]) == 60)
-    assert Outbox(home / "outbox").waiting() == []
+    assert Outbox(Folder(home / "outbox")).waiting() == []
 
 
 # ---- the clock is set ----------------------------------------------------------------------------------------------
@@ -224,6 +225,7 @@ int clock_gettime(clockid_t id, struct timespec *now) {
 STEPPED = """
 import os, sys, time
 from profiler import Profiler
+from profiler.config.folder import Folder
 def clock(seconds):
     with open(os.environ["CLOCK_FILE"], "w") as file:
         file.write(str(seconds))

@@ -16,6 +16,7 @@ from exporters.gate import rebuild
 from exporters.measurements import Snapshot
 from exporters.outbox import Outbox
 from profiler import Phase, Profiler, settings
+from profiler.config.folder import Folder
 from profiler.records.histogram import Histogram
 from profiler.records.run import EpochRecord, Run
 from profiler.records.timing import Timing
@@ -49,7 +50,7 @@ def train(epochs: int = 3, **more: Any) -> Profiler:
 
 
 def box(home: Path) -> Outbox:
-    return Outbox(home / "outbox")
+    return Outbox(Folder(home / "outbox"))
 
 
 # ---- the payload ---------------------------------------------------------------------------------------------------
@@ -333,7 +334,7 @@ def test_what_cannot_have_arrived_waits(server: Google, home: Path) -> None:
 def test_what_waited_for_72_hours_is_given_up(server: Google, home: Path) -> None:
     settings.update(ga_endpoint="http://127.0.0.1:9")
     train()
-    later = Outbox(home / "outbox", clock=lambda: time.time() + 70.5 * 3600)
+    later = Outbox(Folder(home / "outbox"), clock=lambda: time.time() + 70.5 * 3600)
     waiting = len(later.waiting())
     later.expire()
     assert (later.waiting(), later.dropped()) == ([], {"expired": waiting})

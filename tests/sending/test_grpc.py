@@ -20,6 +20,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 
 from exporters.outbox import Outbox
 from profiler import Profiler
+from profiler.config.folder import Folder
 from support.processes import epochmeter, python
 
 grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
@@ -64,7 +65,7 @@ def run(url: str, **chosen: Any) -> Any:
 
 
 def box(home: Path) -> Outbox:
-    return Outbox(home / "outbox")
+    return Outbox(Folder(home / "outbox"))
 
 
 def refuse(code: Any, *metadata: tuple[str, bytes]) -> Callable[[Any], bytes]:
@@ -159,6 +160,7 @@ def test_process_with_dead_collector_ends_silently(home: Path) -> None:
 FORK = """
 import os, sys
 from profiler import Profiler
+from profiler.config.folder import Folder
 where = {"otlp_endpoint": sys.argv[1], "otlp_protocol": "grpc", "export_interval": 0.05, "exit_timeout": 5}
 with Profiler("parent", exporter="otlp", settings=where, interval=0.02) as prof:
     import time

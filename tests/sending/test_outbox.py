@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from exporters.entry import DestinationKey, Head, UnreadableError
+from exporters.entry import DestinationKey, Entry, Head, UnreadableError
 from exporters.outbox import REASONS, Outbox
+from profiler.config.folder import Folder
 
 KEY = DestinationKey("otlp", "http/protobuf", "http://collector:4318/v1/metrics", None)
 GA = DestinationKey("ga", "ga4", "https://www.google-analytics.com/mp/collect", None)
@@ -31,20 +32,24 @@ def put(
     box.put(Head(key, run, head.get("created", box.now()), head.get("until")), started, order, body)
 
 
+def path_of(folder: Path, entry: Entry) -> Path:
+    return folder / entry.state / entry.file
+
+
 def names(box: Outbox) -> list[str]:
     return [entry.name.split("-", 1)[1] for entry in box.waiting()]
 
 
 def test_what_is_put_is_there_and_whole(tmp_path: Path) -> None:
-    box = Outbox(tmp_path)
+    box = Outbox(Folder(tmp_path))
     put(box, "aa", "00000001", b"\x00\n\xff" * 1000)
     (entry,) = box.waiting()
     head = box.head(entry)
-    assert (head.key, head.run, head.until, head.chosen_there) == (KEY, "aa", None, False)
+    assert (head.key, head.run, head.until) == (KEY, "aa", None)
     assert box.body(entry) == b"\x00\n\xff" * 1000
     if os.name == "posix":
-        assert entry.path.stat().st_mode & 0o777 == 0o600
-        assert entry.path.parent.stat().st_mode & 0o777 == 0o700
+        assert path_of(tmp_path, entry).stat().st_mode & 0o777 == 0o600
+        assert path_of(tmp_path, entry).parent.stat().st_mode & 0o777 == 0o700
     assert list((tmp_path / "new").iterdir()) == []
 
 
@@ -52,12 +57,12 @@ def test_oldest_run_comes_first_despite_the_clock(tmp_path: Path) -> None:
     clock = Clock()
     for run, started, order in (("bb", 20, "00000001"), ("aa", 10, "final"), ("aa", 10, "00000002"), ("aa", 10, "00000010")):
         clock.now -= 5 * DAY  # a clock that is set back, again and again
-        put(Outbox(tmp_path, clock=clock), run, order, started=started)
-    assert names(Outbox(tmp_path)) == ["aa-00000002", "aa-00000010", "aa-final", "bb-00000001"]
+        put(Outbox(Folder(tmp_path), clock=clock), run, order, started=started)
+    assert names(Outbox(Folder(tmp_path))) == ["aa-00000002", "aa-00000010", "aa-final", "bb-00000001"]
 
 
 def test_the_same_name_replaces(tmp_path: Path) -> None:
-    box = Outbox(tmp_path)
+    box = Outbox(Folder(tmp_path))
     put(box, "aa", "final", b"1")
     put(box, "aa", "final", b"2")
     (entry,) = box.waiting()
@@ -65,7 +70,7 @@ def test_the_same_name_replaces(tmp_path: Path) -> None:
 
 
 def test_only_one_of_many_gets_an_entry(tmp_path: Path) -> None:
-    box = Outbox(tmp_path)
+    box = Outbox(Folder(tmp_path))
     for number in range(50):
         put(box, "aa", f"{number:08d}")
     got: list[str] = []
@@ -82,7 +87,7 @@ def test_only_one_of_many_gets_an_entry(tmp_path: Path) -> None:
 
 
 def test_an_entrys_life(tmp_path: Path) -> None:
-    box = Outbox(tmp_path)
+    box = Outbox(Folder(tmp_path))
     put(box, "aa", "00000001")
     claimed = box.claim(box.waiting()[0])
     assert claimed is not None and box.waiting() == []
@@ -103,7 +108,7 @@ def test_an_entrys_life(tmp_path: Path) -> None:
 
 def test_room_is_made_from_contained_then_oldest(tmp_path: Path) -> None:
     body = os.urandom(2_000)
-    box = Outbox(tmp_path, max_bytes=11_000)
+    box = Outbox(Folder(tmp_path), max_bytes=11_000)
     for run, started, order in (("aa", 1, "00000001"), ("bb", 2, "00000001"), ("bb", 2, "00000002"), ("cc", 3, "00000001")):
         put(box, run, order, body, started)
     put(box, "dd", "00000001", body, 4)
@@ -115,7 +120,7 @@ def test_room_is_made_from_contained_then_oldest(tmp_path: Path) -> None:
 
 
 def test_googles_events_do_not_contain_each_other(tmp_path: Path) -> None:
-    box = Outbox(tmp_path, max_bytes=7_000)
+    box = Outbox(Folder(tmp_path), max_bytes=7_000)
     for order in ("ga000", "ga001", "ga002"):
         put(box, "aa", order, os.urandom(2_000), key=GA)
     assert names(box) == ["aa-ga001", "aa-ga002"]
@@ -123,7 +128,7 @@ def test_googles_events_do_not_contain_each_other(tmp_path: Path) -> None:
 
 
 def test_what_was_refused_goes_before_what_waits(tmp_path: Path) -> None:
-    box = Outbox(tmp_path, max_bytes=8_000)
+    box = Outbox(Folder(tmp_path), max_bytes=8_000)
     put(box, "aa", "final", os.urandom(2_000), 1)
     put(box, "zz", "final", os.urandom(2_000), 9)
     claimed = box.claim(box.waiting()[1])
@@ -136,37 +141,37 @@ def test_what_was_refused_goes_before_what_waits(tmp_path: Path) -> None:
 
 def test_expired_entry_is_dropped_and_counted(tmp_path: Path) -> None:
     clock = Clock()
-    put(Outbox(tmp_path, clock=clock), "aa", "final", started=1)
-    put(Outbox(tmp_path, clock=clock), "bb", "ga000", started=2, key=GA, until=clock.now + 3 * DAY)
+    put(Outbox(Folder(tmp_path), clock=clock), "aa", "final", started=1)
+    put(Outbox(Folder(tmp_path), clock=clock), "bb", "ga000", started=2, key=GA, until=clock.now + 3 * DAY)
     clock.now += 2.9 * DAY
-    box = Outbox(tmp_path, max_age_s=30 * DAY, clock=clock)
+    box = Outbox(Folder(tmp_path), max_age_s=30 * DAY, clock=clock)
     box.expire()
     assert len(box.waiting()) == 2
     clock.now += 0.2 * DAY
-    box = Outbox(tmp_path, max_age_s=30 * DAY, clock=clock)
+    box = Outbox(Folder(tmp_path), max_age_s=30 * DAY, clock=clock)
     box.expire()
     assert (names(box), box.dropped()) == (["aa-final"], {"expired": 1})
     clock.now += 27 * DAY
-    Outbox(tmp_path, max_age_s=30 * DAY, clock=clock).expire()
+    Outbox(Folder(tmp_path), max_age_s=30 * DAY, clock=clock).expire()
     assert (names(box), box.dropped()) == ([], {"expired": 2})
 
 
 def test_a_clock_that_is_set_gives_nothing_up(tmp_path: Path) -> None:
     """Forward by years while the process runs, or backward at any time."""
     clock = Clock()
-    box = Outbox(tmp_path, max_age_s=DAY, clock=clock)
+    box = Outbox(Folder(tmp_path), max_age_s=DAY, clock=clock)
     put(box, "aa", "final")
     clock.now += 1000 * DAY
     box.expire()
     assert names(box) == ["aa-final"]
     clock.now -= 3000 * DAY
-    Outbox(tmp_path, max_age_s=DAY, clock=clock).expire()
+    Outbox(Folder(tmp_path), max_age_s=DAY, clock=clock).expire()
     assert names(box) == ["aa-final"]
 
 
 def test_requested_wait_ends_when_clock_goes_back(tmp_path: Path) -> None:
     clock = Clock()
-    box = Outbox(tmp_path, clock=clock)
+    box = Outbox(Folder(tmp_path), clock=clock)
     box.note_trouble("digest", "HTTP 429", 600.0)
     clock.now += 100
     assert box.trouble("digest") == ("HTTP 429", 500.0)
@@ -190,19 +195,21 @@ def test_requested_wait_ends_when_clock_goes_back(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_entry_is_seen(tmp_path: Path, spoil: object) -> None:
-    box = Outbox(tmp_path)
+    box = Outbox(Folder(tmp_path))
     put(box, "aa", "final", b"body" * 50)
     (entry,) = box.waiting()
-    entry.path.write_bytes(spoil(entry.path.read_bytes()))  # type: ignore[operator]
+    path = path_of(tmp_path, entry)
+    path.write_bytes(spoil(path.read_bytes()))  # type: ignore[operator]
     with pytest.raises(UnreadableError):
         box.body(entry)
 
 
 def test_newer_entry_is_left_alone(tmp_path: Path) -> None:
-    box = Outbox(tmp_path)
+    box = Outbox(Folder(tmp_path))
     put(box, "aa", "final")
     (entry,) = box.waiting()
-    entry.path.write_bytes(entry.path.read_bytes().replace(b'"version": 1', b'"version": 9'))
+    path = path_of(tmp_path, entry)
+    path.write_bytes(path.read_bytes().replace(b'"version": 1', b'"version": 9'))
     box.expire()
     assert (names(box), box.dropped()) == (["aa-final"], {})
     with pytest.raises(OSError, match="newer epochmeter"):
@@ -214,7 +221,7 @@ def test_what_a_killed_process_was_sending(
     tmp_path: Path, key: DestinationKey, order: str, left: int, dropped: dict[str, int]
 ) -> None:
     """Sent again where that does no harm; given up where it would be counted twice."""
-    box = Outbox(tmp_path)
+    box = Outbox(Folder(tmp_path))
     put(box, "aa", order, key=key)
     assert box.claim(box.waiting()[0]) is not None
     box.recover("another destination", locked=True)
@@ -225,7 +232,7 @@ def test_what_a_killed_process_was_sending(
 
 
 def test_what_was_delivered_once_is_known(tmp_path: Path) -> None:
-    box = Outbox(tmp_path)
+    box = Outbox(Folder(tmp_path))
     put(box, "aa", "ga000", started=7, key=GA)
     claimed = box.claim(box.waiting()[0])
     assert claimed is not None and box.knows(7, "aa", "ga000")
@@ -237,15 +244,18 @@ def test_what_was_delivered_once_is_known(tmp_path: Path) -> None:
 
 
 def test_old_unfinished_file_is_removed(tmp_path: Path) -> None:
-    box = Outbox(tmp_path)
+    box = Outbox(Folder(tmp_path))
     put(box, "aa", "final")
-    part = tmp_path / "new" / "x.part"
+    part = tmp_path / "new" / "0123456789abcdef.part"
+    users = tmp_path / "new" / "thesis.tex"
+    users.write_text("a file that is not ours")
+    os.utime(users, (0, 0))
     part.write_bytes(b"half")
     box.expire()
     assert part.exists()
     os.utime(part, (0, 0))
     box.expire()
-    assert not part.exists()
+    assert not part.exists() and users.exists()
 
 
 def test_every_reason_has_its_words() -> None:
@@ -253,14 +263,14 @@ def test_every_reason_has_its_words() -> None:
 
 
 def test_missing_folder_is_an_empty_outbox(tmp_path: Path) -> None:
-    box = Outbox(tmp_path / "nowhere")
+    box = Outbox(Folder(tmp_path / "nowhere"))
     box.expire()
     assert (box.waiting(), box.aside(), box.dropped(), list(box.open_runs())) == ([], [], {}, [])
 
 
 def test_open_runs_are_noted_and_closed(tmp_path: Path) -> None:
-    box = Outbox(tmp_path)
-    box.open_run("aa", {"log": "x"})
+    box = Outbox(Folder(tmp_path))
+    box.open_run("aa", {"log": "x", "started_ns": 1})
     (tmp_path / "open" / "spoilt.json").write_text("{")
     ((run, about, age),) = box.open_runs()
     assert (run, about["log"]) == ("aa", "x") and age < 60

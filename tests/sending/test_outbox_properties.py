@@ -17,11 +17,12 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from exporters import outbox
 from exporters.config import Answer
 from exporters.courier import Courier
 from exporters.entry import DestinationKey, Head
 from exporters.outbox import Outbox
+from profiler.config import folder
+from profiler.config.folder import Folder
 
 KEY = DestinationKey("otlp", "http/protobuf", "http://collector", None)
 ANSWERS = {
@@ -86,7 +87,7 @@ class World:
         self.answers: list[str] = []
 
     def box(self) -> Outbox:
-        return Outbox(self.folder, clock=lambda: self.now)
+        return Outbox(Folder(self.folder), clock=lambda: self.now)
 
     def epoch(self, run: str) -> None:
         self.sequence[run] += 1
@@ -186,7 +187,7 @@ faults = st.one_of(
 def test_finished_epochs_are_sent_or_waiting(sequence: list[tuple[str, Any]]) -> None:
     with tempfile.TemporaryDirectory() as name:
         world = World(Path(name))
-        outbox.os = world.os  # type: ignore[attr-defined]
+        folder.os = world.os  # type: ignore[assignment]
         try:
             for fault in sequence:
                 apply(world, fault)
@@ -201,4 +202,4 @@ def test_finished_epochs_are_sent_or_waiting(sequence: list[tuple[str, Any]]) ->
             }
             assert set(world.box().dropped()) <= {"partly"}
         finally:
-            outbox.os = os  # type: ignore[attr-defined]
+            folder.os = os

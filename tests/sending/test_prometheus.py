@@ -28,6 +28,7 @@ from exporters.measurements import Measured, Snapshot
 from exporters.rules import Random
 from exporters.sdk_data import histogram_point
 from profiler import Phase, Profiler, settings
+from profiler.config.folder import Folder
 from profiler.records.histogram import Histogram
 from profiler.sending.snapshot import histogram_value
 from support.exports import a_run, data
@@ -313,7 +314,7 @@ def test_a_real_prometheus_fetches_what_the_run_shows(prometheus: str, home: Pat
 def shown_to_others(home: Path) -> set[tuple[float, float]]:
     """Return the steps and time of training in every fetched page, from our own log."""
     found = set()
-    for sent in sentlog.read(home / "sent"):
+    for sent in sentlog.read(Folder(home / "sent")):
         (resource,) = ExportMetricsServiceRequest.FromString(sent.body).resource_metrics
         metrics = {metric.name: metric.sum.data_points for metric in resource.scope_metrics[0].metrics}
         told = []

@@ -17,6 +17,7 @@ import pytest
 
 from exporters.outbox import Outbox
 from profiler import Profiler, settings
+from profiler.config.folder import Folder
 from support.processes import python
 
 grpc = pytest.importorskip("grpc", reason="the extra grpc is not installed")
@@ -152,7 +153,7 @@ def run(address: str, protocol: str, **chosen: Any) -> str:
 
 
 def waiting(home: Path) -> int:
-    return len(Outbox(home / "outbox").waiting())
+    return len(Outbox(Folder(home / "outbox")).waiting())
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -216,6 +217,7 @@ def test_the_standard_variables_name_certificates_too(
 SAID = """
 import sys
 from profiler import Profiler
+from profiler.config.folder import Folder
 where = dict(zip(("otlp_endpoint", "otlp_protocol", "otlp_certificate"), sys.argv[1:]))
 with Profiler("x", exporter="otlp", settings=where):
     pass

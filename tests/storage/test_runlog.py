@@ -16,6 +16,7 @@ from google.protobuf.json_format import Parse
 from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 
 from profiler import Profiler, RunLogError, RunNotFoundError
+from profiler.config.folder import Folder
 from profiler.records.reading_record import reading_of
 from profiler.records.readings import MetricSpec, Sample
 from profiler.records.run import EpochRecord, Hardware, RankStage, Run
@@ -156,14 +157,15 @@ def test_finding_a_run(home: Path) -> None:
 
 def test_old_logs_go(home: Path) -> None:
     path = a_log(home)
-    old = path.with_name("20200101T000000Z-old.otlp.jsonl")
+    old = path.with_name("20200101T000000.000000Z-aaaaaaaaaaaa.otlp.jsonl")
     old.write_text("{}")
     os.utime(old, (0, 0))
-    other = path.with_name("notes.txt")
-    other.write_text("the user's own")
-    os.utime(other, (0, 0))
+    others = [path.with_name(name) for name in ("notes.txt", "copy.otlp.jsonl")]
+    for other in others:
+        other.write_text("the user's own")
+        os.utime(other, (0, 0))
     assert prune(home / "runs", 90) == 1
-    assert sorted(p.name for p in (home / "runs").iterdir()) == sorted([path.name, other.name])
+    assert sorted(home.joinpath("runs").iterdir()) == sorted([path, *others])
 
 
 def trained(prof: Profiler) -> Any:
@@ -194,6 +196,7 @@ def test_run_continues_without_a_log(
 def test_a_full_disk(home: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     real_open = os.open
     monkeypatch.setattr(os, "open", lambda p, *a, **k: real_open("/dev/full" if str(p).endswith(".jsonl") else p, *a, **k))
+    monkeypatch.setattr(Folder, "_checked", lambda self, status, name, **more: status)  # /dev/full is no plain file
     summary = trained(Profiler("x"))
     assert summary.stages["train"]["steps"] == 6
     assert "No space left on device" in caplog.text

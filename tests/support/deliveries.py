@@ -7,11 +7,13 @@ from pathlib import Path
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from exporters.outbox import Outbox
+from profiler.config.folder import Folder
 from support.sinks import Sink
 
 EXIT = """
 import sys
 from profiler import Profiler
+from profiler.config.folder import Folder
 with Profiler("x", exporter="otlp", settings={"otlp_endpoint": sys.argv[1]}) as prof:
     for _ in prof.epochs(2):
         list(prof.train(range(3)))
@@ -32,4 +34,4 @@ def epochs_in(sink: Sink) -> dict[str, int]:
 
 
 def box(home: Path) -> Outbox:
-    return Outbox(home / "outbox")
+    return Outbox(Folder(home / "outbox"))

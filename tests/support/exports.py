@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+from exporters import payload
+from exporters.gate import rebuild
 from exporters.measurements import Snapshot
+from exporters.rules import Declared
 from profiler import Phase, Profiler
 from profiler.records.run import Run
-from profiler.sending.snapshot import run_snapshot
+from profiler.sending.snapshot import run_snapshot, usage_snapshot
+from profiler.storage.usage_ledger import Counts
 
 SECRETS = ("secret-run", "secret-phase", "secret-host", "NVIDIA Secret 9000", "GPU-1234")
 
@@ -34,3 +38,17 @@ def data(run: Run) -> Snapshot:
 def answers(*given: bool) -> Callable[[], bool]:
     remaining = list(given)
     return lambda: remaining.pop(0)
+
+
+def a_body() -> bytes:
+    """Return a run's payload for a collector."""
+    (body,) = payload.bodies(rebuild(data(a_run()), "otlp"), True)
+    return body
+
+
+def a_usage_body(declared: Declared) -> bytes:
+    """Return a payload with one use of a package's first feature."""
+    counts = Counts({declared.features[0]: 1})
+    facts = {"epochmeter.app.name": declared.app, "epochmeter.app.version": "1.0"}
+    (body,) = payload.bodies(rebuild(usage_snapshot("a" * 12, facts, counts, 1, 2), "otlp", declared), True)
+    return body

@@ -19,8 +19,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from exporters import courier, ga, otlp, outbox, outbox_folder, sentlog
+from exporters import courier, ga, otlp, outbox
 from profiler import Profiler
+from profiler.config import folder as door
+from profiler.config.folder import Folder
 from profiler.hardware import PROBES, module_of
 from profiler.sending.flush import flush
 from profiler.storage import run_log as runlog
@@ -55,7 +57,7 @@ class Steps:
 
 
 def train(steps: Steps) -> None:
-    for module in (outbox, outbox_folder, sentlog, runlog):
+    for module in (door, runlog):
         module.os = steps  # type: ignore[attr-defined]
     for transport in (otlp.Otlp, ga.Ga):
         transport.send = counted(transport.send, steps)  # type: ignore[method-assign]
@@ -96,7 +98,7 @@ def look_after(home: Path, fatal: int) -> None:
     again = flush()
     paths = runlog.run_paths(home / "runs")
     runs = {runlog.run_id(path): len(load(path).epochs) for path in paths if path.stat().st_size}
-    box = outbox.Outbox(home / "outbox")
+    box = outbox.Outbox(Folder(home / "outbox"))
     told = {"fatal": fatal, "runs": runs, "left": again.left, "reasons": done.reasons + again.reasons, "dropped": box.dropped()}
     kept = [str(path.relative_to(home)) for path in (home / "outbox").rglob("*") if path.is_file()]
     print(json.dumps({**told, "kept": kept}))

@@ -9,7 +9,7 @@ from typing import Any
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from profiler.config.environment import NOT_FOR_HOSTS
-from support.processes import Answer, python
+from support.processes import Answer, at_terminal
 from support.sinks import Received, Sink
 
 OUTSIDE = {name.partition("=")[0]: "" for name in NOT_FOR_HOSTS}  # not in CI, and not in a test
@@ -35,8 +35,8 @@ telemetry.command("fit", ("epochs",))
 
 
 def host(sink: Sink, work: str = COUNT, **environment: str) -> Answer:
-    """Run the package once, as its user would."""
-    return python("-c", HOST + work, sink.url, **{**OUTSIDE, **environment})
+    """Run the package once, as its user would, at a terminal."""
+    return at_terminal("-c", HOST + work, sink.url, **{**OUTSIDE, **environment})
 
 
 def choose(home: Path, **settings: Any) -> None:

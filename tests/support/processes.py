@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +43,34 @@ def python(*arguments: str, timeout: float = 60, **environment: str) -> Answer:
         env={**os.environ, **PATIENT, **environment},
     )
     return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def at_terminal(*arguments: str, timeout: float = 60, **environment: str) -> Answer:
+    """Run this Python with a terminal as its stderr, so that its user sees what it says there."""
+    master, slave = os.openpty()
+    said = bytearray()
+
+    def listen() -> None:
+        with suppress(OSError):  # the terminal is gone when the last program has closed it
+            while part := os.read(master, 65_536):
+                said.extend(part)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=slave,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **PATIENT, **environment},
+        )
+    finally:
+        os.close(slave)
+        listener.join(5)
+        os.close(master)
+    return Answer(done.returncode, done.stdout, said.decode("utf-8", "replace").replace("\r\n", "\n"))
 
 
 def epochmeter(*arguments: str, **environment: str) -> Answer:

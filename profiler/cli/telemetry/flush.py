@@ -13,19 +13,20 @@ from profiler.cli.options import AsJson
 REMAIN = 3
 
 
-Adopt = Annotated[bool, typer.Option("--adopt", help="Also send payloads made for another destination, to the one chosen now.")]
+OF_OTHERS = "Also send payloads made for another destination, or by another version, to the one chosen now."
+Adopt = Annotated[bool, typer.Option("--adopt", help=OF_OTHERS)]
 Again = Annotated[bool, typer.Option("--again", help="Also send payloads that a destination has refused.")]
 
 
 def flush(adopt: Adopt = False, again: Again = False, as_json: AsJson = False) -> None:
     """Deliver all waiting payloads now. Exit code 3: some remain."""
-    from profiler.embedding.usage_delivery import export_waiting
+    from profiler.embedding.usage_delivery import declarations_known, export_waiting
     from profiler.errors import SettingsError
     from profiler.sending.flush import flush as deliver
 
     try:
         notes = export_waiting()
-        done = deliver(adopt=adopt, again=again)
+        done = deliver(adopt=adopt, again=again, declared=declarations_known())
     except ValueError as error:
         raise SettingsError(str(error)) from error
     except OSError as error:

@@ -20,9 +20,10 @@ def log(
     """List the payloads this machine sent, each with its time, destination, size and answer."""
     from exporters.sentlog import read
     from profiler.cli.telemetry.preview import shown
+    from profiler.config.folder import Folder
     from profiler.config.paths import sent_path
 
-    sent = [one for one in read(sent_path()) if entry is None or one.id.startswith(entry.lower())]
+    sent = [one for one in read(Folder(sent_path())) if entry is None or one.id.startswith(entry.lower())]
     if entry is not None and not sent:
         raise RunNotFoundError(f"nothing with the id {entry!r} was sent. 'epochmeter telemetry log' lists all entries.")
     if as_json:

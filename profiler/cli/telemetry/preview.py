@@ -153,21 +153,23 @@ def _usage() -> Iterator[Beside]:
             kept = "it was counted when it could not be sent, or it has been sent"
             why = "" if waiting else kept if resolved.may_hand_over else resolved.why_off
             for body in form_of(target).bodies(rebuild(usage_of(name, counted), target, declared), True):
-                yield Beside(ledger.folder.name, USAGE, target, body, why, choice[2] or "")
+                yield Beside(ledger.name, USAGE, target, body, why, choice[2] or "")
 
 
 def _crashes() -> Iterator[Beside]:
     """Return every noted crash as its report."""
+    from profiler.config.paths import crashes_path
     from profiler.config.resolve import resolve
     from profiler.embedding.crash import has_sentry
-    from profiler.embedding.crash_delivery import crash_body, crashes
+    from profiler.embedding.crash_delivery import crash_body
+    from profiler.storage.crash_notes import crashes_in
 
     resolved = resolve()
     reports = resolved.values["crash_reports"].value is True and resolved.may_hand_over
     off = "it was noted while nothing was to be reported" if reports else "crash_reports is off"
     if not resolved.may_hand_over:
         off = resolved.why_off
-    for noted in crashes():
+    for noted in crashes_in(crashes_path())[0]:
         target, where = noted.get("target") or ["sentry" if "dsn" in noted and has_sentry() else "otlp-logs", ""]
         body = crash_body(noted, target, previewed=True)
         yield Beside(noted["declared"]["app"], CRASHES, target, body, "" if where else off, where)

@@ -120,13 +120,17 @@ def _workloads() -> list[Any]:
 def _as_it_is() -> Any:
     """Run a program with this machine's own settings and environment."""
     from profiler.config.environment import choices
+    from profiler.config.folder import Folder
     from profiler.config.paths import settings_path
     from profiler.sending.proof import Workload
 
     try:
-        text = settings_path().read_text("utf-8", "surrogateescape")
-    except (OSError, RuntimeError):
+        path = settings_path()
+        text: str | None = Folder(path.parent).read(path.name).decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
         text = None
+    except (OSError, RuntimeError):
+        text = "{"  # as unusable as this machine's own
     return Workload("a run with your own settings", RUN, choices(), text)
 
 
