@@ -82,11 +82,9 @@ class Folder:
 
     def has(self, name: str) -> bool:
         """Return True if there is a file of ours with this name."""
-        try:
-            self.status(name)
-        except OSError:
-            return False
-        return True
+        with contextlib.suppress(OSError):
+            return bool(self.status(name))
+        return False
 
     # ---- reading ---------------------------------------------------------------------------------------------------
 

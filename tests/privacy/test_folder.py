@@ -169,7 +169,7 @@ def a_dangling_link(path: Path, thesis: Path) -> None:
 
 @pytest.mark.parametrize("odd", [a_link, a_dangling_link, a_fifo, a_folder])
 @pytest.mark.parametrize("name", NAMES)
-def test_odd_file_at_our_name_hangs_and_deletes_nothing(
+def test_odd_file_at_our_name_deletes_nothing(
     home: Path, thesis: Path, sink: Sink, name: str, odd: Callable[[Path, Path], None]
 ) -> None:
     path = home / name
@@ -352,7 +352,7 @@ def test_off_is_saved_while_the_lock_is_held(home: Path, monkeypatch: pytest.Mon
         hostage.stdin.close()
 
 
-def test_off_survives_a_writer_that_holds_the_lock(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_survives_writer_with_the_lock(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process has read the file before the "off", and writes its own change after it."""
     settings.update(exporter="otlp")
     real = config_file._write_whole
