@@ -11,10 +11,21 @@ from typing import Any
 from profiler.config.schema import FALSE_WORDS, KEYS, ResolvedValue, check_value, mistyped
 from profiler.errors import SettingsError
 
-CI_VARIABLES = ("CI", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "TF_BUILD", "BUILDKITE")
+CI_VARIABLES = (
+    *("CI", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "HUDSON_URL", "TF_BUILD", "BUILDKITE", "TEAMCITY_VERSION"),
+    *("CIRCLECI", "TRAVIS", "APPVEYOR", "CODEBUILD_BUILD_ID", "BITBUCKET_BUILD_NUMBER", "DRONE", "SEMAPHORE", "CIRRUS_CI"),
+    *("bamboo_buildKey", "GO_PIPELINE_NAME", "KAGGLE_KERNEL_RUN_TYPE=batch"),
+)
+OTHERS_OFF = (  # the "off" of other tools, whose users expect it of all; "=false" stands for every such word
+    *("HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY", "TELEMETRY_DISABLED", "NO_TELEMETRY", "MLFLOW_DISABLE_TELEMETRY"),
+    *("ANONYMIZED_TELEMETRY=false", "VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "RAY_USAGE_STATS_ENABLED=false"),
+    *("GRADIO_ANALYTICS_ENABLED=false", "STREAMLIT_BROWSER_GATHER_USAGE_STATS=false", "SCARF_NO_ANALYTICS"),
+    *("SCARF_ANALYTICS=false", "HOMEBREW_NO_ANALYTICS", "DOTNET_CLI_TELEMETRY_OPTOUT", "NEXT_TELEMETRY_DISABLED"),
+    *("WANDB_MODE=disabled", "WANDB_MODE=offline", "WANDB_MODE=dryrun", "WANDB_DISABLED", "COMET_MODE=disabled"),
+)
 NOT_FOR_HOSTS = (  # if one of these is set, nothing goes to a destination that a package chose
-    *(*CI_VARIABLES, "PYTEST_CURRENT_TEST", "PYTEST_VERSION", "TOX_ENV_NAME", "NOX_CURRENT_SESSION"),
-    *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "WANDB_MODE=offline"),
+    *(*CI_VARIABLES, "PYTEST_CURRENT_TEST", "PYTEST_VERSION", "TOX_ENV_NAME", "NOX_CURRENT_SESSION", *OTHERS_OFF),
+    *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"),
     "OTEL_METRICS_EXPORTER=none",
 )
 OWN = "EPOCHMETER_"
@@ -23,11 +34,12 @@ OTEL_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_END
 
 
 def not_for_hosts() -> str:
-    """Return the variable that bars destinations chosen by a package (CI, tests, offline), or ""."""
+    """Return the variable that bars destinations chosen by a package (CI, tests, offline, the "off" of another tool), or ""."""
     for entry in NOT_FOR_HOSTS:
         name, _, wanted = entry.partition("=")
         value = os.environ.get(name, "").strip().lower()
-        if value == wanted if wanted else value not in ("", *FALSE_WORDS):
+        on = FALSE_WORDS if wanted == "false" else (wanted,)
+        if value in on if wanted else value not in ("", *FALSE_WORDS):
             return name
     return ""
 

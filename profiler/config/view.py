@@ -43,7 +43,7 @@ class SettingsView(Mapping[str, Any]):
         update({**(changes or {}), **more})
 
     def reset(self) -> None:
-        """Restore every default, except an explicit ``sync=False``.
+        """Restore every default, except what was switched off (sync, usage, crash_reports, local, exporter): that stays.
 
         Raises:
             SettingsError: the file cannot be written.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -16,12 +17,13 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from profiler import ArgumentTypeError, ArgumentValueError, SettingsError, Telemetry
+from profiler.config.environment import OTHERS_OFF
 from profiler.config.folder import Folder
 from profiler.config.resolve import EmbeddingApp, resolve
 from profiler.embedding.counters import Counters
 from profiler.storage.usage_ledger import MERGED_FROM, Counted, Counts, UsageLedger
 from support.package_author import COUNT, HOST, OUTSIDE, choose, counted, facts, host, metrics
-from support.processes import PATIENT_S, at_terminal, epochmeter, python
+from support.processes import PATIENT, PATIENT_S, at_terminal, epochmeter, python
 from support.sinks import Sink
 
 SUMMARY = {("features", "export"): 10, ("features", "augment"): 1, ("commands", "fit"): 1, ("options", "fit", "epochs"): 1}
@@ -283,6 +285,38 @@ def test_environment_collector_replaces_packages(sink: Sink, home: Path, name: s
     first, _ = (at_terminal("-c", script, sink.url, **{**OUTSIDE, name: sink.url}) for _ in range(2))
     assert "nothing of that is sent" in first.err  # that it is sent at all was the package's wish
     assert [counted(received) for received in metrics(sink)] == [SUMMARY]
+
+
+@pytest.mark.parametrize("stderr", ["/dev/null", "/dev/full", "closed", "a pipe"])
+def test_notice_that_nobody_saw_permits_nothing(home: Path, sink: Sink, stderr: str) -> None:
+    for _ in range(3):
+        with Path("/dev/full" if stderr == "/dev/full" else os.devnull).open("w") as nowhere:
+            command = [sys.executable, "-c", HOST + COUNT, sink.url]
+            if stderr == "closed":
+                command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+            where = subprocess.PIPE if stderr == "a pipe" else nowhere
+            done = subprocess.run(command, stderr=where, env={**os.environ, **PATIENT, **OUTSIDE}, timeout=60)
+            assert done.returncode == 0 and not done.stderr
+    assert sink.received == []
+    assert len(UsageLedger(home / "usage" / "digits").kept()) == 3
+    assert not (home / "told").exists() or not list((home / "told").iterdir())
+    choose(home, exporter="otlp", otlp_endpoint=sink.url)  # the user's own word
+    host(sink)
+    assert len(metrics(sink)) == 1
+
+
+@pytest.mark.parametrize("name", OTHERS_OFF)
+def test_off_of_another_tool_bars_packages_destination(home: Path, sink: Sink, name: str) -> None:
+    variable, _, value = name.partition("=")
+    app = EmbeddingApp("digits", {"exporter": "otlp", "otlp_endpoint": sink.url})
+    for name, may_send in ((variable, False), ("UNRELATED", True)):
+        with pytest.MonkeyPatch.context() as patch:
+            for known in OUTSIDE:
+                patch.delenv(known, raising=False)
+            patch.setenv(name, value or "1")
+            assert resolve(app=app).may_send is may_send
+            patch.setenv("EPOCHMETER_EXPORTER", "otlp")  # the user's own word outweighs it
+            assert resolve(app=app).may_send is True
 
 
 def test_first_run_and_forks_send_nothing(sink: Sink, home: Path) -> None:

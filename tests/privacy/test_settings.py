@@ -60,6 +60,65 @@ def test_reset_keeps_an_explicit_off(home: Path) -> None:
     assert settings["sync"] is True
 
 
+def test_every_off_survives_reset(home: Path) -> None:
+    off = {"sync": False, "usage": False, "crash_reports": False, "local": False, "exporter": "none"}
+    settings.update({**off, "retention_days": 3})
+    settings.reset()
+    assert {key: settings[key] for key in off} == off and settings["retention_days"] == 90
+    kept = json.loads((home / "settings.json").read_text())
+    assert set(kept) == {"version", "decided", *off}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('"Sync": false', '"sync ": false', '"synch": true', '"SYNC": false', '"exporters": "none"', '"crash_report": false'),
+        *('"telemetry": false', '"enabled": 0', '"do_not_track": true', '"disable": 1', '"Exporter": "none"', '"usag": false'),
+    ],
+)
+def test_mistyped_off_is_off_with_one_warning(home: Path, text: str) -> None:
+    write(home, '{"version": 2, "exporter": "otlp", ' + text + "}")
+    resolved = resolve()
+    assert not resolved.may_send and not resolved.may_hand_over
+    (problem,) = resolved.problems
+    assert f"there is no setting {text.split(':')[0].replace(chr(34), chr(39))}, which looks like an 'off'" in problem
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("EPOCHMETER_SYNCH", "0"), ("EPOCHMETER_SNYC", "1"), ("EPOCHMETER_Sync", "1"), ("epochmeter_sync", "0")),
+        *(
+            ("EPOCHMETER_TELEMETRY", "on"),
+            ("EPOCHMETER_EXPORTERS", "none"),
+            ("EPOCHMETER_OPT_OUT", "1"),
+            ("EPOCHMETER_X", "no"),
+        ),
+        *(("EPOCHMETER_DO_NOT_TRACK", "1"), ("EPOCHMETER_DISABLED", "true"), ("EPOCHMETER_CRASHREPORTS", "maybe")),
+    ],
+)
+def test_mistyped_variable_is_off(home: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    write(home, '{"version": 2, "exporter": "otlp"}')
+    monkeypatch.setenv(name, value)
+    resolved = resolve()
+    assert not resolved.may_send
+    assert len(resolved.problems) == 1 and resolved.problems[0].startswith(f"{name}: ")
+
+
+@pytest.mark.parametrize("name", ["do_not_track", "Do_Not_Track", "DO-NOT-TRACK"])
+def test_do_not_track_in_any_spelling(home: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    write(home, '{"version": 2, "exporter": "otlp"}')
+    monkeypatch.setenv(name, "1")
+    assert (resolve().may_send, resolve().problems) == (False, [])
+
+
+def test_variables_of_ours_are_no_mistakes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(home, '{"version": 2, "exporter": "otlp", "future": 7, "theme": "dark"}')
+    for name, value in (("OTLP_HEADERS", "a=b"), ("GA_API_SECRET", "s"), ("RUN", "{}"), ("FUTURE", "7"), ("SYNC", "")):
+        monkeypatch.setenv(f"EPOCHMETER_{name}", value)
+    assert (resolve().may_send, resolve().problems) == (True, [])
+
+
 def test_keys_of_other_versions_are_kept(home: Path) -> None:
     write(home, '{"version": 1, "future": [1], "sync": false}')
     settings.update(retention_days=5)

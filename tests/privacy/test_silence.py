@@ -86,10 +86,21 @@ TOLD = PACKAGE.replace(
     """
 import os, pathlib
 from profiler.sending import notices
+notices.can_be_seen = lambda: True
 from profiler import Telemetry
 notices.show_notice("digits", "http://192.0.2.1:4318/v1/metrics")
 """,
 )
+COMMAND = """
+import sys
+from profiler import Profiler
+with Profiler("x") as prof:
+    list(prof.train(range(3)))
+sys.argv = ["epochmeter", *{words}]
+from profiler.cli import main
+main()
+"""
+TO_GOOGLE = '{"version": 2, "exporter": "ga", "ga_measurement_id": "G-ABC123DEF4"}'
 CRASH_REPORTS = '{"version": 2, "crash_reports": true}'
 SIGNALS: list[dict[str, str]] = [
     {"DO_NOT_TRACK": "1"},
@@ -100,6 +111,10 @@ SIGNALS: list[dict[str, str]] = [
     {"OTEL_SDK_DISABLED": "true"},
     {"EPOCHMETER_EXPORTER": "none"},
     {"EPOCHMETER_RETENTION_DAYS": "never"},
+    {"do_not_track": "1"},
+    {"EPOCHMETER_SYNCH": "0"},
+    {"EPOCHMETER_TELEMETRY": "off"},
+    {"Epochmeter_Sync": "false"},
 ]
 CORRUPT = {
     "empty": "",
@@ -116,6 +131,9 @@ CORRUPT = {
     "a newer version": BY_NAME.replace('"version": 2', '"version": 3'),
     "no version": '{"exporter": "otlp"}',
     "cut in half": BY_NAME[: len(BY_NAME) // 2],
+    "Sync for sync": BY_NAME.replace("{", '{"Sync": false, ', 1),
+    "exporters for exporter": BY_NAME.replace("{", '{"exporters": "none", ', 1),
+    "an unknown no": BY_NAME.replace("{", '{"telemetry": false, ', 1),
     "a date that is none": BY_NAME.replace("{", '{"decided": 7, ', 1),
 }
 SILENT = [
@@ -149,7 +167,17 @@ SILENT = [
         for what, text in (("sync off", '"sync": false'), ("exporter none", '"exporter": "none"'))
     ),
     *(Workload(f"a package, {what}", TOLD, OUTSIDE, CORRUPT[what]) for what in ("a brace", "sync as text", "a newer version")),
-    Workload("the command line", "import sys; sys.argv = ['epochmeter', 'doctor']\nfrom profiler.cli import main\nmain()"),
+    *(
+        Workload(f"the command line: {words}", COMMAND.format(words=words.split()), {"DO_NOT_TRACK": "1"}, text, exit_code=code)
+        for words, text, code in (
+            *(
+                (words, BY_ADDRESS, 0)
+                for words in ("doctor", "settings", "runs", "report", "telemetry schema", "telemetry log")
+            ),
+            *((words, BY_ADDRESS, 0) for words in ("telemetry preview", "telemetry preview usage", "telemetry flush")),
+            *(("telemetry preview --check", text, 2) for text in (TO_GOOGLE, BY_ADDRESS)),
+        )
+    ),
 ]
 CONTROLS = [
     Workload("control: a look-up", LOOK_UP, seal="none", sends=True),

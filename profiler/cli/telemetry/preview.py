@@ -219,15 +219,16 @@ def _as_data(run: str, target: str, bodies: list[bytes], where: str, why_off: st
 
 def _check(resolved: Any, bodies: list[bytes]) -> None:
     """Send a body to the validation server, on the user's explicit request. The log of sent bodies notes it."""
-    from exporters import Config, ExporterError
-    from exporters.ga import check, checked_body, validation_of
     from profiler.errors import SettingsError
-    from profiler.sending.destination import destination, without_credentials
-    from profiler.sending.dispatch import record
 
     if resolved.settings.exporter != "ga" or not resolved.may_send:
         reason = resolved.why_off or f"exporter is {resolved.settings.exporter}"
         raise SettingsError(f"--check is for exporter=ga, and asks Google's validation server; here, {reason}.")
+    from exporters import Config, ExporterError
+    from exporters.ga import check, checked_body, validation_of  # it binds a socket: only once there is consent
+    from profiler.sending.destination import destination, without_credentials
+    from profiler.sending.dispatch import record
+
     try:
         config = validation_of(Config(**destination(resolved)))
     except ExporterError as error:
