@@ -35,6 +35,8 @@ class Config:
         measurement_id: of a Google Analytics stream.
         secret: of a Google Analytics stream.
         usage: True if usage counters may be part of the data.
+        where: the address as it may be shown.
+        proxies: by scheme; no other proxy is used.
     """
 
     target: str
@@ -49,6 +51,8 @@ class Config:
     measurement_id: str = ""
     secret: str = field(default="", repr=False)
     usage: bool = True
+    where: str = "the destination"
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class DestinationKey:
     Attributes:
         target: a name in `TARGETS`.
         protocol: the target's protocol.
-        address: without credentials and query.
+        address: as it may be shown; with ``#`` and a mark behind it, if a part of it may not.
         decided: the date of the choice in the settings file, or None.
     """
 
@@ -33,6 +33,11 @@ class DestinationKey:
     protocol: str
     address: str
     decided: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The address as it may be shown."""
+        return self.address.partition("#")[0]
 
     @property
     def digest(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from exporters.allowlist import GA_HEADERS
 from exporters.config import Answer, Config, ExporterError
-from exporters.transport import Http, without_credentials
+from exporters.transport import Http
 
 PATH = "/mp/collect"
 
@@ -47,8 +47,9 @@ def validation_of(config: Config) -> Config:
         ExporterError: none is known. An address with a path of its own might count the posted events.
     """
     if not config.address.endswith(PATH):
-        raise ExporterError(f"no validation server is known beside {without_credentials(config.address)}, only beside {PATH}.")
-    return replace(config, address=f"{config.address.removesuffix(PATH)}/debug{PATH}")
+        raise ExporterError(f"no validation server is known beside {config.where}, only beside {PATH}.")
+    address, where = (f"{text.removesuffix(PATH)}/debug{PATH}" for text in (config.address, config.where))
+    return replace(config, address=address, where=where)
 
 
 def check(config: Config, body: bytes) -> tuple[Answer, list[dict[str, str]]]:

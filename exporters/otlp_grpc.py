@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 
 from google.rpc.error_details_pb2 import RetryInfo
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from exporters.allowlist import HEADERS
 from exporters.config import Answer, Config
 from exporters.payload import with_rejected_points
-from exporters.transport import MAX_WAIT_S, without_credentials
+from exporters.transport import MAX_WAIT_S
 
 
 def _load_silently() -> Any:
@@ -57,7 +58,7 @@ class OtlpGrpc:
     """Calls a collector."""
 
     def __init__(self, config: Config) -> None:
-        self.where = without_credentials(config.address)
+        self.where = config.where
         self._config = config
         self._channel: Any = None
 
@@ -77,17 +78,18 @@ class OtlpGrpc:
         if self._channel is None:
             parts = urlsplit(self._config.address)
             gzip = grpc.Compression.Gzip if self._config.compression == "gzip" else grpc.Compression.NoCompression
+            options = (*OPTIONS, ("grpc.enable_http_proxy", int(bool(self._config.proxies))))
             if parts.scheme == "https":
-                self._channel = grpc.secure_channel(parts.netloc, self._credentials(), OPTIONS, gzip)
+                self._channel = grpc.secure_channel(parts.netloc, self._credentials(), options, gzip)
             else:
-                self._channel = grpc.insecure_channel(parts.netloc, OPTIONS, gzip)
+                self._channel = grpc.insecure_channel(parts.netloc, options, gzip)
         return self._channel
 
     def _credentials(self) -> Any:
         config = self._config
         roots, key, certificate = (
             None if name is None else Path(name).read_bytes()
-            for name in (config.certificate, config.client_key, config.client_certificate)
+            for name in (config.certificate or DEFAULT_CA_BUNDLE_PATH, config.client_key, config.client_certificate)
         )
         return grpc.ssl_channel_credentials(roots, key, certificate)
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from exporters.allowlist import SENTRY_HEADERS
 from exporters.config import Answer, Config
-from exporters.transport import Http, without_credentials
+from exporters.transport import Http
 
 
 class Sentry:
@@ -22,7 +22,7 @@ class Sentry:
         self._config = config
         self._key = ""
         self._http: Http | None = None
-        self.where = without_credentials(config.address)
+        self.where = config.where
 
     def send(self, body: bytes) -> Answer:
         """Make one attempt."""

@@ -11,11 +11,13 @@ import contextlib
 import contextvars
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from opentelemetry import context
@@ -43,10 +45,13 @@ class Http:
     """
 
     def __init__(self, config: Config, fixed: Mapping[str, str]) -> None:
-        self.where = without_credentials(config.address)
+        self.where = config.where
         self._config = config
         self._headers = {**config.headers, **fixed}
+        _check_reading(config.address)
         self._session = requests.Session()
+        self._session.trust_env = False  # no proxies, certificates or passwords but those of the configuration
+        self._session.proxies = dict(config.proxies)
         self._session.auth = _no_auth  # with one set, requests does not look into ~/.netrc
         self._session.headers.clear()
         for scheme in ("http://", "https://"):
@@ -185,9 +190,16 @@ def _at_most(seconds: float) -> Iterator[None]:
             timer.join(1.0)  # at once, and no thread is left behind
 
 
-def without_credentials(url: str) -> str:
-    """Return the address as it may be shown: without user name, password and query."""
-    return str(parse_url(url)._replace(auth=None, query=None, fragment=None).url)
+def _check_reading(address: str) -> None:
+    """Check that the parser which connects reads the host and port that were checked before.
+
+    Raises:
+        ValueError: it reads others.
+    """
+    read, meant = parse_url(address), urlsplit(address)
+    host = (read.host or "").strip("[]").lower()
+    if (read.scheme, host, read.port, read.auth) != (meant.scheme, meant.hostname, meant.port, None):
+        raise ValueError("its address can be read in two ways")
 
 
 class _Adapter(HTTPAdapter):
@@ -201,13 +213,20 @@ class _Adapter(HTTPAdapter):
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
+        super().init_poolmanager(*args, **{**kwargs, "ssl_context": _tls()})
         self.poolmanager.pool_classes_by_scheme = self._pools
 
     def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **kwargs)
+        manager = super().proxy_manager_for(*args, **{**kwargs, "ssl_context": _tls()})
         manager.pool_classes_by_scheme = self._pools
         return manager
+
+
+def _tls() -> ssl.SSLContext:
+    """Return a context of our own: the usual one writes each connection's keys to the file that SSLKEYLOGFILE names."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def _only(names: Iterable[str], connection: Any) -> Any:

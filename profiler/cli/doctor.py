@@ -19,6 +19,7 @@ from rich.console import Console
 from profiler.cli.options import AsJson
 
 RUNS_LOOKED_AT = 5
+NOT_OBEYED = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSLKEYLOGFILE")
 PROVIDED = ("profiler", "exporters")
 
 
@@ -118,8 +119,9 @@ def _settings() -> Iterator[Check]:
         yield Check("export", "ok", f"nothing leaves this machine: {resolved.why_off}")
         return
     from exporters import why_not
+    from profiler.config.environment import names_set
     from profiler.errors import SettingsError
-    from profiler.sending.destination import destination, in_words
+    from profiler.sending.destination import destination, in_clear, in_words
 
     exporter = resolved.values["exporter"]
     try:
@@ -132,6 +134,12 @@ def _settings() -> Iterator[Check]:
         yield Check("export", "problem", f"nothing is sent: {lacking}", "or: epochmeter settings exporter=none")
     else:
         yield Check("export", "ok", f"measurements go to {exporter.value} ({exporter.source}): {where}", "")
+    if warning := in_clear(chosen):
+        yield Check("export", "problem", warning, "an address that begins with https://")
+    if proxies := chosen["proxies"]:
+        yield Check("export", "ok", f"goes through the proxy that the environment names for {' and '.join(sorted(proxies))}")
+    for name in names_set(NOT_OBEYED):
+        yield Check("export", "ok", f"{name} is set, and not obeyed here; otlp_certificate names certificates to trust")
     for name in ("certificate", "client_certificate", "client_key"):
         path = chosen.get(name)
         if path is not None and not Path(path).is_file():
@@ -168,7 +176,7 @@ def _outbox() -> Iterator[Check]:
         waiting[head.key] = waiting.get(head.key, 0) + 1
     for key, count in waiting.items():
         why, wait_s = outbox.trouble(key.digest)
-        detail = f"{count} for {key.address}" + (f"; the last time: {why}" if why else "")
+        detail = f"{count} for {key.shown}" + (f"; the last time: {why}" if why else "")
         cure = "epochmeter telemetry flush" if why else ""
         if wait_s > 0:
             detail, cure = f"{detail}; it asks to be left alone for another {wait_s:.0f} s", ""

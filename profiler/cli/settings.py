@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from profiler.cli.options import AsJson
+from profiler.config.schema import displayed
 from profiler.errors import SettingsError
 
 
@@ -47,8 +48,8 @@ def _split(change: str) -> tuple[str, str]:
 
 def _as_data(values: dict[str, Any], explain: bool) -> dict[str, Any]:
     if not explain:
-        return {key: value.value for key, value in values.items()}
-    return {key: {"value": v.value, "source": v.source, "detail": v.detail} for key, v in values.items()}
+        return {key: displayed(key, value.value) for key, value in values.items()}
+    return {key: {"value": displayed(key, v.value), "source": v.source, "detail": v.detail} for key, v in values.items()}
 
 
 def _print(resolved: Any, explain: bool) -> None:
@@ -58,7 +59,7 @@ def _print(resolved: Any, explain: bool) -> None:
     table = Table("setting", "value", *(("from", "meaning") if explain else ()), box=box.SIMPLE_HEAD, show_edge=False)
     for key, value in resolved.values.items():
         source = f"{value.source} ({value.detail})" if value.detail else value.source
-        table.add_row(key, json.dumps(value.value), *((source, HELP[key]) if explain else ()))
+        table.add_row(key, json.dumps(displayed(key, value.value)), *((source, HELP[key]) if explain else ()))
     console = Console()
     console.print(table)
     if explain:

@@ -74,6 +74,15 @@ def _mistyped(name: str) -> str:
     return "" if is_known or not value.strip() else mistyped(key, value)
 
 
+def proxies_for(host: str) -> dict[str, str]:
+    """Return the proxies that the environment (or the system) names for a host, by scheme."""
+    from urllib.request import getproxies, proxy_bypass
+
+    if proxy_bypass(host.strip("[]")):
+        return {}
+    return {scheme: proxy for scheme, proxy in getproxies().items() if scheme in ("http", "https", "all")}
+
+
 def names_set(names: Iterable[str]) -> set[str]:
     """Return those of these environment variables that exist. Their values are not read."""
     return {name for name in names if name in os.environ}

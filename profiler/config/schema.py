@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
+from profiler.config.address import check_address, shown
 from profiler.errors import ArgumentTypeError, SettingsError, did_you_mean
 
 EXPORTERS = ("none", "otlp", "ga", "prometheus")
@@ -58,7 +58,6 @@ WHERE = (  # a destination is chosen as a whole
 OFF_WORDS = ("track", "telemetry", "disable", "optout", "consent", "privacy", "offline", "send", "upload")
 FROM_ZERO = ("exit_timeout",)  # settings whose number may be 0
 HIGHEST = {"prometheus_port": 65_535}  # upper limits other than 999,999,999
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 CHOICES = {"exporter": EXPORTERS, "otlp_protocol": ("http/protobuf", "grpc")}
 
 
@@ -68,6 +67,11 @@ class ResolvedValue(NamedTuple):
     value: Any
     source: Source
     detail: str = ""
+
+
+def displayed(key: str, value: Any) -> Any:
+    """Return a value as it is displayed: an address without what may be a token in its path."""
+    return shown(value) if key.endswith("_endpoint") and isinstance(value, str) else value
 
 
 def check_key(key: str) -> str:
@@ -146,26 +150,6 @@ def check_exporter(exporter: Any) -> None:
     """
     if exporter is not None and not isinstance(exporter, str) and not callable(getattr(exporter, "export", None)):
         raise ArgumentTypeError(f"exporter is a name such as 'otlp' or an OpenTelemetry MetricExporter, not {exporter!r}")
-
-
-def check_address(name: str, value: str) -> None:
-    """Check that an address can be posted to.
-
-    Raises:
-        SettingsError: it cannot; the text does not repeat an address that may hold a password.
-    """
-    shown = repr(value) if "@" not in value and name.islower() else "this one"
-    if not value.startswith(("http://", "https://")):
-        raise SettingsError(f"{name} takes an address that starts with http:// or https://, not {shown}.")
-    try:
-        parts = urlsplit(value)
-        usable = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
-        raise SettingsError(f"{name} takes an address with a host, and a port from 1 to 65535 if any, not {shown}.")
-    if name == "ga_endpoint" and parts.scheme == "http" and parts.hostname not in LOOPBACK:
-        raise SettingsError(f"{name} takes an address that starts with https://, as the secret is part of it, not {shown}.")
 
 
 def _boolean(key: str, value: Any, strict: bool) -> bool:

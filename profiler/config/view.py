@@ -7,7 +7,7 @@ from typing import Any
 
 from profiler.config.file import reset, update
 from profiler.config.resolve import resolve
-from profiler.config.schema import KEYS
+from profiler.config.schema import KEYS, displayed
 from profiler.errors import SettingsError, did_you_mean
 
 
@@ -26,11 +26,11 @@ class SettingsView(Mapping[str, Any]):
         return len(KEYS)
 
     def __repr__(self) -> str:
-        return f"settings({dict(self)!r})"
+        return f"settings({ {key: displayed(key, value) for key, value in self.items()}!r})"
 
     def __str__(self) -> str:
         values = resolve().values
-        return "\n".join(f"{key} = {value.value!r}  ({value.source})" for key, value in values.items())
+        return "\n".join(f"{key} = {displayed(key, value.value)!r}  ({value.source})" for key, value in values.items())
 
     def update(self, changes: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         """Save settings: ``settings.update({"sync": False})`` or ``settings.update(sync=False)``.

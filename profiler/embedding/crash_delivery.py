@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from profiler.config.environment import not_for_hosts
+from profiler.config.address import check_address, shown
+from profiler.config.environment import not_for_hosts, proxies_for
 from profiler.config.paths import crashes_path
 from profiler.embedding import crash
 from profiler.embedding.delivery import Delivery, declared_from
@@ -107,10 +108,12 @@ def export_crash(
     if chosen is None:
         return None, ""
     target, address = chosen
+    parts = check_address("crash_dsn", address)
+    proxies = {} if parts.is_here else proxies_for(parts.host)
     if target == "sentry":
-        config = exporters.Config(target, "envelope", address)
+        config = exporters.Config(target, "envelope", address, where=shown(address), proxies=proxies)
     else:
-        config = replace(exporters.Config(**destination(resolved)), target=target, address=address)
+        config = replace(exporters.Config(**destination(resolved)), target=target, address=address, where=shown(address))
     if lacking := exporters.why_not(config.target, config.protocol):
         raise SettingsError(lacking)
     gate = exporters.gate_for(config, consent)

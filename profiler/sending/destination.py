@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
-from profiler.config.environment import variables
-from profiler.config.schema import check_address
+from profiler.config.address import check_address, parts_of, shown
+from profiler.config.environment import proxies_for, variables
 from profiler.errors import SettingsError
 
 TYPE_CHECKING = False
@@ -28,6 +28,10 @@ OWN_HEADERS = "EPOCHMETER_OTLP_HEADERS"
 GA_SECRET = "EPOCHMETER_GA_API_SECRET"  # noqa: S105  the name of the variable
 GA_ENDPOINT = "https://www.google-analytics.com"
 GA_PATH = "/mp/collect"
+FRAMING = {  # RFC 9110, 7.6.1 and 8, and RFC 9112, 6
+    *("connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"),
+    *("host", "expect", "content-length", "content-type", "content-encoding", "content-range"),
+}
 SCRAPED_ON = "127.0.0.1"
 
 
@@ -41,7 +45,20 @@ def destination(resolved: Resolved) -> dict[str, Any]:
     find = {"otlp": _collector, "ga": _analytics, "prometheus": _scraped}.get(settings.exporter)
     if find is None:
         raise SettingsError(f"there is no destination for exporter={settings.exporter}.")
-    return {"target": settings.exporter, "usage": settings.usage, **find(resolved)}
+    found = find(resolved)
+    parts = parts_of(found["address"])
+    if parts is None:
+        raise SettingsError("the destination's address cannot be used.")
+    proxies = {} if parts.is_here else proxies_for(parts.host)
+    return {"target": settings.exporter, "usage": settings.usage, "where": shown(found["address"]), "proxies": proxies, **found}
+
+
+def in_clear(found: Mapping[str, Any]) -> str:
+    """Return a warning if headers, which may hold a password, go to another machine unencrypted; else ""."""
+    parts = parts_of(found["address"])
+    if parts is None or parts.scheme != "http" or parts.is_here or not found.get("headers"):
+        return ""
+    return f"the headers for {found['where']} go over the network in clear, and may hold a password; use https://"
 
 
 def _collector(resolved: Resolved) -> dict[str, Any]:
@@ -134,6 +151,8 @@ def _headers(name: str, text: str) -> dict[str, str]:
         key, value = key.strip().lower(), unquote(value.strip())
         if not equals or not key.isascii() or not key.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise SettingsError(f"{name} takes key=value pairs with commas between them; one of yours is not such a pair.")
+        if key in FRAMING or key.startswith("grpc-"):
+            raise SettingsError(f"{name}: {key!r} says how a request is framed or forwarded, and is not yours to set.")
         if any(ord(character) < 32 or ord(character) > 255 for character in value):
             raise SettingsError(f"{name}: the value of {key!r} has a character that no header can have.")
         found[key] = value
@@ -148,18 +167,12 @@ def _analytics(resolved: Resolved) -> dict[str, Any]:
     if not secret:
         raise SettingsError(f"exporter=ga needs the stream's API secret, in the variable {GA_SECRET}, and nowhere else.")
     base = (settings.ga_endpoint or GA_ENDPOINT).rstrip("/")
-    address = base if urlsplit(base).path else base + GA_PATH
+    address = base if check_address("ga_endpoint", base).path else base + GA_PATH
     return {"protocol": "ga4", "address": address, "measurement_id": settings.ga_measurement_id, "secret": secret}
 
 
 def _scraped(resolved: Resolved) -> dict[str, Any]:
     return {"protocol": "prometheus", "address": f"http://{SCRAPED_ON}:{resolved.settings.prometheus_port}/metrics"}
-
-
-def without_credentials(address: str) -> str:
-    """Return the address as it may be shown and kept: without user name, password and query."""
-    parts = urlsplit(address)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def in_words(resolved: Resolved) -> str:
@@ -170,9 +183,9 @@ def in_words(resolved: Resolved) -> str:
     """
     settings: Settings = resolved.settings
     if settings.exporter == "none":
-        return without_credentials(settings.otlp_endpoint or f"http://localhost:{PORTS['http/protobuf']}")
+        return shown(settings.otlp_endpoint or f"http://localhost:{PORTS['http/protobuf']}")
     found = destination(resolved)
     named = _standard_variables().get("ENDPOINT")
     if settings.exporter == "otlp" and settings.otlp_endpoint is None and named is not None:
         return f"the collector that {named[0]} names"
-    return without_credentials(str(found["address"]))
+    return shown(str(found["address"]))

@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from profiler.config.address import known_by
 from profiler.config.folder import Folder
 from profiler.config.paths import outbox_path, runs_path, sent_path
 from profiler.config.resolve import resolve
 from profiler.errors import RunLogError
-from profiler.sending.destination import without_credentials
 from profiler.sending.yielding import no_pause
 
 TYPE_CHECKING = False
@@ -45,8 +45,7 @@ class Dispatch:
         self.config = config
         self.gate = gate
         self._outbox = outbox
-        address = without_credentials(config.address)
-        self.key = DestinationKey(config.target, config.protocol, address, resolved.decided)
+        self.key = DestinationKey(config.target, config.protocol, known_by(config.address), resolved.decided)
 
     def courier(
         self,

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
+from profiler.config.address import known_by, shown
 from profiler.config.resolve import resolve
 from profiler.config.switch_off import empty_outbox
 from profiler.errors import SettingsError
 from profiler.sending.consent import Consent, state_of
-from profiler.sending.destination import destination, logs_address, without_credentials
+from profiler.sending.destination import destination, logs_address
 from profiler.sending.dispatch import Dispatch, entries_for, forget_old, key_of, outbox_of, record
 
 TYPE_CHECKING = False
@@ -155,17 +156,17 @@ def config_for(key: DestinationKey, resolved: Resolved, adopt: bool = False) -> 
     import exporters
 
     if key.target == "sentry":
-        if adopt:
-            return exporters.Config(key.target, key.protocol, key.address), ""
+        if adopt and key.shown == key.address:
+            return exporters.Config(key.target, key.protocol, key.address, where=key.shown), ""
         cure = "the package's next report sends it, or 'epochmeter telemetry flush --adopt'"
-        return None, f"a crash report waits for {key.address}, which a package has chosen; {cure}"
+        return None, f"a crash report waits for {key.shown}, which a package has chosen; {cure}"
     chosen = _chosen(key.target, resolved)
-    same = chosen is not None and (chosen.protocol, without_credentials(chosen.address)) == (key.protocol, key.address)
+    same = chosen is not None and (chosen.protocol, known_by(chosen.address)) == (key.protocol, key.address)
     if chosen is not None and (adopt or (same and key.decided == resolved.decided)):
         return chosen, ""
     what = "was chosen anew since then" if same else "is not the one that is chosen here now"
     cure = "" if chosen is None else "; 'epochmeter telemetry flush --adopt' sends it to the present one"
-    return None, f"something waits for {key.address}, a destination that {what}{cure}"
+    return None, f"something waits for {key.shown}, a destination that {what}{cure}"
 
 
 def _chosen(target: str, resolved: Resolved) -> Config | None:
@@ -177,6 +178,6 @@ def _chosen(target: str, resolved: Resolved) -> Config | None:
             found = exporters.Config(**destination(resolved))
             logs = logs_address(found.address, found.protocol)
             if target == "otlp-logs" and found.target == "otlp" and logs is not None:
-                return replace(found, target=target, address=logs)
+                return replace(found, target=target, address=logs, where=shown(logs))
             return found if found.target == target else None
     return None

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from profiler.config.switch_off import empty_outbox
+from profiler.records.faults import warn_once
 from profiler.sending.consent import Consent, state_of
-from profiler.sending.destination import destination
+from profiler.sending.destination import destination, in_clear
 from profiler.sending.dispatch import declared_of, forget_old, record
 from profiler.sending.notices import announce, announcement_of_runs, may_send_for
 from profiler.sending.outlet import ExporterOutlet, OutboxOutlet, PrometheusOutlet, RunExport
@@ -80,7 +81,10 @@ class Sending:
             gated = exporters.behind_gate(self._exporter, self.consent, self._record, declared_of(self._run))
             self._outlet = ExporterOutlet(self._run_export, gated)
             return
-        config = exporters.Config(**destination(resolved))
+        found = destination(resolved)
+        if warning := in_clear(found):
+            warn_once(warning)
+        config = exporters.Config(**found)
         gate = exporters.gate_for(config, self.consent)
         importlib.import_module(exporters.TARGETS[config.target].modules[config.protocol])
         if config.target == "prometheus":

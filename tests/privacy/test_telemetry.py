@@ -15,7 +15,7 @@ from exporters import sentlog
 from exporters.allowlist import METRICS, RESOURCE
 from exporters.schema import page, schema
 from exporters.views import views
-from profiler import Profiler
+from profiler import Profiler, settings
 from profiler.config.folder import Folder
 from support.processes import epochmeter
 from support.sinks import Sink
@@ -112,13 +112,27 @@ def test_the_log_shows_what_was_answered(sink: Sink, home: Path) -> None:
         assert {path.stat().st_mode & 0o777 for path in (home / "sent").iterdir()} == {0o600}
 
 
-def test_no_password_stands_in_the_log(sink: Sink, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url.replace("http://", "http://me:secret@"))
+def test_no_token_stands_anywhere(home: Path, sink: Sink, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"{sink.url}/TOKEN-123/otlp")
     with Profiler("x", exporter="otlp") as prof:
         list(prof.train(range(3)))
     (entry,) = epochmeter("telemetry", "log", "--json").json
-    assert entry["destination"] == f"{sink.url}/v1/metrics"
-    assert "secret" not in capfd.readouterr().err
+    assert entry["destination"] == f"{sink.url}/.../otlp/v1/metrics"
+    assert sink.received[0].path == "/TOKEN-123/otlp/v1/metrics"
+    assert "TOKEN" not in capfd.readouterr().err
+    for command in (
+        ["doctor"],
+        ["settings", "--explain"],
+        ["settings", "--json"],
+        ["telemetry", "log"],
+        ["telemetry", "preview"],
+    ):
+        answer = epochmeter(*command, EPOCHMETER_EXPORTER="otlp", EPOCHMETER_OTLP_ENDPOINT=f"{sink.url}/TOKEN-123")
+        assert answer.code == 0 and "TOKEN" not in answer.out + answer.err, command
+    assert not [path for path in home.rglob("*") if path.is_file() and b"TOKEN" in path.read_bytes()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EPOCHMETER_OTLP_ENDPOINT", f"{sink.url}/TOKEN-123")
+        assert "TOKEN" not in repr(settings) + str(settings) and settings["otlp_endpoint"].endswith("TOKEN-123")
 
 
 def test_payload_is_logged_before_it_leaves(sink: Sink, home: Path) -> None:

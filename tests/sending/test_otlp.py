@@ -61,7 +61,7 @@ def test_what_is_not_sent_is_not_announced(
 
 def test_environment_collector_is_announced_by_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert in_words(resolve({"exporter": "otlp"})) == "http://localhost:4318/v1/metrics"
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://user:secret@collector")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector/secret")
     assert in_words(resolve({"exporter": "otlp"})) == "the collector that OTEL_EXPORTER_OTLP_ENDPOINT names"
 
 

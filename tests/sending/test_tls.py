@@ -231,3 +231,18 @@ def test_failed_handshake_prints_nothing(authority: Authority, stranger: Authori
         answer = python("-c", SAID, address, protocol, authority.roots)
     assert (answer.code, answer.out) == (0, "")
     assert [line[:16] for line in answer.err.splitlines()] == ["epochmeter: this"]  # the one line of the first time
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_environment_changes_no_trust(
+    authority: Authority, stranger: Authority, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """A variable can neither add certificates to trust, nor have the keys of a connection written to a file."""
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys"))
+    with collector(protocol, authority.issue("localhost", "server")) as (address, received):
+        run(address, protocol, otlp_certificate=authority.roots)
+        assert len(received) == 1 and not (tmp_path / "keys").exists()
+        for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):
+            monkeypatch.setenv(name, authority.roots)
+        run(address, protocol)
+        assert len(received) == 1

@@ -226,7 +226,7 @@ def _check(resolved: Any, bodies: list[bytes]) -> None:
         raise SettingsError(f"--check is for exporter=ga, and asks Google's validation server; here, {reason}.")
     from exporters import Config, ExporterError
     from exporters.ga import check, checked_body, validation_of  # it binds a socket: only once there is consent
-    from profiler.sending.destination import destination, without_credentials
+    from profiler.sending.destination import destination
     from profiler.sending.dispatch import record
 
     try:
@@ -235,7 +235,7 @@ def _check(resolved: Any, bodies: list[bytes]) -> None:
         raise SettingsError(str(error)) from error
     failed = False
     for body in map(checked_body, bodies):
-        noted = record(f"{without_credentials(config.address)} (validation)", body)
+        noted = record(f"{config.where} (validation)", body)
         answer, messages = check(config, body)
         noted(answer.text)
         failed = failed or bool(messages) or answer.verdict != "taken"
