@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     import os
 
+MAX_SAID = 400  # characters of an answer
 Answered = Callable[[str], None]  # receives the answer of the destination
 Record = Callable[[str, bytes], Answered]  # receives the address and the bytes, before they are sent
 
@@ -72,6 +73,10 @@ class Answer:
     wait_s: float | None = None
     partly: int | None = None
     arrived: bool = True
+
+    def __post_init__(self) -> None:
+        """Make the text one printable line: a collector's words go to logs and terminals."""
+        object.__setattr__(self, "text", "".join(filter(str.isprintable, " ".join(self.text.split())))[:MAX_SAID])
 
 
 class Transport(Protocol):

@@ -194,6 +194,9 @@ class Courier:
             done.reason = str(why)
             done.notes += [str(why)] if why.is_trouble else []
             return
+        except BaseException:  # nothing has left, so nothing may look as if it had
+            self._outbox.put_back(claimed)
+            raise
         self._yield_gil()
         answer = self._transport.send(body)
         self._yield_gil()

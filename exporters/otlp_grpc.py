@@ -8,6 +8,7 @@ the program has not loaded gRPC, it is started silent here. If it has, that is t
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
@@ -44,6 +46,7 @@ METHODS = {  # by signal; their answers have the same form
 }
 LATER = {  # the protocol's list (opentelemetry.io/docs/specs/otlp, "OTLP/gRPC response"), and the codes of a broken server
     *(grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.ABORTED, grpc.StatusCode.OUT_OF_RANGE),
+    *(grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED),  # for a mended token
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL),
 }
 OPTIONS = (
@@ -103,8 +106,9 @@ def _refusal(error: Any) -> Answer:
     code, wait = error.code(), None
     for name, value in error.trailing_metadata() or ():
         if name == "google.rpc.retryinfo-bin":
-            delay = RetryInfo.FromString(value).retry_delay
-            wait = min(delay.seconds + delay.nanos / 1e9, MAX_WAIT_S)
+            with contextlib.suppress(DecodeError):
+                delay = RetryInfo.FromString(value).retry_delay
+                wait = min(max(delay.seconds + delay.nanos / 1e9, 0.0), MAX_WAIT_S)
     details = (error.details() or "")[:200]
     later = code in LATER or (code is grpc.StatusCode.RESOURCE_EXHAUSTED and wait is not None)
     return Answer("later" if later else "refused", f"gRPC {code.name}: {details}", wait_s=wait)

@@ -8,11 +8,13 @@ The rule it keeps: consent is asked at each scrape, and a copy of each shown pag
 
 from __future__ import annotations
 
+import contextlib
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from socketserver import TCPServer
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -34,6 +36,8 @@ from exporters.measurements import Outgoing
 from exporters.sdk_data import metrics_data
 
 LOWEST, HIGHEST = -20, 14  # bounds from 2**-20 s, a microsecond, to 2**14 s, four and a half hours
+CONNECTION_S = 5.0  # for a whole request and its answer
+MAX_CONNECTIONS = 8
 LOOPBACK = ("127.0.0.1", "localhost")
 BOUNDS = tuple(2.0**exponent for exponent in range(LOWEST, HIGHEST + 1))
 Start = Callable[..., Any]
@@ -74,7 +78,7 @@ class Page:
         self._lock = threading.Lock()
         host, _, port = config.address.removeprefix("http://").removesuffix("/metrics").partition(":")
         try:
-            self._server: WSGIServer = make_server(host, int(port), self._serve, _Nameless, _Quiet)
+            self._server = make_server(host, int(port), self._serve, _Server, _Quiet)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ExporterError(f"nothing can be scraped on {config.address}: {reason}; set another prometheus_port") from error
@@ -92,12 +96,10 @@ class Page:
         return self._page is not None
 
     def close(self) -> None:
-        """Close the socket, after a scrape that is under way."""
-        if threading.current_thread() is self._thread:  # in the middle of a scrape, which found no consent
-            threading.Thread(target=self.close, daemon=True).start()
-            return
+        """Close the socket and every connection. No client is waited for."""
         self._server.shutdown()
         self._server.server_close()
+        self._server.cut(0.0)
 
     def _serve(self, environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         def begin(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
@@ -142,8 +144,44 @@ def page_of(outgoing: Outgoing) -> Any:
     return make_wsgi_app(registry)
 
 
-class _Nameless(WSGIServer):
-    """A server that does not look up this machine's name, unlike its base class."""
+class _Server(ThreadingMixIn, WSGIServer):
+    """A server that no client can hold up, and that does not look up this machine's name, unlike its base class.
+
+    Each connection has a thread of its own, of which there are few, and is cut after `CONNECTION_S`.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        self._connections: dict[Any, float] = {}  # when each was made, by the monotonic clock
+        super().__init__(*arguments, **more)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Return True if there is room for another connection; its base class closes it if there is not."""
+        if len(self._connections) >= MAX_CONNECTIONS:
+            return False
+        self._connections[request] = time.monotonic()
+        return True
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self._connections.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Cut old connections; called ten times a second."""
+        self.cut(CONNECTION_S)
+
+    def cut(self, seconds: float) -> None:
+        """Cut the connections that have lasted so long. Their threads see it and end."""
+        for request, began in list(self._connections.items()):
+            if time.monotonic() - began >= seconds:
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Write nothing to the program's stderr: a client that went away, or was cut, is no fault."""
 
     def server_bind(self) -> None:
         TCPServer.server_bind(self)

@@ -30,6 +30,7 @@ from exporters.config import Answer, Config
 
 TRANSPORT_HEADERS = ("host", "content-length", "connection", "proxy-authorization")
 ANSWER_BYTES = 4_096  # of an answer, no more is read
+CREDENTIALS = (401, 403, 407)  # all entries wait for a mended token; they would be refused one by one
 LATER = (408, 425, 429)  # of the answers of the 4xx kind, those that ask for patience
 GRACE_S = 1.0  # by which an attempt may overrun its time before its connection is cut
 MAX_WAIT_S = 3600.0  # a destination may ask for more; it is asked again after this
@@ -99,26 +100,29 @@ class Http:
             verify=config.certificate or True,
             cert=own,
         ) as response:
-            found = b""
+            found, is_whole = b"", False
             try:
                 for byte in response.iter_content(1):  # in larger pieces, a server that drips would be waited for
                     found += byte
                     if len(found) >= ANSWER_BYTES or time.monotonic() - began > config.timeout:
                         break
-            except requests.RequestException:
-                pass  # the status has been read; the rest of the answer is unknown
-            return _answer(response), found, response.headers.get("content-type", "")
+                is_whole = time.monotonic() - began <= config.timeout
+            except requests.RequestException:  # the status has been read; did the server end the rest, or our own clock?
+                is_whole = time.monotonic() - began <= config.timeout
+            return _answer(response, is_whole), found, response.headers.get("content-type", "")
 
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
 
 
-def _answer(response: requests.Response) -> Answer:
+def _answer(response: requests.Response, is_whole: bool) -> Answer:
     status = response.status_code
     text = f"HTTP {status}"
     if 200 <= status < 300:
-        return Answer("taken", text)
+        return Answer("taken", text) if is_whole else Answer("later", f"{text}, whose rest did not come in time")
+    if status in CREDENTIALS:
+        return Answer("later", f"{text}: the headers or certificates that identify you are not accepted")
     if 300 <= status < 400:
         return Answer("later", f"{text}: a redirect, which is not followed")
     verdict: Any = "refused" if 400 <= status < 500 and status not in LATER else "later"

@@ -14,13 +14,12 @@ COMMANDS = ("demo", "run", "runs", "report", "bench", "settings", "telemetry", "
 
 def main() -> None:
     """Run the console script."""
-    import typer
-
     from profiler.cli.app import app
+    from profiler.cli.output import complain
     from profiler.errors import ProfilerError
 
     try:
         app()
     except ProfilerError as error:
-        typer.echo(f"epochmeter: {error}", err=True)
+        complain(error)
         sys.exit(2)

@@ -10,6 +10,7 @@ import typer
 
 import profiler
 from profiler.cli import COMMANDS
+from profiler.cli.output import say
 
 app = typer.Typer(
     name="epochmeter",
@@ -29,7 +30,7 @@ for _name in COMMANDS if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS else s
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"epochmeter {profiler.__version__}")
+        say(f"epochmeter {profiler.__version__}")
         raise typer.Exit
 
 

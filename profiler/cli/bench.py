@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from profiler.errors import ArgumentValueError, ProfilerError
+from profiler.records.plain_text import printable_in
 
 PARTIAL, REGRESSION, INTERRUPTED = 3, 1, 130
 STDOUT = Path("-")
@@ -191,7 +192,7 @@ def _before(path: Path | None) -> Sequence[dict[str, Any]] | None:
     what = "a result of 'epochmeter bench --json FILE'"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        cases: list[dict[str, Any]] = content["bench"]["cases"]
+        cases: list[dict[str, Any]] = printable_in(content["bench"]["cases"])
         for case in cases:
             _check_case(case)
     except OSError as error:

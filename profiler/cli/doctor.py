@@ -8,15 +8,17 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from profiler.cli.options import AsJson
+from profiler.records.plain_text import printable_in
 
 RUNS_LOOKED_AT = 5
 NOT_OBEYED = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSLKEYLOGFILE")
@@ -47,7 +49,8 @@ def doctor(
     console = Console()
     marks = {"ok": "[green]ok[/]     ", "missing": "[yellow]missing[/]", "problem": "[red]problem[/]"}
     for check in checks:
-        console.print(f"{marks[check.state]} {check.name}: ", end="")
+        check = Check(*printable_in(astuple(check)))
+        console.print(f"{marks[check.state]} {escape(check.name)}: ", end="")
         console.print(check.detail, markup=False, highlight=False, soft_wrap=True)
         if check.cure:
             console.print(f"        -> {check.cure}", markup=False, highlight=False, soft_wrap=True)

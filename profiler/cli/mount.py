@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from profiler.cli.options import AsJson
+from profiler.cli.output import say
 from profiler.cli.telemetry import COMMANDS
 from profiler.cli.telemetry.flush import Adopt, Again
 from profiler.cli.telemetry.flush import flush as deliver
@@ -21,6 +22,7 @@ from profiler.cli.telemetry.preview import show_own
 from profiler.cli.telemetry.schema import Markdown, show
 from profiler.embedding.telemetry import Telemetry
 from profiler.errors import ArgumentTypeError, ProfilerError
+from profiler.records.plain_text import printable
 
 
 def settings(app: typer.Typer) -> None:
@@ -71,7 +73,7 @@ def _with_short_errors(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*arguments, **more)
         except ProfilerError as error:
-            typer.echo(f"error: {error}", err=True)
+            say(f"error: {printable(error)}", err=True)
             raise typer.Exit(2) from None
 
     return run

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from profiler.cli.output import say
 from profiler.errors import ProfilerError
 
 
@@ -28,16 +29,17 @@ def report(
     from profiler.config.paths import runs_path
     from profiler.report.document import document
     from profiler.report.text import renderable, text
-    from profiler.storage.run_reader import find, load
+    from profiler.storage.run_reader import believed, find, load
 
     recorded = load(find(runs_path(), run))
-    content = (json.dumps(document(recorded), indent=2) if form is Format.json else text(recorded)) + "\n"
+    with believed(recorded):
+        content = (json.dumps(document(recorded), indent=2) if form is Format.json else text(recorded)) + "\n"
     if output is not None:
         _write(output, content)
     elif form is Format.text and sys.stdout.isatty():
         Console().print(renderable(recorded))
     else:
-        typer.echo(content, nl=False)
+        say(content, nl=False)
 
 
 def _write(output: Path, content: str) -> None:

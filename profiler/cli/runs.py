@@ -12,6 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from profiler.cli.options import AsJson
+from profiler.cli.output import complain, say
+from profiler.records.plain_text import printable_in
 
 
 def runs(as_json: AsJson = False) -> None:
@@ -24,14 +26,16 @@ def runs(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(rows, indent=2))
         return
     if not rows:
-        typer.echo("no run has been recorded on this machine yet; 'epochmeter demo' records one", err=True)
+        say("no run has been recorded on this machine yet; 'epochmeter demo' records one", err=True)
         return
     table = Table("id", "name", "rank", "state", "started", "duration", box=box.SIMPLE_HEAD, show_edge=False)
     from profiler.report.layout import duration
 
-    for row in rows:
+    for row in map(printable_in, rows):
         rank = f"{row['rank']} of {row['world_size']}" if "rank" in row else ""
-        table.add_row(row["id"], escape(row["name"]), rank, row["state"], row.get("started", ""), duration(row["duration_s"]))
+        table.add_row(
+            row["id"], escape(row["name"]), rank, escape(row["state"]), row.get("started", ""), duration(row["duration_s"])
+        )
     Console().print(table)
 
 
@@ -43,7 +47,7 @@ def _row(path: Any) -> dict[str, Any] | None:
     try:
         run = outline(path)
     except RunLogError as error:
-        typer.echo(f"epochmeter: {error}", err=True)
+        complain(error)
         return None
     ranked = {} if run.rank is None else {"rank": run.rank, "world_size": run.world_size}
     return {

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from profiler.cli.options import AsJson
+from profiler.cli.output import complain
 from profiler.config.schema import displayed
 from profiler.errors import SettingsError
+from profiler.records.plain_text import printable
 
 
 def settings(
@@ -30,7 +32,7 @@ def settings(
         config_file.update(dict(_split(change) for change in changes))
     resolved = resolve()
     for problem in resolved.problems:
-        typer.echo(f"epochmeter: {problem}", err=True)
+        complain(problem)
     if as_json:
         typer.echo(json.dumps(_as_data(resolved.values, explain), indent=2))
     else:
@@ -63,6 +65,6 @@ def _print(resolved: Any, explain: bool) -> None:
     console = Console()
     console.print(table)
     if explain:
-        console.print(f"\nfile: {settings_path()}", highlight=False, soft_wrap=True)
+        console.print(f"\nfile: {printable(settings_path())}", highlight=False, soft_wrap=True)
         if resolved.decided is not None:
-            console.print(f"the destination was chosen: {resolved.decided}", highlight=False, soft_wrap=True)
+            console.print(f"the destination was chosen: {printable(resolved.decided)}", highlight=False, soft_wrap=True)

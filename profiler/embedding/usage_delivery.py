@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -93,7 +94,12 @@ def export_usage(
         config = exporters.Config(**destination(resolved))
         dispatch = Dispatch(resolved, outbox_of(resolved), config, exporters.gate_for(config, consent))
         for summary, counted in ledger.summaries(choice):
-            declared = declared_from(counted.declared)
+            try:
+                declared = declared_from(counted.declared)
+            except (ValueError, KeyError, TypeError):
+                note("counts could not be read")
+                ledger.sent(summary, keep=True)
+                continue
             put = dispatch.put_data(summary, counted.began, usage_of(summary, counted), LAST, declared, what="usage")
             if dispatch.gate.reason:
                 note(dispatch.gate.reason)
@@ -121,7 +127,10 @@ def export_waiting() -> list[str]:
         resolved = info.resolve()
         if ledger.pending() and usage_goes_to(info, resolved) is not None:
             consent = Consent(info.resolve, partial(_goes_somewhere, info))
-            export_usage(info, resolved, consent, notes.append)
+            try:
+                export_usage(info, resolved, consent, notes.append)
+            except OSError as error:  # the others go on
+                notes.append(f"the counts of {ledger.name} cannot be sent: {error.strerror}")
     return notes
 
 
@@ -131,7 +140,7 @@ def declarations_known() -> set[Declared]:
     for ledger in ledgers(usage_path()):
         parts = [*ledger.kept(), *(counted for _, counted in ledger.pending())]
         found.add(name_alone(ledger.name))
-        if parts:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # max of none; a spoilt file
             found.add(declared_from(max(parts, key=lambda counted: counted.ended).declared))
     return found
 

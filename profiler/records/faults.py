@@ -59,10 +59,12 @@ def reason_of(error: BaseException) -> str:
 def warn_once(text: str) -> None:
     """Log a warning once in a process for each kind of trouble."""
     if text not in _warned:
-        import logging  # not needed by a program that only counts
+        import logging  # neither is needed by a program that only counts
+
+        from profiler.records.plain_text import printable
 
         _warned.add(text)
-        logging.getLogger("epochmeter").warning("epochmeter: %s", text)
+        logging.getLogger("epochmeter").warning("epochmeter: %s", printable(text))
 
 
 def forget_warnings() -> None:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from profiler.records.plain_text import printable_in
 from profiler.records.run import Run
 from profiler.report.bench import tables
 from profiler.report.document import document
@@ -30,7 +31,7 @@ def text(run: Run, width: int = WIDTH) -> str:
 
 def renderable(run: Run) -> RenderableType:
     """Return the report for a rich console."""
-    data = document(run)
+    data = printable_in(document(run))
     parts: list[RenderableType] = [_title(data)]
     if data["epochs"]:
         parts.append(_epochs(data))

@@ -125,11 +125,18 @@ class Dispatch:
         Args:
             own: the id of this process's run, which is alive.
         """
+        from exporters.entry import name_of
         from exporters.outbox import OPEN_GRACE_S
 
         for run, about, age_s in list(self._outbox.open_runs()):
             if run != own and age_s > OPEN_GRACE_S and key_of(about) == self.key and consent():
-                self._recover(run, about, age_s, yield_gil)
+                try:
+                    self._recover(run, about, age_s, yield_gil)
+                except OSError:
+                    continue  # the disk refuses it: it stays announced, and the others go on
+                except Exception:  # its log makes no sense: it is given up alone, and counted
+                    self._outbox.count(name_of(about["started_ns"], run, LAST), "unreadable")
+                    self._outbox.close_run(run)
 
     def _recover(self, run: str, about: Mapping[str, Any], age_s: float, yield_gil: Callable[[], None]) -> None:
         from exporters.entry import name_of
@@ -172,7 +179,9 @@ def key_of(about: Mapping[str, Any]) -> DestinationKey | None:
     from exporters.entry import DestinationKey
 
     with contextlib.suppress(KeyError):
-        return DestinationKey(about["target"], about["protocol"], about["address"], about["decided"])
+        found = (about["target"], about["protocol"], about["address"], about["decided"])
+        if all(isinstance(text, str) or text is None for text in found):
+            return DestinationKey(*found)
     return None
 
 

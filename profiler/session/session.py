@@ -29,6 +29,7 @@ from profiler.measure import clocks
 from profiler.measure.energy_meter import EnergyMeter
 from profiler.measure.timer import Timer
 from profiler.records.faults import Faults, warn_once
+from profiler.records.plain_text import printable
 from profiler.records.run import UNREAD, EpochRecord, Run
 from profiler.records.vocabulary import Stage
 from profiler.sending.sender import Sending
@@ -261,7 +262,7 @@ class Session:
         self._keeper.save(epoch)
         self.faults.swallow("times could not be sent to other ranks", lambda: self._save_all(self._ranks.publish(epoch)))
         if self._live:
-            line = f"{self.run.name}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n"
+            line = f"{printable(self.run.name)}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n"
             self.faults.swallow("stderr takes no lines", lambda: sys.stderr.write(line))
         self.timer.overhead_ns += clocks.host_clock() - began
 

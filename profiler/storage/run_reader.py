@@ -1,20 +1,21 @@
-"""Read runs from their logs."""
+"""Read runs from their logs. A run's id is that of its log's name; a spoilt line is left out as a whole, and counted."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from profiler.config.folder import Folder
-from profiler.errors import RunLogError, RunNotFoundError, did_you_mean
+from profiler.errors import ProfilerError, RunLogError, RunNotFoundError, did_you_mean
 from profiler.records.case import CaseRecord, add_cases, case_identity
 from profiler.records.energy import Energy
 from profiler.records.histogram import NS, Histogram
 from profiler.records.reading_record import READING_PREFIX, ReadingRecord
 from profiler.records.readings import MetricSpec
-from profiler.records.run import FACT_NAMES, EpochRecord, Hardware, RankStage, Run
+from profiler.records.run import FACT_NAMES, EpochRecord, Hardware, RankStage, Run, State
 from profiler.records.timing import Timing
 from profiler.storage.metric_rows import BY_NAME, CASE_ENDS
 from profiler.storage.run_log import is_being_written, run_id, run_paths
@@ -24,8 +25,15 @@ if TYPE_CHECKING:
     from profiler.records.readings import Kind
 
 
+T = TypeVar("T")
 APP_PREFIX = "epochmeter.app."
 OWN_PREFIXES = ("epochmeter.run.", "epochmeter.stage.", "epochmeter.rank.", "epochmeter.gpu.energy.", "epochmeter.bench.")
+MAX_WHOLE = 2**63 - 1
+MAX_TIME = 2**62  # ns since 1970, and of a run
+MAX_RANKS = 2**24
+MAX_BUCKETS = 1_024  # of a histogram; ours have 160 at most
+MAX_POWER = 1_000.0
+TEXTS = ("epochmeter.stage", "epochmeter.phase", "hw.id", "what")  # attributes of points
 FACTS = {name: fact for fact, name in FACT_NAMES.items()}
 
 
@@ -74,18 +82,40 @@ def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
         RunLogError: the file cannot be read, or no line of it belongs to a run.
     """
     lines = _lines(path)
-    run = Run(id=run_id(path), name="", started_unix_ns=0)
-    known = []
-    for line in lines:
-        yield_gil()
-        known.append(_read_run_line(run, line))
+    run, known = _run_from(path, lines, yield_gil)
     if not any(known):
         raise _no_run(path)
+    if None in known:  # what a spoilt line said before it was found to be spoilt must not stay
+        run, _ = _run_from(path, [line for line, found in zip(lines, known, strict=True) if found], yield_gil)
     spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now
     if spoilt:
         run.note("unreadable line in the run log", spoilt)
     run.epochs.sort(key=lambda epoch: epoch.started_ns)
     return _with_true_state(run, path)
+
+
+def _run_from(path: Path, lines: Iterable[bytes], yield_gil: Callable[[], None]) -> tuple[Run, list[bool | None]]:
+    run, known = Run(id=run_id(path), name="", started_unix_ns=0), []
+    for line in lines:
+        yield_gil()
+        known.append(_read_run_line(run, line))
+    return run, known
+
+
+@contextlib.contextmanager
+def believed(run: Run) -> Iterator[None]:
+    """Say that a log makes no sense if what is made of it fails: its lines are whole, but do not fit together.
+
+    Raises:
+        RunLogError: it failed.
+    """
+    try:
+        yield
+    except ProfilerError:
+        raise
+    except Exception as error:
+        what = f"the log of run {run.id} holds numbers that do not fit together ({type(error).__name__})"
+        raise RunLogError(f"{what}; it cannot be shown or sent.") from None
 
 
 def outline(path: Path) -> Run:
@@ -122,9 +152,18 @@ def _with_true_state(run: Run, path: Path) -> Run:
 def _read_run_line(run: Run, line: bytes) -> bool | None:
     """Add a line to the run. Return True for a line of ours, False for one of another program, None for a spoilt one."""
     try:
-        return _read_line(run, json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return _read_line(run, json.loads(line, parse_constant=_no_constant))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StopIteration):
         return None
+
+
+def _no_constant(word: str) -> float:
+    """Refuse NaN and Infinity, which a log of ours never holds.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"{word} is no number")
 
 
 def _read_line(run: Run, document: Mapping[str, Any]) -> bool:
@@ -134,19 +173,20 @@ def _read_line(run: Run, document: Mapping[str, Any]) -> bool:
         if resource.get("service.name") != "epochmeter" or "epochmeter.run.name" not in resource:
             continue
         known = True
-        run.id = resource["service.instance.id"]
-        run.name = resource["epochmeter.run.name"]
-        run.state = resource["epochmeter.run.state"]
-        run.started_unix_ns = resource["epochmeter.run.started"]
-        run.planned_epochs = resource.get("epochmeter.run.planned_epochs")
-        run.rank = resource.get("epochmeter.distributed.rank")
-        run.world_size = resource.get("epochmeter.distributed.world_size")
+        run.name = _of(str, resource["epochmeter.run.name"])
+        run.state = _one_of(get_args(State), resource["epochmeter.run.state"])
+        run.started_unix_ns = _whole(resource["epochmeter.run.started"], MAX_TIME)
+        run.planned_epochs = _whole(resource.get("epochmeter.run.planned_epochs"), MAX_WHOLE)
+        run.rank = _whole(resource.get("epochmeter.distributed.rank"), MAX_RANKS)
+        run.world_size = _whole(resource.get("epochmeter.distributed.world_size"), MAX_RANKS)
         run.app = {name.removeprefix(APP_PREFIX): value for name, value in resource.items() if name.startswith(APP_PREFIX)}
         run.hardware = _hardware(resource)
         for scope in resource_metrics["scopeMetrics"]:
             for metric in scope["metrics"]:
                 for kind, point in _points(metric):
                     _read_point(run, metric, kind, point)
+    if not 0 <= run.duration_ns <= MAX_TIME:
+        raise ValueError("a run cannot have lasted so long")
     return known
 
 
@@ -160,20 +200,36 @@ def _points(metric: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
 
 def _read_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[str, Any]) -> None:
     name: str = metric["name"]
-    at = _attributes(point)
+    at = _checked(_attributes(point))
     row = BY_NAME.get(name)
     if row is None and name.startswith(OWN_PREFIXES):
         return  # a later version's metric
     if row is not None and row.scope == "run":
         row.read(run, at, _point_value(point))
         return
-    part = _part(run, at.pop("epochmeter.epoch.index", None), int(point.get("startTimeUnixNano", run.started_unix_ns)))
+    began = _int(point.get("startTimeUnixNano", run.started_unix_ns))
+    part = _part(run, _whole(at.pop("epochmeter.epoch.index", None), MAX_WHOLE), began)
     if row is None:
         _read_reading(part, metric, kind, at, point)
         return
     target = PARTS[row.scope](part, at)
     if target is not None:
         row.read(target, at, _histogram(point) if row.kind == "histogram" else _point_value(point))
+
+
+def _checked(at: dict[str, Any]) -> dict[str, Any]:
+    """Return a point's attributes, each with the type that ours have.
+
+    Raises:
+        TypeError: one has another.
+    """
+    for key, value in at.items():
+        if key == "epochmeter.phase.parents":
+            for parent in _of(list, value):
+                _of(str, parent)
+        elif key in TEXTS:
+            _of(str, value)
+    return at
 
 
 def _part(run: Run, index: int | None, began: int) -> EpochRecord:
@@ -223,24 +279,34 @@ PARTS: dict[str, Callable[[EpochRecord, Mapping[str, Any]], Any]] = {  # scope: 
 
 
 def _histogram(point: Mapping[str, Any]) -> Histogram:
+    """Return a histogram.
+
+    Raises:
+        ValueError: it has no form that ours can have.
+    """
     positive = point.get("positive", {})
-    offset = int(positive.get("offset", 0))
-    counts = {offset + step: int(count) for step, count in enumerate(positive.get("bucketCounts", ()))}
-    empty = int(point.get("count", 0)) == 0
+    scale, offset, zero_count = int(point.get("scale", 0)), _int(positive.get("offset", 0)), _int(point.get("zeroCount", 0))
+    numbers = [_int(count) for count in positive.get("bucketCounts", ())]
+    count = _int(point.get("count", 0))
+    highest = (abs(offset) + len(numbers)) * 2.0**-scale  # of a bucket, as a power of two
+    if not -10 <= scale <= 20 or len(numbers) > MAX_BUCKETS or highest > MAX_POWER or min([*numbers, zero_count]) < 0:
+        raise ValueError("a histogram is none of ours")
     return Histogram.of(
-        scale=int(point.get("scale", 0)),
-        counts=counts,
-        zero_count=int(point.get("zeroCount", 0)),
-        sum_ns=round(point.get("sum", 0.0) * NS),
-        min_ns=None if empty else round(point.get("min", 0.0) * NS),
-        max_ns=None if empty else round(point.get("max", 0.0) * NS),
+        scale=scale,
+        counts={offset + step: number for step, number in enumerate(numbers)},
+        zero_count=zero_count,
+        sum_ns=round(_double(point.get("sum", 0.0)) * NS),
+        min_ns=None if count == 0 else round(_double(point.get("min", 0.0)) * NS),
+        max_ns=None if count == 0 else round(_double(point.get("max", 0.0)) * NS),
     )
 
 
 def _read_reading(
     part: EpochRecord, metric: Mapping[str, Any], kind: str, at: dict[str, str], point: Mapping[str, Any]
 ) -> None:
-    name = metric["name"].removeprefix(READING_PREFIX)
+    name = _of(str, metric["name"]).removeprefix(READING_PREFIX)
+    for value in at.values():
+        _of(str, value)
     kinds: dict[str, Kind] = {
         "gauge": "gauge",
         "counter": "counter",
@@ -251,10 +317,12 @@ def _read_reading(
     key = (name, tuple(sorted(at.items())))
     record = part.readings.get(key)
     if record is None:
-        spec = MetricSpec(name, metric.get("unit", ""), kinds[kind], metric.get("description", ""))
+        unit, description = _of(str, metric.get("unit", "")), _of(str, metric.get("description", ""))
+        spec = MetricSpec(name, unit, kinds[kind], description)
         record = part.readings[key] = ReadingRecord(spec, at)
     if kind == "histogram":
-        later = ReadingRecord(record.spec, at, int(point["count"]), point["min"], point["max"], point["sum"], record.last)
+        count, (low, high, total) = _int(point["count"]), (_double(point[key]) for key in ("min", "max", "sum"))
+        later = ReadingRecord(record.spec, at, count, low, high, total, record.last)
         record.merge(later)
     elif kind == "exponentialHistogram":
         record.histogram.merge(_histogram(point))
@@ -267,20 +335,81 @@ def _read_reading(
 
 
 def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
-    return {entry["key"]: _value(entry["value"]) for entry in holder.get("attributes", ())}
+    return {_of(str, entry["key"]): _value(entry["value"]) for entry in holder.get("attributes", ())}
 
 
 def _value(value: Mapping[str, Any]) -> Any:
     kind, content = next(iter(value.items()))
     if kind == "intValue":
-        return int(content)
+        return _int(content)
+    if kind == "doubleValue":
+        return _double(content)
     if kind == "arrayValue":
         return [_value(entry) for entry in content.get("values", ())]
-    return content
+    return _of({"stringValue": str, "boolValue": bool}[kind], content)
 
 
 def _point_value(point: Mapping[str, Any]) -> float | int:
-    return int(point["asInt"]) if "asInt" in point else float(point["asDouble"])
+    return _int(point["asInt"]) if "asInt" in point else _double(point["asDouble"])
+
+
+def _int(text: str | int) -> int:
+    """Return a whole number of 64 bits, which JSON holds as text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if len(str(text)) > 20:
+        raise ValueError("a number is longer than 64 bits")
+    number = int(text)
+    if not -MAX_WHOLE <= number <= MAX_WHOLE:
+        raise ValueError("a number is longer than 64 bits")
+    return number
+
+
+def _double(value: Any) -> float:
+    """Return a number that every later step can work with.
+
+    Raises:
+        ValueError, TypeError: it is none, not finite, or beyond what can be measured.
+    """
+    number = float(value)
+    if not abs(number) <= MAX_WHOLE:
+        raise ValueError("a number is not finite, or too large")
+    return number
+
+
+def _whole(value: Any, most: int) -> Any:
+    """Return a whole number from 0 on, or None for None.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value is not None and not (type(value) is int and 0 <= value <= most):
+        raise ValueError("an attribute is no such number")
+    return value
+
+
+def _of(kind: type[T], value: Any) -> T:
+    """Return a value of this type.
+
+    Raises:
+        TypeError: it is of another.
+    """
+    if not isinstance(value, kind):
+        raise TypeError("an attribute has another type")
+    return value
+
+
+def _one_of(words: tuple[Any, ...], value: Any) -> Any:
+    """Return one of these words.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if value not in words:
+        raise ValueError("an attribute has no known value")
+    return value
 
 
 def _hardware(resource: Mapping[str, Any]) -> Hardware:

@@ -97,6 +97,18 @@ def test_transport_is_made_only_when_needed(tmp_path: Path, body: bytes) -> None
         courier(filled(tmp_path / "full", body), make).deliver(forever)
 
 
+def test_own_fault_before_sending_leaves_nothing_claimed(tmp_path: Path, body: bytes) -> None:
+    """An entry that looks as if it were being sent would be given up, or sent twice."""
+    transport, box = Scripted(), filled(tmp_path, body)
+
+    def record(where: str, body: bytes) -> Any:
+        raise RuntimeError("ours")
+
+    with pytest.raises(RuntimeError, match="ours"):
+        courier(box, transport, record=record).deliver(forever)
+    assert (transport.sent, len(box.waiting()), box.under_way()) == ([], 1, [])
+
+
 def test_the_bytes_are_checked_again_before_they_go(tmp_path: Path, body: bytes) -> None:
     """An entry may be of another version's list, or have been changed on disk."""
     spoilt = body.replace(b"epochmeter.stage.steps", b"epochmeter.stage.shoes")

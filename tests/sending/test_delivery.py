@@ -121,7 +121,22 @@ def test_what_retry_after_can_say(value: str | None, seconds: float | None) -> N
     assert later is not None and 50 <= later <= 61
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
+@pytest.mark.parametrize("status", [401, 403, 407])
+def test_failing_token_makes_all_wait(home: Path, sink: Sink, status: int) -> None:
+    settings.update(exporter="otlp", otlp_endpoint=sink.url)
+    sink.status = status
+    for _ in range(3):
+        run()
+    assert len(sink.received) == 3  # one attempt a run: the others would fail, too
+    assert (len(box(home).waiting()), box(home).aside()) == (3, [])
+    (waiting,) = [check for check in epochmeter("doctor", "--json").json["checks"] if check["name"] == "outbox: waiting"]
+    assert waiting["state"] == "problem" and f"HTTP {status}: the headers" in waiting["detail"]
+    sink.status = 200
+    assert epochmeter("telemetry", "flush", EPOCHMETER_OTLP_HEADERS="authorization=mended").code == 0
+    assert len(epochs_in(sink)) == 3 and sink.received[-1].headers["authorization"] == "mended"
+
+
+@pytest.mark.parametrize("status", [400, 404, 413])
 def test_permanent_refusal_is_set_aside_with_reason(home: Path, sink: Sink, status: int) -> None:
     settings.update(exporter="otlp", otlp_endpoint=sink.url)
     sink.status = status
@@ -292,7 +307,7 @@ def drips_its_answer(connection: socket.socket, over: threading.Event) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("serve", "verdict"), [(drips_its_answer, "taken"), (a_byte_a_second, "later"), (never_answers, "later")]
+    ("serve", "verdict"), [(drips_its_answer, "later"), (a_byte_a_second, "later"), (never_answers, "later")]
 )
 def test_slow_answer_is_cut_off(serve: Any, verdict: str) -> None:
     """A socket's timeout starts anew with each byte; an attempt's does not."""

@@ -100,7 +100,8 @@ def test_headers_of_our_own_variable_go_along(service: Service, monkeypatch: pyt
     ("name", "waits"),
     [
         *[(name, True) for name in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED", "DATA_LOSS", "INTERNAL")],
-        *[(name, False) for name in ("INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED", "UNIMPLEMENTED")],
+        *[(name, True) for name in ("UNAUTHENTICATED", "PERMISSION_DENIED")],
+        *[(name, False) for name in ("INVALID_ARGUMENT", "UNIMPLEMENTED")],
         ("RESOURCE_EXHAUSTED", False),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -13,7 +14,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -32,7 +33,7 @@ from profiler.config.folder import Folder
 from profiler.records.histogram import Histogram
 from profiler.sending.snapshot import histogram_value
 from support.exports import a_run, data
-from support.processes import epochmeter, free_port, wait_for, wait_for_ticks
+from support.processes import can_connect, epochmeter, free_port, wait_for, wait_for_ticks
 
 page = pytest.importorskip("exporters.prometheus", reason="the extra prometheus is not installed")
 KIT = Path(__file__).parents[2] / "examples" / "pipeline"
@@ -137,6 +138,58 @@ def test_off_means_no_socket(port: int) -> None:
         epoch(prof)
         with pytest.raises(urllib.error.URLError):
             scrape(port)
+
+
+@pytest.fixture
+def idle(port: int) -> Iterator[Callable[[int], list[socket.socket]]]:
+    """Return what makes that many clients, which connect and say nothing."""
+    with contextlib.ExitStack() as stack:
+        yield lambda count: [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)) for _ in range(count)
+        ]
+
+
+def test_idle_client_holds_up_nothing(port: int, idle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "CONNECTION_S", 0.3)
+    with Profiler("x", interval=0.02) as prof:
+        clients = idle(1)
+        clients[0].sendall(b"GET /metr")  # and no more of it
+        epoch(prof)
+        assert "epochmeter" in scrape(port)
+        assert clients[0].recv(10) == b""  # cut, after its time
+        clients += idle(page.MAX_CONNECTIONS)
+        wait_for(lambda: "epochmeter" in scraped(port))  # there is room again, once they were cut
+        clients += idle(page.MAX_CONNECTIONS)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    assert all(map(is_cut, clients))
+    with pytest.raises(urllib.error.URLError):
+        scrape(port)
+
+
+def test_off_closes_port_beside_idle_clients(port: int, idle: Any) -> None:
+    with Profiler("x", interval=0.02) as prof:
+        clients = idle(3)
+        epoch(prof)
+        settings.update(sync=False)
+        wait_for(lambda: not can_connect(port))
+        assert all(map(is_cut, clients))
+        epoch(prof)
+    assert prof.summary.stages["train"]["steps"] == 20
+
+
+def is_cut(client: socket.socket) -> bool:
+    try:
+        return client.recv(10) == b""
+    except ConnectionResetError:
+        return True
+
+
+def scraped(port: int) -> str:
+    try:
+        return scrape(port)
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def test_shown_page_is_logged_once(port: int) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from profiler.cli.options import AsJson
+from profiler.cli.output import complain, say
 
 REMAIN = 3
 
@@ -34,11 +35,11 @@ def flush(adopt: Adopt = False, again: Again = False, as_json: AsJson = False) -
     if as_json:
         typer.echo(json.dumps(asdict(done), indent=2))
     else:
-        typer.echo(f"{done.delivered} delivered, {done.aside} refused and set aside, {done.left} still waiting")
+        say(f"{done.delivered} delivered, {done.aside} refused and set aside, {done.left} still waiting")
     for reason in (*notes, *done.reasons):
-        typer.echo(f"epochmeter: {reason}", err=True)
+        complain(reason)
     if done.aside or done.refused_before:
         refused = done.aside + done.refused_before
-        typer.echo(f"epochmeter: {refused} set aside: 'epochmeter doctor' says why, --again tries once more", err=True)
+        say(f"epochmeter: {refused} set aside: 'epochmeter doctor' says why, --again tries once more", err=True)
     if done.left or done.aside:
         raise typer.Exit(REMAIN)

@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from profiler.cli.output import say
 from profiler.errors import RunNotFoundError
+from profiler.records.plain_text import printable
 
 UNKNOWN = "the answer is not known"
 
@@ -19,7 +21,6 @@ def log(
 ) -> None:
     """List the payloads this machine sent, each with its time, destination, size and answer."""
     from exporters.sentlog import read
-    from profiler.cli.telemetry.preview import shown
     from profiler.config.folder import Folder
     from profiler.config.paths import sent_path
 
@@ -30,13 +31,22 @@ def log(
         typer.echo(json.dumps([_as_data(one) for one in sent], indent=2))
         return
     if not sent:
-        typer.echo("nothing was sent from this machine", err=True)
+        say("nothing was sent from this machine", err=True)
         return
     for one in sent:
-        typer.echo(f"{one.id}  {one.time}  {len(one.body):,} bytes to {one.destination}")
-        typer.echo(f"    SHA-256 {one.sha256}\n    {one.answer or UNKNOWN}")
+        say(printable(f"{one.id}  {one.time}  {len(one.body):,} bytes to {one.destination}"))
+        say(f"    SHA-256 {one.sha256}\n    {printable(one.answer or UNKNOWN)}")
         if entry is not None:
-            typer.echo(shown(_target(one.body), one.body))
+            say(_content(one.body))
+
+
+def _content(body: bytes) -> str:
+    from profiler.cli.telemetry.preview import shown
+
+    try:
+        return shown(_target(body), body)
+    except Exception as error:  # the file was changed by somebody
+        return f"its content cannot be shown: {type(error).__name__}"
 
 
 def _target(body: bytes) -> str:
@@ -49,6 +59,10 @@ def _target(body: bytes) -> str:
 def _as_data(one: Any) -> dict[str, Any]:
     from exporters import form_of
 
+    try:
+        content = form_of(_target(one.body)).readable(one.body)
+    except Exception:  # the file was changed by somebody
+        content = None
     answer = {} if one.answer is None else {"answer": one.answer}
     return {
         "id": one.id,
@@ -58,5 +72,5 @@ def _as_data(one: Any) -> dict[str, Any]:
         "bytes": len(one.body),
         "sha256": one.sha256,
         "body": base64.b64encode(one.body).decode("ascii"),
-        "content": form_of(_target(one.body)).readable(one.body),
+        "content": content,
     }

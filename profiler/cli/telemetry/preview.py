@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from profiler.cli.options import AsJson
+from profiler.cli.output import complain, say
+from profiler.records.plain_text import printable
 
 INVALID = 1
 
@@ -35,7 +37,7 @@ def preview(
     from profiler.config.paths import runs_path
     from profiler.config.resolve import resolve
     from profiler.storage.run_log import run_paths
-    from profiler.storage.run_reader import find, load
+    from profiler.storage.run_reader import believed, find, load
 
     resolved = resolve()
     beside = [] if check or raw or run not in (None, USAGE, CRASHES) else _beside(run)
@@ -44,7 +46,8 @@ def preview(
         return
     recorded = load(find(runs_path(), run or "last"))
     target = resolved.settings.exporter if resolved.may_send else "otlp"
-    bodies = payload(recorded, target, resolved.settings.usage)
+    with believed(recorded):
+        bodies = payload(recorded, target, resolved.settings.usage)
     if check:
         _check(resolved, bodies)
         return
@@ -57,11 +60,11 @@ def preview(
         typer.echo(json.dumps({**_as_data(recorded.id, target, bodies, where, why_off), **more}, indent=2))
         return
     if not bodies:
-        typer.echo(f"run {recorded.id} measured nothing that is sent to {target}", err=True)
+        say(f"run {recorded.id} measured nothing that is sent to {target}", err=True)
     for body in bodies:
-        typer.echo(f"run {recorded.id}: {len(body):,} bytes, SHA-256 {hashlib.sha256(body).hexdigest()}")
-        typer.echo(f"nothing leaves this machine: {why_off}; these are the bytes" if why_off else f"to {where}")
-        typer.echo(shown(target, body))
+        say(f"run {recorded.id}: {len(body):,} bytes, SHA-256 {hashlib.sha256(body).hexdigest()}")
+        say(f"nothing leaves this machine: {why_off}; these are the bytes" if why_off else f"to {where}")
+        say(shown(target, body))
     _show_beside(beside, as_json=False)
 
 
@@ -122,10 +125,10 @@ def _show_beside(beside: list[Beside], as_json: bool) -> None:
         return
     for one in beside:
         size = f"{len(one.body):,} bytes, SHA-256 {hashlib.sha256(one.body).hexdigest()}"
-        typer.echo(f"\n{one.app}, {one.what}: {size}")
+        say(f"\n{printable(one.app)}, {one.what}: {size}")
         stays = f"nothing of it leaves this machine: {one.why_off}; these are the bytes"
-        typer.echo(stays if one.why_off else f"to {one.where}")
-        typer.echo(shown(one.target, one.body))
+        say(stays if one.why_off else f"to {printable(one.where)}")
+        say(shown(one.target, one.body))
 
 
 def _beside(what: str | None = None) -> list[Beside]:
@@ -133,46 +136,65 @@ def _beside(what: str | None = None) -> list[Beside]:
     return found if what == USAGE else [*found, *_crashes()]
 
 
+def _alone(what: str, made: Iterable[Beside]) -> list[Beside]:
+    """Return what is made of one file. If it is spoilt, say so, and go on without it."""
+    try:
+        return list(made)
+    except Exception as error:
+        complain(f"{what} cannot be shown: {type(error).__name__}")
+        return []
+
+
 def _usage() -> Iterator[Beside]:
     """Return the next summary of each package. If nothing is to leave, the latest counts as they would be sent."""
-    from exporters import form_of
-    from exporters.gate import rebuild
     from profiler.config.paths import usage_path
-    from profiler.config.resolve import resolve
-    from profiler.embedding.delivery import declared_from
-    from profiler.embedding.usage_delivery import usage_of
     from profiler.storage.usage_ledger import ledgers
 
     for ledger in ledgers(usage_path()):
-        resolved = resolve()
-        waiting = ledger.pending()
-        known = [counted for counted in ledger.kept() if not counted.counts.is_empty]
-        for name, counted in waiting or [("0" * 12, counted) for counted in known[-1:]]:
-            choice = counted.choice or [None, "otlp", None]
-            target, declared = ("ga" if choice[1] == "ga" else "otlp"), declared_from(counted.declared)
-            kept = "it was counted when it could not be sent, or it has been sent"
-            why = "" if waiting else kept if resolved.may_hand_over else resolved.why_off
-            for body in form_of(target).bodies(rebuild(usage_of(name, counted), target, declared), True):
-                yield Beside(ledger.name, USAGE, target, body, why, choice[2] or "")
+        yield from _alone(f"what {ledger.name} has counted", _usage_of(ledger))
+
+
+def _usage_of(ledger: Any) -> Iterator[Beside]:
+    from exporters import form_of
+    from exporters.gate import rebuild
+    from profiler.config.resolve import resolve
+    from profiler.embedding.delivery import declared_from
+    from profiler.embedding.usage_delivery import usage_of
+
+    resolved = resolve()
+    waiting = ledger.pending()
+    known = [counted for counted in ledger.kept() if not counted.counts.is_empty]
+    for name, counted in waiting or [("0" * 12, counted) for counted in known[-1:]]:
+        choice = counted.choice or [None, "otlp", None]
+        target, declared = ("ga" if choice[1] == "ga" else "otlp"), declared_from(counted.declared)
+        kept = "it was counted when it could not be sent, or it has been sent"
+        why = "" if waiting else kept if resolved.may_hand_over else resolved.why_off
+        for body in form_of(target).bodies(rebuild(usage_of(name, counted), target, declared), True):
+            yield Beside(ledger.name, USAGE, target, body, why, choice[2] or "")
 
 
 def _crashes() -> Iterator[Beside]:
     """Return every noted crash as its report."""
     from profiler.config.paths import crashes_path
+    from profiler.storage.crash_notes import crashes_in
+
+    for noted in crashes_in(crashes_path())[0]:
+        yield from _alone("a noted crash", _crash_of(noted))
+
+
+def _crash_of(noted: dict[str, Any]) -> Iterator[Beside]:
     from profiler.config.resolve import resolve
     from profiler.embedding.crash import has_sentry
     from profiler.embedding.crash_delivery import crash_body
-    from profiler.storage.crash_notes import crashes_in
 
     resolved = resolve()
     reports = resolved.values["crash_reports"].value is True and resolved.may_hand_over
     off = "it was noted while nothing was to be reported" if reports else "crash_reports is off"
     if not resolved.may_hand_over:
         off = resolved.why_off
-    for noted in crashes_in(crashes_path())[0]:
-        target, where = noted.get("target") or ["sentry" if "dsn" in noted and has_sentry() else "otlp-logs", ""]
-        body = crash_body(noted, target, previewed=True)
-        yield Beside(noted["declared"]["app"], CRASHES, target, body, "" if where else off, where)
+    target, where = noted.get("target") or ["sentry" if "dsn" in noted and has_sentry() else "otlp-logs", ""]
+    body = crash_body(noted, target, previewed=True)
+    yield Beside(str(noted["declared"]["app"]), CRASHES, target, body, "" if where else off, str(where))
 
 
 def _of_body(target: str, body: bytes) -> dict[str, Any]:
@@ -239,8 +261,8 @@ def _check(resolved: Any, bodies: list[bytes]) -> None:
         answer, messages = check(config, body)
         noted(answer.text)
         failed = failed or bool(messages) or answer.verdict != "taken"
-        typer.echo(f"{len(json.loads(body)['events'])} events, {len(body):,} bytes: {answer.text}, {len(messages)} messages")
+        say(f"{len(json.loads(body)['events'])} events, {len(body):,} bytes: {answer.text}, {len(messages)} messages")
         for message in messages:
-            typer.echo(f"    {json.dumps(message)}")
+            say(f"    {json.dumps(message)}")
     if failed:
         raise typer.Exit(INVALID)

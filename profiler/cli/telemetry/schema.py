@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from profiler.cli.options import AsJson
+from profiler.cli.output import say
 
 Markdown = Annotated[bool, typer.Option("--markdown", help="As a page: docs/telemetry.md, or a section of a package's README.")]
 
@@ -26,25 +27,25 @@ def show(as_json: bool, markdown: bool, declaration: Mapping[str, Any] | None = 
 
     declared = None if declaration is None else declared_from(declaration)
     if markdown:
-        typer.echo(page() if declared is None else section(declared), nl=False)
+        say(page() if declared is None else section(declared), nl=False)
         return
     printed = the_list(declared)
     if as_json:
         typer.echo(json.dumps(printed, indent=2))
         return
     for entry in printed["metrics"]:
-        typer.echo(f"{entry['name']}  [{entry['unit']}]  {entry['kind']}: {entry['value']}\n    {entry['purpose']}")
+        say(f"{entry['name']}  [{entry['unit']}]  {entry['kind']}: {entry['value']}\n    {entry['purpose']}")
         for name, rule in entry["attributes"].items():
-            typer.echo(f"    {name}: {rule_in_words(rule)}")
-    typer.echo("\nfacts about the run and its machine:")
+            say(f"    {name}: {rule_in_words(rule)}")
+    say("\nfacts about the run and its machine:")
     for entry in printed["resource"]:
-        typer.echo(f"{entry['name']}: {rule_in_words(entry)}\n    {entry['purpose']}")
-    typer.echo("\ncrash reports of packages that embed Epochmeter, only where crash_reports is on:")
+        say(f"{entry['name']}: {rule_in_words(entry)}\n    {entry['purpose']}")
+    say("\ncrash reports of packages that embed Epochmeter, only where crash_reports is on:")
     for entry in printed["crash"]["parts"]:
-        typer.echo(f"{entry['name']}: {rule_in_words(entry)}\n    {entry['purpose']}")
-    typer.echo("\nheaders of the request:")
+        say(f"{entry['name']}: {rule_in_words(entry)}\n    {entry['purpose']}")
+    say("\nheaders of the request:")
     for name, value in printed["request"]["headers"].items():
-        typer.echo(f"{name}: {value}")
-    typer.echo("\nas events for Google Analytics (metric: its cells):")
+        say(f"{name}: {value}")
+    say("\nas events for Google Analytics (metric: its cells):")
     for word, cells in printed["ga"]["metrics"].items():
-        typer.echo(f"{word}: {', '.join(cells)}")
+        say(f"{word}: {', '.join(cells)}")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from profiler.cli.options import AsJson
+from profiler.cli.output import say
 
 FAILED, FORBIDDEN = 1, 4
 RUN = """
@@ -77,7 +78,7 @@ def verify(as_json: AsJson = False) -> None:
     except ProofUnavailableError as error:
         if as_json:
             typer.echo(json.dumps({"holds": None, "why": str(error)}, indent=2))
-        typer.echo(f"epochmeter: the proof cannot be made here: {error}", err=True)
+        say(f"epochmeter: the proof cannot be made here: {error}", err=True)
         raise typer.Exit(FORBIDDEN) from None
     holds = all(outcome.holds for outcome in outcomes)
     if as_json:
