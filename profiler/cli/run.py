@@ -47,15 +47,10 @@ def _command(target: str, arguments: list[str], module: bool) -> list[str]:
     """Return the program to start: Python with the script, or the launcher itself.
 
     Raises:
-        ArgumentValueError: there is no such script or program, or its folder hides our modules.
+        ArgumentValueError: there is no such script or program.
     """
-    from profiler.session.launch import hides
-
     python = [sys.executable, *(flag for flag in subprocess._args_from_interpreter_flags() if flag not in SHUT)]  # type: ignore[attr-defined]
     path = Path(target)
-    hidden = "" if not (module or path.exists()) else hides(Path() if module else path.parent)
-    if hidden:
-        raise ArgumentValueError(f"{target} cannot be measured: {hidden}.")
     if module:
         return [*python, "-m", target, *arguments]
     if path.is_dir() or (path.exists() and path.suffix.lower() in SCRIPTS):

@@ -115,6 +115,6 @@ def environment_for_run(request: Mapping[str, Any]) -> dict[str, str]:
     startup = str(Path(__file__).parents[1] / "startup")
     return {
         **os.environ,
-        "EPOCHMETER_RUN": json.dumps({**request, "pythonpath": before}),
-        "PYTHONPATH": os.pathsep.join((startup, before)) if before else startup,
+        "EPOCHMETER_RUN": json.dumps(request),
+        "PYTHONPATH": startup if before is None else os.pathsep.join((startup, before)),
     }

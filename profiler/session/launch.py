@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from profiler.session.session import Session
 
 
-PACKAGES = ("profiler", "exporters")
-
-
 def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
     """Begin the run.
 
@@ -41,10 +38,6 @@ def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
     """
     from profiler.session.profiler import Profiler  # the command asks this module, too, and has no need of that one
 
-    hidden = hides(Path(target).parent if kind == "script" else Path())
-    if hidden:
-        _say(f"nothing is measured: {hidden}")
-        return
     try:
         prof = Profiler(request["name"] or name_of(kind, target))
         atexit.register(_show, prof, os.getpid(), bool(request["quiet"]))  # runs after the session's own, which ends it
@@ -104,14 +97,6 @@ class Rank:
 def name_of(kind: str, target: str) -> str:
     """Return the default name of a run: its script's, without folders."""
     return (PurePath(target).stem if kind == "script" else target.rpartition(".")[2]) or "run"
-
-
-def hides(folder: Path) -> str:
-    """Return why a script in this folder cannot be measured (a module of one of our names), or ""."""
-    for name in PACKAGES:
-        if (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists():
-            return f"the script's folder has a module {name!r} of its own, which would get ours instead; rename one of them"
-    return ""
 
 
 def when_imported(name: str, action: Callable[[], None]) -> None:

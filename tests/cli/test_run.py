@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from profiler.config.paths import runs_path
-from profiler.startup.sitecustomize import is_launcher, what_runs
+from profiler.startup.sitecustomize import NEVER_NEEDED, OUR_NEEDS, is_launcher, what_runs
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
 from support.processes import Answer, epochmeter, python
@@ -73,6 +73,13 @@ def both(script: str, *arguments: str, **environment: str) -> tuple[Answer, Answ
     """Run a script bare and measured, and return both outcomes."""
     Path("script.py").write_text(script, encoding="utf-8")
     return python("script.py", *arguments, **environment), epochmeter("run", "-q", "script.py", *arguments, **environment)
+
+
+def both_as_installed(script: str, **environment: str) -> tuple[Answer, Answer]:
+    """Like `both`, with the installed command, which does not look for modules in the working folder."""
+    Path("script.py").write_text(script, encoding="utf-8")
+    installed = str(Path(sys.executable).with_name("epochmeter"))
+    return python("script.py", **environment), python(installed, "run", "-q", "script.py", **environment)
 
 
 class TestTheScript:
@@ -165,14 +172,51 @@ class TestWhatCannotRun:
         assert answer.code == 2
         assert answer.err == "epochmeter: there is no script 'nowhere.py' here, and no program of that name on the PATH.\n"
 
-    @pytest.mark.parametrize("name", ["profiler.py", "exporters.py"])
-    def test_script_beside_module_of_our_name(self, name: str) -> None:
-        Path(name).write_text("mine = 1\n", encoding="utf-8")
-        Path("script.py").write_text(f"import {name[:-3]}\nprint({name[:-3]}.mine)\n", encoding="utf-8")
-        answer = python(str(Path(sys.executable).with_name("epochmeter")), "run", "script.py")
-        assert answer.code == 2
-        assert "of its own" in answer.err
-        assert "rename" in answer.err
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *(
+                "profiler",
+                "exporters",
+                "filelock",
+                "requests",
+                "psutil",
+                "platformdirs",
+                "rich",
+                "pynvml",
+                "cpuinfo",
+                "urllib3",
+            ),
+            *("logging", "typing", "random", "json", "types", "contextlib", "pathlib", "importlib", "secrets", "queue", "grpc"),
+        ],
+    )
+    def test_script_imports_what_plain_python_gives(self, name: str) -> None:
+        path = Path(f"{name}.py") if len(name) % 2 else Path(name, "__init__.py")  # a module, or a package
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("MINE = 'mine'\n", encoding="utf-8")
+        bare, measured = both_as_installed(f"import {name}\nprint(getattr({name}, 'MINE', 'theirs'))\n")
+        assert (measured.code, measured.out) == (bare.code, bare.out)
+        if "mine" in bare.out:
+            assert measured.err == (
+                f"epochmeter: nothing is measured: beside the script is a module {name!r}, "
+                "which hides one that is needed here; rename it\n"
+            )
+
+    def test_other_names_beside_a_script_hide_nothing(self) -> None:
+        for name in ("test", "train", "model", "utils", "code", "profile"):
+            Path(f"{name}.py").write_text("raise SystemExit('imported')\n", encoding="utf-8")
+        Path("json").mkdir()  # no package: Python passes it over, too
+        _, measured = both_as_installed("import json\nprint(json.dumps(1))\n")
+        assert (measured.out, measured.err) == ("1\n", "")
+        assert len(run_paths(runs_path())) == 1
+
+    def test_every_module_we_load_is_looked_for(self) -> None:
+        """A run that sends, shows its report and asks every probe loads no module whose name beside a script goes unseen."""
+        script = "import atexit, sys\natexit.register(lambda: print(*sys.modules))\n"
+        bare, measured = both_as_installed(script, EPOCHMETER_EXPORTER="otlp", EPOCHMETER_OTLP_ENDPOINT="http://127.0.0.1:9")
+        loaded = {name.partition(".")[0] for name in set(measured.out.split()) - set(bare.out.split())}
+        needs = OUR_NEEDS | (sys.stdlib_module_names - NEVER_NEEDED)
+        assert {name for name in loaded if not name.startswith("_")} - {"cython_runtime", "sitecustomize"} <= needs
 
     def test_a_name_that_cannot_be_used(self) -> None:
         Path("script.py").touch()
