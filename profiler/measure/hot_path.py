@@ -137,12 +137,12 @@ class Span:
         self.n = 0
         self.state.timer.overhead_ns += now() - began
 
-    def end_without_count(self) -> None:
-        """Leave the span and add its time to the total, without counting one more measurement."""
+    def end_unrecorded(self) -> int:
+        """Leave the span without a measurement. Return how long it was open (ns): that belongs to a later one."""
         end = now()
         timer = self.state.timer
         with timer.lock:
-            timer.state().leave(self.name, end, count=False)
+            return timer.state().leave(self.name, end, is_recorded=False)
 
     def _enter_elsewhere(self) -> Span:
         timer = self.state.timer

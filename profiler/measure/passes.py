@@ -54,8 +54,8 @@ class ThreadState:
         self.trees.append(tree)
         return tree
 
-    def leave(self, name: str, end: int, *, count: bool = True) -> None:
-        """Close the innermost open span of that name, wherever it is. Spans that overlap are put right.
+    def leave(self, name: str, end: int, *, is_recorded: bool = True) -> int:
+        """Close the innermost open span of that name, wherever it is. Return how long it was open (ns), 0 if it was not.
 
         Spans that were opened later stay open. They are moved out of the span that is closed, and keep their start.
         """
@@ -65,16 +65,15 @@ class ThreadState:
             inner.append((span.name, span.t0))
             span = span.parent
         if span.parent is None:  # it was opened in another thread, or in a pass that has ended since
-            return
-        if count:
+            return 0
+        if is_recorded:
             span.record(end - span.t0)
-        else:
-            span.timing.steady.add_to_sum(end - span.t0)
         self.current = span.parent
         for other, t0 in reversed(inner):
             self.current = self.current.child(other)
             self.current.t0 = t0
             drop_mark(self.current)
+        return end - span.t0
 
     def pause(self, by: int) -> None:
         """Move the start of everything that is open by ``by`` ns, so that our own work is not measured."""

@@ -188,7 +188,7 @@ class Timer:
                         iterator = iter(items)
                     item = next(iterator)
                 except StopIteration:
-                    segment.wait.end_without_count()
+                    segment.wait.__exit__()  # the wait that ends the pass is a wait, too
                     partial = False
                     return
                 except BaseException:

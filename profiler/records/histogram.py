@@ -120,10 +120,6 @@ class Histogram:
             index = self._first + position
             counts[index] = counts.get(index, 0) + 1
 
-    def add_to_sum(self, value_ns: int) -> None:
-        """Add time that is no measurement of its own, such as the wait that ended in "no more batches"."""
-        self.sum_ns += value_ns
-
     def merge(self, other: Histogram) -> None:
         """Add the other histogram to this one. The coarser of the two scales is kept."""
         if other.min_ns is not None and other.max_ns is not None:

@@ -89,6 +89,11 @@ def counts(stage: dict[str, Any]) -> dict[str, int]:
     return {name: entry["count"] for name, entry in stage["phases"].items() if "count" in entry}
 
 
+def waits(stage: dict[str, Any], **others: int) -> dict[str, int]:
+    """Return the counts of a stage's phases as they should be: a wait for each batch, and one that ends each pass."""
+    return {"data_wait": stage["steps"] + stage["passes"], **others}
+
+
 def check_sums(prof: Profiler) -> None:
     """Within a stage, the top-level phases and ``other`` add up to its time, and ``other`` is not negative."""
     document = prof.summary.to_dict()
@@ -113,8 +118,10 @@ class TestToldPasses:
                     for x, _ in prof.validate(digits()):
                         model(x)
         stages = prof.summary.stages
-        assert counts(stages["train"]) == dict.fromkeys(("data_wait", "forward", "backward", "optimizer"), 2 * BATCHES)
-        assert counts(stages["val"]) == {"data_wait": 2 * BATCHES, "forward": 2 * BATCHES}
+        assert stages["train"]["steps"] == stages["val"]["steps"] == 2 * BATCHES
+        done = dict.fromkeys(("forward", "backward", "optimizer"), 2 * BATCHES)
+        assert counts(stages["train"]) == waits(stages["train"], **done)
+        assert counts(stages["val"]) == waits(stages["val"], forward=2 * BATCHES)
         assert all("inferred" not in epoch for epoch in prof.summary.epochs)
         check_sums(prof)
 
@@ -188,7 +195,8 @@ class TestInferredPasses:
             assert stages["train"]["steps"] == stages["val"]["steps"] == BATCHES
             assert stages["train"]["samples"] == 64 * BATCHES
             assert not stages["train"]["partial"]
-            assert counts(stages["train"]) == dict.fromkeys(("data_wait", "forward", "backward", "optimizer"), BATCHES)
+            done = dict.fromkeys(("forward", "backward", "optimizer"), BATCHES)
+            assert counts(stages["train"]) == waits(stages["train"], **done)
         check_sums(prof)
 
     def test_optimizer_ends_step_without_loader(self) -> None:
@@ -266,7 +274,7 @@ class TestInferredPasses:
                     optimizer.step()
                     optimizer.zero_grad()
         stage = prof.summary.stages["train"]
-        assert counts(stage) == {"data_wait": 4, "forward": 4, "backward": 4, "optimizer": 2}
+        assert counts(stage) == waits(stage, forward=4, backward=4, optimizer=2)
         assert stage["steps"] == 4
         check_sums(prof)
 
@@ -283,7 +291,7 @@ class TestInferredPasses:
                 scaler.step(optimizer)
                 scaler.update()
         stage = prof.summary.stages["train"]
-        assert counts(stage) == {"data_wait": 4, "forward": 4, "backward": 4, "optimizer": 3}
+        assert counts(stage) == waits(stage, forward=4, backward=4, optimizer=3)
         assert stage["steps"] == 4
         check_sums(prof)
 
@@ -306,7 +314,7 @@ class TestInferredPasses:
                 maker_optimizer.step()
         stages = prof.summary.stages
         assert stages.keys() == {"train"}  # the generator without gradients is a part of the step, no validation
-        assert counts(stages["train"]) == {"data_wait": 4, "forward": 20, "backward": 8, "optimizer": 8}
+        assert counts(stages["train"]) == waits(stages["train"], forward=20, backward=8, optimizer=8)
         check_sums(prof)
 
     def test_teacher_forward_first_is_still_training(self) -> None:
@@ -357,7 +365,7 @@ class TestInferredPasses:
         assert len(prof.summary.epochs) == 2
         stage = prof.summary.stages["train"]
         assert stage["steps"] == 8
-        assert counts(stage)["data_wait"] == 16
+        assert counts(stage)["data_wait"] == 16 + 2  # both loaders' batches; the second's end is not asked for
         check_sums(prof)
 
     def test_broken_off_loop_leaves_partial_pass(self) -> None:
@@ -459,7 +467,7 @@ class TestInferredPasses:
                     pass
         document = prof.summary.to_dict()
         assert document["stages"] == {}
-        assert document["phases"]["data_wait"]["count"] == 8
+        assert document["phases"]["data_wait"]["count"] == 8 + 2  # each time round, the end, too
 
     def test_a_loader_that_fetches_one_batch_ahead(self) -> None:
         class Ahead(torch.utils.data.DataLoader):  # type: ignore[misc, name-defined]
@@ -481,7 +489,7 @@ class TestInferredPasses:
         for epoch in prof.summary.epochs:
             (stage,) = epoch["stages"]
             assert (stage["steps"], stage["passes"], stage["partial"]) == (4, 1, False)
-            assert counts(stage) == dict.fromkeys(("data_wait", "forward", "backward", "optimizer"), 4)
+            assert counts(stage) == waits(stage, forward=4, backward=4, optimizer=4)
         check_sums(prof)
 
     def test_model_whose_parts_alone_are_called(self) -> None:
@@ -553,7 +561,8 @@ class TestTorchsOwnWays:
             for x, _ in prof.train(digits()):
                 step(x).backward()
                 optimizer.step()
-        assert counts(prof.summary.stages["train"]) == {"data_wait": 4, "backward": 4, "optimizer": 4}
+        stage = prof.summary.stages["train"]
+        assert counts(stage) == waits(stage, backward=4, optimizer=4)
         torch._dynamo.reset()
 
     @pytest.mark.parametrize("reentrant", [False, True])
@@ -697,7 +706,7 @@ class TestHandles:
             assert PATCHES.listeners == ()
             for x, y in prof.train(digits()):
                 train_step(model, optimizer, x, y)
-        assert counts(prof.summary.stages["train"]) == {"data_wait": 4}
+        assert counts(prof.summary.stages["train"]) == waits(prof.summary.stages["train"])
 
     def test_a_with_block_ends_it(self) -> None:
         model, optimizer = net()
@@ -706,7 +715,8 @@ class TestHandles:
                 if index == 0:
                     with prof.attach(model, optimizer):
                         train_step(model, optimizer, x, y)
-        assert counts(prof.summary.stages["train"]) == {"data_wait": 4, "forward": 1, "backward": 1, "optimizer": 1}
+        stage = prof.summary.stages["train"]
+        assert counts(stage) == waits(stage, forward=1, backward=1, optimizer=1)
 
     def test_twice_is_once_until_both_are_removed(self) -> None:
         model, optimizer = net()

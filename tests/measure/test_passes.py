@@ -40,21 +40,34 @@ def test_waiting_for_the_loader_is_data_wait(clock: FakeClock) -> None:
     for _ in timer.iterate(Stage.TRAIN, slow(clock, range(5)), batch_size):
         clock.pass_ms(3)
     stage = stages(timer)["train"]
-    assert stage.phases[("data_wait",)].count == stage.steps == 5
+    assert (stage.steps, stage.phases[("data_wait",)].count) == (5, 6)  # the wait that ends the pass is one, too
     assert stage.phases[("data_wait",)].total_ns == 10 * MS
     assert stage.other_ns == 15 * MS
     assert (stage.passes, stage.partial_passes) == (1, 0)
 
 
-def test_last_wait_is_time_but_no_step(clock: FakeClock) -> None:
+def test_last_wait_is_a_wait_but_no_step(clock: FakeClock) -> None:
     def loader() -> Iterator[int]:
         yield 1
         clock.pass_ms(7)
 
     timer = Timer()
     list(timer.iterate(Stage.TRAIN, loader(), batch_size))
+    stage = stages(timer)["train"]
+    wait = stage.phases[("data_wait",)]
+    assert (stage.steps, wait.count, wait.total_ns) == (1, 2, 7 * MS)
+    assert wait.steady.max_ns == 7 * MS  # a mean can never lie above the maximum
+
+
+def test_empty_loader_has_one_wait(clock: FakeClock) -> None:
+    def loader() -> Iterator[int]:
+        clock.pass_ms(7)
+        yield from ()
+
+    timer = Timer()
+    list(timer.iterate(Stage.TRAIN, loader(), batch_size))
     wait = stages(timer)["train"].phases[("data_wait",)]
-    assert (wait.count, wait.total_ns) == (1, 7 * MS)
+    assert (wait.count, wait.total_ns, wait.steady.max_ns) == (1, 7 * MS, 7 * MS)
 
 
 def test_loader_start_is_part_of_first_wait(clock: FakeClock) -> None:
@@ -215,7 +228,7 @@ def test_pass_may_move_to_another_thread(clock: FakeClock) -> None:
     thread.join()
     stage = stages(timer)["train"]
     assert rest == [1, 2, 3]
-    assert (stage.steps, stage.phases[("data_wait",)].count) == (4, 4)
+    assert (stage.steps, stage.phases[("data_wait",)].count) == (4, 5)
     assert stage.phases[("data_wait",)].total_ns == 8 * MS
 
 

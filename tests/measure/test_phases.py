@@ -53,7 +53,7 @@ def test_nested_phases_and_other_add_up(clock: FakeClock) -> None:
         clock.pass_ms(5)
 
     stage = one_step(timer, body, steps=4)
-    assert totals(stage) == {("data_wait",): (4, 0), ("forward",): (4, 20), ("forward", "attention"): (4, 12)}
+    assert totals(stage) == {("data_wait",): (5, 0), ("forward",): (4, 20), ("forward", "attention"): (4, 12)}
     assert stage.duration_ns == 40 * MS
     assert stage.other_ns == 20 * MS
 
@@ -126,7 +126,7 @@ def test_kept_handle_counts_where_used(clock: FakeClock) -> None:
                 clock.pass_ms(1)
 
     stage = one_step(timer, body, steps=2)
-    assert totals(stage) == {("data_wait",): (2, 0), ("forward",): (2, 8), ("forward", "inner"): (2, 2)}
+    assert totals(stage) == {("data_wait",): (3, 0), ("forward",): (2, 8), ("forward", "inner"): (2, 2)}
     assert not taken(timer).phases
 
 
@@ -206,7 +206,7 @@ def test_another_threads_phases_do_not_disturb_the_loops(clock: FakeClock) -> No
     for _ in timer.iterate(Stage.TRAIN, range(3), batch_size):
         body()
     timer.take(record)
-    assert totals(record.stages["train"]) == {("data_wait",): (3, 0), ("forward",): (3, 21)}
+    assert totals(record.stages["train"]) == {("data_wait",): (4, 0), ("forward",): (3, 21)}
     assert totals(record) == {("forward",): (6, 6), ("forward", "inner"): (3, 3)}
 
 
@@ -234,7 +234,7 @@ def test_many_threads_lose_nothing() -> None:
     timer.take(collected)
     stage = collected.stages["inference"]
     counts = {path: timing.count for path, timing in stage.phases.items()}
-    assert counts == {("data_wait",): 600, ("a",): 600, ("a", "b"): 600, ("shared",): 600}
+    assert counts == {("data_wait",): 606, ("a",): 600, ("a", "b"): 600, ("shared",): 600}
     assert (stage.steps, stage.step.count, stage.latency.count, stage.passes) == (600, 600, 600, 6)
 
 

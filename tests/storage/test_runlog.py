@@ -246,7 +246,7 @@ def test_line_equals_opentelemetry_encoder() -> None:
         timing.cold.add([7])
         timing.device.add([5_000])
     stage.step.steady.add([1_000_000_000])
-    stage.latency.steady.add_to_sum(3)
+    stage.latency.steady.add([3])
     stage.batch.add([32_000_000_000, 1_000_000_000])
     epoch.phases[("checkpoint",)] = Timing()
     epoch.phases[("checkpoint",)].steady.add([1])

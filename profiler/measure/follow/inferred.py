@@ -56,13 +56,14 @@ class Called(Protocol):
 class LoaderFeed:
     """One iteration over a loader: the iterator's side of a pass."""
 
-    __slots__ = ("following", "goes_along", "inferred", "key", "watch")
+    __slots__ = ("following", "goes_along", "inferred", "key", "start_ns", "watch")
 
     def __init__(self, following: ThreadFollowing, key: Hashable) -> None:
         self.following = following
         self.key = key
         self.inferred: InferredPass | None = None  # the pass that it feeds, while that is open
         self.goes_along = False  # True if the next batch belongs to a pass that another loader feeds
+        self.start_ns = 0  # how long its loader took to start, until the first wait has it
         self.watch: object = None  # a weak reference that reports when the iterator is gone
 
 

@@ -146,7 +146,7 @@ class LoopObserver:
         return feed
 
     def start_begins(self, feed: LoaderFeed) -> Span | None:
-        """Begin the wait while a loader makes its iterator, and perhaps starts workers."""
+        """Begin to wait while a loader makes its iterator, and perhaps starts workers: a part of the first wait."""
         return None if feed.inferred is None else feed.inferred.segment.wait.__enter__()
 
     def fetch_begins(self, feed: LoaderFeed) -> Span | None:
@@ -177,7 +177,10 @@ class LoopObserver:
             self.phases.end_gap(following)
             return following.state.current.child(DATA_WAIT).__enter__()
         self._inference.end_step_of_feed(following, inferred)
-        return inferred.segment.wait.__enter__()
+        wait = inferred.segment.wait.__enter__()
+        wait.t0 -= feed.start_ns  # the start of a loader is a part of the first wait
+        feed.start_ns = 0
+        return wait
 
     def fetch_ends(self, feed: LoaderFeed, wait: Span, item: Any) -> None:
         """End the wait: the loop has its batch. Called at every step, so the guard is written out."""
@@ -199,7 +202,7 @@ class LoopObserver:
         if not at_end:
             wait.__exit__()
             return
-        wait.end_without_count()
+        wait.__exit__()
         if feed.inferred is not None and not feed.goes_along:
             # A loader may fetch ahead of the loop, which then still has a batch to work on. The pass ends when the
             # iterator is dropped, or when something else begins.

@@ -149,9 +149,9 @@ def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             iterator = original(self)
         finally:
-            for wait in waits:
+            for (_, feed), wait in zip(feeds, waits, strict=True):
                 if wait is not None:
-                    wait.end_without_count()
+                    feed.start_ns = wait.end_unrecorded()
         with contextlib.suppress(AttributeError, TypeError):  # an iterator that takes no attributes is not observed
             setattr(iterator, FEEDS, feeds)
             for observer, feed in feeds:
