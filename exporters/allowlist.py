@@ -67,6 +67,7 @@ class ListedMetric:
         digits: the number of significant digits; None sends the exact number.
         sizes: for sizes in bytes, the classes in GiB; the nearest is sent.
         destinations: the targets that get it.
+        optional: those of its attributes that a point may lack.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ListedMetric:
     digits: int | None = None
     sizes: tuple[int, ...] = ()
     destinations: tuple[str, ...] = ("otlp", "prometheus")
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class ListedFact:
     purpose: str
     since: str = "0.1.0"
     destinations: tuple[str, ...] = ("otlp", "prometheus", "ga")
+    ga_rule: Rule | None = None
+
+    def rule_for(self, target: str) -> Rule:
+        """Return the rule of its values for a destination: Google gets some of them coarser."""
+        return self.ga_rule if target == "ga" and self.ga_rule is not None else self.rule
 
 
 EVERYWHERE = ("otlp", "prometheus", "ga")
@@ -101,8 +108,10 @@ PHASE: Mapping[str, Rule] = {
     "epochmeter.phase": Words(PHASES),
     "epochmeter.phase.level": Words(("top", "nested")),
 }
+OUTSIDE_STAGES = ("epochmeter.stage",)  # what is measured outside every stage has none
 GPU: Mapping[str, Rule] = {"hw.id": Words(GPU_IDS)}
 GPU_OR_MIG: Mapping[str, Rule] = {"hw.id": Words(GPU_OR_MIG_IDS)}
+GPU_STAGE: Mapping[str, Rule] = {**GPU, **STAGE}
 GPU_TYPED: Mapping[str, Rule] = {**GPU, "hw.type": Words(("gpu",))}
 MEMORY_STATE: Mapping[str, Rule] = {"system.memory.state": Words(("used",))}
 
@@ -121,6 +130,8 @@ BENCH: Mapping[str, Rule] = {
     "epochmeter.bench.workers": Words((0, 1, 2, 4, 8, 16)),
     "epochmeter.bench.compiled": Words((False, True)),
 }
+
+OF_SOME_CASES = tuple(name for name in BENCH if name not in ("epochmeter.bench.suite", "epochmeter.bench.name"))
 
 USAGE = (
     *(
@@ -162,26 +173,32 @@ METRICS = (
         attributes={**STAGE, "epochmeter.pass.partial": Words((False, True))},
     ),
     *(
-        ListedMetric(name, "histogram", "s", purpose, attributes=attributes, destinations=EVERYWHERE)
-        for name, purpose, attributes in (
-            ("epochmeter.step.duration", "How long steps take, and how evenly.", STAGE_COLD),
-            ("epochmeter.inference.latency", "How long inference takes.", STAGE_COLD),
-            ("epochmeter.phase.duration", "What part of a step takes how long.", PHASE),
+        ListedMetric(name, "histogram", "s", purpose, attributes=attributes, destinations=EVERYWHERE, optional=optional)
+        for name, purpose, attributes, optional in (
+            ("epochmeter.step.duration", "How long steps take, and how evenly.", STAGE_COLD, ()),
+            ("epochmeter.inference.latency", "How long inference takes.", STAGE_COLD, ()),
+            ("epochmeter.phase.duration", "What part of a step takes how long.", PHASE, OUTSIDE_STAGES),
         )
     ),
-    ListedMetric("epochmeter.phase.device_duration", "histogram", "s", "The same on the GPU's clock.", attributes=PHASE),
+    ListedMetric(
+        *("epochmeter.phase.device_duration", "histogram", "s", "The same on the GPU's clock."),
+        attributes={name: rule for name, rule in PHASE.items() if name != "epochmeter.cold"},
+        optional=OUTSIDE_STAGES,
+    ),
     ListedMetric(
         *("process.cpu.time", "sum", "s", "What a run costs in CPU time."),
         attributes={"cpu.mode": Words(("user", "system"))},
         digits=3,
     ),
-    ListedMetric("process.cpu.utilization", "gauge", "1", "Whether the CPU is the limit.", digits=3),
+    ListedMetric(
+        *("process.cpu.utilization", "gauge", "1", "Whether the CPU is the limit."),
+        attributes={"cpu.mode": Words(("user", "system"))},
+        digits=3,
+    ),
     ListedMetric("process.memory.usage", "updowncounter", "By", "Whether memory is the limit.", digits=3),
     ListedMetric("system.cpu.utilization", "gauge", "1", "Whether something else uses the CPU.", digits=3),
-    ListedMetric("system.memory.usage", "updowncounter", "By", "Whether memory is short.", attributes=MEMORY_STATE, digits=3),
     ListedMetric("system.memory.utilization", "gauge", "1", "Whether memory is short.", attributes=MEMORY_STATE, digits=3),
-    ListedMetric("container.memory.working_set", "updowncounter", "By", "Whether a container's limit is near.", digits=3),
-    ListedMetric("container.memory.available", "updowncounter", "By", "Whether a container's limit is near.", digits=3),
+    ListedMetric("epochmeter.container.memory.utilization", "gauge", "1", "Whether a container's limit is near.", digits=3),
     ListedMetric("epochmeter.container.cpu.throttled_time", "sum", "s", "Whether a CPU quota stops the run.", digits=3),
     ListedMetric(
         *("hw.gpu.utilization", "gauge", "1", "Whether the GPU is busy."),
@@ -240,7 +257,9 @@ METRICS = (
         digits=3,
     ),
     *(
-        ListedMetric(f"epochmeter.gpu.energy.{what}", kind, unit, purpose, attributes={**GPU, **STAGE}, digits=3)
+        ListedMetric(
+            f"epochmeter.gpu.energy.{what}", kind, unit, purpose, attributes={**GPU, **STAGE}, digits=3, optional=OUTSIDE_STAGES
+        )
         for what, kind, unit, purpose in (
             ("used", "sum", "J", "What training and inference use."),
             ("metered", "sum", "s", "What training and inference use."),
@@ -258,24 +277,30 @@ METRICS = (
     ListedMetric(
         *("epochmeter.bench.cases", "gauge", "{case}", "What benchmarks measure, and what fails."),
         attributes={**BENCH, "epochmeter.bench.status": Words(("ok", "failed", "timed out", "skipped"))},
+        optional=OF_SOME_CASES,
     ),
     ListedMetric(
         *("epochmeter.bench.limit_share", "gauge", "1", "How near models come to what a machine can do."),
         attributes={**BENCH, "epochmeter.bench.limit": Words(("operations", "memory"))},
         digits=3,
+        optional=OF_SOME_CASES,
     ),
     *(
-        ListedMetric(f"epochmeter.bench.{name}", "gauge", unit, purpose, attributes=BENCH, digits=3)
+        ListedMetric(f"epochmeter.bench.{name}", "gauge", unit, purpose, attributes=BENCH, digits=3, optional=OF_SOME_CASES)
         for name, unit, purpose in (
             ("sample_rate", "{sample}/s", "Speed of training and inference by machine."),
             ("operation_rate", "{operation}/s", "Speed of training and inference by machine."),
             ("byte_rate", "By/s", "Speed of memory by machine."),
             ("time", "s", "Speed of training and inference by machine."),
-            ("p50", "s", "Latency by machine."),
-            ("p99", "s", "Latency by machine."),
             ("memory", "By", "What a model needs of memory."),
-            ("joules", "J", "What a sample costs in energy."),
+            ("energy", "J", "What a sample costs in energy."),
         )
+    ),
+    ListedMetric(
+        *("epochmeter.bench.latency", "gauge", "s", "Latency by machine."),
+        attributes={**BENCH, "epochmeter.bench.percentile": Words((50, 99))},
+        digits=3,
+        optional=OF_SOME_CASES,
     ),
     *USAGE,
 )
@@ -317,12 +342,14 @@ RESOURCE = (
         *("epochmeter.runtime.torch", Words((*(f"2.{minor}" for minor in range(40)), DEV, OTHER))),
         "Which versions of torch are in use.",
         destinations=WITH_CRASHES,
+        ga_rule=Words(("2.10", "2.11", "2.12", "2.13", DEV, OTHER)),
     ),
     ListedFact(
         "epochmeter.runtime.cuda",
         Words((*(f"{major}.{minor}" for major in (11, 12, 13, 14) for minor in range(10)), OTHER)),
         "Which versions of CUDA are in use.",
         destinations=WITH_CRASHES,
+        ga_rule=Words(("12.6", "12.8", "13.0", "13.2", OTHER)),
     ),
     *(
         ListedFact(
@@ -387,7 +414,7 @@ def metrics(target: str, declared: Declared | None = None) -> tuple[ListedMetric
 @lru_cache(maxsize=32)
 def facts(target: str, declared: Declared | None = None) -> dict[str, Rule]:
     """Return the facts for a destination, with a package's declarations filled in."""
-    return {entry.name: filled(entry.rule, declared) for entry in RESOURCE if target in entry.destinations}
+    return {entry.name: filled(entry.rule_for(target), declared) for entry in RESOURCE if target in entry.destinations}
 
 
 def sendable_facts(known: Mapping[str, Any], target: str, declared: Declared | None = None) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 
-from exporters.allowlist import MAX_FRAMES, SCHEMA_URL, SCOPE_NAME, crash, facts
+from exporters.allowlist import MAX_FRAMES, SCHEMA_URL, SCOPE_NAME, crash, facts, sendable_facts
+from exporters.bounds import OTHER_BYTES, time_fault
 from exporters.crash_payload import FRAMES
 from exporters.payload import attribute_faults, field_faults, parsed
 from exporters.rules import Declared, Rule, coarse
@@ -24,8 +25,8 @@ FIELDS = {  # of OTLP's messages, the fields that may be filled
     "ResourceLogs": {"resource", "scope_logs", "schema_url"},
     "Resource": {"attributes"},
     "ScopeLogs": {"scope", "log_records", "schema_url"},
-    "InstrumentationScope": {"name"},
-    "LogRecord": {"time_unix_nano", "severity_number", "attributes", "event_name"},
+    "InstrumentationScope": {"name", "version"},
+    "LogRecord": {"time_unix_nano", "observed_time_unix_nano", "severity_number", "attributes", "event_name"},
     "KeyValue": {"key", "value"},
     "AnyValue": {"string_value", "bool_value", "int_value"},
 }
@@ -37,9 +38,10 @@ def encode(report: Mapping[str, Any]) -> bytes:
     resource = request.resource_logs.add(schema_url=SCHEMA_URL)
     resource.resource.attributes.extend(_attribute(name, value) for name, value in report["facts"].items())
     scope = resource.scope_logs.add(schema_url=SCHEMA_URL)
-    scope.scope.name = SCOPE_NAME
+    scope.scope.name, scope.scope.version = SCOPE_NAME, report["facts"].get("service.version", "")
     scope.log_records.add(
         time_unix_nano=report["time_unix_ns"],
+        observed_time_unix_nano=report["time_unix_ns"],  # we observe it as it happens; a later moment would tell more
         severity_number=SeverityNumber.SEVERITY_NUMBER_ERROR,
         event_name=EVENT_NAME,
         attributes=[_attribute("exception.type", report["type"]), _attribute(FRAMES, "\n".join(report["frames"]))],
@@ -63,9 +65,38 @@ def first_fault(
 ) -> str | None:
     """Return the first part of these bytes that is not on the list, or None."""
     try:
-        return next(_faults(parsed(ExportLogsServiceRequest, body), declared), None)
+        request = parsed(ExportLogsServiceRequest, body)
+        fault = next(_faults(request, declared), None)
+        if fault is not None:
+            return fault
+        report = _decoded(request, declared)
+        return time_fault(report["time_unix_ns"], report["time_unix_ns"]) or (None if encode(report) == body else OTHER_BYTES)
     except ValueError as fault:
         return str(fault)
+
+
+def _decoded(request: ExportLogsServiceRequest, declared: Declared | None) -> dict[str, Any]:
+    """Return the report that a request holds, with the sendable facts alone.
+
+    Raises:
+        ValueError: it holds none, or several.
+    """
+    try:
+        (resource,) = request.resource_logs
+        ((record,),) = (scope.log_records for scope in resource.scope_logs)
+    except ValueError:
+        raise ValueError("it does not hold one report") from None
+    found = {attribute.key: attribute.value.string_value for attribute in record.attributes}
+    known = {
+        attribute.key: getattr(attribute.value, attribute.value.WhichOneof("value") or "string_value")
+        for attribute in resource.resource.attributes
+    }
+    return {
+        "time_unix_ns": record.time_unix_nano,
+        "type": found["exception.type"],
+        "frames": found[FRAMES].split("\n") if found[FRAMES] else [],
+        "facts": sendable_facts(known, "crash", declared),
+    }
 
 
 def _faults(request: ExportLogsServiceRequest, declared: Declared | None) -> Iterator[str]:

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from exporters.allowlist import MAX_FRAMES, crash, facts, sendable_facts
+from exporters.bounds import OTHER_BYTES, time_fault
 from exporters.rules import OTHER, Declared, as_text, coarse
 
 ID = re.compile("[0-9a-f]{32}")
@@ -24,6 +25,7 @@ HEADER = {"event_id", "dsn"}  # no `sent_at`, which would make the sent bytes di
 ITEM = {"type", "length", "content_type"}
 EVENT = {"event_id", "timestamp", "platform", "level", "release", "tags", "exception"}
 FIXED = {"platform": "python", "level": "error"}
+MOMENT_FORM = "%Y-%m-%dT%H:%M:%SZ"
 FRAMES = "exception.stacktrace"
 
 
@@ -89,7 +91,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 def moment(time_unix_ns: int) -> str:
     """Return the time of a crash, rounded down."""
-    return datetime.fromtimestamp(time_unix_ns // 1_000_000_000, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(time_unix_ns // 1_000_000_000, timezone.utc).strftime(MOMENT_FORM)
 
 
 # ---- the last check ------------------------------------------------------------------------------------------------
@@ -122,9 +124,29 @@ def first_fault(
     """Return the first part of these bytes that is not on the list, or None."""
     try:
         header, item, content = _parts(body)
-        return next(_faults(header, item, content, declared), None)
+        fault = next(_faults(header, item, content, declared), None)
+        if fault is not None:
+            return fault
+        report = _decoded(content, declared)
+        return time_fault(report["time_unix_ns"], report["time_unix_ns"]) or (
+            None if envelope(report, header["dsn"]) == body else OTHER_BYTES
+        )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return "it is not an envelope with one event"
+
+
+def _decoded(content: Mapping[str, Any], declared: Declared | None) -> dict[str, Any]:
+    """Return the report that an event holds, with the sendable facts alone."""
+    (only,) = content["exception"]["values"]
+    when = datetime.strptime(content["timestamp"], MOMENT_FORM).replace(tzinfo=timezone.utc)
+    known = {name: True if value == "true" else value for name, value in content["tags"].items()}
+    return {
+        "id": content["event_id"],
+        "time_unix_ns": int(when.timestamp()) * 1_000_000_000,
+        "type": only["type"],
+        "frames": [frame["function"] for frame in only["stacktrace"]["frames"]],
+        "facts": sendable_facts(known, "crash", declared),
+    }
 
 
 def _faults(

@@ -1,9 +1,11 @@
 """Google Analytics 4 events from measurements: a pure function, under all the rules of the Measurement Protocol.
 
-One event a cell: ``{"name": "m", "params": {"metric": ..., "cell": ..., "n": ...}}``. A metric and its cells are words of a
-closed vocabulary made from the list. A duration's cell is the power of two seconds it lies in. Google's protocol answers
-"received" to anything, and silently cuts data over its limits. So nothing here exceeds one: at most 25 events a request,
-split and never cut.
+One request a cell: ``{"name": "m", "params": {"metric": ..., "cell": ..., "n": ...}}``. A metric and its cells are words of
+a closed vocabulary made from the list. A duration's cell is the power of two seconds it lies in. Google's protocol answers
+"received" to anything, and silently cuts data over its limits, so nothing here exceeds one.
+
+The rule it keeps: marginals only. Facts of one machine in one request would tell that machine from all others, so each
+request holds one cell, with a random client of its own and a time of its own. `exporters.entropy` counts its bits.
 
 The rules: developers.google.com/analytics/devguides/collection/protocol/ga4/reference and .../validating-events.
 ``docs/privacy.md`` lists the sent data, and tests compare the bodies with the rules.
@@ -15,25 +17,30 @@ import itertools
 import json
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from exporters.allowlist import METRICS, PHASES, RESOURCE, STAGES, USAGE
+from exporters.bounds import OTHER_BYTES
 from exporters.measurements import HistogramValue, Outgoing
 from exporters.rules import Declared, Version, Words, as_text, coarse, filled
 
-MAX_EVENTS = 25
 MAX_BYTES = 129_999  # the body is to be below 130,000
 EVENT = "m"
 USED = "usage"
 APP_VERSION = "app_version"
+JITTER_HOURS = 24  # a request's time is up to so much before the measurement
+TIMES = (1, 10, 100, 1000)  # how often a cell was met, rounded down to one of these
+HIGHEST_IDS = (("session_id", 2**31), ("engagement_time_msec", 1))
 HOUR_US = 3_600_000_000
+MAX_AGE_US = 72 * HOUR_US
 LOWEST, HIGHEST = -20, 20  # durations from 2**-20 s, a microsecond, to 2**20 s, twelve days
 COUNTED = ("epochmeter.epoch.duration", "epochmeter.stage.duration")  # an event a cell; of all others, the median's cell
 COUNTERS = {entry.name: tuple(entry.attributes) for entry in USAGE}  # the counts of a package that embeds us
 CONSENT = {"ad_user_data": "DENIED", "ad_personalization": "DENIED"}
 IDS = re.compile(r"[1-9][0-9]{0,9}\.[1-9][0-9]{0,9}")
-Cell = tuple[str, str, int]  # metric, cell, how many
+Cell = tuple[str, str, int]  # metric, cell, how often
 
 
 def draw() -> int:
@@ -42,45 +49,46 @@ def draw() -> int:
 
 
 def bodies(data: Outgoing, usage: bool = True, number: Callable[[], int] = draw) -> list[bytes]:
-    """Return the bodies of the requests for this data, as JSON; none if there is no event.
+    """Return the bodies of the requests for this data, as JSON: one for each cell, with ids and a time of its own.
+
+    Google can add up each cell over all machines, and cannot tell which cells are of the same one.
 
     Args:
         data: the listed data for "ga".
         usage: True to send which stages and phases were used.
-        number: draws a random number; the ids are made of it, new for each request.
+        number: draws a random number; the ids and the time are made of it, new for each request.
     """
     if not data.metrics:  # the machine alone is no measurement, and its facts would have no time
         return []
-    hour = data.now // 1000 // HOUR_US * HOUR_US  # when it was measured, in microseconds since 1970
-    return [body for group in _groups(list(_cells(data, usage))) for body in _split(group, hour, number)]
-
-
-def _groups(cells: list[Cell]) -> Iterator[list[Cell]]:
-    for start in range(0, len(cells), MAX_EVENTS):
-        yield cells[start : start + MAX_EVENTS]
-
-
-def _split(cells: list[Cell], when: int, number: Callable[[], int]) -> Iterator[bytes]:
-    """Return one body, or more if it would be too large."""
-    session = number()
-    events = [
-        {"name": EVENT, "params": {"metric": m, "cell": c, "n": n, "session_id": session, "engagement_time_msec": 1}}
-        for m, c, n in cells
+    hour = data.now // 1000 // HOUR_US  # when it was measured, in hours since 1970
+    return [
+        _body(cell, (hour - number() % JITTER_HOURS) * HOUR_US, number(), f"{number()}.{number()}")
+        for cell in _cells(data, usage)
     ]
-    request = {"client_id": f"{number()}.{number()}", "timestamp_micros": when, "consent": CONSENT, "events": events}
-    body = json.dumps(request, separators=(",", ":")).encode("utf-8")
-    if len(body) <= MAX_BYTES or len(cells) == 1:
-        yield body
-        return
-    half = len(cells) // 2
-    yield from _split(cells[:half], when, number)
-    yield from _split(cells[half:], when, number)
+
+
+def _body(cell: Cell, when: int, session: int, client: str) -> bytes:
+    metric, word, times = cell
+    params = {"metric": metric, "cell": word, "n": times, "session_id": session, "engagement_time_msec": 1}
+    request = {
+        "client_id": client,
+        "timestamp_micros": when,
+        "consent": CONSENT,
+        "events": [{"name": EVENT, "params": params}],
+    }
+    return json.dumps(request, separators=(",", ":")).encode("utf-8")
 
 
 # ---- cells ---------------------------------------------------------------------------------------------------------
 
 
 def _cells(data: Outgoing, usage: bool) -> Iterator[Cell]:
+    """Yield the cells with the class of how often each was met: an exact count would tell one machine from another."""
+    for metric, cell, times in _exact_cells(data, usage):
+        yield metric, cell, max(number for number in TIMES if number <= max(times, 1))
+
+
+def _exact_cells(data: Outgoing, usage: bool) -> Iterator[Cell]:
     used: dict[str, None] = {}
     for metric in data.metrics:
         for attributes, value in metric.points:
@@ -166,7 +174,7 @@ def vocabulary(declared: Declared | None = None) -> dict[str, tuple[str, ...]]:
                 attributes = {name: value for name, value in zip(kept, values, strict=True) if value is not None}
                 words[_word(entry.name, attributes)] = DURATIONS
     for fact in RESOURCE:
-        rule = filled(fact.rule, declared)
+        rule = filled(fact.rule_for("ga"), declared)
         if "ga" in fact.destinations and isinstance(rule, (Words, Version)):
             words[_word(fact.name, {})] = tuple(as_text(value) for value in getattr(rule, "values", ()))
     return {**words, **_counted(declared), USED: (*STAGES, *PHASES)}
@@ -195,7 +203,8 @@ def first_fault(
     """Return the first part of these bytes that is not in the vocabulary, or over a limit of the protocol, or None."""
     try:
         request = json.loads(body)
-        return next(_faults(request, len(body), vocabulary(declared)), None)
+        fault = next(_faults(request, len(body), vocabulary(declared)), None)
+        return fault or _time_fault(request["timestamp_micros"]) or (None if _again(request) == body else OTHER_BYTES)
     except (ValueError, KeyError, TypeError, AttributeError):
         return "it is not a body of events"
 
@@ -211,10 +220,26 @@ def _faults(request: Mapping[str, Any], size: int, words: Mapping[str, tuple[str
         yield "it does not deny the use for advertising"
     if type(request["timestamp_micros"]) is not int or request["timestamp_micros"] % HOUR_US:
         yield "its time is more exact than an hour"
-    if not 1 <= len(request["events"]) <= MAX_EVENTS:
+    if len(request["events"]) != 1:
         yield f"it has {len(request['events'])} events"
     for event in request["events"]:
         yield from _event_faults(event, words)
+
+
+def _again(request: Mapping[str, Any]) -> bytes:
+    """Return the body that is made of the same cell and ids."""
+    (event,) = request["events"]
+    params = event["params"]
+    cell = (params["metric"], params["cell"], params["n"])
+    return _body(cell, request["timestamp_micros"], params["session_id"], request["client_id"])
+
+
+def _time_fault(micros: int) -> str | None:
+    """Return a fault if Google would not take the time any more, or not yet."""
+    present = time.time_ns() // 1000
+    if not present - MAX_AGE_US <= micros <= present + HOUR_US:
+        return "its time is not within the last 72 hours"
+    return None
 
 
 def _is_version(params: Mapping[str, Any]) -> bool:
@@ -231,5 +256,7 @@ def _event_faults(event: Mapping[str, Any], words: Mapping[str, tuple[str, ...]]
         yield f"the metric {params['metric']!r} is not on the list"
     elif params["cell"] not in words[params["metric"]] and not _is_version(params):
         yield f"{params['cell']!r} is no cell of {params['metric']}"
-    if any(type(params[name]) is not int or params[name] < 1 for name in ("n", "session_id", "engagement_time_msec")):
-        yield "an event has a number that is not a whole one above 0"
+    if params["n"] not in TIMES or type(params["n"]) is not int:
+        yield "an event has a number of times that is no class"
+    if any(type(params[name]) is not int or not 1 <= params[name] <= most for name, most in HIGHEST_IDS):
+        yield "an event has a number that is not a whole one above 0, or too large"

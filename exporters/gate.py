@@ -8,14 +8,14 @@ sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from exporters.allowlist import ListedMetric, metrics, sendable_facts
 from exporters.config import Record
-from exporters.measurements import Measured, Outgoing, OutgoingMetric, Snapshot
-from exporters.payload import encode, sendable_number
-from exporters.rules import Declared, Rule, coarse
+from exporters.measurements import Outgoing, Snapshot
+from exporters.payload import encode
+from exporters.rebuild import rebuild
+from exporters.rules import Declared
 
 OWN = "an exporter of the program's own"
 TIMEOUT_MS = 10_000
@@ -33,7 +33,7 @@ class Gate:
     Attributes:
         refused: how often there was no consent.
         dropped: bodies with parts that are not on the list.
-        reason: why the last data was not let through; "" if it was, or if there was no consent.
+        reason: why the last data, or a part of it, was not let through; "" if it was, or if there was no consent.
     """
 
     def __init__(self, consent: Callable[[], bool], target: str, form: Any, usage: bool = True) -> None:
@@ -61,6 +61,8 @@ class Gate:
             return None
         yield_gil()
         outgoing = rebuild(data, self._target, declared)
+        if outgoing.left_out:
+            self.reason = f"{outgoing.left_out} points were left out of an export: their numbers are out of bounds"
         yield_gil()
         return outgoing
 
@@ -158,35 +160,3 @@ class GatedExporter:
         if result is not MetricExportResult.SUCCESS:
             self.reason = "an export was not taken"
         return result is MetricExportResult.SUCCESS
-
-
-def rebuild(data: Snapshot, target: str = "otlp", declared: Declared | None = None) -> Outgoing:
-    """Return new data with the listed metrics and facts for this destination, always in the same order."""
-    points: dict[tuple[str, str], list[Measured]] = {}
-    for point in data.points:
-        points.setdefault((point.name, point.kind), []).append(point)
-    rebuilt = (_metric(entry, points.get((entry.name, entry.kind), ())) for entry in metrics(target, declared))
-    found = tuple(metric for metric in rebuilt if metric is not None)
-    return Outgoing(sendable_facts(data.facts, target, declared), found, data.began, data.now)
-
-
-def _metric(entry: ListedMetric, points: Iterable[Measured]) -> OutgoingMetric | None:
-    """Return the listed metric with the sendable ones of its points, or None if there are none."""
-    found: dict[tuple[str, ...], tuple[dict[str, Any], Any]] = {}
-    for point in points:
-        attributes = _attributes(entry.attributes, point.attributes)
-        if attributes is not None:
-            order = tuple(f"{name}={value}" for name, value in attributes.items())
-            value = point.value if entry.kind == "histogram" else sendable_number(entry, point.value)
-            found.setdefault(order, (attributes, value))
-    if not found:
-        return None
-    return OutgoingMetric(entry.name, entry.purpose, entry.unit, entry.kind, tuple(found[order] for order in sorted(found)))
-
-
-def _attributes(rules: Mapping[str, Rule], found: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the listed attributes in sendable form, or None if the point has others, or an unsendable value."""
-    if set(found) - set(rules):
-        return None
-    sendable = {name: coarse(rule, found[name]) for name, rule in rules.items() if name in found}
-    return None if None in sendable.values() else sendable

@@ -71,9 +71,13 @@ class OutgoingMetric(NamedTuple):
 
 
 class Outgoing(NamedTuple):
-    """Measurements behind the gate: only listed facts, metrics and attributes, in the order of the list."""
+    """Measurements behind the gate: only listed facts, metrics and attributes, in the order of the list.
+
+    ``left_out`` is the number of points whose numbers are out of bounds.
+    """
 
     facts: dict[str, Any]
     metrics: tuple[OutgoingMetric, ...]
     began: int
     now: int
+    left_out: int = 0

@@ -27,11 +27,14 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from exporters.allowlist import SCHEMA_URL, SCOPE_NAME, ListedMetric, facts, metrics
+from exporters.bounds import OTHER_BYTES, time_fault
 from exporters.config import Answer
-from exporters.measurements import HistogramValue, Outgoing, OutgoingMetric
-from exporters.rules import Declared, Rule, coarse, significant, size_class
+from exporters.measurements import HistogramValue, Measured, Outgoing, OutgoingMetric, Snapshot
+from exporters.rebuild import rebuild, sendable_number
+from exporters.rules import Declared, Rule, coarse
 
 SAID = 160  # characters kept of a collector's answer
+REQUIRED = ("service.name", "service.version", "service.instance.id")
 CUMULATIVE = 2  # AGGREGATION_TEMPORALITY_CUMULATIVE
 POINT = {"attributes", "start_time_unix_nano", "time_unix_nano"}
 FIELDS = {  # of OTLP's messages, the fields that may be filled
@@ -39,7 +42,7 @@ FIELDS = {  # of OTLP's messages, the fields that may be filled
     "ResourceMetrics": {"resource", "scope_metrics", "schema_url"},
     "Resource": {"attributes"},
     "ScopeMetrics": {"scope", "metrics", "schema_url"},
-    "InstrumentationScope": {"name"},
+    "InstrumentationScope": {"name", "version"},
     "Metric": {"name", "description", "unit", "gauge", "sum", "exponential_histogram"},
     "Gauge": {"data_points"},
     "Sum": {"data_points", "aggregation_temporality", "is_monotonic"},
@@ -63,7 +66,7 @@ def encode(data: Outgoing) -> bytes:
     OpenTelemetry's own encoder makes the same bytes from the SDK's classes; a test compares the two.
     """
     scope = ScopeMetrics(
-        scope=InstrumentationScope(name=SCOPE_NAME),
+        scope=InstrumentationScope(name=SCOPE_NAME, version=data.facts.get("service.version", "")),
         metrics=[_encoded(metric, data.began, data.now) for metric in data.metrics],
         schema_url=SCHEMA_URL,
     )
@@ -149,9 +152,61 @@ def first_fault(
         declared: the declarations of the embedding package that produced them, or None.
     """
     try:
-        return next(_faults(parsed(ExportMetricsServiceRequest, body), target, yield_gil, declared), None)
+        request = parsed(ExportMetricsServiceRequest, body)
+        fault = next(_faults(request, target, yield_gil, declared), None)
+        if fault is not None:
+            return fault
+        yield_gil()
+        data = decoded(request)
+        if fault := time_fault(data.began, data.now):
+            return fault
+        yield_gil()
+        if lacking := [name for name in REQUIRED if name not in data.facts]:
+            return f"it does not say its {lacking[0]}"
+        return None if encode(rebuild(data, target, declared)) == body else OTHER_BYTES
     except ValueError as fault:
         return str(fault)
+
+
+def decoded(request: ExportMetricsServiceRequest) -> Snapshot:
+    """Return the measurements of a request, as they were before the gate.
+
+    Raises:
+        ValueError: it has not one resource with one scope, or no point.
+    """
+    if [len(resource.scope_metrics) for resource in request.resource_metrics] != [1]:
+        raise ValueError("it has not one resource with one scope")
+    resource, (scope,) = request.resource_metrics[0].resource, request.resource_metrics[0].scope_metrics
+    points, moments = [], set()
+    for metric in scope.metrics:
+        kind = _metric_kind(metric)
+        data = getattr(metric, metric.WhichOneof("data") or "gauge")
+        for point in data.data_points:
+            value = _histogram_value(point) if kind == "histogram" else _point_value(point)
+            points.append(Measured(metric.name, kind, value, _plain(point.attributes)))
+            moments.add((point.start_time_unix_nano, point.time_unix_nano))
+    starts, ends = {start for start, _ in moments if start}, {end for _, end in moments}
+    if len(ends) != 1 or len(starts) > 1:
+        raise ValueError("its points are not of one span of time")
+    (now,) = ends
+    return Snapshot(_plain(resource.attributes), points, starts.pop() if starts else now, now)
+
+
+def _histogram_value(point: Any) -> HistogramValue:
+    return HistogramValue(
+        count=point.count,
+        sum=point.sum,
+        scale=point.scale,
+        zero_count=point.zero_count,
+        offset=point.positive.offset,
+        counts=tuple(point.positive.bucket_counts),
+        minimum=point.min,
+        maximum=point.max,
+    )
+
+
+def _plain(attributes: Iterable[Any]) -> dict[str, Any]:
+    return {entry.key: getattr(entry.value, entry.value.WhichOneof("value") or "string_value") for entry in attributes}
 
 
 def parsed(kind: Any, body: bytes) -> Any:
@@ -249,10 +304,3 @@ def with_rejected_points(answer: Answer, partial: ExportMetricsPartialSuccess) -
     if not rejected:
         return replace(answer, text=f"{answer.text}: {said}") if said else answer
     return replace(answer, text=f"{answer.text}, but {rejected} data points were not taken: {said}", partly=rejected)
-
-
-def sendable_number(entry: ListedMetric, value: int | float) -> int | float:
-    """Return a metric's number in the form that may be sent."""
-    if entry.sizes:
-        return size_class(value, entry.sizes)
-    return value if entry.digits is None else significant(value, entry.digits)

@@ -14,6 +14,7 @@ OTHER, DEV = "other", "dev"
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")  # of what a package declares
 MODULE = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
 GIB = 2**30
+PUBLISHED = r"(20\d\d|\d{1,3})(\.\d{1,3}){0,2}((a|b|rc|\.post)\d{1,2})?"  # of a version, a year in front perhaps
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def coarse(rule: Rule, value: Any) -> Any:
 def _version(value: Any) -> str | None:
     if not isinstance(value, str):
         return None
-    return value if re.fullmatch(r"\d{1,4}(\.\d{1,4}){0,3}((a|b|rc|\.post)\d{1,3})?", value, re.ASCII) else DEV
+    return value if re.fullmatch(PUBLISHED, value, re.ASCII) else DEV
 
 
 def _frame(rule: Frame, value: Any) -> str:

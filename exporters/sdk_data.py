@@ -35,7 +35,9 @@ def metrics_data(outgoing: Outgoing) -> MetricsData:
         Metric(metric.name, metric.purpose, metric.unit, _data(metric, outgoing.began, outgoing.now))
         for metric in outgoing.metrics
     ]
-    scope = ScopeMetrics(InstrumentationScope(SCOPE_NAME, None, SCHEMA_URL), metrics, SCHEMA_URL)
+    scope = ScopeMetrics(
+        InstrumentationScope(SCOPE_NAME, outgoing.facts.get("service.version"), SCHEMA_URL), metrics, SCHEMA_URL
+    )
     return MetricsData([ResourceMetrics(Resource(outgoing.facts, SCHEMA_URL), [scope], SCHEMA_URL)])
 
 

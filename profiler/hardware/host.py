@@ -22,12 +22,15 @@ MEMORY_UTILIZATION = MetricSpec("system.memory.utilization", "1", "gauge", "Shar
 WORKING_SET = MetricSpec(
     "container.memory.working_set", "By", "updowncounter", "Memory of the container, without cache that can be dropped."
 )
+CONTAINER_UTILIZATION = MetricSpec(
+    "epochmeter.container.memory.utilization", "1", "gauge", "Share of the container's memory limit that its working set takes."
+)
 AVAILABLE = MetricSpec("container.memory.available", "By", "updowncounter", "Memory limit less the working set.")
 THROTTLED = MetricSpec(
     "epochmeter.container.cpu.throttled_time", "s", "counter", "Time for which the CPU quota stopped the container."
 )
 USED = {"system.memory.state": "used"}
-SPECS = (CPU_UTILIZATION, MEMORY_USAGE, MEMORY_UTILIZATION, WORKING_SET, AVAILABLE, THROTTLED)
+SPECS = (CPU_UTILIZATION, MEMORY_USAGE, MEMORY_UTILIZATION, WORKING_SET, AVAILABLE, CONTAINER_UTILIZATION, THROTTLED)
 
 CPU_FAMILIES = (  # first match wins
     ("Intel Xeon", r"xeon"),
@@ -83,7 +86,7 @@ class HostProbe:
             Reading((MEMORY_USAGE, MEMORY_UTILIZATION), self._memory),
         ]
         if self._limit is not None and self._cgroups.memory_working_set() is not None:
-            rows.append(Reading((WORKING_SET, AVAILABLE), self._container_memory))
+            rows.append(Reading((WORKING_SET, AVAILABLE, CONTAINER_UTILIZATION), self._container_memory))
         if self._cgroups.throttled_seconds() is not None:
             rows.append(Reading((THROTTLED,), self._throttled))
         return rows
@@ -106,6 +109,8 @@ class HostProbe:
         if used is not None and self._limit is not None:
             yield Sample(WORKING_SET, used)
             yield Sample(AVAILABLE, max(self._limit - used, 0))
+            if self._limit > 0:
+                yield Sample(CONTAINER_UTILIZATION, used / self._limit)
 
     def _throttled(self) -> Iterable[Sample]:
         seconds = self._cgroups.throttled_seconds()

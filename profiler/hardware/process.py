@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 CPU_TIME = MetricSpec("process.cpu.time", "s", "counter", "CPU time of this process.")
-CPU_UTILIZATION = MetricSpec(
-    "process.cpu.utilization", "1", "gauge", "CPU time over elapsed time and over the CPUs available to the process."
+CPU_WHOLE = MetricSpec(  # stays on this machine: OpenTelemetry's metric is that of one mode
+    *("epochmeter.process.cpu.utilization", "1", "gauge"),
+    "CPU time over elapsed time and over the CPUs available to the process.",
 )
+CPU_UTILIZATION = MetricSpec("process.cpu.utilization", "1", "gauge", "The same, by mode.")
 MEMORY_USAGE = MetricSpec("process.memory.usage", "By", "updowncounter", "Physical memory of this process.")
 USER, SYSTEM = {"cpu.mode": "user"}, {"cpu.mode": "system"}
-SPECS = (CPU_TIME, CPU_UTILIZATION, MEMORY_USAGE)
+SPECS = (CPU_TIME, CPU_WHOLE, CPU_UTILIZATION, MEMORY_USAGE)
 
 
 class ProcessProbe:
@@ -31,11 +33,11 @@ class ProcessProbe:
 
     def __init__(self) -> None:
         self._cores: float | None = None
-        self._last: tuple[float, float] | None = None
+        self._last: tuple[float, float, float, float] | None = None
 
     def start(self) -> None:
         self._cores = Cgroups().available_cores()
-        self._last = (time.perf_counter(), time.process_time())
+        self._last = _now()
 
     def facts(self) -> Sequence[Fact]:
         return ()
@@ -53,17 +55,28 @@ class ProcessProbe:
 
         return (
             Reading((CPU_TIME,), _cpu_time),
-            Reading((CPU_UTILIZATION,), self._utilization),
+            Reading((CPU_WHOLE, CPU_UTILIZATION), self._utilization),
             Reading((MEMORY_USAGE,), memory),
         )
 
     def _utilization(self) -> Iterable[Sample]:
-        before, self._last = self._last, (time.perf_counter(), time.process_time())
+        before, self._last = self._last, _now()
         if before is None or self._cores is None:
             return
         elapsed = self._last[0] - before[0]
         if elapsed > 0:
-            yield Sample(CPU_UTILIZATION, (self._last[1] - before[1]) / elapsed / self._cores)
+            whole, user, system = (
+                (after - earlier) / elapsed / self._cores for after, earlier in zip(self._last[1:], before[1:], strict=True)
+            )
+            yield Sample(CPU_WHOLE, whole)
+            yield Sample(CPU_UTILIZATION, user, USER)
+            yield Sample(CPU_UTILIZATION, system, SYSTEM)
+
+
+def _now() -> tuple[float, float, float, float]:
+    """Return the clock, and this process's CPU time: whole, in user mode, in system mode (s)."""
+    times = os.times()
+    return time.perf_counter(), time.process_time(), times.user, times.system
 
 
 def _cpu_time() -> Iterable[Sample]:

@@ -244,7 +244,7 @@ def _lines(data: dict[str, Any]) -> Iterator[Text]:
 
 
 READING_WORDS = {
-    "process.cpu.utilization": ("CPU", "share"),
+    "epochmeter.process.cpu.utilization": ("CPU", "share"),
     "process.memory.usage": ("process memory", "bytes"),
 }
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 LAST = "final"  # the order of a run's last entry: sorts behind all numbers
-GA_HOURS = 70.0  # Google accepts events of the last 72 hours, and our times are up to an hour early
+GA_HOURS = 46.0  # Google accepts events of the last 72 hours, and our times are up to 25 hours early
 
 
 class Dispatch:
@@ -98,25 +98,38 @@ class Dispatch:
         Raises:
             OSError: the outbox cannot be written.
         """
+        from exporters.entry import name_of
+
+        if self.config.target == "ga" and self._outbox.now() > data.now / 1e9 + GA_HOURS * 3600:
+            self._outbox.count(name_of(began_ns, name, order), "expired")
+            return True
         bodies = self.gate.bodies(data, yield_gil, declared)
+        until = data.now / 1e9 + GA_HOURS * 3600 if self.config.target == "ga" else None
         for number, body in enumerate(bodies):
-            self.put_body(name, began_ns, order if self.config.target != "ga" else f"ga{number:03d}", body, declared, what)
+            place = order if self.config.target != "ga" else f"ga{number:03d}"
+            self.put_body(name, began_ns, place, body, declared, what, until)
         return bool(bodies)
 
-    def put_body(self, name: str, began_ns: int, order: str, body: bytes, declared: Declared | None, what: str) -> None:
-        """Put a body that has passed the gate into the outbox.
+    def put_body(
+        self,
+        name: str,
+        began_ns: int,
+        order: str,
+        body: bytes,
+        declared: Declared | None,
+        what: str,
+        until: float | None = None,
+    ) -> None:
+        """Put a body that has passed the gate into the outbox, to be sent until a moment (s since 1970) at the latest.
 
         Raises:
             OSError: the outbox cannot be written.
         """
         from exporters.entry import Head
 
-        now, until = self._outbox.now(), None
-        if self.config.target == "ga":
-            until = now + GA_HOURS * 3600
-            if self._outbox.knows(began_ns, name, order):
-                return  # it waits there, or was sent: Google would count it twice
-        head = Head(self.key, name, now, until, declared, what)
+        if self.config.target == "ga" and self._outbox.knows(began_ns, name, order):
+            return  # it waits there, or was sent: Google would count it twice
+        head = Head(self.key, name, self._outbox.now(), until, declared, what)
         self._outbox.put(head, began_ns, order, body)
 
     def recover(self, consent: Callable[[], bool], own: str = "", yield_gil: Callable[[], None] = no_pause) -> None:

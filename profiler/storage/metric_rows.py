@@ -278,6 +278,8 @@ SUMS_ONLY = {  # metrics that only exporters get: name: (unit, help)
     "epochmeter.bench.sample_rate": ("{sample}/s", "Samples that a benchmark's case gets through."),
     "epochmeter.bench.operation_rate": ("{operation}/s", "Floating-point operations that it makes."),
     "epochmeter.bench.byte_rate": ("By/s", "Bytes that it moves."),
+    "epochmeter.bench.energy": ("J", "Energy of one sample."),
+    "epochmeter.bench.latency": ("s", "Latency, at a percentile."),
     "epochmeter.bench.limit_share": ("1", "What share that is of what the machine itself can do."),
     "epochmeter.usage.features": ("{call}", "Uses of a feature of the package."),
     "epochmeter.usage.commands": ("{call}", "Calls of a command of the package."),

@@ -220,9 +220,13 @@ def _exported_cases(cases: Iterable[CaseRecord]) -> Iterable[Point]:
             yield point_of(f"epochmeter.bench.{name}", "gauge", value, at)
         for limit, share in shares(case).items():
             yield point_of("epochmeter.bench.limit_share", "gauge", share, {**at, "epochmeter.bench.limit": limit})
-        for name in ("time", "memory", "joules", "p50", "p99"):
-            if name in case.numbers:
-                yield point_of(f"epochmeter.bench.{name}", "gauge", case.numbers[name], at)
+        for name, number in (("time", "time"), ("memory", "memory"), ("energy", "joules")):
+            if number in case.numbers:
+                yield point_of(f"epochmeter.bench.{name}", "gauge", case.numbers[number], at)
+        for percentile in (50, 99):
+            if f"p{percentile}" in case.numbers:
+                latency = case.numbers[f"p{percentile}"]
+                yield point_of("epochmeter.bench.latency", "gauge", latency, {**at, "epochmeter.bench.percentile": percentile})
 
 
 def _reading_points(readings: Iterable[ReadingRecord]) -> Iterable[Point]:

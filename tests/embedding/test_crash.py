@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -380,9 +381,10 @@ def test_programs_own_sentry_is_untouched(sink: Sink, second_sink: Sink, home: P
 # ---- what is noted, and the check of the bytes -----------------------------------------------------------------------
 
 DECLARED = Declared("digits", ("test_crash",))
+NOW_S = int(time.time())
 RECORD = {
     "id": "0123456789abcdef" * 2,
-    "time_unix_ns": 1_700_000_000_123_456_789,
+    "time_unix_ns": NOW_S * 10**9 + 123_456_789,
     "types": ["MyError", "ValueError", "Exception"],
     "frames": ["other", "other", "test_crash:fit:+3", "other", "test_crash:load.<locals>.inner:+0", "elsewhere:f:+1"],
     "facts": {"epochmeter.app.name": "digits", "epochmeter.app.version": "1.2.3", "os.type": "linux", "user": "canary"},
@@ -433,7 +435,7 @@ def test_it_is_rebuilt_from_the_list() -> None:
     told = crash_payload.rebuilt(RECORD, DECLARED)
     assert told == {
         "id": RECORD["id"],
-        "time_unix_ns": 1_700_000_000_000_000_000,
+        "time_unix_ns": NOW_S * 10**9,
         "type": "ValueError",
         "frames": ["other", "test_crash:fit:+3", "other", "test_crash:load.<locals>.inner:+0", "other"],
         "facts": {"epochmeter.app.name": "digits", "epochmeter.app.version": "1.2.3", "os.type": "linux"},
@@ -453,9 +455,13 @@ def spoilt(change: Any) -> bytes:
     told = crash_payload.rebuilt(RECORD, DECLARED)
     lines = [json.loads(line) for line in crash_payload.envelope(told, DSN).splitlines()]
     change(*lines)
-    content = json.dumps(lines[2]).encode()
+    content = compact(lines[2])
     lines[1]["length"] = len(content)
-    return b"\n".join([json.dumps(lines[0]).encode(), json.dumps(lines[1]).encode(), content, b""])
+    return b"\n".join([compact(lines[0]), compact(lines[1]), content, b""])
+
+
+def compact(content: Any) -> bytes:
+    return json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def frames_of(event: Any) -> Any:

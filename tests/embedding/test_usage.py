@@ -557,10 +557,9 @@ def test_to_google_analytics_as_counts_of_cells(sink: Sink, home: Path) -> None:
 
     choose(home, exporter="ga", ga_measurement_id="G-ABC123DEF4", ga_endpoint=sink.url)
     host(sink, EPOCHMETER_GA_API_SECRET="secret")
-    (received,) = sink.received
-    body = json.loads(received.content)
-    assert messages(received.content) == []
-    cells = {(event["params"]["metric"], event["params"]["cell"]): event["params"]["n"] for event in body["events"]}
+    assert [messages(received.content) for received in sink.received] == [[]] * len(sink.received)
+    events = [event for received in sink.received for event in json.loads(received.content)["events"]]
+    cells = {(event["params"]["metric"], event["params"]["cell"]): event["params"]["n"] for event in events}
     assert cells["usage_features", "export"] == 10
     assert cells["usage_options", "fit.epochs"] == 1
     assert cells["app_version", "1.2.3"] == 1

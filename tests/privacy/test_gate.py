@@ -14,9 +14,10 @@ from opentelemetry.sdk.metrics.export import Metric, MetricExportResult, Metrics
 import exporters
 from exporters import gate
 from exporters.allowlist import GPU_MEMORY_CLASSES, GPU_MODELS, METRICS, PHASES, RESOURCE, STAGES
-from exporters.gate import GatedExporter, rebuild
+from exporters.gate import GatedExporter
 from exporters.measurements import Measured, Outgoing, OutgoingMetric, Snapshot
 from exporters.payload import encode, first_fault
+from exporters.rebuild import rebuild
 from exporters.rules import OTHER, Random, Words, coarse, significant, size_class
 from exporters.sdk_data import metrics_data
 from profiler import Phase, Profiler, Stage, __version__

@@ -14,9 +14,9 @@ import exporters
 from exporters.config import Answer, Config
 from exporters.courier import Courier, Round
 from exporters.entry import DestinationKey, Head
-from exporters.gate import rebuild
 from exporters.outbox import Outbox
 from exporters.payload import encode
+from exporters.rebuild import rebuild
 from profiler.config.folder import Folder
 from support.exports import a_run, answers, data
 

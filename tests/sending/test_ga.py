@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from exporters import ga_payload
-from exporters.gate import rebuild
-from exporters.measurements import Snapshot
+from exporters import entropy, ga_payload
+from exporters.allowlist import facts
+from exporters.measurements import Outgoing, OutgoingMetric, Snapshot
 from exporters.outbox import Outbox
+from exporters.rebuild import rebuild
+from exporters.rules import Declared
 from profiler import Phase, Profiler, settings
 from profiler.config.folder import Folder
 from profiler.records.histogram import Histogram
@@ -25,9 +27,10 @@ from profiler.sending.snapshot import run_snapshot
 from support import ga_rules
 from support.exports import a_run, data
 from support.ga_rules import Google, google, messages
-from support.processes import epochmeter
+from support.processes import epochmeter, python
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ga"
+FEATURE = "epochmeter.usage.feature"
 STARTED = 1_790_000_000_000_000_000
 
 
@@ -94,11 +97,12 @@ def test_the_bodies_are_those_that_were_reviewed(name: str) -> None:
     assert told == json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))
 
 
-def test_reviewed_bodies_are_valid_and_anonymous() -> None:
+def test_reviewed_bodies_are_valid_and_anonymous(monkeypatch: pytest.MonkeyPatch) -> None:
     for path in GOLDEN.glob("*.json"):
         for body in json.loads(path.read_text("utf-8")):
-            raw = json.dumps(body).encode()
+            raw = json.dumps(body, separators=(",", ":")).encode()
             assert messages(raw, now=STARTED / 1e9) == []
+            monkeypatch.setattr(ga_payload.time, "time_ns", lambda: STARTED)
             assert ga_payload.first_fault(raw) is None
             assert b"secret" not in raw and b"0123456789ab" not in raw
 
@@ -124,8 +128,12 @@ def test_epochs_count_by_cell_steps_by_median() -> None:
     cells = [
         (p["metric"], p["cell"], p["n"]) for b in bodies(measured()) for p in (e["params"] for e in json.loads(b)["events"])
     ]
-    assert ("epoch_duration", "2 to 4 s", 1) in cells and ("epoch_duration", "4 to 8 s", 2) in cells
-    assert ("stage_duration_train", "2 to 4 s", 3) in cells and ("stage_duration_val", "1 to 2 s", 2) in cells
+    assert ("epoch_duration", "2 to 4 s", 1) in cells and (
+        "epoch_duration",
+        "4 to 8 s",
+        1,
+    ) in cells
+    assert ("stage_duration_train", "2 to 4 s", 1) in cells and ("stage_duration_val", "1 to 2 s", 1) in cells
     assert [cell for cell in cells if cell[0] == "step_duration_train"] == [("step_duration_train", "1/256 to 1/128 s", 1)]
     assert ("gpu_model", "H100", 1) in cells and ("cpu_logical_cores", "24", 1) in cells
     assert {cell for metric, cell, _ in cells if metric == "usage"} == {"train", "val", "forward", "custom"}
@@ -168,24 +176,43 @@ def test_a_coarse_histogram_still_has_its_counts() -> None:
 # ---- limits --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cells", "sizes"), [(1, [1]), (25, [25]), (26, [25, 1]), (50, [25, 25]), (101, [25, 25, 25, 25, 1])])
-def test_requests_have_at_most_25_events(cells: int, sizes: list[int]) -> None:
-    wanted = [("usage", "train", n) for n in range(1, cells + 1)]
-    made = [b for group in ga_payload._groups(wanted) for b in ga_payload._split(group, 0, ga_payload.draw)]
-    events = [json.loads(body)["events"] for body in made]
-    assert [len(group) for group in events] == sizes
-    assert [event["params"]["n"] for group in events for event in group] == list(range(1, cells + 1))
+def test_each_request_has_one_cell_of_its_own() -> None:
+    """Marginals only: no request, and no pair of them, says which facts are of the same machine."""
+    run = measured()
+    run.started_unix_ns = time.time_ns()
+    made = [json.loads(body) for body in ga_payload.bodies(rebuild(data(run), "ga"))]
+    assert len(made) > 20 and {len(body["events"]) for body in made} == {1}
+    assert (
+        len({body["client_id"] for body in made})
+        == len({body["events"][0]["params"]["session_id"] for body in made})
+        == len(made)
+    )
+    hours = {(run.started_unix_ns // 3_600_000_000_000) - body["timestamp_micros"] // 3_600_000_000 for body in made}
+    assert len(hours) > 5 and min(hours) >= -1 and max(hours) <= ga_payload.JITTER_HOURS
 
 
-def test_large_body_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = [("usage", "train", n) for n in range(1, 26)]
-    (whole,) = ga_payload._split(wanted, 0, lambda: 1)
-    monkeypatch.setattr(ga_payload, "MAX_BYTES", len(whole))
-    assert len(list(ga_payload._split(wanted, 0, lambda: 1))) == 1
-    monkeypatch.setattr(ga_payload, "MAX_BYTES", len(whole) - 1)
-    made = [json.loads(body) for body in ga_payload._split(wanted, 0, lambda: 1)]
-    assert [len(body["events"]) for body in made] == [12, 13]
-    assert sum(event["params"]["n"] for body in made for event in body["events"]) == sum(range(1, 26))
+@pytest.mark.parametrize(("exact", "told"), [(1, 1), (9, 1), (10, 10), (99, 10), (100, 100), (12_345, 1000), (0, 1)])
+def test_how_often_is_a_class(exact: int, told: int) -> None:
+    outgoing = Outgoing({}, (OutgoingMetric("epochmeter.usage.features", "", "", "sum", (({FEATURE: "a"}, exact),)),), 0, 1)
+    assert list(ga_payload._cells(outgoing, True)) == [("usage_features", "a", told)]
+
+
+def test_a_request_tells_twelve_bits_at_most() -> None:
+    names = tuple(f"f{number}" for number in range(1000))
+    largest = Declared("digits", (), names, tuple((name, ()) for name in names))
+    for declared in (None, largest):
+        assert max(entropy.request_bits(declared).values()) <= entropy.GA_GOAL
+    assert entropy.budget()["ga"] <= entropy.GA_GOAL < entropy.budget()["otlp"]
+
+
+def test_entropy_is_shannons() -> None:
+    assert entropy.entropy_of({"a": 0.5, "b": 0.5}) == 1.0
+    assert entropy.entropy_of({"a": 0.5, "b": 0.25}) == 1.5  # the rest is "other"
+    assert entropy.entropy_of({"a": 1.0}) == 0.0
+    assert {field.name for field in entropy.facts_of("otlp")} == set(facts("otlp"))
+    shown = epochmeter("telemetry", "schema", "--entropy", "--json").json
+    assert shown["payload"] == entropy.budget()
+    assert "one request (goal: 12)" in epochmeter("telemetry", "schema", "--entropy").out
 
 
 def event(**params: Any) -> dict[str, Any]:
@@ -196,7 +223,7 @@ def event(**params: Any) -> dict[str, Any]:
 def request(*events: dict[str, Any], **more: Any) -> bytes:
     hour = int(time.time()) // 3600 * 3_600_000_000
     base = {"client_id": "1.2", "timestamp_micros": hour, "consent": dict(ga_payload.CONSENT), "events": list(events)}
-    return json.dumps({**base, **more}).encode()
+    return json.dumps({**base, **more}, separators=(",", ":")).encode()
 
 
 def padded(size: int) -> bytes:
@@ -231,9 +258,19 @@ def test_the_rules_of_the_test_are_strict(good: bytes, bad: bytes) -> None:
 @pytest.mark.parametrize(
     "spoilt",
     [
-        request(*[event()] * 26),
+        request(*[event()] * 2),
         padded(130_001),
+        request(event()) + b" ",
         request(),
+        b'{"client_id":"alice",' + request(event())[1:],
+        b'{"secret":1,' + request(event())[1:],
+        request(event(n=10**300)),
+        request(event(n=7)),
+        request(event(session_id=10**80)),
+        request(event(engagement_time_msec=0x616C696365)),
+        request(event(metric="app_version", cell="9999.9999.9999.9999rc999")),
+        request(event(), timestamp_micros=-3_600_000_000 * 5),
+        request(event(), timestamp_micros=(int(time.time()) // 3600 - 73) * 3_600_000_000),
         request(event(metric="secret")),
         request(event(cell="secret")),
         request(event(n=0)),
@@ -272,7 +309,7 @@ def test_a_run_is_told_once_at_its_end(server: Google, home: Path) -> None:
     train(settings={"export_interval": 0.01}, interval=0.01)
     assert server.faults == []
     cells = server.cells()
-    assert sum(n for metric, _, n in cells if metric == "epoch_duration") == 3
+    assert sum(metric == "epoch_duration" for metric, _, _ in cells) >= 1
     assert len(cells) == len({(metric, cell) for metric, cell, _ in cells})
     assert server.queries[0] == {"api_secret": ["s3cret"], "measurement_id": ["G-TEST"]}
     assert "secret" not in json.dumps(server.collected)
@@ -338,6 +375,30 @@ def test_what_waited_for_72_hours_is_given_up(server: Google, home: Path) -> Non
     waiting = len(later.waiting())
     later.expire()
     assert (later.waiting(), later.dropped()) == ([], {"expired": waiting})
+
+
+KILLED_LONG_AGO = """
+import os, signal, time
+real = time.time_ns
+time.time_ns = lambda: real() - 5 * 86_400 * 10**9
+from profiler import Profiler
+with Profiler("killed") as prof:
+    for epoch in prof.epochs(3):
+        list(prof.train(range(10)))
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_run_measured_days_ago_is_not_told(server: Google, home: Path) -> None:
+    """The time of the measurement counts, not the time at which its log was found."""
+    assert python("-c", KILLED_LONG_AGO).code == -9
+    assert len(list((home / "outbox" / "open").iterdir())) == 1
+    time.sleep(2.1)  # a run's note in the outbox is left alone for two seconds
+    train()
+    oldest = min(body["timestamp_micros"] for body in server.collected)
+    assert time.time() - oldest / 1e6 < 72 * 3600 and server.faults == []
+    assert box(home).dropped() == {"expired": 1} and list(box(home).open_runs()) == []
 
 
 def test_without_usage_nothing_is_told_of_it(server: Google) -> None:

@@ -24,8 +24,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from exporters import sentlog
 from exporters.allowlist import metrics as listed
-from exporters.gate import rebuild
 from exporters.measurements import Measured, Snapshot
+from exporters.rebuild import rebuild
 from exporters.rules import Random
 from exporters.sdk_data import histogram_point
 from profiler import Phase, Profiler, settings
@@ -250,7 +250,7 @@ def every_metric() -> str:
     points = []
     for entry in listed("prometheus"):
         attributes = {name: rule.values[0] for name, rule in entry.attributes.items() if not isinstance(rule, Random)}
-        value = histogram_value(made) if entry.kind == "histogram" else 2**32
+        value = histogram_value(made) if entry.kind == "histogram" else 1 if entry.unit.startswith("{") else 10.0
         points.append(Measured(entry.name, entry.kind, value, attributes))
     return shown(rebuild(Snapshot({"service.name": "epochmeter"}, points, 0, 1), "prometheus"))
 

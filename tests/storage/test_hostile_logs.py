@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from exporters import ga_payload, payload
-from exporters.gate import rebuild
 from exporters.outbox import Outbox
+from exporters.rebuild import rebuild
 from profiler import Phase, Profiler, settings
 from profiler.config.folder import Folder
 from profiler.errors import RunLogError

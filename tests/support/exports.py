@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 
 from exporters import payload
-from exporters.gate import rebuild
 from exporters.measurements import Snapshot
+from exporters.rebuild import rebuild
 from exporters.rules import Declared
 from profiler import Phase, Profiler
 from profiler.records.run import Run
@@ -50,5 +51,7 @@ def a_usage_body(declared: Declared) -> bytes:
     """Return a payload with one use of a package's first feature."""
     counts = Counts({declared.features[0]: 1})
     facts = {"epochmeter.app.name": declared.app, "epochmeter.app.version": "1.0"}
-    (body,) = payload.bodies(rebuild(usage_snapshot("a" * 12, facts, counts, 1, 2), "otlp", declared), True)
+    (body,) = payload.bodies(
+        rebuild(usage_snapshot("a" * 12, facts, counts, time.time_ns() - 10**9, time.time_ns()), "otlp", declared), True
+    )
     return body

@@ -71,7 +71,7 @@ def preview(
 def payload(recorded: Any, target: str, usage: bool) -> list[bytes]:
     """Return the bodies of a run's final requests. Google's have random ids, different each time."""
     from exporters import form_of
-    from exporters.gate import rebuild
+    from exporters.rebuild import rebuild
     from profiler.sending.dispatch import declared_of
     from profiler.sending.snapshot import run_snapshot
 
@@ -156,7 +156,7 @@ def _usage() -> Iterator[Beside]:
 
 def _usage_of(ledger: Any) -> Iterator[Beside]:
     from exporters import form_of
-    from exporters.gate import rebuild
+    from exporters.rebuild import rebuild
     from profiler.config.resolve import resolve
     from profiler.embedding.delivery import declared_from
     from profiler.embedding.usage_delivery import usage_of

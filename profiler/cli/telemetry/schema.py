@@ -13,10 +13,38 @@ from profiler.cli.output import say
 
 Markdown = Annotated[bool, typer.Option("--markdown", help="As a page: docs/telemetry.md, or a section of a package's README.")]
 
+Entropy = Annotated[bool, typer.Option("--entropy", help="How many bits each field, and each payload, tells about a machine.")]
 
-def schema(as_json: AsJson = False, markdown: Markdown = False) -> None:
+
+def schema(as_json: AsJson = False, markdown: Markdown = False, entropy: Entropy = False) -> None:
     """List every field that can leave this machine, its values, and its purpose."""
+    if entropy:
+        _show_entropy(as_json)
+        return
     show(as_json, markdown)
+
+
+def _show_entropy(as_json: bool) -> None:
+    """Show how many bits each field, and a payload for each destination, tells about one machine at most."""
+    from dataclasses import asdict
+
+    from exporters.entropy import GA_GOAL, budget, facts_of, request_bits
+
+    whole, requests = budget(), request_bits()
+    if as_json:
+        fields = {target: [asdict(field) for field in facts_of(target)] for target in ("otlp", "prometheus", "ga", "crash")}
+        typer.echo(json.dumps({"payload": whole, "ga_goal": GA_GOAL, "ga_requests": requests, "fields": fields}, indent=2))
+        return
+    say("bits that one payload tells about a machine at most, its measurements left aside:")
+    for target, bits in whole.items():
+        of = f"one request (goal: {GA_GOAL:g})" if target == "ga" else "all facts of a payload together"
+        say(f"  {target:12} {bits:5.1f}  {of}")
+    say("\nfacts, as they go to a collector:")
+    for field in facts_of("otlp"):
+        say(f"  {field.bits:5.1f}  {field.name}: {field.words} values; {field.source}")
+    say("\nrequests to Google Analytics, each with one cell and a client id of its own:")
+    for metric, bits in requests.items():
+        say(f"  {bits:5.1f}  {metric}")
 
 
 def show(as_json: bool, markdown: bool, declaration: Mapping[str, Any] | None = None) -> None:
