@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 MAX_NAMES = 1_000
+OTHER = "other"  # the name of all commands and options that may be the user's own words
 
 
 class CommandCounter:
@@ -39,6 +40,7 @@ class CommandCounter:
         self._learns_commands = not counters.commands
         self._warn = warn
         self._watched: WatchedParser | None = None
+        self._learned: set[str | tuple[str, str]] = set()  # commands, and options of a command, that the author has not listed
         self._check_size()
 
     def watch_parser(self, parser: Any) -> None:
@@ -59,7 +61,10 @@ class CommandCounter:
         if (is_new and not self._learns_commands) or not NAME.fullmatch(command):
             return
         learns = is_new or command in self._learns_options
-        self._counters.learn(command, [option for option in options if learns and NAME.fullmatch(option)])
+        learned = [option for option in options if learns and NAME.fullmatch(option)]
+        self._learned |= {(command, option) for option in learned if (command, option) not in self._counters.options}
+        self._learned |= {command} if is_new else set()
+        self._counters.learn(command, learned)
         self._check_size()
 
     def count(self, called: Any, options: Iterable[str]) -> None:
@@ -85,6 +90,18 @@ class CommandCounter:
                 self.learn(name, command_lines.options_of(called.command))
         if not self._counters.count_known(name, given, again=not is_new):
             self._warn(f"a command or option of {' '.join((name, *given))!r} is not declared, and not counted")
+
+    def listed_name(self, command: str, is_own: Callable[[str], bool]) -> str:
+        """Return a command's name as it may be kept: itself if the author has listed it, or if it stands in the package."""
+        from profiler.embedding.commands import MAIN
+
+        return command if command == MAIN or command not in self._learned or is_own(command) else OTHER
+
+    def listed_option(self, command: str, option: str, is_own: Callable[[str], bool]) -> str:
+        """Return an option's name in the same way. Of a command that may not be named, no option is."""
+        if self.listed_name(command, is_own) == OTHER:
+            return OTHER
+        return option if (command, option) not in self._learned or is_own(option) else OTHER
 
     def _check_size(self) -> None:
         if self._counters.size > MAX_NAMES:

@@ -17,6 +17,8 @@ from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
+from profiler.embedding.own_files import OwnFiles
+
 OTHER = "other"
 KNOWN_SOURCES = ("builtins", "json", "subprocess", "pickle", "_pickle", "zipimport", "torch", "numpy")  # of error classes
 NO_CRASHES = ("ClickException", "Exit", "Abort")  # of click and Typer: how a command ends, not that it failed
@@ -31,12 +33,13 @@ def is_crash(error: BaseException | None) -> bool:
     )
 
 
-def scrubbed(error: BaseException, modules: tuple[str, ...]) -> dict[str, Any]:
+def scrubbed(error: BaseException, modules: tuple[str, ...], app: str = "") -> dict[str, Any]:
     """Return the note of an error.
 
     Args:
         error: the error.
         modules: the import packages whose frames are named.
+        app: the distribution that has installed them; without one, they run from a folder of sources.
 
     Returns:
         ``id`` (random), ``time_unix_ns``, ``types`` (its class and bases, from known sources) and ``frames`` (outermost first):
@@ -47,17 +50,19 @@ def scrubbed(error: BaseException, modules: tuple[str, ...]) -> dict[str, Any]:
         "id": secrets.token_hex(16),
         "time_unix_ns": time.time_ns(),
         "types": types,
-        "frames": list(_frames(error, modules)),
+        "frames": list(_frames(error, OwnFiles(app, modules))),
     }
 
 
-def _frames(error: BaseException, modules: tuple[str, ...]) -> Iterator[str]:
+def _frames(error: BaseException, own: OwnFiles) -> Iterator[str]:
     step = error.__traceback__
     while step is not None:
         module = _module(step.tb_frame)
         code = step.tb_frame.f_code
-        # of code that was made from a text (exec), names may be anybody's; the file's name is compared, and not kept
-        if module.partition(".")[0] in modules and code.co_filename == step.tb_frame.f_globals.get("__file__"):
+        # Of code that was made from a text (exec), and of a user's file that was loaded under the package's name, names may be
+        # anybody's. The file's name is compared, and not kept.
+        path = step.tb_frame.f_globals.get("__file__")
+        if isinstance(path, str) and code.co_filename == path and own.has(module, path):
             function = getattr(code, "co_qualname", code.co_name)  # qualified from Python 3.11 on
             yield f"{module}:{function}:+{max((step.tb_lineno or 0) - code.co_firstlineno, 0)}"
         else:

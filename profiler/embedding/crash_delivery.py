@@ -64,7 +64,7 @@ def keep_crash(info: PackageInfo, error: BaseException, resolved: Resolved, targ
         OSError: it cannot be kept.
     """
     noted = {
-        **crash.scrubbed(error, tuple(info.declared["modules"])),
+        **crash.scrubbed(error, tuple(info.declared["modules"]), info.name),
         "facts": info.sent_facts(),
         "declared": dict(info.declared),
         **({} if info.dsn is None else {"dsn": crash.public(info.dsn)}),

@@ -37,10 +37,19 @@ class Shipper:
         version: the package's version.
         info: gives the package with the settings it would like.
         began_ns: the moment the program began to use the package (ns since 1970).
+        take: takes the counts since the last call, with names that may be kept.
     """
 
-    def __init__(self, counters: Counters, version: str, info: Callable[[], PackageInfo], began_ns: int) -> None:
+    def __init__(
+        self,
+        counters: Counters,
+        version: str,
+        info: Callable[[], PackageInfo],
+        began_ns: int,
+        take: Callable[[], tuple[dict[str, int], dict[str, int], dict[str, dict[str, int]], int]],
+    ) -> None:
         self._counters = counters
+        self._take = take
         self._version = version
         self._info = info
         self._since_ns = began_ns  # the begin of the counts that are not kept yet
@@ -114,7 +123,7 @@ class Shipper:
         info = self._info()
         with self._lock:
             began, self._since_ns = self._since_ns, time.time_ns()
-            features, commands, options, undeclared = self._counters.take()
+            features, commands, options, undeclared = self._take()
             notes = dict(self.notes)
             self.notes.clear()
         counts = Counts(features, commands, options)

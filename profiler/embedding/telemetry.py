@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from profiler.config.resolve import EmbeddingApp
+    from profiler.embedding.own_files import OwnFiles
     from profiler.embedding.package_info import PackageInfo
     from profiler.session.profiler import Profiler
 
@@ -93,7 +94,8 @@ class Telemetry:
         self._has_warned = False
         self._hears = False  # of processes of multiprocessing
         self._began_ns = time.time_ns()
-        self._shipper = Shipper(self._counters, version, self._info, self._began_ns)
+        self._own_files: OwnFiles | None = None
+        self._shipper = Shipper(self._counters, version, self._info, self._began_ns, self._taken)
         self._look_at = now() + LOOK_EVERY_S
         if sys.version_info < (3, 11):  # at the program's end this Python cannot load it any more
             import concurrent.futures.thread  # noqa: F401
@@ -220,14 +222,18 @@ class Telemetry:
 
     def declared(self) -> dict[str, Any]:
         """Return the declarations: ``app``, ``modules``, ``features`` and ``commands`` (pairs of name and options)."""
-        options: dict[str, list[str]] = {name: [] for name in self._counters.commands}
-        for command, option in self._counters.options:
-            options[command].append(option)
+        is_own = self._is_own
+        options: dict[str, dict[str, None]] = {
+            self._commands.listed_name(name, is_own): {} for name in list(self._counters.commands)
+        }
+        for command, option in list(self._counters.options):
+            name = self._commands.listed_name(command, is_own)
+            options[name][self._commands.listed_option(command, option, is_own)] = None
         return {
             "app": self._name,
             "modules": list(self._modules),
             "features": list(self._counters.features),
-            "commands": [[name, given] for name, given in options.items()],
+            "commands": [[name, list(given)] for name, given in options.items()],
         }
 
     def __repr__(self) -> str:
@@ -250,6 +256,28 @@ class Telemetry:
         with suppress(AttributeError, TypeError):
             setattr(error, NOTED, (*noted_by, self._name))
         self._shipper.keep_crash(error)
+
+    def _is_own(self, name: str) -> bool:
+        if self._own_files is None:
+            from profiler.embedding.own_files import OwnFiles
+
+            self._own_files = OwnFiles(self._name, self._modules)
+        return self._own_files.says(name)
+
+    def _taken(self) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, int]], int]:
+        """Take the counts, with ``other`` for the commands and options that may have been made of the user's own words."""
+        features, commands, options, undeclared = self._counters.take()
+        told: dict[str, int] = {}
+        for name, times in commands.items():
+            listed = self._commands.listed_name(name, self._is_own)
+            told[listed] = told.get(listed, 0) + times
+        given: dict[str, dict[str, int]] = {}
+        for command, found in options.items():
+            into = given.setdefault(self._commands.listed_name(command, self._is_own), {})
+            for option, times in found.items():
+                listed = self._commands.listed_option(command, option, self._is_own)
+                into[listed] = into.get(listed, 0) + times
+        return features, told, given, undeclared
 
     def _info(self) -> PackageInfo:
         from profiler.embedding.package_info import PackageInfo

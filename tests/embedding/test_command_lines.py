@@ -19,6 +19,8 @@ from support.package_author import OUTSIDE, choose, counted, facts, metrics
 from support.processes import at_terminal, epochmeter, python
 from support.sinks import Sink
 
+HERE = (__name__,)  # this file is the package, and what stands in it is its own
+
 
 def taken(telemetry: Telemetry) -> tuple[dict[str, int], dict[str, list[str]], int]:
     """Return the counted commands, the options given with each, and the undeclared ones."""
@@ -87,7 +89,7 @@ def test_what_click_runs_is_guarded(home: Path) -> None:
 
 
 def test_a_watched_program_says_itself_what_it_has() -> None:
-    telemetry = Telemetry("digits", "1")
+    telemetry = Telemetry("digits", "1", modules=HERE)
     telemetry.watch(program_with_click())
     assert telemetry.declared()["commands"] == [
         ["fit", ["epochs", "learning_rate", "data"]],
@@ -156,7 +158,7 @@ def test_the_context_of_a_group_above_groups() -> None:
 
 
 def test_typer() -> None:
-    telemetry = Telemetry("digits", "1")
+    telemetry = Telemetry("digits", "1", modules=HERE)
     app = typer.Typer()
 
     @app.command()
@@ -202,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
     ],
 )  # fmt: skip
 def test_argparse(line: list[str], commands: dict[str, int], options: dict[str, list[str]]) -> None:
-    telemetry, watched, plain = Telemetry("digits", "1"), parser(), parser()
+    telemetry, watched, plain = Telemetry("digits", "1", modules=HERE), parser(), parser()
     assert telemetry.watch(watched) is watched
     for _ in range(2):  # the second call begins anew
         arguments = watched.parse_args(line)
@@ -383,3 +385,103 @@ def test_other_packages_data_is_not_shown(sink: Sink, home: Path) -> None:
     assert len(UsageLedger(home / "usage" / "other").kept()) == 1
     assert program(sink, "telemetry", "preview").out == ""
     assert "other, usage" in epochmeter("telemetry", "preview").out
+
+
+# ---- names that may be the user's own ------------------------------------------------------------------------------
+
+RECIPES = """
+import argparse, sys, types
+from profiler import Telemetry
+if sys.argv[1] == "argparse":
+    telemetry = Telemetry("recipes", "1.0", exporter="otlp", settings={"otlp_endpoint": sys.argv[2]})
+    parser = argparse.ArgumentParser()
+    inner = parser.add_subparsers(dest="cmd")
+    inner.add_parser("deploy-acme-merger-2027").add_argument("--alice-salary", action="store_true")
+    telemetry.watch(parser)
+    telemetry.command(parser.parse_args(["deploy-acme-merger-2027", "--alice-salary"]))
+else:
+    import click, typer
+    telemetry = Telemetry("recipes", "1.0", exporter="otlp", settings={"otlp_endpoint": sys.argv[2]})
+    if sys.argv[1] == "click":
+        app = click.Group()
+        option = click.Option(["--alice-salary"], is_flag=True)
+        app.add_command(click.Command("deploy-acme-merger-2027", callback=lambda alice_salary: None, params=[option]))
+        app.add_command(click.Command("other-one", callback=lambda: None))
+    else:
+        app = typer.Typer()
+        def f(x: bool = typer.Option(False, "--alice-salary")): pass
+        app.command("deploy-acme-merger-2027")(f)
+        app.command("other-one")(lambda: None)
+    telemetry.watch(app)(["deploy-acme-merger-2027", "--alice-salary"], standalone_mode=False)
+telemetry.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["click", "typer", "argparse"])
+def test_commands_made_of_users_files_are_other(sink: Sink, home: Path, kind: str) -> None:
+    for _ in range(2):
+        assert at_terminal("-c", RECIPES, kind, sink.url, **OUTSIDE).code == 0
+    (received,) = metrics(sink)
+    assert counted(received) == {("commands", "other"): 1, ("options", "other", "other"): 1}
+    kept = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    for name in (b"acme", b"alice", b"salary"):
+        assert name not in received.content and name not in kept
+
+
+def installed(folder: Path, files: dict[str, str]) -> str:
+    """Install a package as pip does: its files, and a RECORD of them."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    info = folder / "plugpkg-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugpkg\nVersion: 1.0\n")
+    (info / "RECORD").write_text("".join(f"{name},,\n" for name in files))
+    return str(folder)
+
+
+PLUGIN = """
+import importlib.util, sys
+import plugpkg
+spec = importlib.util.spec_from_file_location("plugpkg.recipes.acme_merger_2027", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = module
+spec.loader.exec_module(module)
+telemetry = plugpkg.telemetry()
+try:
+    with telemetry.guard():
+        plugpkg.run(module.alice_salary_step)
+except ValueError:
+    pass
+import click
+app = click.Group()
+app.add_command(click.Command("fit", callback=lambda: None))
+app.add_command(click.Command("acme-merger", callback=lambda: None))
+app = telemetry.watch(app)
+for name in ("fit", "acme-merger"):
+    app([name], standalone_mode=False)
+telemetry.close()
+"""
+PACKAGE = """
+from profiler import Telemetry
+def telemetry(): return Telemetry("plugpkg", "1.0")
+def run(step): step()
+COMMANDS = ["fit"]
+"""
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_users_plugin_is_named_nowhere(home: Path, tmp_path: Path, beside: bool) -> None:
+    """A user's file that the package loads under its own name; also one that lies in the package's own folder."""
+    site = installed(tmp_path / "site", {"plugpkg/__init__.py": PACKAGE})
+    plugin = tmp_path / ("site/plugpkg/recipes" if beside else "mine") / "acme_merger_2027.py"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_text("def alice_salary_step():\n    raise ValueError('x')\n")
+    answer = at_terminal("-c", PLUGIN, str(plugin), **{**OUTSIDE, "PYTHONPATH": site})
+    assert answer.code == 0, answer.err
+    (crash,) = (json.loads(path.read_text()) for path in (home / "crashes").iterdir())
+    assert crash["frames"] == ["other", "plugpkg:run:+0", "other"]
+    (kept,) = UsageLedger(home / "usage" / "plugpkg").kept()
+    assert kept.counts.commands == {"fit": 1, "other": 1}
+    kept_bytes = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    assert b"acme" not in kept_bytes and b"alice" not in kept_bytes
