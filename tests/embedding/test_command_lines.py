@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -477,7 +478,9 @@ def test_users_plugin_is_named_nowhere(home: Path, tmp_path: Path, beside: bool)
     plugin = tmp_path / ("site/plugpkg/recipes" if beside else "mine") / "acme_merger_2027.py"
     plugin.parent.mkdir(parents=True)
     plugin.write_text("def alice_salary_step():\n    raise ValueError('x')\n")
-    answer = at_terminal("-c", PLUGIN, str(plugin), **{**OUTSIDE, "PYTHONPATH": site})
+    answer = at_terminal(
+        "-c", PLUGIN, str(plugin), **{**OUTSIDE, "PYTHONPATH": os.pathsep.join([site, os.environ.get("PYTHONPATH", "")])}
+    )
     assert answer.code == 0, answer.err
     (crash,) = (json.loads(path.read_text()) for path in (home / "crashes").iterdir())
     assert crash["frames"] == ["other", "plugpkg:run:+0", "other"]

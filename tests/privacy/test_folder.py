@@ -22,7 +22,7 @@ from profiler.config.folder import Folder
 from profiler.config.place import UntrustedError
 from profiler.config.resolve import resolve
 from support.processes import epochmeter, python
-from support.sinks import Sink
+from support.sinks import Sink, serving
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has other owners and no modes")
 OTHER = 54_321
@@ -102,9 +102,20 @@ def test_settings_file_of_another_means_off(home: Path, sink: Sink) -> None:
     os.chown(path, OTHER, OTHER)
     assert resolve().why_off.startswith("sync is off (the settings file cannot be trusted")
     os.chown(path, 0, 0)
-    path.chmod(0o620)
-    assert not resolve().may_send
+    assert resolve().may_send
+
+
+@pytest.mark.parametrize("which", ["file", "folder"])
+def test_file_that_others_may_write_means_off(home: Path, which: str) -> None:
+    home.mkdir(mode=0o700)
+    path = home / "settings.json"
+    path.write_text(json.dumps({"version": 2, "exporter": "otlp"}))
+    for mode in (0o020, 0o002):
+        (path if which == "file" else home).chmod(0o700 | mode)
+        assert resolve().why_off.startswith("sync is off (the settings file cannot be trusted")
+        assert "chmod go-w" in resolve().problems[0]
     path.chmod(0o600)
+    home.chmod(0o755)
     assert resolve().may_send
 
 
@@ -302,10 +313,11 @@ def test_entry_goes_nowhere_by_its_own_word(home: Path, sink: Sink) -> None:
     key = DestinationKey("otlp", "http/protobuf", f"{sink.url}/v1/metrics", None)
     box.put(Head(key, "a" * 12, box.now()), 1, "final", a_body())
     assert epochmeter("telemetry", "flush").code == 3
-    Profiler("x").start()
-    elsewhere = {"EPOCHMETER_EXPORTER": "otlp", "EPOCHMETER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+    other, end = serving()
+    elsewhere = {"EPOCHMETER_EXPORTER": "otlp", "EPOCHMETER_OTLP_ENDPOINT": other.url}
     assert epochmeter("telemetry", "flush", **elsewhere).code == 3
-    assert sink.received == [] and len(box.waiting()) == 1
+    end()
+    assert sink.received == other.received == [] and len(box.waiting()) == 1
     here = {"EPOCHMETER_EXPORTER": "otlp", "EPOCHMETER_OTLP_ENDPOINT": sink.url}
     assert epochmeter("telemetry", "flush", **here).code == 0
     assert len(sink.received) == 1
