@@ -32,6 +32,10 @@ class SettingsError(ProfilerError, ValueError):
     """A setting that does not exist, or a value it cannot take."""
 
 
+class NoFolderError(SettingsError, RuntimeError):
+    """The folder in which everything is kept is not known."""
+
+
 class RunNotFoundError(ProfilerError, LookupError):
     """No recorded run fits the request."""
 

@@ -7,7 +7,7 @@ import secrets
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from profiler.cli.options import AsJson
+from profiler.errors import ProfilerError
 from profiler.records.plain_text import printable_in
 
 RUNS_LOOKED_AT = 5
@@ -40,7 +41,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Check each part of the profiler on this machine, and say how to mend its faults."""
-    checks = [check for look in LOOKS for check in look()]
+    checks = [check for look in LOOKS for check in _alone(look)]
     if full:
         checks += list(_cpu())
     if as_json:
@@ -54,6 +55,16 @@ def doctor(
         console.print(check.detail, markup=False, highlight=False, soft_wrap=True)
         if check.cure:
             console.print(f"        -> {check.cure}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _alone(look: Callable[[], Iterator[Check]]) -> list[Check]:
+    """Return the findings of one look. What it cannot look at is a finding, too, and the others go on."""
+    found: list[Check] = []
+    try:
+        found.extend(look())
+    except (ProfilerError, OSError) as error:
+        found.append(Check(look.__name__.strip("_").replace("_", " "), "problem", f"cannot be looked at: {error}"))
+    return found
 
 
 def _python() -> Iterator[Check]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from profiler.config.schema import FALSE_WORDS, KEYS, ResolvedValue, check_value, mistyped
+from profiler.config.schema import FALSE_WORDS, KEYS, TRUE_WORDS, ResolvedValue, check_value, mistyped
 from profiler.errors import SettingsError
 
 CI_VARIABLES = (
@@ -29,6 +29,7 @@ NOT_FOR_HOSTS = (  # if one of these is set, nothing goes to a destination that 
     "OTEL_METRICS_EXPORTER=none",
 )
 OWN = "EPOCHMETER_"
+DO_NOT_TRACK = ("DO_NOT_TRACK", "DONOTTRACK", "DO_NOTTRACK", "DONOT_TRACK", "DNT")  # in capitals
 NO_SETTINGS = ("HOME", "RUN", "OTLP_HEADERS", "GA_API_SECRET")  # variables of ours, without the prefix, that are no settings
 OTEL_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 
@@ -58,18 +59,18 @@ def values_from_environment(problems: list[str]) -> Iterator[tuple[str, Resolved
             yield "sync", ResolvedValue(False, "environment", variable)
     for name in list(os.environ):
         spelt = name.upper().replace("-", "_")
-        if spelt == "DO_NOT_TRACK" and os.environ.get(name, "").strip().lower() not in ("", *FALSE_WORDS):
+        if spelt in DO_NOT_TRACK and os.environ.get(name, "").strip().lower() not in ("", *FALSE_WORDS):
             yield "sync", ResolvedValue(False, "environment", name)
-        elif spelt.startswith(OWN) and (fault := _mistyped(name)):
+        elif spelt.startswith(OWN.rstrip("_")) and (fault := _mistyped(name)):
             problems.append(f"{name}: {fault} Nothing is sent until it is mended.")
             yield "sync", ResolvedValue(False, "environment", name)
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() in TRUE_WORDS:
         yield "sync", ResolvedValue(False, "environment", "OTEL_SDK_DISABLED")
 
 
 def _mistyped(name: str) -> str:
     """Return the fault of a variable that is no setting but looks like an "off", or ""."""
-    key, value = name[len(OWN) :], os.environ.get(name, "")
+    key, value = name[len(OWN.rstrip("_")) :].lstrip("_-"), os.environ.get(name, "")
     is_known = name.startswith(OWN) and (key in NO_SETTINGS or (key.isupper() and key.lower() in KEYS))
     return "" if is_known or not value.strip() else mistyped(key, value)
 

@@ -71,7 +71,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         with Folder(path.parent).opened(path.name, roots_too=True) as (descriptor, status, is_roots):
             known = _known(path, descriptor, status)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return {}
     except UntrustedError as error:
         raise UnreadableSettings(f"cannot be trusted: {error.filename} {error.strerror}", cure=error.cure) from None

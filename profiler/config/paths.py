@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from profiler import STARTED_IN
+from profiler.errors import NoFolderError
 
 HOME = "EPOCHMETER_HOME"
 PLACES = ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "USERPROFILE", "APPDATA", "LOCALAPPDATA")  # platformdirs reads these
@@ -21,7 +22,7 @@ def home() -> Path | None:
     it imported us. Otherwise a program that changes its folder would leave its user's "off" behind.
 
     Raises:
-        RuntimeError: the name cannot be made absolute.
+        NoFolderError: the name cannot be made absolute.
     """
     named = os.environ.get(HOME, "")
     if not named:
@@ -30,7 +31,7 @@ def home() -> Path | None:
         _homes[named] = _absolute(named)
     found = _homes[named]
     if found is None:
-        raise RuntimeError(f"{HOME} names a folder that cannot be found ({named!r})")
+        raise NoFolderError(f"{HOME} names a folder that cannot be found ({named!r}); name one by its whole path.")
     return found
 
 
@@ -55,7 +56,7 @@ def bases() -> tuple[Path, ...]:
     """Return the folders below which everything of ours lies.
 
     Raises:
-        RuntimeError: there is none: no home folder is known.
+        NoFolderError: there is none: no home folder is known.
     """
     moved = home()
     return (moved,) if moved is not None else _platform_folders()
@@ -65,7 +66,7 @@ def _platform_folders() -> tuple[Path, Path]:
     """Return the folder of the settings and the one of everything else, as the system has them.
 
     Raises:
-        RuntimeError: no home folder is known.
+        NoFolderError: no home folder is known.
     """
     key = tuple(os.environ.get(name) for name in PLACES)
     if key not in _platform:
@@ -74,7 +75,7 @@ def _platform_folders() -> tuple[Path, Path]:
         config = _absolute(str(user_config_path("epochmeter", appauthor=False)))
         data = _absolute(str(user_data_path("epochmeter", appauthor=False)))
         if config is None or data is None:
-            raise RuntimeError("no home folder is known")
+            raise NoFolderError(f"no home folder is known; name a folder in {HOME}.")
         _platform[key] = config, data
     return _platform[key]
 

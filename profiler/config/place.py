@@ -17,7 +17,7 @@ POSIX = sys.platform != "win32"
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 INTO_FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
-OTHER_FOLDER = "name a folder of your own in EPOCHMETER_HOME"
+OTHER_FOLDER = "name a folder of your own in EPOCHMETER_HOME, or make that one yours (chown)"
 NO_FOLDER = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)  # the answers of the systems to a link that is not followed
 
 
@@ -90,7 +90,10 @@ def enter_base(base: Path, make: bool, roots_too: bool) -> Place:
             raise
         if link.st_uid not in (os.geteuid(), 0):
             raise UntrustedError(path, "is a link of another user", OTHER_FOLDER) from None
-        descriptor = os.open(path, INTO_FOLDER)
+        try:
+            descriptor = os.open(path, INTO_FOLDER)
+        except FileNotFoundError:  # a disk that is not mounted: what its user has chosen there is not known
+            raise UntrustedError(path, "is a link that leads nowhere", OTHER_FOLDER) from None
     return _checked_place(path, descriptor, False, roots_too)
 
 
@@ -155,7 +158,15 @@ def is_roots(status: os.stat_result) -> bool:
 
 
 def _make_with_parents(base: Path) -> None:
+    """Make a base, and the folders above it that are missing; but none in the home of another user (``sudo`` keeps HOME).
+
+    Raises:
+        OSError: it cannot be made, or is in such a home.
+    """
     missing = []
+    home = Path(os.path.expanduser("~"))
+    if POSIX and home in base.parents and os.path.isdir(home) and os.stat(home).st_uid != os.geteuid():
+        raise UntrustedError(str(home), "is the home of another user", OTHER_FOLDER)
     while not os.path.lexists(base):
         missing.append(base)
         base = base.parent

@@ -55,7 +55,8 @@ WHERE = (  # a destination is chosen as a whole
     *("exporter", "otlp_endpoint", "otlp_protocol", "otlp_certificate", "otlp_client_certificate", "otlp_client_key"),
     *("ga_measurement_id", "ga_endpoint"),
 )
-OFF_WORDS = ("track", "telemetry", "disable", "optout", "consent", "privacy", "offline", "send", "upload")
+OFF_WORDS = ("track", "telemetry", "disable", "optout", "optedout", "consent", "privacy", "offline", "send", "upload")
+OFF_PARTS = {"off", "no", "not", "never", "dnt", "opt", "stop"}  # as whole words of a name
 FROM_ZERO = ("exit_timeout",)  # settings whose number may be 0
 HIGHEST = {"prometheus_port": 65_535}  # upper limits other than 999,999,999
 CHOICES = {"exporter": EXPORTERS, "otlp_protocol": ("http/protobuf", "grpc")}
@@ -96,10 +97,13 @@ def mistyped(name: str, value: Any) -> str:
     """
     import difflib  # only needed for unknown names
 
-    plain = re.sub("[^a-z]", "", name.lower())
+    plain, parts = re.sub("[^a-z]", "", name.lower()), set(re.split("[^a-z]+", name.lower()))
+    if isinstance(value, Mapping):  # an "off" may have been put a level too deep
+        inner = next(filter(None, (mistyped(str(key), one) for key, one in value.items())), "")
+        return inner and f"there is no setting {name!r}, and in it stands something that looks like an 'off'."
     is_false = value is False or str(value).strip().lower() in (*FALSE_WORDS, "none", "disabled", "never")
     close = difflib.get_close_matches(plain, [key.replace("_", "") for key in (*CONSENT, "exporter")], cutoff=0.7)
-    if not (is_false or close or any(word in plain for word in OFF_WORDS)):
+    if not (is_false or close or parts & OFF_PARTS or any(word in plain for word in OFF_WORDS)):
         return ""
     return f"there is no setting {name!r}, which looks like an 'off'.{did_you_mean(name.lower(), KEYS)}"
 

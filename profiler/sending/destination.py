@@ -31,6 +31,7 @@ GA_PATH = "/mp/collect"
 FRAMING = {  # RFC 9110, 7.6.1 and 8, and RFC 9112, 6
     *("connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade"),
     *("host", "expect", "content-length", "content-type", "content-encoding", "content-range"),
+    *("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-http-method-override"),
 }
 SCRAPED_ON = "127.0.0.1"
 
@@ -151,7 +152,7 @@ def _headers(name: str, text: str) -> dict[str, str]:
         key, value = key.strip().lower(), unquote(value.strip())
         if not equals or not key.isascii() or not key.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise SettingsError(f"{name} takes key=value pairs with commas between them; one of yours is not such a pair.")
-        if key in FRAMING or key.startswith("grpc-"):
+        if key.replace("_", "-") in FRAMING or key.startswith("grpc-"):
             raise SettingsError(f"{name}: {key!r} says how a request is framed or forwarded, and is not yours to set.")
         if any(ord(character) < 32 or ord(character) > 255 for character in value):
             raise SettingsError(f"{name}: the value of {key!r} has a character that no header can have.")

@@ -18,6 +18,7 @@ from profiler.sending.destination import in_words
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.config.resolve import EmbeddingApp, Resolved
+    from profiler.config.schema import ResolvedValue
 
 
 STOP = "To stop it: epochmeter settings sync=false"
@@ -65,12 +66,13 @@ def can_be_seen() -> bool:
         return False
 
 
-def announcement_of_runs(where: str, *, is_scraped: bool) -> str:
-    """Return the line that announces the sending of runs."""
+def announcement_of_runs(where: str, chosen: ResolvedValue, *, is_scraped: bool) -> str:
+    """Return the line that announces the sending of runs, with where that was chosen."""
+    by = {"environment": f"by {chosen.detail}", "argument": "in its code"}.get(chosen.source, "in the settings")
     way = "can be fetched from" if is_scraped else "go to"
     return (
         f"epochmeter: this run's timings, counts and hardware readings (no names or words of yours) {way} {where}, "
-        f"as chosen in the settings. {STOP}\n"
+        f"as chosen {by}. {STOP}\n"
     )
 
 

@@ -161,6 +161,8 @@ class Sending:
     def _record(self, where: str, body: bytes) -> Callable[[str], None]:
         """Keep a copy before the first byte leaves, and announce a destination the first time."""
         answered = record(where, body)
-        if self._exporter is None and not self._resolve().host_chose:  # a package's choice has been announced before
-            announce(where, announcement_of_runs(where, is_scraped=isinstance(self._outlet, PrometheusOutlet)))
+        resolved = self._resolve()
+        if self._exporter is None and not resolved.host_chose:  # a package's choice has been announced before
+            is_scraped = isinstance(self._outlet, PrometheusOutlet)
+            announce(where, announcement_of_runs(where, resolved.values["exporter"], is_scraped=is_scraped))
         return answered

@@ -255,6 +255,20 @@ def test_home_is_expanded_and_doctor_says_so(tmp_path: Path, named: str, meant: 
 def test_home_that_means_nothing_is_off(sink: Sink) -> None:
     answer = python("-c", TRAIN.partition("\n")[2].partition("\n")[0] + "\n" + TRAIN, EPOCHMETER_HOME="~nobody-at-all/x")
     assert "cannot be found" in answer.err and not Path("~nobody-at-all").exists()
+    for command in (["runs"], ["report"], ["telemetry", "log"], ["telemetry", "flush"], ["telemetry", "preview"], ["settings"]):
+        answer = epochmeter(*command, EPOCHMETER_HOME="~nobody-at-all/x")
+        assert "Traceback" not in answer.err and "cannot be found" in answer.err, command
+    found = epochmeter("doctor", EPOCHMETER_HOME="~nobody-at-all/x")
+    assert found.code == 0 and "cannot be found" in found.out
+
+
+def test_settings_that_cannot_be_reached_mean_off(home: Path) -> None:
+    """A link to a disk that is not mounted, or a file where a folder was: what was chosen there is not known."""
+    home.symlink_to(home.with_name("not-mounted"))
+    assert resolve().why_off.startswith("sync is off") and "leads nowhere" in resolve().problems[0]
+    home.unlink()
+    home.write_text("")
+    assert resolve().why_off.startswith("sync is off")
 
 
 # ---- an entry proves nothing about itself --------------------------------------------------------------------------
@@ -378,3 +392,22 @@ def test_off_survives_writer_with_the_lock(home: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(config_file, "_write_whole", slow)
     settings.update(retention_days=3)
     assert (settings["sync"], settings["retention_days"]) == (False, 3)
+
+
+def test_off_makes_room_for_itself(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk, what waits for delivery goes first: it must not leave any more, and may make room."""
+    settings.update(exporter="otlp")
+    box = Outbox(Folder(home / "outbox"))
+    box.put(Head(KEY, "aa", box.now()), 1, "final", b"body")
+    real = config_file._write_whole
+
+    def full(*arguments: object) -> bool:
+        if box.waiting():
+            raise OSError(28, "No space left on device")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(config_file, "_write_whole", full)
+    with pytest.raises(SettingsError, match=r"No space left on device\. Free some space"):
+        settings.update(retention_days=3)
+    settings.update(sync=False)
+    assert settings["sync"] is False and box.waiting() == []

@@ -198,7 +198,19 @@ def test_two_hidden_paths_are_two_destinations() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Host", "content-length", "Transfer-Encoding", "connection", "TE", "upgrade", "content-encoding", "grpc-timeout"]
+    "name",
+    [
+        "Host",
+        "content-length",
+        "Transfer-Encoding",
+        "connection",
+        "TE",
+        "upgrade",
+        "content-encoding",
+        "grpc-timeout",
+        "content_length",
+        "forwarded",
+    ],
 )
 def test_framing_headers_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for variable, chosen in ((f"{OTLP}HEADERS", {}), ("EPOCHMETER_OTLP_HEADERS", {"otlp_endpoint": "https://c"})):

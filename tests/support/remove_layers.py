@@ -169,7 +169,7 @@ LAYERS = (
     Layer(
         "DO_NOT_TRACK",
         "profiler/config/environment.py",
-        'if spelt == "DO_NOT_TRACK" and',
+        "if spelt in DO_NOT_TRACK and",
         "if False and",
         "sending/test_otlp.py::test_any_off_wins",
     ),
@@ -502,7 +502,7 @@ LAYERS = (
     Layer(
         "an unknown variable near a consent key means off",
         "profiler/config/environment.py",
-        "elif spelt.startswith(OWN) and (fault := _mistyped(name)):",
+        'elif spelt.startswith(OWN.rstrip("_")) and (fault := _mistyped(name)):',
         "elif False and (fault := _mistyped(name)):",
         "privacy/test_settings.py::test_mistyped_variable_is_off",
     ),
