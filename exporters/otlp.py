@@ -39,11 +39,16 @@ class Otlp:
             return replace(answer, text=f"{answer.text}: {said}") if said else answer
         if kind.startswith("text/html"):  # of a proxy, or a page to log in: no collector has seen it
             return replace(answer, verdict="later", text=f"{answer.text}, with a web page: that is no collector")
-        if not kind.startswith("application/x-protobuf"):
-            return answer
-        with contextlib.suppress(DecodeError):
-            return with_rejected_points(answer, ExportMetricsServiceResponse.FromString(content).partial_success)
-        return answer
+        try:
+            if kind.startswith("application/json"):
+                response = Parse(content, ExportMetricsServiceResponse(), ignore_unknown_fields=True)
+            elif kind.startswith("application/x-protobuf"):
+                response = ExportMetricsServiceResponse.FromString(content)
+            else:
+                return answer
+        except (DecodeError, ParseError):
+            return replace(answer, text=f"{answer.text}, with an answer that cannot be read") if content else answer
+        return with_rejected_points(answer, response.partial_success)
 
     def close(self) -> None:
         """Close the connections."""

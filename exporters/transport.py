@@ -107,8 +107,8 @@ class Http:
                     if len(found) >= ANSWER_BYTES or time.monotonic() - began > config.timeout:
                         break
                 is_whole = time.monotonic() - began <= config.timeout
-            except requests.RequestException:  # the status has been read; did the server end the rest, or our own clock?
-                is_whole = time.monotonic() - began <= config.timeout
+            except requests.RequestException:
+                pass  # the status has been read; what was cut may have said that a part was not taken
             return _answer(response, is_whole), found, response.headers.get("content-type", "")
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ def _answer(response: requests.Response, is_whole: bool) -> Answer:
     status = response.status_code
     text = f"HTTP {status}"
     if 200 <= status < 300:
-        return Answer("taken", text) if is_whole else Answer("later", f"{text}, whose rest did not come in time")
+        return Answer("taken", text) if is_whole else Answer("later", f"{text}, whose rest did not come")
     if status in CREDENTIALS:
         return Answer("later", f"{text}: the headers or certificates that identify you are not accepted")
     if 300 <= status < 400:

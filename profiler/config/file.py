@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -187,7 +188,13 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]], *, only_off: bo
     try:
         path = settings_path()
         with _alone(path, only_off):
-            changed = _replaced(path, change)
+            try:
+                changed = _replaced(path, change)
+            except OSError as error:
+                if not only_off or error.errno != errno.ENOSPC:
+                    raise
+                empty_outbox()  # nothing of it is to leave, and that may make room
+                changed = _replaced(path, change)
         if is_off(changed):
             empty_outbox()
         if changed.get("crash_reports") is False:
@@ -200,9 +207,9 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]], *, only_off: bo
         ) from None
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise SettingsError(
-            f"the settings cannot be saved: {reason}. Make the folder writable, or name another one in EPOCHMETER_HOME."
-        ) from error
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        cure = "Free some space" if full else "Make the folder writable, or name another one in EPOCHMETER_HOME"
+        raise SettingsError(f"the settings cannot be saved: {reason}. {cure}.") from error
 
 
 @contextlib.contextmanager

@@ -107,8 +107,8 @@ def say(text: str) -> None:
         sys.stderr.write(f"epochmeter: {text}\n")
 
 
-def run_the_other() -> None:
-    """Run the ``sitecustomize`` that this one hides, if there is one."""
+def run_the_other() -> bool:
+    """Run the ``sitecustomize`` that this one hides. Return False if there is none."""
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != here]  # noqa: PTH100
     ours = sys.modules.pop("sitecustomize")
@@ -117,12 +117,17 @@ def run_the_other() -> None:
     except ModuleNotFoundError as error:
         if error.name != "sitecustomize":
             raise
+        return False
     finally:
         sys.modules.setdefault("sitecustomize", ours)
+    return True
 
 
 if __name__ == "sitecustomize":
+    IS_THERE = True
     try:
-        run_the_other()
+        IS_THERE = run_the_other()
     finally:
         begin()
+    if not IS_THERE:  # as plain Python finds it: the script may have a module of that name
+        raise ImportError("there is no other sitecustomize", name="sitecustomize")

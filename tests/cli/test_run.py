@@ -202,6 +202,12 @@ class TestWhatCannotRun:
                 "which hides one that is needed here; rename it\n"
             )
 
+    def test_scripts_own_sitecustomize_is_its_own(self) -> None:
+        Path("sitecustomize.py").write_text("MINE = 'mine'\n", encoding="utf-8")
+        bare, measured = both_as_installed("import sitecustomize\nprint(sitecustomize.MINE)\n")
+        assert (measured.code, measured.out, measured.err) == (bare.code, bare.out, "") == (0, "mine\n", "")
+        assert len(run_paths(runs_path())) == 1
+
     def test_other_names_beside_a_script_hide_nothing(self) -> None:
         for name in ("test", "train", "model", "utils", "code", "profile"):
             Path(f"{name}.py").write_text("raise SystemExit('imported')\n", encoding="utf-8")

@@ -319,6 +319,33 @@ def test_slow_answer_is_cut_off(serve: Any, verdict: str) -> None:
         assert answer.verdict == verdict, answer
 
 
+PARTIAL_JSON = b'{"partialSuccess":{"rejectedDataPoints":"3","errorMessage":"x"}}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict", "says"),
+    [
+        (b"Content-Length: 50\r\n\r\nabc", "later", "whose rest did not come"),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nab", "later", "whose rest did not come"),
+        (b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", "later", "whose rest did not come"),
+        (b"Content-Length: 0\r\n\r\n", "taken", "HTTP 200"),
+        (b"Content-Type: application/x-protobuf\r\nContent-Length: 3\r\n\r\n\xff\xff\xff", "taken", "cannot be read"),
+        (
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(PARTIAL_JSON), PARTIAL_JSON),
+            *("taken", "3 data points were not taken"),
+        ),
+    ],
+)
+def test_cut_answer_is_no_delivery(answer: bytes, verdict: str, says: str) -> None:
+    def serve(connection: socket.socket, over: threading.Event) -> None:
+        connection.recv(65_536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + answer)
+
+    with listening(serve) as address:
+        told = Otlp(Config("otlp", address=f"{address}/v1/metrics", timeout=5)).send(b"bytes")
+    assert told.verdict == verdict and says in told.text
+
+
 def test_missing_collector_takes_no_time(home: Path) -> None:
     assert run(DEAD)["end_s"] < 0.5
     assert len(box(home).waiting()) == 1
