@@ -90,6 +90,7 @@ class Courier:
         self._takes = takes or (lambda head: head.key == key)
         self._transport: Transport | None = None
         self._failures = 0
+        self._longest_s = 0.0  # of the attempts so far
         self._not_before = 0.0  # by the monotonic clock
 
     @property
@@ -166,8 +167,12 @@ class Courier:
     def _rounds(self, until: Callable[[], float], done: Round) -> None:
         """Deliver in rounds, because another run may have added entries meanwhile and relies on this one."""
         while entries := list(self._mine()):
+            if self._key.target == "ga":  # in no fixed order, which would tell what is of the same run
+                _draw.shuffle(entries)
             for entry in entries:
-                if time.monotonic() >= until():
+                # What Google may have got is not sent again. So no attempt is begun that could be cut off by the program's end.
+                ends = time.monotonic() + (self._longest_s if self._key.target == "ga" else 0.0)
+                if ends >= until():
                     done.reason = "the time for delivery was over"
                 elif not self._consent():
                     done.reason = NO_CONSENT
@@ -198,7 +203,9 @@ class Courier:
             self._outbox.put_back(claimed)
             raise
         self._yield_gil()
+        began = time.monotonic()
         answer = self._transport.send(body)
+        self._longest_s = max(self._longest_s, time.monotonic() - began)
         self._yield_gil()
         answered(answer.text)
         self._settle(claimed, answer, done)

@@ -51,7 +51,7 @@ def draw() -> int:
 def bodies(data: Outgoing, usage: bool = True, number: Callable[[], int] = draw) -> list[bytes]:
     """Return the bodies of the requests for this data, as JSON: one for each cell, with ids and a time of its own.
 
-    Google can add up each cell over all machines, and cannot tell which cells are of the same one.
+    Google can add up each cell over all machines. No body says which cells are of the same one.
 
     Args:
         data: the listed data for "ga".

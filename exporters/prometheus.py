@@ -158,9 +158,12 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().__init__(*arguments, **more)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Return True if there is room for another connection; its base class closes it if there is not."""
+        """Note a connection, and cut the oldest one if there are too many: idle ones must not keep others out."""
         if len(self._connections) >= MAX_CONNECTIONS:
-            return False
+            oldest = min(list(self._connections.items()), key=lambda pair: pair[1])[0]
+            self._connections.pop(oldest, None)
+            with contextlib.suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)
         self._connections[request] = time.monotonic()
         return True
 

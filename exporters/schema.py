@@ -20,7 +20,7 @@ from exporters.allowlist import (
     ListedFact,
     ListedMetric,
 )
-from exporters.ga_payload import CONSENT, COUNTED, DURATIONS, EVENT
+from exporters.ga_payload import CONSENT, COUNTED, DURATIONS, EVENT, TIMES
 from exporters.ga_payload import vocabulary as ga_words
 from exporters.rules import DEV, Declared, Frame, OfApp, Random, Rule, Version, Words, as_text, filled
 
@@ -164,10 +164,12 @@ def _last_columns(entry: Mapping[str, Any]) -> str:
 def _ga_page() -> Iterator[str]:
     """Return the data for Google Analytics, with the metrics of the same cells in one row."""
     yield "## As events for Google Analytics\n"
-    yield f"With `exporter=ga`, a run is sent once, at its end: one event `{EVENT}` for each cell, with the parameters"
-    yield "`metric`, `cell`, `n` (the count), `session_id` (random) and `engagement_time_msec` (1). Each request has a random"
-    yield "`client_id` and the hour. Use for advertising is denied. No user, no location, no device, and no id is sent twice."
-    yield f"\nOf {' and '.join(f'`{name}`' for name in COUNTED)} there is an event for each cell; of other durations, for the"
+    yield f"With `exporter=ga`, a run is sent once, at its end: one request with one event `{EVENT}` for each cell, with the"
+    yield f"parameters `metric`, `cell`, `n` (how often, as {', '.join(map(str, TIMES))}), `session_id` (random) and"
+    yield "`engagement_time_msec` (1). Each request has a random `client_id`, and an hour up to a day before the measurement."
+    yield "Use for advertising is denied. No user, no location, no device, and no id is sent twice. No body says which other ones"
+    yield "are of the same machine."
+    yield f"\nOf {' and '.join(f'`{name}`' for name in COUNTED)} there is a request for each cell; of other durations, for the"
     yield "median only; of facts, one. `usage` names the stages and phases of the run, unless `usage=false`.\n"
     yield "| cells | metrics |\n|---|---|"
     rows: dict[tuple[str, ...], list[str]] = {}

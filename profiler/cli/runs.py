@@ -18,9 +18,17 @@ from profiler.records.plain_text import printable_in
 
 def runs(as_json: AsJson = False) -> None:
     """List recorded runs, newest first."""
+    from profiler.config.folder import Folder
     from profiler.config.paths import runs_path
+    from profiler.config.place import UntrustedError
     from profiler.storage.run_log import run_paths
 
+    try:
+        Folder(runs_path()).check()
+    except UntrustedError as error:
+        complain(f"{error.filename} {error.strerror}: its runs are not shown; {error.cure}")
+    except OSError as error:
+        complain(f"the runs cannot be read: {error.strerror}")
     rows = [row for row in map(_row, run_paths(runs_path())) if row is not None]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from profiler.errors import SettingsError
 
-LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|\[::1\]", re.IGNORECASE)
+NUMERIC = re.compile(r"[0-9.]+|0[xX][0-9A-Fa-f.xX]*")  # a host that only some programs read as a number
 SEGMENT = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._~+,=:-]*"
 ADDRESS = re.compile(
     r"(?P<scheme>https?)://(?P<host>[A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?"
@@ -39,7 +39,14 @@ class Parts(NamedTuple):
     @property
     def is_here(self) -> bool:
         """True if it leads to this machine."""
-        return LOOPBACK.fullmatch(self.host) is not None
+        import ipaddress
+
+        try:
+            found = ipaddress.ip_address(self.host.strip("[]"))
+        except ValueError:
+            return self.host.lower().removesuffix(".") == "localhost"
+        mapped = getattr(found, "ipv4_mapped", None)
+        return found.is_loopback or (mapped is not None and mapped.is_loopback)
 
 
 def parts_of(address: str) -> Parts | None:
@@ -48,7 +55,18 @@ def parts_of(address: str) -> Parts | None:
     if found is None:
         return None
     port = None if found["port"] is None else int(found["port"])
+    if (NUMERIC.fullmatch(found["host"]) or found["host"].startswith("[")) and not _is_ip(found["host"]):
+        return None
     return None if port is not None and port > 65_535 else Parts(found["scheme"], found["host"], port, found["path"])
+
+
+def _is_ip(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return bool(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        return False
 
 
 def check_address(name: str, value: str) -> Parts:

@@ -36,13 +36,16 @@ OTEL_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_END
 
 def not_for_hosts() -> str:
     """Return the variable that bars destinations chosen by a package (CI, tests, offline, the "off" of another tool), or ""."""
-    for entry in NOT_FOR_HOSTS:
-        name, _, wanted = entry.partition("=")
-        value = os.environ.get(name, "").strip().lower()
-        on = FALSE_WORDS if wanted == "false" else (wanted,)
-        if value in on if wanted else value not in ("", *FALSE_WORDS):
-            return name
-    return ""
+    return next((entry.partition("=")[0] for entry in NOT_FOR_HOSTS if is_on(entry)), "")
+
+
+def is_on(entry: str) -> bool:
+    """Return True if a variable is set, and to no word for "no"; of ``NAME=value``, if it has that value."""
+    name, _, wanted = entry.partition("=")
+    value = os.environ.get(name, "").strip().lower()
+    if not wanted:
+        return value not in ("", *FALSE_WORDS)
+    return value in (FALSE_WORDS if wanted == "false" else (wanted,))
 
 
 def values_from_environment(problems: list[str]) -> Iterator[tuple[str, ResolvedValue]]:

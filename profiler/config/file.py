@@ -78,11 +78,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise UnreadableSettings(f"cannot be trusted: {error.filename} {error.strerror}", cure=error.cure) from None
     except OSError as error:
         raise UnreadableSettings(f"cannot be read: {error.strerror}") from None
-    if is_roots:
-        return offs_of(known.content if known.fault is None else known.fault.valid)
     if known.fault is not None:
         raise UnreadableSettings(str(known.fault), known.fault.valid)
-    return dict(known.content)
+    return offs_of(known.content) if is_roots else dict(known.content)
 
 
 def offs_of(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,9 +200,7 @@ def _rewrite(change: Callable[[dict[str, Any]], dict[str, Any]], *, only_off: bo
         if changed.get("usage") is False:
             empty_outbox("usage")
     except UntrustedError as error:
-        raise SettingsError(
-            f"the settings cannot be saved: {error.filename} {error.strerror}; {error.cure}. Nothing is sent meanwhile."
-        ) from None
+        raise SettingsError(f"the settings cannot be saved: {error.filename} {error.strerror}; {error.cure}.") from None
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         full = getattr(error, "errno", None) == errno.ENOSPC
@@ -245,7 +241,8 @@ def _replaced(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) ->
     for turn in range(TURNS):
         before = _stamp(path)
         try:
-            content, is_spoilt = read_settings(path), False
+            content = read_settings(path)
+            is_spoilt = bool(before) and not Folder(path.parent).has(path.name)  # root's: kept aside, and its offs go on
         except UnreadableSettings as error:
             content, is_spoilt = {**error.valid, "sync": False}, True
         changed = _dated(content, change(content))

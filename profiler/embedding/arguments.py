@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 MODULE = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
-DSN = re.compile(r"https?://[^/@\s]+@[^/@\s]+(/\S+)?/\d+")
+DSN = re.compile(  # in the grammar of profiler.config.address, which a program's start does not load
+    r"https?://\w+(:\w+)?@([A-Za-z0-9_][A-Za-z0-9_.-]*|\[[0-9A-Fa-f:.]+\])(:(?P<port>[1-9]\d{0,4}))?(/[A-Za-z0-9_~-][\w.~-]*)*/\d+",
+    re.ASCII,
+)
 EXPORTERS = ("otlp", "ga", "none")
 HOST_KEYS = (  # the settings that a package may ask for; all others are the user's
     *("sync", "usage", "local", "crash_reports", "exporter", "otlp_endpoint", "otlp_protocol", "otlp_certificate"),
@@ -74,6 +77,9 @@ def host_settings(exporter: Any, settings: Any) -> dict[str, Any]:
 
 def checked_dsn(dsn: Any) -> str | None:
     """Return a Sentry DSN, or None."""
-    if dsn is not None and not (isinstance(dsn, str) and DSN.fullmatch(dsn)):
-        raise ArgumentValueError("crash_dsn is a Sentry DSN such as 'https://key@host/42'")
+    found = DSN.fullmatch(dsn) if isinstance(dsn, str) else None
+    if dsn is not None and (found is None or int(found["port"] or 1) > 65_535):
+        raise ArgumentValueError(
+            "crash_dsn is a Sentry DSN such as 'https://key@host/42', of letters, digits and . _ ~ - alone"
+        )
     return dsn

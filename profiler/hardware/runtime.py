@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from profiler.config.environment import CI_VARIABLES, names_set
+from profiler.config.environment import CI_VARIABLES, is_on, names_set
 from profiler.records.readings import Fact
 
 TYPE_CHECKING = False
@@ -71,7 +71,7 @@ def short_version(text: str | None) -> str | None:
 
 
 def _any_set(names: Sequence[str]) -> bool | None:
-    return bool(names_set(names)) or None
+    return any(map(is_on, names)) or None
 
 
 def _torch_version() -> str | None:

@@ -65,7 +65,10 @@ def checked_settings(settings: Any, exporter: Any) -> dict[str, Any]:
     """Return the settings given in code, the exporter's name included."""
     check_exporter(exporter)
     named = {"exporter": exporter} if isinstance(exporter, str) else {}
-    return {**check_settings(settings), **check_settings(named)}
+    checked = check_settings(settings)
+    if checked.get("exporter") == "none":  # any "off" wins
+        named = {}
+    return {**checked, **check_settings(named)}
 
 
 def sample_count(samples: Any) -> SampleCount:

@@ -115,6 +115,9 @@ def test_its_users_see_nothing_of_that(home: Path) -> None:
         (ArgumentTypeError, {"exporter": object()}),
         (ArgumentTypeError, {"settings": "sync=false"}),
         (ArgumentValueError, {"crash_dsn": "https://host/42"}),
+        (ArgumentValueError, {"crash_dsn": "https://key@evil\\\\@host/42"}),
+        (ArgumentValueError, {"crash_dsn": "https://key@host/$(id)/42"}),
+        (ArgumentValueError, {"crash_dsn": "https://key@host:99999/42"}),
         (ArgumentValueError, {"modules": "digits"}),
         (ArgumentTypeError, {"modules": 3}),
         (ArgumentValueError, {"settings": {"ga_endpoint": "https://host.example"}}),  # the user's secret would go there

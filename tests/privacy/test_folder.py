@@ -125,7 +125,7 @@ os.environ["EPOCHMETER_HOME"] = sys.argv[1]
 from profiler import Profiler, settings
 from profiler.config.resolve import resolve
 from profiler.config import file, resolve as module
-import platformdirs, filelock
+import difflib, platformdirs, filelock
 os.setuid(54_321)
 found = resolve()
 print(found.settings.exporter, found.settings.otlp_endpoint, found.settings.usage, found.problems)
@@ -144,6 +144,39 @@ def test_roots_settings_can_only_lower(tmp_path: Path, whose_folder: int) -> Non
         (folder / "settings.json").write_text(json.dumps(text))
         os.chown(folder, whose_folder, whose_folder)
         assert python("-c", LOWERED, name).out == "none None False []\n"
+
+
+@as_root
+@pytest.mark.parametrize("text", ['{"version": 2, "sync": "false"}', '{"sync": false', '{"version": 2, "Sync": false}', "{}"])
+def test_broken_settings_of_root_mean_off(text: str) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "settings.json").write_text(text)
+        os.chown(name, OTHER, OTHER)
+        Path(name).chmod(0o755)
+        assert python("-c", LOWERED.replace("found.settings.usage", "found.values['sync'].value"), name).out.startswith(
+            "none None False ["
+        )
+
+
+SAVED = LOWERED.replace("found = resolve()", "settings.update(sync=False)\nfound = resolve()").replace(
+    "usage, ", "sync, found.settings.usage, "
+)
+
+
+@as_root
+def test_off_is_saved_over_settings_of_root() -> None:
+    """The folder is the user's, and root's file in it stands in the way of the user's own "off"."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "settings.json").write_text('{"version": 2, "exporter": "otlp", "usage": false}')
+        os.chown(name, OTHER, OTHER)
+        Path(name).chmod(0o755)
+        assert python("-c", SAVED, name).out == "none None False False []\n"
+        kept = json.loads((Path(name) / "settings.json").read_text())
+        assert (kept["sync"], kept["usage"], "exporter" in kept) == (False, False, False)
 
 
 def test_own_link_as_base_is_followed(home: Path) -> None:

@@ -122,6 +122,12 @@ def test_do_not_track_in_any_spelling(home: Path, monkeypatch: pytest.MonkeyPatc
     assert (resolve().may_send, resolve().problems) == (False, [])
 
 
+def test_none_in_code_outweighs_an_exporter(sink: Sink) -> None:
+    with Profiler("x", exporter="otlp", settings={"exporter": "none", "otlp_endpoint": sink.url}) as prof:
+        list(prof.train(range(3)))
+    assert sink.received == []
+
+
 def test_variables_of_ours_are_no_mistakes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(home, '{"version": 2, "exporter": "otlp", "future": 7, "theme": "dark"}')
     for name, value in (("OTLP_HEADERS", "a=b"), ("GA_API_SECRET", "s"), ("RUN", "{}"), ("FUTURE", "7"), ("SYNC", "")):

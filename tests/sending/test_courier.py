@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import exporters
+from exporters import ga_payload
 from exporters.config import Answer, Config
 from exporters.courier import Courier, Round
 from exporters.entry import DestinationKey, Head
@@ -95,6 +96,31 @@ def test_transport_is_made_only_when_needed(tmp_path: Path, body: bytes) -> None
     courier(filled(tmp_path / "full", body), make, lambda: False).deliver(forever)
     with pytest.raises(AssertionError, match="made"):
         courier(filled(tmp_path / "full", body), make).deliver(forever)
+
+
+def test_no_attempt_begins_that_may_be_cut(tmp_path: Path) -> None:
+    """What Google may have got is not sent again, so the program's end must not fall into an attempt."""
+    key = DestinationKey("ga", "ga4", "http://collector", None)
+    made = ga_payload.bodies(rebuild(data(a_run()), "ga"))
+    box = Outbox(Folder(tmp_path))
+    for number, each in enumerate(made):
+        box.put(Head(key, "aa", box.now()), 1, f"ga{number:03d}", each)
+
+    class Slow(Scripted):
+        def send(self, body: bytes) -> Answer:
+            time.sleep(0.1)
+            return super().send(body)
+
+    transport, config = Slow(), Config("ga", "ga4")
+    gate = exporters.gate_for(config, lambda: True)
+    until = time.monotonic() + 0.35
+    one = Courier(
+        box, key, gate, lambda: transport, lambda: True, lambda where, body: lambda answer: None, lambda name: NoLock()
+    )
+    done = one.deliver(lambda: until)
+    assert 1 <= done.delivered <= 3 and done.reason == "the time for delivery was over" and box.under_way() == []
+    assert time.monotonic() < until + 0.05
+    assert [made.index(body) for body in transport.sent] != [0, 1, 2] or done.delivered < 3
 
 
 def test_own_fault_before_sending_leaves_nothing_claimed(tmp_path: Path, body: bytes) -> None:

@@ -135,6 +135,7 @@ HOSTILE = [
         "https://h:",
         "https://",
     ),
+    *("http://127.1", "http://2130706433", "http://0", "http://0x7f.1", "http://127.999.999.999", "http://[::g]"),
     *("https:///x", "https://-/x y", "https://[::1", "https://[g]/", "https://h:1:2", "https://.h", "HTTPS://h", " https://h"),
 ]
 
@@ -230,7 +231,7 @@ def test_headers_in_clear_get_a_warning(monkeypatch: pytest.MonkeyPatch) -> None
     assert "go over the network in clear" in epochmeter("doctor", **chosen).out
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LocalHost.", "[::1]", "127.9.9.9", "[::ffff:127.0.0.1]"])
 def test_no_proxy_for_this_machine(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
