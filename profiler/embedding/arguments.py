@@ -77,9 +77,11 @@ def host_settings(exporter: Any, settings: Any) -> dict[str, Any]:
 
 def checked_dsn(dsn: Any) -> str | None:
     """Return a Sentry DSN, or None."""
+    if dsn is None:
+        return None
     found = DSN.fullmatch(dsn) if isinstance(dsn, str) else None
-    if dsn is not None and (found is None or int(found["port"] or 1) > 65_535):
+    if found is None or int(found["port"] or 1) > 65_535:
         raise ArgumentValueError(
             "crash_dsn is a Sentry DSN such as 'https://key@host/42', of letters, digits and . _ ~ - alone"
         )
-    return dsn
+    return found[0]
