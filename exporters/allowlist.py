@@ -303,6 +303,10 @@ METRICS = (
         optional=OF_SOME_CASES,
     ),
     *USAGE,
+    ListedMetric(
+        *("epochmeter.usage.summaries", "sum", "{summary}", "How often a fact is told that is told apart from all others."),
+        destinations=("otlp",),
+    ),
 )
 
 RESOURCE = (

@@ -87,10 +87,11 @@ def _facts_in_words() -> set[str]:
 
 
 def budget(declared: Declared | None = None) -> dict[str, float]:
-    """Return the bits that one payload tells at most, by destination."""
+    """Return the bits that one payload tells at most, by destination. "author": a package's, without ``joint_facts``."""
     return {
         "ga": max(request_bits(declared).values()),
         "otlp": sum(field.bits for field in facts_of("otlp", declared)),
         "prometheus": sum(field.bits for field in facts_of("prometheus", declared)),
+        "author": max(field.bits for field in facts_of("otlp", declared)),
         "crash": sum(field.bits for field in facts_of("crash", declared)),
     }

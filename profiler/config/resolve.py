@@ -23,11 +23,13 @@ class EmbeddingApp:
         name: the package's name.
         settings: the settings it would like.
         began_ns: the moment the program began to use it, in ns since 1970. A notice shown later was shown in this run.
+        joint_facts: True if its author gets the facts of a machine together, and not each apart from the others.
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     began_ns: int = 0
+    joint_facts: bool = False
 
 
 class Resolved(NamedTuple):
@@ -73,6 +75,10 @@ class Resolved(NamedTuple):
     def host_chose(self) -> bool:
         """True if a package that embeds us chose the destination, and not the user."""
         return self.may_send and self.values["exporter"].source == "host"
+
+    def tells_apart(self, app: EmbeddingApp | None, exporter: Any = None) -> bool:
+        """Return True if facts go to a package's author, each apart from the others. The user's own collector gets all."""
+        return app is not None and not app.joint_facts and (self.host_chose or exporter is not None)
 
     @property
     def why_off(self) -> str:

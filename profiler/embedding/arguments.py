@@ -75,6 +75,13 @@ def host_settings(exporter: Any, settings: Any) -> dict[str, Any]:
     return {**(settings or {}), **({"exporter": exporter} if isinstance(exporter, str) else {})}
 
 
+def checked_flag(name: str, value: Any) -> bool:
+    """Return True or False, and nothing that only looks like it."""
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name} is True or False, not {value!r}")
+    return value
+
+
 def checked_dsn(dsn: Any) -> str | None:
     """Return a Sentry DSN, or None."""
     if dsn is None:

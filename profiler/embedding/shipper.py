@@ -138,6 +138,7 @@ class Shipper:
                 from profiler.sending.consent import state_of
 
                 counted.facts, counted.choice = info.sent_facts(), state_of(resolved).as_list()
+                counted.apart = resolved.tells_apart(info.app, info.exporter)
             try:
                 _add_to_ledger(info.ledger, counted, resolved.settings.retention_days)
             except OSError:

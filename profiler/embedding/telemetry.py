@@ -19,6 +19,7 @@ from contextlib import suppress
 
 from profiler.embedding.arguments import (
     checked_dsn,
+    checked_flag,
     checked_modules,
     checked_name,
     checked_names,
@@ -62,6 +63,7 @@ class Telemetry:
         settings: settings that the package would like, of `HOST_KEYS`. It can lower consent (``{"usage": False}``) and
             shorten ``exit_timeout``, never the other way.
         modules: the import packages whose code a crash report may name; by default the one named like the app.
+        joint_facts: get the facts of a machine together, and not each apart from the others. The notice says which.
 
     Raises:
         ArgumentTypeError, ArgumentValueError, SettingsError: an argument cannot be used.
@@ -78,11 +80,12 @@ class Telemetry:
         crash_dsn: str | None = None,
         settings: Mapping[str, Any] | None = None,
         modules: Iterable[str] = (),
+        joint_facts: bool = False,
     ) -> None:
         self._name = checked_name("app", app)
         if not isinstance(version, str) or not 1 <= len(version) <= 60:
             raise ArgumentValueError(f"version is a text such as '1.2.3', not {version!r}")
-        self._version = version
+        self._version, self._joint_facts = version, checked_flag("joint_facts", joint_facts)
         self._modules = checked_modules(modules) or (re.sub(r"\W", "_", app, flags=re.ASCII),)
         self._counters = Counters(checked_names("a feature", features), declared_commands(commands))
         self._commands = CommandCounter(self._name, self._counters, commands, self._warn)
@@ -258,10 +261,9 @@ class Telemetry:
         self._shipper.keep_crash(error)
 
     def _is_own(self, name: str) -> bool:
-        if self._own_files is None:
-            from profiler.embedding.own_files import OwnFiles
+        from profiler.embedding.own_files import OwnFiles
 
-            self._own_files = OwnFiles(self._name, self._modules)
+        self._own_files = self._own_files or OwnFiles(self._name, self._modules)
         return self._own_files.says(name)
 
     def _taken(self) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, int]], int]:
@@ -272,11 +274,10 @@ class Telemetry:
             listed = self._commands.listed_name(name, self._is_own)
             told[listed] = told.get(listed, 0) + times
         given: dict[str, dict[str, int]] = {}
-        for command, found in options.items():
+        for command, option, times in ((c, o, n) for c, found in options.items() for o, n in found.items()):
             into = given.setdefault(self._commands.listed_name(command, self._is_own), {})
-            for option, times in found.items():
-                listed = self._commands.listed_option(command, option, self._is_own)
-                into[listed] = into.get(listed, 0) + times
+            listed = self._commands.listed_option(command, option, self._is_own)
+            into[listed] = into.get(listed, 0) + times
         return features, told, given, undeclared
 
     def _info(self) -> PackageInfo:
@@ -294,7 +295,7 @@ class Telemetry:
             if not self._has_warned:
                 self._shipper.note(f"nothing is sent: {error}")
             self._warn(f"nothing is sent: {error}")
-            return EmbeddingApp(self._name, {"exporter": "none"}, self._began_ns)
+            return EmbeddingApp(self._name, {"exporter": "none"}, self._began_ns, self._joint_facts)
 
     def _wishes(self) -> EmbeddingApp:
         from profiler.config.resolve import EmbeddingApp
@@ -302,7 +303,7 @@ class Telemetry:
 
         # a package can lower consent, and not raise it
         allowed = {key: value for key, value in check_settings(self._settings).items() if key not in CONSENT or value is False}
-        return EmbeddingApp(self._name, allowed, self._began_ns)
+        return EmbeddingApp(self._name, allowed, self._began_ns, self._joint_facts)
 
     def _send_if_due(self) -> None:
         """Send the counts now and then, from the counting thread. Otherwise no thread is started."""

@@ -100,7 +100,8 @@ def export_usage(
                 note("counts could not be read")
                 ledger.sent(summary, keep=True)
                 continue
-            put = dispatch.put_data(summary, counted.began, usage_of(summary, counted), LAST, declared, what="usage")
+            data = usage_of(summary, counted)
+            put = dispatch.put_data(summary, counted.began, data, LAST, declared, what="usage", apart=counted.apart)
             if dispatch.gate.reason:
                 note(dispatch.gate.reason)
             if put or dispatch.gate.reason:  # without consent it stays, and a new choice will keep it here
@@ -156,6 +157,16 @@ def usage_of(summary: str, counted: Counted) -> Any:
     return usage_snapshot(summary, counted.facts, counted.counts, counted.began, counted.ended)
 
 
+def parts_of(data: Any, apart: bool) -> list[Any]:
+    """Return counts as they are handed over: with all facts, or with each fact apart from the others."""
+    if not apart:
+        return [data]
+    from profiler.sending.apart import facts_apart
+
+    counts, single = facts_apart(data)
+    return [counts, *single]
+
+
 def _hand_over(
     info: PackageInfo, ledger: UsageLedger, choice: list[Any], consent: Callable[[], bool], note: Callable[[str], None]
 ) -> None:
@@ -165,6 +176,7 @@ def _hand_over(
         declared = declared_from(counted.declared)
         gated = exporters.behind_gate(info.exporter, consent, record, declared)
         ledger.sent(summary, keep=True)  # first, because a package's exporter may count a second call twice
-        gated.export(usage_of(summary, counted))
-        if gated.reason:
-            note(gated.reason)
+        for data in parts_of(usage_of(summary, counted), counted.apart):
+            gated.export(data)
+            if gated.reason:
+                note(gated.reason)

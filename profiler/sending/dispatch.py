@@ -37,14 +37,16 @@ class Dispatch:
         outbox: the machine's outbox.
         config: how the destination is reached.
         gate: makes and checks the bodies.
+        apart: True if the facts of runs go each apart from the others.
     """
 
-    def __init__(self, resolved: Resolved, outbox: Outbox, config: Config, gate: Any) -> None:
+    def __init__(self, resolved: Resolved, outbox: Outbox, config: Config, gate: Any, *, apart: bool = False) -> None:
         from exporters.entry import DestinationKey
 
         self.config = config
         self.gate = gate
         self._outbox = outbox
+        self._apart = apart
         self.key = DestinationKey(config.target, config.protocol, known_by(config.address), resolved.decided)
 
     def courier(
@@ -81,7 +83,7 @@ class Dispatch:
         Raises:
             OSError: the outbox cannot be written.
         """
-        return self.put_data(run.id, run.started_unix_ns, data, order, declared_of(run), yield_gil)
+        return self.put_data(run.id, run.started_unix_ns, data, order, declared_of(run), yield_gil, apart=self._apart)
 
     def put_data(
         self,
@@ -92,8 +94,12 @@ class Dispatch:
         declared: Declared | None,
         yield_gil: Callable[[], None] = no_pause,
         what: str = "run",
+        *,
+        apart: bool = False,
     ) -> bool:
         """Put data with a name of its own, twelve hexadecimal digits, into the outbox; otherwise like `put`.
+
+        With ``apart``, the facts go each in a payload of its own, at the end.
 
         Raises:
             OSError: the outbox cannot be written.
@@ -103,11 +109,19 @@ class Dispatch:
         if self.config.target == "ga" and self._outbox.now() > data.now / 1e9 + GA_HOURS * 3600:
             self._outbox.count(name_of(began_ns, name, order), "expired")
             return True
+        single: list[Any] = []
+        if apart and self.config.target == "otlp":
+            from profiler.sending.apart import facts_apart
+
+            data, single = facts_apart(data)
         bodies = self.gate.bodies(data, yield_gil, declared)
         until = data.now / 1e9 + GA_HOURS * 3600 if self.config.target == "ga" else None
         for number, body in enumerate(bodies):
             place = order if self.config.target != "ga" else f"ga{number:03d}"
             self.put_body(name, began_ns, place, body, declared, what, until)
+        for one in single if bodies and order == LAST else ():
+            for body in self.gate.bodies(one, yield_gil, declared):
+                self.put_body(one.facts["service.instance.id"], began_ns, LAST, body, declared, what)
         return bool(bodies)
 
     def put_body(

@@ -96,15 +96,18 @@ def notice_time(app: str, where: str) -> float | None:
     return None
 
 
-def show_notice(app: str, where: str) -> None:
+def show_notice(app: str, where: str, *, joint_facts: bool = False) -> None:
     """Show the user, once, what this package would send where. Nothing is ever sent unless that was seen and noted.
+
+    ``joint_facts`` is True if it would send the facts of this machine together.
 
     It is noted only after it was written. Where nobody can see it, it is not shown: a later run in a terminal shows it, or the
     user chooses the destination.
     """
+    facts = "together, which may tell your machine from others" if joint_facts else "each apart from the others"
     text = (
         f"{app} wishes to send counts of which of its features, commands and options are used, timings, and classes of "
-        f"hardware and versions (no names, words or values of yours), to {where}. It does from the next time on; this "
+        f"hardware and versions, {facts} (no names, words or values of yours), to {where}. It does from the next time on; this "
         f"time, nothing of that is sent. What, exactly: epochmeter telemetry preview. {STOP}\n"
     )
     with contextlib.suppress(OSError):
@@ -137,5 +140,5 @@ def may_send_for(app: EmbeddingApp, resolved: Resolved, exporter: Any = None, *,
     where = OWN_EXPORTER if exporter is not None else in_words(resolved)
     shown_at = notice_time(app.name, where)
     if shown_at is None and shows_notice:
-        show_notice(app.name, where)
+        show_notice(app.name, where, joint_facts=app.joint_facts)
     return shown_at is not None and shown_at * 1e9 <= app.began_ns

@@ -59,10 +59,10 @@ class Outlet(ABC):
 class OutboxOutlet(Outlet):
     """The outbox, and a courier in a thread of its own."""
 
-    def __init__(self, run_export: RunExport, config: Config, gate: Any, resolved: Resolved) -> None:
+    def __init__(self, run_export: RunExport, config: Config, gate: Any, resolved: Resolved, *, apart: bool) -> None:
         self._run_export = run_export
         self._faults = Faults(run_export.note)
-        self._dispatch = Dispatch(resolved, outbox_of(resolved), config, gate)
+        self._dispatch = Dispatch(resolved, outbox_of(resolved), config, gate, apart=apart)
         takes = entries_for(self._dispatch.key, {None, declared_of(run_export.run)})
         self._courier = self._dispatch.courier(run_export.consent, run_export.record, takes, self._yield_gil)
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
@@ -153,13 +153,14 @@ class OutboxOutlet(Outlet):
 class ExporterOutlet(Outlet):
     """The program's own exporter. Payloads are handed over once, and neither kept nor tried again."""
 
-    def __init__(self, run_export: RunExport, gated: Any) -> None:
+    def __init__(self, run_export: RunExport, gated: Any, *, apart: bool) -> None:
         self._run_export = run_export
         self._faults = Faults(run_export.note)
         self._gated = gated
+        self._apart = apart
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
         self._wake = threading.Event()
-        self._data: Any = None
+        self._data: list[Any] = []
         self._is_ending = False
 
     def begin(self, log: Path | None) -> None:
@@ -168,7 +169,13 @@ class ExporterOutlet(Outlet):
 
     def put(self, *, last: bool) -> None:
         """Hand a snapshot to that thread."""
-        self._data = self._run_export.snapshot(no_pause if last else pause)
+        data = self._run_export.snapshot(no_pause if last else pause)
+        single: list[Any] = []
+        if self._apart:
+            from profiler.sending.apart import facts_apart
+
+            data, single = facts_apart(data)
+        self._data = [data, *(single if last else ())]
         self._wake.set()
 
     def finish(self, timeout: float) -> None:
@@ -184,8 +191,8 @@ class ExporterOutlet(Outlet):
             self._wake.wait()
             self._wake.clear()
             is_ending = self._is_ending
-            data, self._data = self._data, None
-            if data is not None:
+            waiting, self._data = self._data, []
+            for data in waiting:
                 self._export(data)
 
     def _export(self, data: Any) -> None:

@@ -77,9 +77,10 @@ class Sending:
         import exporters
 
         forget_old(resolved)
+        apart = resolved.tells_apart(self._app, self._exporter)
         if self._exporter is not None:
             gated = exporters.behind_gate(self._exporter, self.consent, self._record, declared_of(self._run))
-            self._outlet = ExporterOutlet(self._run_export, gated)
+            self._outlet = ExporterOutlet(self._run_export, gated, apart=apart)
             return
         found = destination(resolved)
         if warning := in_clear(found):
@@ -92,7 +93,7 @@ class Sending:
             return
         for module in ("exporters.courier", "exporters.outbox", "exporters.sentlog"):
             importlib.import_module(module)
-        self._outlet = OutboxOutlet(self._run_export, config, gate, resolved)
+        self._outlet = OutboxOutlet(self._run_export, config, gate, resolved, apart=apart)
 
     def begin(self, log: Path | None) -> bool:
         """Begin sending. Return False if this run is not sent at all.

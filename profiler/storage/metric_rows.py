@@ -283,6 +283,7 @@ SUMS_ONLY = {  # metrics that only exporters get: name: (unit, help)
     "epochmeter.bench.limit_share": ("1", "What share that is of what the machine itself can do."),
     "epochmeter.usage.features": ("{call}", "Uses of a feature of the package."),
     "epochmeter.usage.commands": ("{call}", "Calls of a command of the package."),
+    "epochmeter.usage.summaries": ("{summary}", "Summaries that tell one fact, apart from all others."),
     "epochmeter.usage.options": ("{call}", "Calls of a command in which this option was given."),
 }
 SPECS = {**{row.name: (row.unit, row.help) for row in ROWS}, **SUMS_ONLY}

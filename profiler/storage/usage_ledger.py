@@ -70,6 +70,7 @@ class Counted:
         choice: the choice on sending at the time of counting; None if the counts may not leave.
         notes: our own faults, each with its number.
         contains: the names of files that this one is the sum of.
+        apart: True if the facts go each apart from the others.
     """
 
     began: int
@@ -81,12 +82,14 @@ class Counted:
     choice: list[Any] | None = None
     notes: dict[str, int] = field(default_factory=dict)
     contains: list[str] = field(default_factory=list)
+    apart: bool = False
 
     def merge(self, other: Counted) -> None:
         """Add the counts of another process."""
         self.began, self.ended = min(self.began, other.began), max(self.ended, other.ended)
         self.counts.merge(other.counts)
         self.facts.update(other.facts)
+        self.apart = self.apart or other.apart
         _add(self.notes, other.notes)
 
 

@@ -22,7 +22,7 @@ from profiler.config.folder import Folder
 from profiler.config.resolve import EmbeddingApp, resolve
 from profiler.embedding.counters import Counters
 from profiler.storage.usage_ledger import MERGED_FROM, Counted, Counts, UsageLedger
-from support.package_author import COUNT, HOST, OUTSIDE, choose, counted, facts, host, metrics
+from support.package_author import COUNT, HOST, OUTSIDE, choose, counted, facts, host, metrics, single_facts
 from support.processes import PATIENT, PATIENT_S, at_terminal, epochmeter, python
 from support.sinks import Sink
 
@@ -114,6 +114,7 @@ def test_its_users_see_nothing_of_that(home: Path) -> None:
         (ArgumentValueError, {"exporter": "smoke signals"}),
         (ArgumentTypeError, {"exporter": object()}),
         (ArgumentTypeError, {"settings": "sync=false"}),
+        (ArgumentTypeError, {"joint_facts": 1}),
         (ArgumentValueError, {"crash_dsn": "https://host/42"}),
         (ArgumentValueError, {"crash_dsn": "https://key@evil\\\\@host/42"}),
         (ArgumentValueError, {"crash_dsn": "https://key@host/$(id)/42"}),
@@ -288,6 +289,42 @@ def test_environment_collector_replaces_packages(sink: Sink, home: Path, name: s
     first, _ = (at_terminal("-c", script, sink.url, **{**OUTSIDE, name: sink.url}) for _ in range(2))
     assert "nothing of that is sent" in first.err  # that it is sent at all was the package's wish
     assert [counted(received) for received in metrics(sink)] == [SUMMARY]
+
+
+IDENTITY = {"service.name", "service.version", "service.instance.id", "epochmeter.app.name"}
+JOINT = HOST.replace('exporter="otlp",', 'exporter="otlp", joint_facts=True,')
+
+
+def test_author_gets_each_fact_apart(sink: Sink, home: Path) -> None:
+    first = host(sink)
+    assert "hardware and versions, each apart from the others" in first.err
+    host(sink)
+    (received,) = metrics(sink)
+    assert set(facts(received)) == {*IDENTITY, "epochmeter.app.version"} and counted(received) == SUMMARY
+    alone = single_facts(sink)
+    assert len({one["service.instance.id"] for one in alone} | {facts(received)["service.instance.id"]}) == len(alone) + 1
+    told = [set(one) - IDENTITY for one in alone]
+    assert {len(names) for names in told} == {1} and len(told) == len({name for names in told for name in names}) >= 4
+    assert {"os.type"} in told and {"process.runtime.version"} in told
+    for each in sink.received:
+        request = ExportMetricsServiceRequest.FromString(each.content)
+        for metric in request.resource_metrics[0].scope_metrics[0].metrics:
+            if metric.name == "epochmeter.usage.summaries":
+                assert metric.sum.data_points[0].time_unix_nano % 3_600_000_000_000 == 0
+
+
+def test_author_who_asks_gets_facts_together(sink: Sink, home: Path) -> None:
+    first, _ = (at_terminal("-c", JOINT + COUNT, sink.url, **OUTSIDE) for _ in range(2))
+    assert "hardware and versions, together, which may tell your machine from others" in first.err
+    (received,) = metrics(sink)
+    assert {"os.type", "process.runtime.name", "process.runtime.version"} <= set(facts(received)) and single_facts(sink) == []
+
+
+def test_users_own_collector_gets_facts_together(sink: Sink, home: Path) -> None:
+    choose(home, exporter="otlp", otlp_endpoint=sink.url)
+    host(sink)
+    (received,) = metrics(sink)
+    assert {"os.type", "process.runtime.version"} <= set(facts(received)) and single_facts(sink) == []
 
 
 @pytest.mark.parametrize("stderr", ["/dev/null", "/dev/full", "closed", "a pipe"])

@@ -45,8 +45,17 @@ def choose(home: Path, **settings: Any) -> None:
     (home / "settings.json").write_text(json.dumps({"version": 2, **settings}))
 
 
+FACT_ALONE = b"epochmeter.usage.summaries"
+
+
 def metrics(sink: Sink) -> list[Received]:
-    return [received for received in sink.received if received.path == "/v1/metrics"]
+    """Return the measurements that arrived, without the payloads that tell one fact alone."""
+    return [received for received in sink.received if received.path == "/v1/metrics" and FACT_ALONE not in received.content]
+
+
+def single_facts(sink: Sink) -> list[dict[str, Any]]:
+    """Return the resource of each payload that tells one fact alone."""
+    return [facts(received) for received in sink.received if FACT_ALONE in received.content]
 
 
 def envelopes(sink: Sink) -> list[Received]:

@@ -486,6 +486,13 @@ LAYERS = (
     ),
     # ---- what identifies, and consent ----
     Layer(
+        "an author gets facts apart",
+        "profiler/config/resolve.py",
+        "return app is not None and not app.joint_facts and (self.host_chose or exporter is not None)",
+        "return False",
+        "embedding/test_usage.py::test_author_gets_each_fact_apart",
+    ),
+    Layer(
         "commands that may be the user's own words are other",
         "profiler/embedding/command_counter.py",
         "return command if command == MAIN or command not in self._learned or is_own(command) else OTHER",

@@ -159,7 +159,7 @@ def _usage_of(ledger: Any) -> Iterator[Beside]:
     from exporters.rebuild import rebuild
     from profiler.config.resolve import resolve
     from profiler.embedding.delivery import declared_from
-    from profiler.embedding.usage_delivery import usage_of
+    from profiler.embedding.usage_delivery import parts_of, usage_of
 
     resolved = resolve()
     waiting = ledger.pending()
@@ -169,8 +169,9 @@ def _usage_of(ledger: Any) -> Iterator[Beside]:
         target, declared = ("ga" if choice[1] == "ga" else "otlp"), declared_from(counted.declared)
         kept = "it was counted when it could not be sent, or it has been sent"
         why = "" if waiting else kept if resolved.may_hand_over else resolved.why_off
-        for body in form_of(target).bodies(rebuild(usage_of(name, counted), target, declared), True):
-            yield Beside(ledger.name, USAGE, target, body, why, choice[2] or "")
+        for data in parts_of(usage_of(name, counted), counted.apart and target == "otlp"):
+            for body in form_of(target).bodies(rebuild(data, target, declared), True):
+                yield Beside(ledger.name, USAGE, target, body, why, choice[2] or "")
 
 
 def _crashes() -> Iterator[Beside]:

@@ -37,7 +37,8 @@ def _show_entropy(as_json: bool) -> None:
         return
     say("bits that one payload tells about a machine at most, its measurements left aside:")
     for target, bits in whole.items():
-        of = f"one request (goal: {GA_GOAL:g})" if target == "ga" else "all facts of a payload together"
+        one = {"ga": f"one request (goal: {GA_GOAL:g})", "author": "one fact apart from the others, to a package's author"}
+        of = one.get(target, "all facts of a payload together")
         say(f"  {target:12} {bits:5.1f}  {of}")
     say("\nfacts, as they go to a collector:")
     for field in facts_of("otlp"):
