@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reas
 KILLED = str(Path(__file__).parents[1] / "support" / "killed.py")
 
 
-def deaths(folder: Path, target: str, **environment: str) -> list[dict[str, Any]]:
-    answer = python(KILLED, str(folder), target, timeout=110, **environment)
+def deaths(folder: Path, target: str, every: int = 1, **environment: str) -> list[dict[str, Any]]:
+    answer = python(KILLED, str(folder), target, str(every), timeout=110, **environment)
     assert answer.code == 0, answer.err
     return [json.loads(line) for line in answer.out.splitlines()]
 
@@ -53,15 +53,16 @@ def test_killed_before_any_step_each_finished_epoch_arrives(sink: Sink, tmp_path
 def test_killed_process_counts_no_event_twice(tmp_path: Path) -> None:
     with google() as server:
         chosen = {"EPOCHMETER_GA_MEASUREMENT_ID": "G-TEST", "EPOCHMETER_GA_API_SECRET": "x"}
-        told = deaths(tmp_path / "homes", "ga", EPOCHMETER_GA_ENDPOINT=server.url, **chosen)
+        told = deaths(tmp_path / "homes", "ga", 11, EPOCHMETER_GA_ENDPOINT=server.url, **chosen)  # a request has five steps
         assert server.faults == []
     requests = [json.dumps(body) for body in server.collected]
     assert len(requests) == len(set(requests))
-    counted = sum(n for metric, _, n in server.cells() if metric == "epoch_duration")
+    counted = sum(metric == "stage_duration_train" for metric, _, _ in server.cells())  # one to three cells a run
     finished = sum(sum(death["runs"].values()) for death in told)
+    begun = sum(1 for death in told if sum(death["runs"].values()))
     unknown = sum(death["dropped"].get("unknown", 0) for death in told)
-    assert len(told) > 30 and all(death["left"] == 0 for death in told)
-    assert finished - 3 * unknown <= counted <= finished  # what is missing was given up, and counted
+    assert len(told) > 10 and all(death["left"] == 0 for death in told)
+    assert begun - unknown <= counted <= finished  # what is missing was given up, and counted
     assert unknown >= 1
 
 
@@ -130,7 +131,7 @@ damaged = [path.name for path in outbox_path().rglob("*") if path.suffix == ".pa
 import json
 print(json.dumps({"first": list(first), "second": list(second), "left": done.left, "damaged": damaged}))
 """
-MOUNT = 'mkdir -p "$1" && mount -t tmpfs -o size=256k tmpfs "$1" && shift && exec "$@"'
+MOUNT = 'mkdir -p "$1" && mount -t tmpfs -o size=256k,mode=0700 tmpfs "$1" && shift && exec "$@"'
 
 
 def test_full_disk_harms_no_run(sink: Sink, tmp_path: Path) -> None:
