@@ -1,35 +1,194 @@
-"""The number of samples in a batch."""
+"""The number of samples in a batch: found in the batch, or told by the user's own function.
+
+The rule it keeps: a batch is the user's object, and whatever its attributes answer or raise stays out of the loop. A number
+that the batch does not show without doubt is unknown.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 PLAIN = frozenset((int, float, str, bytes, bool, type(None)))  # types without a shape, skipped at once
+DEPTH = 4  # levels that are searched
+LOOKS = 32  # objects that are looked at: a list of numbers may be long, and wide on every level
+FIELDS = 4  # tensors of one rank that a batch has side by side, at most; if there are more, each is a sample
+CHANNELS = (1, 3, 4)  # first dimension of an image
 
 
-def batch_size(item: Any, depth: int = 4) -> int | None:
+def batch_size(item: Any) -> int | None:
     """Return the first dimension of the first tensor in a batch, which is the number of samples, or None.
 
-    Lists, tuples and mappings are searched, at most four levels deep. Anything with a ``shape`` counts as a tensor.
+    Lists, tuples and mappings are searched, at most four levels deep and 32 objects wide. Anything with a ``shape`` counts
+    as a tensor; a batch that tells its own ``batch_size`` is believed. A list of samples has as many samples as parts. A
+    list that may hold samples as well as fields leaves the number unknown.
     """
-    kind = type(item)
-    if kind in PLAIN:
+    if type(item) in PLAIN:
         return None
+    try:
+        usual = _usual(item)
+        return next(filter(_is_known, islice(_looks(item, DEPTH), LOOKS)), None) if usual is None else usual
+    except Exception:  # the attributes of a user's class may raise anything
+        return None
+
+
+def call_size(args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
+    """Return the number of samples in the first argument of a call that shows one, or None."""
+    found = (batch_size(value) for value in islice((*args, *kwargs.values()), LOOKS))
+    return next((size for size in found if size is not None), None)
+
+
+def told_size(function: Callable[[Any], Any], note: Callable[[str], None]) -> Callable[[Any], int | None]:
+    """Return the user's ``samples=`` function as one that never raises, and returns a whole number or None.
+
+    Args:
+        note: receives in words what could not be used.
+    """
+
+    def told(item: Any) -> int | None:
+        try:
+            value = function(item)
+        except Exception as error:
+            note(f"samples= raised {type(error).__name__}: samples unknown")
+            return None
+        if value is None:
+            return None
+        size = _whole(value)
+        if size is None:
+            note(f"samples= gave no whole number from 0 up ({type(value).__name__}): samples unknown")
+        return size
+
+    return told
+
+
+class _Ambiguous(Exception):
+    """A list may be one of fields or one of samples."""
+
+
+_is_known = partial(operator.is_not, None)
+
+
+def _usual(item: Any) -> int | None:
+    """Return the size of a tensor, or of inputs and labels that agree; None says nothing. Called at each step: written out."""
+    kind = type(item)
+    if kind is list or kind is tuple:
+        if len(item) != 2:
+            return None
+        shape, other = getattr(item[0], "shape", None), getattr(item[1], "shape", None)
+        if not (
+            isinstance(shape, tuple) and isinstance(other, tuple) and len(shape) > len(other) == 1 and shape[0] == other[0]
+        ):
+            return None
+    elif isinstance(item, dict):
+        return None
+    else:
+        shape = getattr(item, "shape", None)
+    return shape[0] if isinstance(shape, tuple) and shape and type(shape[0]) is int else None
+
+
+def _looks(item: Any, depth: int) -> Iterator[int | None]:
+    """Yield, for each object that is looked at, the number of samples it shows, or None."""
+    kind = type(item)
     parts: Iterable[Any] = ()
-    if kind is list or kind is tuple or isinstance(item, (list, tuple)):
+    if kind in PLAIN:
+        pass
+    elif kind is list or kind is tuple or isinstance(item, (list, tuple)):
+        yield _of_parts(item)
         parts = item
     else:
-        try:
-            shape = getattr(item, "shape", None)
-            if shape is not None:
-                return int(shape[0])
-        except (TypeError, IndexError, ValueError, RuntimeError):  # a tensor without dimensions; RuntimeError: a nested tensor
-            return None
-        if hasattr(item, "keys") and hasattr(item, "values"):
-            parts = item.values()
+        size, parts = _of_object(item)
+        yield size
+    yield None
     for part in parts if depth else ():
-        size = batch_size(part, depth - 1)
-        if size is not None:
-            return size
+        yield from _looks(part, depth - 1)
+
+
+def _of_object(item: Any) -> tuple[int | None, Iterable[Any]]:
+    """Return what a tensor, a mapping or a batch of another kind shows, and the parts to search."""
+    if isinstance(item, dict):  # not asked for attributes, which may be its keys
+        return None, item.values()
+    shape = _shape(item)
+    if shape is not None:
+        return (shape[0] if shape else None), ()
+    told = getattr(item, "batch_size", None)
+    if type(told) is int and told >= 0:
+        return told, ()
+    if not (hasattr(item, "keys") and hasattr(item, "values")):
+        return None, ()
+    values = item.values()
+    if _shape(values) is not None:  # samples of several lengths, one after another
+        raise _Ambiguous
+    return None, values
+
+
+def _of_parts(parts: Sequence[Any]) -> int | None:
+    """Return the number of samples that a list shows as a whole. None: its parts are fields, or none of ours to judge.
+
+    Raises:
+        _Ambiguous: it cannot be told.
+    """
+    if hasattr(parts, "batch_sizes"):  # a packed sequence: its first dimension is of all samples' steps
+        raise _Ambiguous
+    count, head = len(parts), parts[: FIELDS + 1]
+    if count < 2 or type(head[0]) in PLAIN:
+        return None
+    shapes = [_shape(part) for part in head]
+    tensors = [shape for shape in shapes if shape]
+    if not tensors:
+        return _of_containers(head, count)
+    first = tensors[0]
+    is_image = len(first) == 3 and first[0] in CHANNELS
+    if len(tensors) == len(head) and len({len(shape) for shape in tensors}) == 1:
+        are_samples = is_image or len({shape[0] for shape in tensors}) > 1
+        if are_samples != (count > FIELDS):  # too few to be sure of samples, or too many to be sure of fields
+            raise _Ambiguous
+        return count if are_samples else first[0]
+    if is_image and not any(len(shape) != 3 and shape[0] == first[0] for shape in tensors):  # one image and its label
+        raise _Ambiguous
     return None
+
+
+def _of_containers(head: Sequence[Any], count: int) -> int | None:
+    """Judge a list of tuples or mappings: of samples as a data set gives them, or of fields."""
+    if len({type(part) for part in head}) > 1 or not _is_sample(head[0]):
+        return None
+    if isinstance(head[0], dict) and head[0].keys() != head[1].keys():  # inputs and labels
+        return None
+    if count <= FIELDS:
+        raise _Ambiguous
+    return count
+
+
+def _is_sample(part: Any) -> bool:
+    """Return True if a tuple or mapping holds a tensor beside something else, as a sample and its label, or has names."""
+    if isinstance(part, dict):
+        return any(_shape(value) for value in islice(part.values(), LOOKS))
+    ranks = [-1 if shape is None else len(shape) for shape in map(_shape, part[:FIELDS])] if isinstance(part, tuple) else []
+    return len(set(ranks)) > 1 and max(ranks) > 0
+
+
+def _shape(item: Any) -> Sequence[int] | None:
+    """Return the shape of a tensor or an array, or None for anything else."""
+    if type(item) in PLAIN:
+        return None
+    shape = None if isinstance(item, dict) else getattr(item, "shape", None)
+    if not isinstance(shape, (tuple, list)):
+        return None
+    return shape if not shape or isinstance(shape[0], int) else None
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number from 0 up as an int, or None. A tensor on a GPU is not read: that would wait for the GPU."""
+    if isinstance(value, (bool, str, bytes)):
+        return None
+    try:
+        device = getattr(value, "device", "cpu")
+        if getattr(device, "type", device) != "cpu":
+            return None
+        size = int(value) if isinstance(value, float) and value.is_integer() else operator.index(value)
+    except Exception:  # an object of any class
+        return None
+    return size if size >= 0 else None

@@ -20,6 +20,7 @@ from threading import get_ident
 from typing import Any, ParamSpec, TypeVar, cast
 
 from profiler.measure import hot_path, spans
+from profiler.measure.batch_size import call_size
 from profiler.measure.clocks import find_device_clock
 from profiler.measure.energy_meter import Edges
 from profiler.measure.passes import TASK_BUFFER_SIZE, Segment, ThreadState, current_task
@@ -207,7 +208,6 @@ class Timer:
     def call(
         self,
         function: Callable[P, R],
-        samples: SampleCount,
         before: Callable[[], bool] = lambda: True,
         after: Callable[[], None] = lambda: None,
     ) -> Callable[P, R]:
@@ -224,7 +224,7 @@ class Timer:
                 if not before():
                     return await function(*args, **kwargs)
                 task = self.enter_task()
-                segment = self._begin_call(samples, args, kwargs)
+                segment = self._begin_call(args, kwargs)
                 failed = True
                 try:
                     result = await function(*args, **kwargs)
@@ -241,7 +241,7 @@ class Timer:
         def timed(*args: P.args, **kwargs: P.kwargs) -> R:
             if not before():
                 return function(*args, **kwargs)
-            segment = self._begin_call(samples, args, kwargs)
+            segment = self._begin_call(args, kwargs)
             failed = True
             try:
                 result = function(*args, **kwargs)
@@ -253,9 +253,9 @@ class Timer:
 
         return timed
 
-    def _begin_call(self, samples: SampleCount, args: Any, kwargs: Any) -> Segment:
+    def _begin_call(self, args: Any, kwargs: Any) -> Segment:
         segment = self.begin(Stage.INFERENCE)
-        segment.begin_step(samples((args, kwargs)))
+        segment.begin_step(call_size(args, kwargs))
         return segment
 
     def enter_epoch(self, index: int | None, at: int | None = None) -> None:

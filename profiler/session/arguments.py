@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from profiler.config.schema import check_exporter, check_settings
 from profiler.errors import ArgumentTypeError, ArgumentValueError
-from profiler.measure.batch_size import batch_size
+from profiler.measure.batch_size import batch_size, told_size
 from profiler.records.vocabulary import printable
 
 TYPE_CHECKING = False
@@ -71,14 +72,14 @@ def checked_settings(settings: Any, exporter: Any) -> dict[str, Any]:
     return {**checked, **check_settings(named)}
 
 
-def sample_count(samples: Any) -> SampleCount:
-    """Return a function that gives the number of samples in an item."""
+def sample_count(samples: Any, note: Callable[[str], None]) -> SampleCount:
+    """Return a function that gives the number of samples in an item. ``note`` receives what a user's function did wrong."""
     if samples is None:
         return batch_size
     if isinstance(samples, bool) or not (isinstance(samples, int) or callable(samples)):
         raise ArgumentTypeError(f"samples is a whole number or a function of a batch, not {samples!r}")
     if not isinstance(samples, int):
-        return samples  # type: ignore[no-any-return]
+        return told_size(samples, note)
     if samples < 0:
         raise ArgumentValueError(f"samples is a number of samples in a batch, not {samples!r}")
     return lambda _: samples

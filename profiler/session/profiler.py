@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from profiler.errors import ArgumentTypeError, ArgumentValueError
-from profiler.measure.batch_size import batch_size
 from profiler.records.vocabulary import Stage
 from profiler.session.arguments import (
     checked_count,
@@ -137,7 +136,8 @@ class Profiler:
         Args:
             loader: any iterable; every item is passed through unchanged.
             samples: how many samples one item holds, a number or a function of the item; by default the first
-                dimension of the first tensor in it.
+                dimension of the first tensor in it. What the function raises, or gives instead of a whole number, is noted
+                in the report, and the samples are unknown.
 
         Raises:
             ArgumentTypeError, ArgumentValueError: an argument cannot be used.
@@ -163,7 +163,7 @@ class Profiler:
         """
         if not callable(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ArgumentTypeError(f"prof.inference decorates a function that returns its result, not {function!r}")
-        return self._timer.call(function, batch_size, self.session.start_if_new, self.session.after_call)
+        return self._timer.call(function, self.session.start_if_new, self.session.after_call)
 
     def epochs(self, epochs: int | Iterable[T] | None = None) -> Pass[Any]:
         """Iterate over epochs: ``for epoch in prof.epochs(10)``, any iterable, or the number given to the Profiler.
@@ -217,8 +217,8 @@ class Profiler:
 
     def _pass(self, stage: Stage, loader: Iterable[T], samples: int | Callable[[Any], int] | None) -> Pass[T]:
         items = checked_iterable(f"{stage.value} loader", loader)
-        count = sample_count(samples)
         session = self.session
+        count = sample_count(samples, session.run.note)
 
         def iterate() -> Iterator[T]:
             if session.state == "over":

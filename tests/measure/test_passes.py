@@ -24,6 +24,11 @@ def stages(timer: Timer) -> dict[str, StageRecord]:
     return record.stages
 
 
+class Tensor:
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+
 def slow(clock: FakeClock, items: Any, wait_ms: float = 2) -> Iterator[Any]:
     for item in items:
         clock.pass_ms(wait_ms)
@@ -250,41 +255,10 @@ def test_a_decorated_function_is_one_step_of_inference(clock: FakeClock) -> None
             raise ValueError
         return 7
 
-    timed = timer.call(predict, batch_size)
+    timed = timer.call(predict)
     assert [timed(Tensor(8)), timed(Tensor(8))] == [7, 7]
     with pytest.raises(ValueError):
         timed(Tensor(8), fail=True)
     stage = stages(timer)["inference"]
     assert (stage.steps, stage.samples, stage.latency.count, stage.partial_passes) == (3, 24, 3, 1)
     assert stage.phases[("forward",)].total_ns == 9 * MS
-
-
-class Tensor:
-    def __init__(self, *shape: int) -> None:
-        self.shape = shape
-
-
-class Strange:
-    @property
-    def shape(self) -> Any:
-        raise RuntimeError("nested tensors have none")
-
-
-@pytest.mark.parametrize(
-    ("batch", "size"),
-    [
-        (Tensor(64, 3), 64),
-        ((Tensor(32, 3), Tensor(7)), 32),
-        ([1, [2, Tensor(16)]], 16),
-        ({"ids": Tensor(5, 9), "mask": Tensor(5, 9)}, 5),
-        ((3, "text", None), None),
-        (Tensor(), None),
-        (Strange(), None),
-        (7, None),
-        ("text", None),
-        ([[[[[[Tensor(2)]]]]]], None),
-        ((), None),
-    ],
-)
-def test_samples_are_the_first_tensors_first_dimension(batch: Any, size: int | None) -> None:
-    assert batch_size(batch) == size
