@@ -117,6 +117,10 @@ class Span:
 
         return timed
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as a span that measures nothing: a model may hold its phases."""
+        return Unmeasured, ()
+
     def child(self, name: str) -> Span:
         """Return the span for a phase inside this one; it is made at its first use."""
         found = self.children.get(name)
@@ -159,6 +163,19 @@ class Span:
         timer = self.state.timer
         with timer.lock:
             timer.state().leave(self.name, end)
+
+
+class Unmeasured:
+    """The copy of a span: entered and called like one, it measures nothing."""
+
+    def __enter__(self) -> Unmeasured:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        return function
 
 
 class HotPass:

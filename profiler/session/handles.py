@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 TYPE_CHECKING = False
@@ -29,6 +30,10 @@ class Pass(Generic[T]):
     def __len__(self) -> int:
         return len(self._items)  # type: ignore[arg-type]  # the loader's own TypeError if it has no length
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle as a wrapped loader that is not timed."""
+        return Pass, (self._items, partial(iter, self._items))
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("_items", "_iterate"):
             raise AttributeError(name)
@@ -38,15 +43,20 @@ class Pass(Generic[T]):
 class Attachment:
     """The hooks of one `Profiler.attach`. They are removed by `remove`, or at the end of a ``with``."""
 
-    def __init__(self, hooks: TorchHooks, things: tuple[Any, ...]) -> None:
-        self._hooks = hooks
+    def __init__(self, hooks: TorchHooks | None, things: tuple[Any, ...]) -> None:
+        self._hooks = hooks  # None: of a copy, which has nothing to remove
         self._things = things
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle without the hooks: a model may hold its own attachment."""
+        return Attachment, (None, ())
 
     def remove(self) -> None:
         """Remove the hooks, except those that another attachment needs. A second call does nothing."""
         things, self._things = self._things, ()
-        for thing in things:
-            self._hooks.drop(thing)
+        if self._hooks is not None:
+            for thing in things:
+                self._hooks.drop(thing)
 
     def __enter__(self) -> Attachment:
         return self

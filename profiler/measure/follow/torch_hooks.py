@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from profiler.errors import ArgumentTypeError
+from profiler.measure.follow.torch_copies import PlacedHooks
 from profiler.measure.follow.torch_loaders import LoaderKeys
 from profiler.measure.follow.torch_modules import HookedModule, find_torch, has_parameters
 from profiler.measure.follow.torch_patches import PATCHES
@@ -66,8 +67,10 @@ class TorchHooks:
         if everything:
             optimizer = importlib.import_module("torch.optim.optimizer")
             self._handles = [
-                optimizer.register_optimizer_step_pre_hook(self.before_step),
-                optimizer.register_optimizer_step_post_hook(self.after_step),
+                PlacedHooks(
+                    (optimizer._global_optimizer_pre_hooks, self.before_step),
+                    (optimizer._global_optimizer_post_hooks, self.after_step),
+                )
             ]
         if self.all_loaders:
             PATCHES.add(self)
@@ -125,8 +128,8 @@ class TorchHooks:
             raise ArgumentTypeError(
                 f"attach takes modules, optimizers and DataLoaders, not {thing!r}; any other loader: prof.train(loader)"
             )
-        return _HandlePair(
-            optimizer.register_step_pre_hook(self.before_step), optimizer.register_step_post_hook(self.after_step)
+        return PlacedHooks(
+            (optimizer._optimizer_step_pre_hooks, self.before_step), (optimizer._optimizer_step_post_hooks, self.after_step)
         )
 
     # ---- events ----------------------------------------------------------------------------------------------------
@@ -229,15 +232,6 @@ class TorchHooks:
         if hooked in self._modules:
             self._modules.remove(hooked)
         hooked.remove()
-
-
-class _HandlePair:
-    def __init__(self, *handles: Any) -> None:
-        self._handles = handles
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 class _LoaderHandle:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from profiler.measure.follow.torch_copies import PlacedHooks
 from profiler.measure.hot_path import forward_begins, forward_ends
 
 TYPE_CHECKING = False
@@ -86,8 +87,11 @@ class HookedModule:
         module = self.module()
         if module is not None and not self._handles and self._compiled is None:
             self._handles = [
-                module.register_forward_pre_hook(self.before),
-                module.register_forward_hook(self.after, always_call=True),
+                PlacedHooks(
+                    (module._forward_pre_hooks, self.before),
+                    (module._forward_hooks, self.after),
+                    (module._forward_hooks_always_called, True),
+                )
             ]
 
     def take_away(self) -> None:
