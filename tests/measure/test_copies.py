@@ -143,6 +143,21 @@ def test_copies_can_be_scripted_traced_and_exported() -> None:
             assert torch.equal(twin(example), model(example))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_what_is_quantised_in_place_is_free() -> None:
+    quantize = torch.ao.quantization.quantize_dynamic
+    if not torch.backends.quantized.supported_engines[1:]:
+        pytest.skip("this torch cannot quantise")
+    with Profiler("quantised") as prof:
+        during, after = net(), net()
+        prof.attach(during, during[0], after, after[0])
+        quantize(during, {nn.Linear}, inplace=True)
+        torch.jit.script(during)
+        quantize(after, {nn.Linear}, inplace=True)
+    torch.jit.script(after)
+    assert not any(part._forward_hooks or part._forward_pre_hooks for model in (during, after) for part in model.modules())
+
+
 def test_module_and_hooks_are_not_kept_alive() -> None:
     with Profiler("freed") as prof:
         model = net()

@@ -8,6 +8,7 @@ counter of hooks is not touched, because the numbers of the user's hooks are sav
 from __future__ import annotations
 
 import copyreg
+import gc
 import itertools
 import threading
 import weakref
@@ -83,3 +84,14 @@ class PlacedHooks:
             if hooks is not None:
                 hooks.pop(self._key, None)
             COPIES.discard(place, self._key)
+
+
+def drop_passed_on(hook: Any) -> None:
+    """Remove a hook of ours from dicts that torch has copied it to: quantising in place hands hooks on to what it makes.
+
+    It looks through all objects, so call it only if something more than ours holds the hook.
+    """
+    for holder in gc.get_referrers(hook):
+        if type(holder) is OrderedDict:
+            for key in [key for key, value in holder.items() if value is hook]:
+                del holder[key]

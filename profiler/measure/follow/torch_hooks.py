@@ -100,6 +100,8 @@ class TorchHooks:
         elif times:
             del self._held[id(thing)]
             held.remove()
+            if type(held) is HookedModule:
+                held.drop_passed_on()
             if not self._held and not self.all_loaders:
                 PATCHES.discard(self)
 
@@ -113,6 +115,8 @@ class TorchHooks:
             handle.remove()
         for hooked in self._modules:
             hooked.remove()
+        for hooked in self.hooked_modules():
+            hooked.drop_passed_on()
         self._held, self._handles, self._modules = {}, [], []
 
     def _hook(self, thing: Any) -> Any:

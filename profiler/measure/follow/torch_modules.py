@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from profiler.measure.follow.torch_copies import PlacedHooks
+from profiler.measure.follow.torch_copies import PlacedHooks, drop_passed_on
 from profiler.measure.hot_path import forward_begins, forward_ends
 
 TYPE_CHECKING = False
@@ -39,7 +39,7 @@ class HookedModule:
     """The hooks of one module."""
 
     __slots__ = (
-        *("_compiled", "_handles", "after", "before", "has_trained"),
+        *("_compiled", "_handles", "_unshared", "after", "before", "has_trained"),
         *("hooks", "module", "parts", "takes_gradients", "was_called"),
     )
 
@@ -64,6 +64,7 @@ class HookedModule:
         )
         self.after = _Hook(forward_ends(fast(), state, observer.forward_ends, hooked=self.module, is_compiling=is_compiling))
         self._handles: list[Any] = []
+        self._unshared = max(self._holders())
         self.put_back()
         self.look_for_compiled()
 
@@ -98,6 +99,16 @@ class HookedModule:
         """Remove the hooks for now."""
         while self._handles:
             self._handles.pop().remove()
+
+    def drop_passed_on(self) -> None:
+        """Remove the hooks from where torch has copied them to. May take a while, so it is not called in a loop."""
+        holders = self._holders()
+        for hook, number in zip((self.before, self.after), holders, strict=True):
+            if number > self._unshared:
+                drop_passed_on(hook)
+
+    def _holders(self) -> list[int]:
+        return [sys.getrefcount(hook) for hook in (self.before, self.after)]
 
     def remove(self) -> None:
         """Remove the hooks and the wrapper of a compiled call."""

@@ -93,6 +93,7 @@ def _script(original: Callable[..., Any]) -> Callable[..., Any]:
         modules = [hooked for hooks in PATCHES.listeners for hooked in hooks.hooked_modules()]
         for hooked in modules:
             hooked.take_away()
+            hooked.drop_passed_on()
         try:
             return original(*args, **kwargs)
         except BaseException as error:
