@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from profiler.config.address import Parts
 from profiler.config.schema import FALSE_WORDS, KEYS, TRUE_WORDS, ResolvedValue, check_value, mistyped
 from profiler.errors import SettingsError
 
@@ -62,7 +63,7 @@ def values_from_environment(problems: list[str]) -> Iterator[tuple[str, Resolved
             yield "sync", ResolvedValue(False, "environment", variable)
     for name in list(os.environ):
         spelt = name.upper().replace("-", "_")
-        if spelt in DO_NOT_TRACK and os.environ.get(name, "").strip().lower() not in ("", *FALSE_WORDS):
+        if spelt in DO_NOT_TRACK and is_on(name):
             yield "sync", ResolvedValue(False, "environment", name)
         elif spelt.startswith(OWN.rstrip("_")) and (fault := _mistyped(name)):
             problems.append(f"{name}: {fault} Nothing is sent until it is mended.")
@@ -78,11 +79,11 @@ def _mistyped(name: str) -> str:
     return "" if is_known or not value.strip() else mistyped(key, value)
 
 
-def proxies_for(host: str) -> dict[str, str]:
-    """Return the proxies that the environment (or the system) names for a host, by scheme."""
+def proxies_for(address: Parts) -> dict[str, str]:
+    """Return the proxies that the environment (or the system) names for an address, by scheme. This machine needs none."""
     from urllib.request import getproxies, proxy_bypass
 
-    if proxy_bypass(host.strip("[]")):
+    if address.is_here or proxy_bypass(address.host.strip("[]")):
         return {}
     return {scheme: proxy for scheme, proxy in getproxies().items() if scheme in ("http", "https", "all")}
 

@@ -90,7 +90,7 @@ def offs_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _known(path: Path, descriptor: int, status: os.stat_result) -> _ParsedFile:
     """Return the parsed file: the known one if its stamp has not changed."""
-    stamp = (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    stamp = _stamp_of(status)
     known = _parsed.get(str(path))
     if known is None or known.stamp != stamp:
         known = _parse(_content_of(descriptor, status), stamp)
@@ -254,9 +254,12 @@ def _replaced(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) ->
 def _stamp(path: Path) -> tuple[int, ...]:
     """Return what tells one state of the file from another, whatever stands there; nothing if nothing does."""
     try:
-        status = os.lstat(path)
+        return _stamp_of(os.lstat(path))
     except OSError:
         return ()
+
+
+def _stamp_of(status: os.stat_result) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 

@@ -108,9 +108,8 @@ def export_crash(
     if chosen is None:
         return None, ""
     target, address = chosen
-    parts = check_address("crash_dsn", address)
-    proxies = {} if parts.is_here else proxies_for(parts.host)
     if target == "sentry":
+        proxies = proxies_for(check_address("crash_dsn", address))
         config = exporters.Config(target, "envelope", address, where=shown(address), proxies=proxies)
     else:
         config = replace(exporters.Config(**destination(resolved)), target=target, address=address, where=shown(address))

@@ -37,8 +37,7 @@ def batch_size(item: Any) -> int | None:
 
 def call_size(args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
     """Return the number of samples in the first argument of a call that shows one, or None."""
-    found = (batch_size(value) for value in islice((*args, *kwargs.values()), LOOKS))
-    return next((size for size in found if size is not None), None)
+    return next(filter(_is_known, map(batch_size, islice((*args, *kwargs.values()), LOOKS))), None)
 
 
 def told_size(function: Callable[[Any], Any], note: Callable[[str], None]) -> Callable[[Any], int | None]:
@@ -91,17 +90,13 @@ def _usual(item: Any) -> int | None:
 
 def _looks(item: Any, depth: int) -> Iterator[int | None]:
     """Yield, for each object that is looked at, the number of samples it shows, or None."""
-    kind = type(item)
+    size: int | None = None
     parts: Iterable[Any] = ()
-    if kind in PLAIN:
-        pass
-    elif kind is list or kind is tuple or isinstance(item, (list, tuple)):
-        yield _of_parts(item)
-        parts = item
-    else:
+    if isinstance(item, (list, tuple)):
+        size, parts = _of_parts(item), item
+    elif type(item) not in PLAIN:
         size, parts = _of_object(item)
-        yield size
-    yield None
+    yield size
     for part in parts if depth else ():
         yield from _looks(part, depth - 1)
 

@@ -50,8 +50,8 @@ def destination(resolved: Resolved) -> dict[str, Any]:
     parts = parts_of(found["address"])
     if parts is None:
         raise SettingsError("the destination's address cannot be used.")
-    proxies = {} if parts.is_here else proxies_for(parts.host)
-    return {"target": settings.exporter, "usage": settings.usage, "where": shown(found["address"]), "proxies": proxies, **found}
+    told = {"where": shown(found["address"]), "proxies": proxies_for(parts)}
+    return {"target": settings.exporter, "usage": settings.usage, **told, **found}
 
 
 def in_clear(found: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from profiler.sending.snapshot import run_snapshot
 from support import ga_rules
 from support.exports import a_run, data
 from support.ga_rules import Google, google, messages
-from support.processes import epochmeter, python
+from support.processes import KILLED, epochmeter, python
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ga"
 FEATURE = "epochmeter.usage.feature"
@@ -377,22 +377,16 @@ def test_what_waited_for_72_hours_is_given_up(server: Google, home: Path) -> Non
     assert (later.waiting(), later.dropped()) == ([], {"expired": waiting})
 
 
-KILLED_LONG_AGO = """
-import os, signal, time
+LONG_AGO = """
+import time
 real = time.time_ns
 time.time_ns = lambda: real() - 5 * 86_400 * 10**9
-from profiler import Profiler
-with Profiler("killed") as prof:
-    for epoch in prof.epochs(3):
-        list(prof.train(range(10)))
-        if epoch == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
 def test_run_measured_days_ago_is_not_told(server: Google, home: Path) -> None:
     """The time of the measurement counts, not the time at which its log was found."""
-    assert python("-c", KILLED_LONG_AGO).code == -9
+    assert python("-c", LONG_AGO + KILLED).code == -9
     assert len(list((home / "outbox" / "open").iterdir())) == 1
     time.sleep(2.1)  # a run's note in the outbox is left alone for two seconds
     train()

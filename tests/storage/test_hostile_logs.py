@@ -23,7 +23,7 @@ from profiler.report.text import text
 from profiler.sending.snapshot import run_snapshot
 from profiler.storage.run_log import run_id
 from profiler.storage.run_reader import believed, find, load, outline
-from support.processes import Answer, epochmeter, python
+from support.processes import KILLED, Answer, epochmeter, python
 from support.sinks import Sink
 
 ESCAPES = "\x1b]0;PWN\x07\x1b[31m\r\nforged\u202e\u2066line"
@@ -122,17 +122,6 @@ def test_good_run_is_shown_beside_a_bad_one(home: Path, kind: str) -> None:
         if command[0] == "runs":
             assert run_id(good) in answer.out
     assert epochmeter("report", run_id(good)).code == 0
-
-
-KILLED = """
-import os, signal
-from profiler import Profiler
-with Profiler("killed") as prof:
-    for epoch in prof.epochs(3):
-        list(prof.train(range(10)))
-        if epoch == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
 
 
 def test_bad_log_stops_no_other_recovery(home: Path, sink: Sink) -> None:

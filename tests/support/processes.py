@@ -18,6 +18,15 @@ from profiler import Profiler
 
 PATIENT_S = 20.0  # a run's end waits so long for its delivery, on machines that have other things to do
 PATIENT = {"EPOCHMETER_EXIT_TIMEOUT": str(PATIENT_S)}  # the same, for other processes
+KILLED = """
+import os, signal
+from profiler import Profiler
+with Profiler("killed") as prof:
+    for epoch in prof.epochs(3):
+        list(prof.train(range(10)))
+        if epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""  # a run that ends so in its second epoch
 
 
 @dataclass

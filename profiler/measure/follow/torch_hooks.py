@@ -58,7 +58,7 @@ class TorchHooks:
         self._fresh: list[weakref.ref[Any]] = []  # modules made since the last search for outermost ones
         self._looks = 0
         self._steps = 0
-        self._handles: list[Any] = []
+        self._placed: PlacedHooks | None = None  # the global ones
         state, fast = observer.timer.owner, observer.phases.fast_path
         self.before_step = phase_begins(fast(), state, self.step_begins)  # a copy of an optimizer leaves its hooks behind
         self.after_step = phase_ends(fast(), state, observer.optimizer_ends, ends_step=True)
@@ -66,12 +66,10 @@ class TorchHooks:
         self.after_backward = phase_ends(fast(), state, observer.backward_ends)
         if everything:
             optimizer = importlib.import_module("torch.optim.optimizer")
-            self._handles = [
-                PlacedHooks(
-                    (optimizer._global_optimizer_pre_hooks, self.before_step),
-                    (optimizer._global_optimizer_post_hooks, self.after_step),
-                )
-            ]
+            self._placed = PlacedHooks(
+                (optimizer._global_optimizer_pre_hooks, self.before_step),
+                (optimizer._global_optimizer_post_hooks, self.after_step),
+            )
         if self.all_loaders:
             PATCHES.add(self)
 
@@ -111,13 +109,13 @@ class TorchHooks:
         self.observer.close()
         for held, _ in self._held.values():
             held.remove()
-        for handle in self._handles:
-            handle.remove()
+        if self._placed is not None:
+            self._placed.remove()
         for hooked in self._modules:
             hooked.remove()
         for hooked in self.hooked_modules():
             hooked.drop_passed_on()
-        self._held, self._handles, self._modules = {}, [], []
+        self._held, self._placed, self._modules = {}, None, []
 
     def _hook(self, thing: Any) -> Any:
         torch = find_torch()

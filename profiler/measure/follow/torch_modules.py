@@ -39,7 +39,7 @@ class HookedModule:
     """The hooks of one module."""
 
     __slots__ = (
-        *("_compiled", "_handles", "_unshared", "after", "before", "has_trained"),
+        *("_compiled", "_placed", "_unshared", "after", "before", "has_trained"),
         *("hooks", "module", "parts", "takes_gradients", "was_called"),
     )
 
@@ -63,7 +63,7 @@ class HookedModule:
             )
         )
         self.after = _Hook(forward_ends(fast(), state, observer.forward_ends, hooked=self.module, is_compiling=is_compiling))
-        self._handles: list[Any] = []
+        self._placed: PlacedHooks | None = None
         self._unshared = max(self._holders())
         self.put_back()
         self.look_for_compiled()
@@ -86,19 +86,18 @@ class HookedModule:
     def put_back(self) -> None:
         """Register the hooks, unless they are registered or the module is compiled."""
         module = self.module()
-        if module is not None and not self._handles and self._compiled is None:
-            self._handles = [
-                PlacedHooks(
-                    (module._forward_pre_hooks, self.before),
-                    (module._forward_hooks, self.after),
-                    (module._forward_hooks_always_called, True),
-                )
-            ]
+        if module is not None and self._placed is None and self._compiled is None:
+            self._placed = PlacedHooks(
+                (module._forward_pre_hooks, self.before),
+                (module._forward_hooks, self.after),
+                (module._forward_hooks_always_called, True),
+            )
 
     def take_away(self) -> None:
         """Remove the hooks for now."""
-        while self._handles:
-            self._handles.pop().remove()
+        placed, self._placed = self._placed, None
+        if placed is not None:
+            placed.remove()
 
     def drop_passed_on(self) -> None:
         """Remove the hooks from where torch has copied them to. May take a while, so it is not called in a loop."""
@@ -132,7 +131,10 @@ def _around(hooked: HookedModule, compiled: Callable[..., Any]) -> Callable[...,
 
 
 class _Hook(functools.partial):  # type: ignore[type-arg]
-    """A hook that is replaced by a function that does nothing when its module is copied or pickled."""
+    """A hook that becomes a function that does nothing where a copy or pickle has it after all (`torch_copies`).
+
+    That is a pickler with a table of reductions of its own, or a module whose dicts the program has replaced.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (contextlib.nullcontext(), "__exit__")
