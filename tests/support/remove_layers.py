@@ -429,9 +429,9 @@ LAYERS = (
     ),
     Layer(
         "no proxy gets what is for this machine",
-        "profiler/sending/destination.py",
-        "{} if parts.is_here else proxies_for(parts.host)",
-        "proxies_for(parts.host)",
+        "profiler/config/environment.py",
+        "address.is_here or proxy_bypass(",
+        "proxy_bypass(",
         "sending/test_destinations.py::test_no_proxy_for_this_machine",
     ),
     Layer(
