@@ -29,8 +29,12 @@ demo: $(VENV)/.demo  ## train a small net on real data, profiled, and show the r
 	$(BIN)/epochmeter demo
 
 .PHONY: test
-test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile
+test: $(VENV)/.dev  ## the test suite
+	$(BIN)/python -m pytest -m "not proof and not gpu" -n 2 --dist loadfile
+
+.PHONY: test-slow
+test-slow: $(VENV)/.dev  ## the long proofs: every layer of the gate removed, real ranks, the benchmark command, kills, the wheel
+	$(BIN)/python -m pytest -m "proof and not gpu" -n 2
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## the same, and which lines of ours it runs
@@ -42,7 +46,7 @@ check: $(VENV)/.dev  ## before each commit: lint, types, layers, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow and not proof and not gpu" -n 2 --dist loadfile
 
 .PHONY: format
 format: $(VENV)/.dev  ## put imports and layout in order

@@ -10,6 +10,7 @@ from exporters.allowlist import ListedMetric
 from exporters.measurements import HistogramValue
 
 OTHER_BYTES = "its bytes are not those that the list makes of it"  # a body that is not canonical
+OTHER_TIME = "its times are not in order, or not those that its destination takes"
 MAX_BUCKETS = 160  # OpenTelemetry's own default
 SCALES = (-10, 20)
 MAX_COUNT = 2**53  # exact in every reader
@@ -74,5 +75,5 @@ def time_fault(began: int, now: int) -> str | None:
     """Return what is wrong with the moments of some data (ns since 1970), or None."""
     present = time.time_ns()
     if not present - YEAR_NS <= began <= now <= present + DAY_NS:
-        return "its times are not in order, or not within the last year"
+        return OTHER_TIME
     return None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from exporters.bounds import OTHER_TIME
 from exporters.config import Answer, Record, Transport
 from exporters.entry import DestinationKey, Entry, Head, UnreadableError
 from exporters.gate import Gate
@@ -211,7 +212,7 @@ class Courier:
         self._settle(claimed, answer, done)
 
     def _checked(self, entry: Entry, done: Round) -> bytes | None:
-        """Return the body if it may be sent; None if the entry was dropped or removed."""
+        """Return the body if it may be sent; None if the entry was dropped, set aside or removed."""
         self._yield_gil()
         try:
             head, body = self._outbox.whole(entry)
@@ -226,7 +227,11 @@ class Courier:
         self._yield_gil()
         if self._gate.passes(body, self._yield_gil, head.declared):
             return body
-        self._outbox.drop(entry, "fault")
+        if self._gate.fault == OTHER_TIME:  # perhaps of a clock that was set, here or where it was made: nothing is lost
+            self._outbox.set_aside(entry, OTHER_TIME)
+            done.aside += 1
+        else:
+            self._outbox.drop(entry, "fault")
         done.notes.append(self._gate.reason)
         return None
 

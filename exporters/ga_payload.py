@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from exporters.allowlist import METRICS, PHASES, RESOURCE, STAGES, USAGE
-from exporters.bounds import OTHER_BYTES
+from exporters.bounds import OTHER_BYTES, OTHER_TIME
 from exporters.measurements import HistogramValue, Outgoing
 from exporters.rules import Declared, Version, Words, as_text, coarse, filled
 
@@ -238,7 +238,7 @@ def _time_fault(micros: int) -> str | None:
     """Return a fault if Google would not take the time any more, or not yet."""
     present = time.time_ns() // 1000
     if not present - MAX_AGE_US <= micros <= present + HOUR_US:
-        return "its time is not within the last 72 hours"
+        return OTHER_TIME
     return None
 
 

@@ -34,6 +34,7 @@ class Gate:
         refused: how often there was no consent.
         dropped: bodies with parts that are not on the list.
         reason: why the last data, or a part of it, was not let through; "" if it was, or if there was no consent.
+        fault: the first fault of the last body that was checked, or None.
     """
 
     def __init__(self, consent: Callable[[], bool], target: str, form: Any, usage: bool = True) -> None:
@@ -44,6 +45,7 @@ class Gate:
         self.refused = 0
         self.dropped = 0
         self.reason = ""
+        self.fault: str | None = None
 
     def outgoing(
         self, data: Snapshot, yield_gil: Callable[[], None] = lambda: None, declared: Declared | None = None
@@ -92,11 +94,11 @@ class Gate:
             yield_gil: called between two pieces of work.
             declared: the declarations of the embedding package that produced them, or None.
         """
-        fault = self._form.first_fault(body, self._target, yield_gil, declared)
-        if fault is None:
+        self.fault = self._form.first_fault(body, self._target, yield_gil, declared)
+        if self.fault is None:
             return True
         self.dropped += 1
-        self.reason = f"an export was dropped: {fault}"[:300]
+        self.reason = f"an export was dropped: {self.fault}"[:300]
         return False
 
 

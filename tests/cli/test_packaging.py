@@ -28,7 +28,7 @@ print("works")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(300)
 def test_built_wheel_works_without_source(tmp_path: Path, home: Path) -> None:
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, SOURCE], check=True, capture_output=True)

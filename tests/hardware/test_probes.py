@@ -71,7 +71,8 @@ def test_host_and_process_on_this_machine() -> None:
             assert math.isfinite(value) and value >= 0, name
             assert not name.endswith("utilization") or value <= 1.5
     assert found["process.memory.usage"] > 10_000_000
-    assert 0.2 < found["process.cpu.utilization"] * (Cgroups().available_cores() or 1) <= 1.3
+    # Other processes may take most of the time in which this one works 50 ms.
+    assert 0 < found["process.cpu.utilization"] * (Cgroups().available_cores() or 1) <= 1.3
 
 
 def test_a_quota_is_told_and_its_throttling_read(tmp_path: Path) -> None:

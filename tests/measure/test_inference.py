@@ -160,11 +160,15 @@ class TestAsyncio:
         with Profiler("many") as prof:
 
             @prof.inference
-            async def predict() -> None:
-                await asyncio.sleep(0.01)
+            async def predict(begun: list[None], all_begun: asyncio.Event) -> None:
+                begun.append(None)
+                if len(begun) == 1000:
+                    all_begun.set()
+                await all_begun.wait()
 
             async def serve() -> None:
-                await asyncio.gather(*(predict() for _ in range(1000)))
+                waiting: tuple[list[None], asyncio.Event] = [], asyncio.Event()
+                await asyncio.gather(*(predict(*waiting) for _ in range(1000)))
 
             asyncio.run(serve())
             asyncio.run(serve())

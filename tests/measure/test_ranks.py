@@ -110,7 +110,7 @@ def recorded() -> dict[int | None, Run]:
     return {run.rank: run for run in (load(path) for path in run_paths(runs_path()))}
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 class TestRealRanks:
     @pytest.mark.parametrize(("size", "slow"), [(2, 1), (4, 2)])
     def test_the_slow_one_is_found_and_named(self, size: int, slow: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from support import remove_layers
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.timeout(300)
 def test_every_removal_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
     assert remove_layers.main() == 0, capsys.readouterr().out

@@ -12,6 +12,7 @@ import pytest
 
 import exporters
 from exporters import ga_payload
+from exporters.bounds import OTHER_TIME
 from exporters.config import Answer, Config
 from exporters.courier import Courier, Round
 from exporters.entry import DestinationKey, Head
@@ -144,6 +145,18 @@ def test_the_bytes_are_checked_again_before_they_go(tmp_path: Path, body: bytes)
     done = courier(box, transport).deliver(forever)
     assert (transport.sent, done.delivered, box.dropped()) == ([body], 1, {"fault": 1})
     assert "epochmeter.stage.shoes" in done.notes[0]
+
+
+@pytest.mark.parametrize("days", [-400, 400])
+def test_data_of_a_wrong_clock_is_set_aside(tmp_path: Path, body: bytes, days: int) -> None:
+    """The clock was set while the entry waited. The entry is neither sent nor lost."""
+    here, there = data(a_run()), days * 86_400 * 10**9
+    transport = Scripted()
+    box = filled(tmp_path, encode(rebuild(here._replace(began=here.began + there, now=here.now + there))), body)
+    done = courier(box, transport).deliver(forever)
+    assert (transport.sent, done.delivered, done.aside, box.dropped()) == ([body], 1, 1, {})
+    assert [why for _, why in box.aside()] == [OTHER_TIME]
+    assert box.take_up_again() == 1 and len(box.waiting()) == 1
 
 
 def test_consent_is_asked_with_the_bytes_in_hand(tmp_path: Path, body: bytes) -> None:

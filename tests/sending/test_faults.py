@@ -24,7 +24,7 @@ from support.ga_rules import google
 from support.processes import epochmeter, free_port, python, wait_for
 from support.sinks import Sink
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")]
+pytestmark = [pytest.mark.proof, pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")]
 KILLED = str(Path(__file__).parents[1] / "support" / "killed.py")
 
 

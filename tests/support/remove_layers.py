@@ -85,8 +85,8 @@ LAYERS = (
     Layer(
         "the final bytes are checked",
         "exporters/gate.py",
-        "fault = self._form.first_fault(body, self._target, yield_gil, declared)",
-        "fault = None",
+        "self.fault = self._form.first_fault(body, self._target, yield_gil, declared)",
+        "self.fault = None",
         "privacy/test_gate.py::test_the_final_bytes_are_checked_whatever_built_them",
     ),
     Layer(
