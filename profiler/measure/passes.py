@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from profiler.measure.timer import Timer
 
 
-TASK_BUFFER_SIZE = 64  # small, because there can be thousands of tasks
+SMALL_BUFFER_SIZE = 64  # there can be thousands of tasks and threads
 SampleCount = Callable[[Any], "int | None"]
 
 
 class ThreadState:
     """The place of one thread (or one task of asyncio): the innermost open span, and the passes it is in."""
 
-    __slots__ = ("badge", "buffer_size", "current", "is_owner", "outside", "segments", "thread", "timer", "trees")
+    __slots__ = ("badge", "buffer_size", "current", "is_owner", "outside", "segments", "thread", "timer", "too_deep", "trees")
 
     def __init__(self, timer: Timer, is_owner: bool, buffer_size: int = BUFFER_SIZE) -> None:
         self.timer = timer
@@ -36,6 +36,7 @@ class ThreadState:
         self.badge = ThreadBadge(is_held=is_owner)
         self.segments: list[Segment] = []
         self.trees: list[Tree] = []
+        self.too_deep = 0  # open phases that are not measured, because they are nested too deep
         self.outside = Tree(self, None)
         self.current: Span = self.outside.root
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from profiler.measure import hot_path
 from profiler.measure.hot_path import Span
 from profiler.records.timing import StageRecord, Timing, merge_phases
 from profiler.records.vocabulary import Phase, Stage
@@ -22,6 +23,8 @@ MAX_DEPTH = 32
 MAX_NAMES = 256  # different phases below one parent; a name made up per step would otherwise grow without end
 MAX_PENDING = 4096  # device marks that wait to be read
 TOO_MANY = "(more phases)"
+NOT_MEASURED = f"phases nested deeper than {MAX_DEPTH} levels were not measured"
+NOT_APART = f'phases beyond {MAX_NAMES} names at one place were measured together, as "{TOO_MANY}"'
 
 
 class DeviceSpan(Span):
@@ -62,15 +65,35 @@ class DeviceSpan(Span):
 
 
 class TooDeep(Span):
-    """A phase nested deeper than `MAX_DEPTH` levels. It can be entered, and is not measured."""
+    """A phase nested deeper than `MAX_DEPTH` levels. It can be entered, and is counted instead of measured.
+
+    A thread that is not as deep itself measures it, at its own place.
+    """
 
     __slots__ = ()
 
     def __enter__(self) -> Span:
+        timer = self.state.timer
+        state = timer.state()
+        with timer.lock:
+            span = state.current.child(self.name)
+            if isinstance(span, TooDeep):
+                state.too_deep += 1
+                timer.unmeasured[NOT_MEASURED] += 1
+            else:
+                state.current = span
+                span.t0 = hot_path.now()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        return None
+        end = hot_path.now()
+        timer = self.state.timer
+        state = timer.state()
+        with timer.lock:
+            if state.too_deep:
+                state.too_deep -= 1
+            else:
+                state.leave(self.name, end)
 
 
 class LateMarks(NamedTuple):
@@ -124,6 +147,7 @@ class Tree:
         if parent.depth >= MAX_DEPTH:
             return TooDeep(self, parent, name)
         if len(parent.children) >= MAX_NAMES and name != TOO_MANY:
+            self.state.timer.unmeasured[NOT_APART] += 1
             return parent.child(TOO_MANY)
         kind = Span if name == Phase.DATA_WAIT.value else self.span_type  # the GPU has no part in waiting for data
         made = parent.children[name] = kind(self, parent, name)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
 from threading import get_ident
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -23,7 +23,8 @@ from profiler.measure import hot_path, spans
 from profiler.measure.batch_size import call_size
 from profiler.measure.clocks import find_device_clock
 from profiler.measure.energy_meter import Edges
-from profiler.measure.passes import TASK_BUFFER_SIZE, Segment, ThreadState, current_task
+from profiler.measure.passes import Segment, ThreadState
+from profiler.measure.places import Places
 from profiler.records.run import EpochRecord
 from profiler.records.timing import Timing, merge_phases
 from profiler.records.vocabulary import ORDER, Stage, phase_name
@@ -42,15 +43,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class TaskPlace:
-    """The place of a task of asyncio while it is in a pass of its own; empty once that pass has ended."""
-
-    __slots__ = ("state",)
-
-    def __init__(self, state: ThreadState | None) -> None:
-        self.state = state
-
-
 class Timer:
     """All timings of one run.
 
@@ -64,30 +56,13 @@ class Timer:
         self.overhead_ns = 0
         self.edges = Edges()  # of the owning thread's passes
         self.warm: set[Stage] = set()  # stages whose first step has begun
-        self.on_tasks: Callable[[], None] = lambda: None  # called when the first task gets a place of its own
         self._device_clock: DeviceClock | None = None
-        self._task_place: ContextVar[TaskPlace] | None = None
-        self._idle: list[ThreadState] = []  # places that no task uses any more
         self.owner = ThreadState(self, is_owner=True)
-        self._states = [self.owner]
+        self.places = Places(self, self.owner)
+        self.state = self.places.state
         self.late: list[LateMarks] = []
+        self.unmeasured: Counter[str] = Counter()  # phases that were not measured, or not apart, by reason
         self.forgotten = 0  # marks dropped because too many were waiting
-        self._local = threading.local()
-        self._local.state = self.owner
-
-    def state(self) -> ThreadState:
-        """Return the place of the calling thread or task."""
-        if self._task_place is not None:
-            place = self._task_place.get(None)
-            if place is not None and place.state is not None:
-                return place.state
-        try:
-            return cast(ThreadState, self._local.state)
-        except AttributeError:
-            state = self._local.state = ThreadState(self, is_owner=False)
-            with self.lock:
-                self._states.append(state)
-            return state
 
     def device_clock(self) -> DeviceClock | None:
         """Return the clock of the GPU in use, or None while there is none."""
@@ -102,7 +77,7 @@ class Timer:
 
     def phase(self, name: str | Phase) -> Span:
         """Return the span of a phase at the current place of the owning thread, or of the calling task."""
-        state = self.owner if self._task_place is None else self.state()
+        state = self.state() if self.places.are_tasks_apart else self.owner
         return state.current.child(phase_name(name))
 
     def end_phase(self, name: str) -> None:
@@ -125,39 +100,10 @@ class Timer:
             self.warm.add(tree.stage)
             tree.cold = True
 
-    def enter_task(self) -> tuple[TaskPlace, Any]:
-        """Give the calling task of asyncio a place of its own, because tasks of one thread interleave their phases."""
-        if self._task_place is None:
-            self._task_place = ContextVar("epochmeter.call")
-            self.on_tasks()
-        with self.lock:
-            state = self._idle.pop() if self._idle else ThreadState(self, is_owner=False, buffer_size=TASK_BUFFER_SIZE)
-            if state not in self._states:
-                self._states.append(state)
-        place = TaskPlace(state)
-        return place, self._task_place.set(place)
-
-    def leave_task(self, place: TaskPlace, token: Any) -> None:
-        """Release a task's place, so that another task can have it. Phases left open go on outside of it."""
-        state, place.state = place.state, None
-        with self.lock:
-            if state is not None and not state.segments:
-                self._idle.append(state)
-        try:
-            if self._task_place is not None:
-                self._task_place.reset(token)
-        except ValueError:  # a generator closed in another context: its place is empty anyway
-            pass
-
-    def is_shared(self) -> bool:
-        """Return True if another asyncio task of this thread has an open pass, which the calling task would disturb."""
-        segments = self.state().segments
-        return bool(segments) and segments[-1].task is not current_task()
-
     def is_open(self, stage: Stage) -> bool:
         """Return True if a pass of that stage is open in any thread."""
         with self.lock:
-            return any(segment.tree.stage is stage for state in self._states for segment in state.segments)
+            return any(segment.tree.stage is stage for state in self.places.all for segment in state.segments)
 
     def iterate(
         self,
@@ -175,7 +121,7 @@ class Timer:
         """
         before()
         iterator: Iterator[T] | None = None
-        task = self.enter_task() if self.is_shared() else None
+        task = self.places.enter_task() if self.places.is_shared() else None
         segment = self.begin(stage)
         partial = True
         try:
@@ -202,7 +148,7 @@ class Timer:
         finally:
             segment.close(partial=partial)
             if task is not None:
-                self.leave_task(*task)
+                self.places.leave_task(*task)
             after()
 
     def call(
@@ -223,7 +169,7 @@ class Timer:
             async def timed_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
                 if not before():
                     return await function(*args, **kwargs)
-                task = self.enter_task()
+                task = self.places.enter_task()
                 segment = self._begin_call(args, kwargs)
                 failed = True
                 try:
@@ -232,7 +178,7 @@ class Timer:
                     return result
                 finally:
                     segment.close(partial=failed)
-                    self.leave_task(*task)
+                    self.places.leave_task(*task)
                     after()
 
             return cast("Callable[P, R]", timed_coroutine)
@@ -271,7 +217,7 @@ class Timer:
     def close_passes(self, *, keep_undecided: bool = False) -> None:
         """End every open pass. A pass that is resumed later counts as a new one."""
         with self.lock:
-            for state in self._states:
+            for state in self.places.all:
                 for segment in reversed(list(state.segments)):
                     if segment.tree.stage is not None or not keep_undecided:
                         segment.close(partial=True)
@@ -289,7 +235,7 @@ class Timer:
         """
         with self.lock:
             known = self._read_late() if ended or get_ident() == self.owner.thread else {}
-            for state in self._states:
+            for state in self.places.all:
                 if state.is_owner and not ended and get_ident() != state.thread:
                     continue
                 for tree in sorted(state.trees, key=lambda tree: ORDER.index(tree.stage)):

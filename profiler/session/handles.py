@@ -43,9 +43,10 @@ class Pass(Generic[T]):
 class Attachment:
     """The hooks of one `Profiler.attach`. They are removed by `remove`, or at the end of a ``with``."""
 
-    def __init__(self, hooks: TorchHooks | None, things: tuple[Any, ...]) -> None:
+    def __init__(self, hooks: TorchHooks | None, things: tuple[Any, ...], held: object = None) -> None:
         self._hooks = hooks  # None: of a copy, which has nothing to remove
         self._things = things
+        self._held = held  # the Profiler, whose run goes on while anybody holds it or its handle
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle without the hooks: a model may hold its own attachment."""

@@ -32,6 +32,11 @@ class Observation:
             self._hooks = TorchHooks(self._observer(gaps=False))
         return self._hooks
 
+    @property
+    def is_in_place(self) -> bool:
+        """True if anything was attached."""
+        return self._hooks is not None
+
     def unused_hooks(self) -> TorchHooks:
         """Return hooks that are not in place, for an attachment after the run's end."""
         return TorchHooks(self._observer(gaps=False))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from profiler.errors import ArgumentTypeError, ArgumentValueError
@@ -20,10 +22,12 @@ from profiler.session.arguments import (
 )
 from profiler.session.handles import Attachment, Pass
 from profiler.session.session import Session, state_after
+from profiler.session.unheld import end_soon
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.measure.hot_path import Span
+    from profiler.measure.timer import Timer
     from profiler.records.vocabulary import Phase
     from profiler.report.summary import RunSummary
 
@@ -36,7 +40,8 @@ R = TypeVar("R")
 class Profiler:
     """Time a training loop, sample the hardware meanwhile, and keep the measurements.
 
-    Use it as a context manager, or with `start` and `stop`. One Profiler measures one run.
+    Use it as a context manager, or with `start` and `stop`. One Profiler measures one run. The run also ends when nobody
+    holds the Profiler any more, as when a notebook's cell runs again.
 
     Args:
         name: the run's name, 1 to 200 characters. It stays on this machine.
@@ -81,7 +86,8 @@ class Profiler:
         )
         self._timer = self.session.timer
         self._owner = self._timer.owner
-        self._timer.on_tasks = lambda: setattr(self, "phase", self._timer.phase)  # tasks need the slower look-up
+        self._timer.places.on_tasks = partial(_look_up_slowly, weakref.ref(self), self._timer)
+        weakref.finalize(self, end_soon, self.session).atexit = False
 
     # ---- the run's life --------------------------------------------------------------------------------------------
 
@@ -163,7 +169,7 @@ class Profiler:
         """
         if not callable(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise ArgumentTypeError(f"prof.inference decorates a function that returns its result, not {function!r}")
-        return self._timer.call(function, self.session.start_if_new, self.session.after_call)
+        return self._timer.call(function, self.session.start_if_new, self._after_call)
 
     def epochs(self, epochs: int | Iterable[T] | None = None) -> Pass[Any]:
         """Iterate over epochs: ``for epoch in prof.epochs(10)``, any iterable, or the number given to the Profiler.
@@ -213,7 +219,7 @@ class Profiler:
         except BaseException:
             Attachment(hooks, tuple(added)).remove()
             raise
-        return Attachment(hooks, things)
+        return Attachment(hooks, things, held=self)
 
     def _pass(self, stage: Stage, loader: Iterable[T], samples: int | Callable[[Any], int] | None) -> Pass[T]:
         items = checked_iterable(f"{stage.value} loader", loader)
@@ -225,9 +231,17 @@ class Profiler:
                 return iter(items)
             session.start()
             before = session.begin_epoch_with_pass if stage is Stage.TRAIN else _nothing
-            return self._timer.iterate(stage, items, count, before, session.after_pass)
+            return self._timer.iterate(stage, items, count, before, self._after_pass)
 
         return Pass(items, iterate)
+
+    # These two are methods so that a loop over a pass, or a decorated function, holds this object: nobody else may.
+
+    def _after_pass(self) -> None:
+        self.session.after_pass()
+
+    def _after_call(self) -> None:
+        self.session.after_call()
 
     def _iterate_epochs(self, items: Iterable[Any]) -> Iterator[Any]:
         session = self.session
@@ -255,6 +269,13 @@ class Profiler:
 
 def _nothing() -> None:
     pass
+
+
+def _look_up_slowly(reference: weakref.ref[Profiler], timer: Timer) -> None:
+    """Replace `Profiler.phase` by the look-up that knows tasks of asyncio."""
+    prof = reference()
+    if prof is not None:
+        prof.phase = timer.phase  # type: ignore[method-assign]
 
 
 def _passive(name: str) -> Profiler:

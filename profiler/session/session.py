@@ -15,6 +15,7 @@ import itertools
 import os
 import secrets
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -44,7 +45,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.config.resolve import EmbeddingApp, Resolved
     from profiler.records.case import CaseRecord
-    from profiler.records.readings import Probe
     from profiler.records.run import State
 
 
@@ -92,13 +92,17 @@ class Session:
         self._app: EmbeddingApp | None = None
         self._keeper = RunKeeper(self.run, self.faults, self.refresh)
         self._meter = EnergyMeter(self.timer.edges, self._keeper.add_energy)
-        self.sampler = Sampler(interval, prepare=self._prepare, load=self._load_probe, energy=self._meter.add)
+        self.sampler = Sampler(
+            interval, prepare=self._prepare, load=lambda name: load_probe(name, device), energy=self._meter.add
+        )
         self.timer.edges.on_edge = self.sampler.nudge
         self.sending = Sending(self.run, self.resolve, exporter, self._snapshot, self.run.note)
         self._ranks = RankExchange(self.run, distributed, self.resolve)
         self._indices: set[int] = set()  # of the epochs begun so far
         self._names_epochs = False  # True if the loop says itself where its epochs begin
         self._began = 0
+        self._end_lock = threading.RLock()
+        self._is_ending = False
         self._kept_at = clocks.host_clock()
 
     # ---- the run's life --------------------------------------------------------------------------------------------
@@ -140,10 +144,14 @@ class Session:
     def finish(self, state: State) -> None:
         """End the run: close open passes, take the last readings, complete the log, send the final payload.
 
-        Do nothing unless the run is running.
+        Do nothing unless the run is running. Two threads may call it: the second one waits for the first.
         """
-        if self.state != "running":
-            return
+        with self._end_lock:
+            if self.state == "running" and not self._is_ending:
+                self._is_ending = True
+                self._finish(state)
+
+    def _finish(self, state: State) -> None:
         self.faults.swallow("hooks could not be removed", self.observation.remove)
         self.end_epoch()
         self.timer.close_passes()
@@ -202,12 +210,13 @@ class Session:
         self._ranks.find()
         run.hardware = self.sampler.hardware()
         run.background_ns = self.sampler.cpu_ns
-        run.notes.update(self.sampler.notes)
+        run.notes.update({**self.sampler.notes, **self.timer.unmeasured})
 
     def forget(self) -> None:
         """Reset in a forked child: the run belongs to the parent, and everything here passes through unmeasured."""
         self.retire()
         atexit.unregister(self._at_exit)
+        self._end_lock = threading.RLock()
         self.timer.forget_threads()
         self.observation.forget()
         self.sampler.forget_threads()
@@ -319,9 +328,6 @@ class Session:
         unread = self.timer.unread
         if unread > UNREAD_SHARE * (read + unread):
             self.run.note(UNREAD, unread)
-
-    def _load_probe(self, name: str) -> Probe:
-        return load_probe(name, self.timer.device)
 
     def _prepare(self) -> None:
         """Write the log's first line in the sampling thread, which does the imports that writing needs."""

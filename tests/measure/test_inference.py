@@ -12,7 +12,7 @@ import pytest
 
 from profiler import ArgumentTypeError, Profiler
 from profiler.config.paths import runs_path
-from profiler.measure.passes import TASK_BUFFER_SIZE
+from profiler.measure.passes import SMALL_BUFFER_SIZE
 from profiler.session import session
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
@@ -172,9 +172,9 @@ class TestAsyncio:
 
             asyncio.run(serve())
             asyncio.run(serve())
-            states = [state for state in prof.session.timer._states if not state.is_owner]
+            states = [state for state in prof.session.timer.places.all if not state.is_owner]
         assert len(states) == 1000  # places are used again
-        assert all(len(span.buffer) == TASK_BUFFER_SIZE for tree in states[0].trees for _, span in tree.spans())
+        assert all(len(span.buffer) == SMALL_BUFFER_SIZE for tree in states[0].trees for _, span in tree.spans())
         assert inference(prof)["steps"] == 2000
 
     def test_training_loop_inside_running_asyncio_loop(self) -> None:
@@ -187,7 +187,7 @@ class TestAsyncio:
 
         with Profiler("notebook") as prof:
             asyncio.run(cell(prof))
-            assert prof.session.timer._task_place is None  # the quick way, as without asyncio
+            assert prof.session.timer.places._task_place is None  # the quick way, as without asyncio
         assert prof.summary.stages["train"]["phases"]["forward"]["count"] == 4
 
 

@@ -16,6 +16,7 @@ from profiler.records.vocabulary import Stage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from profiler.measure.hot_path import FastPath, Span
     from profiler.measure.passes import Segment, ThreadState
     from profiler.measure.timer import Timer
 
@@ -51,6 +52,7 @@ class Called(Protocol):
     """A module whose calls are observed."""
 
     has_trained: bool  # True once it was called in training mode with gradients
+    fast_paths: list[FastPath]  # of its begins and its end
 
 
 class LoaderFeed:
@@ -110,11 +112,12 @@ class InferredPass:
 class ThreadFollowing:
     """The observer's notes on one thread."""
 
-    __slots__ = ("ignored", "is_interrupted", "passes", "spent_ns", "state")
+    __slots__ = ("ignored", "is_interrupted", "learns", "passes", "spent_ns", "state")
 
     def __init__(self, state: ThreadState) -> None:
         self.state = state
         self.passes: list[InferredPass] = []  # the open ones, the innermost last
+        self.learns = False  # the last forward did, by its module's mode and with gradients on
         self.is_interrupted = False  # an optimizer's step, by the forward and backward of its closure
         self.spent_ns = 0  # the time of that step before the interruption
         self.ignored: list[str] = []  # phases that were not begun, because one of the same name was open
@@ -123,6 +126,20 @@ class ThreadFollowing:
     def top(self) -> InferredPass | None:
         """The innermost open pass that was inferred, or None."""
         return self.passes[-1] if self.passes else None
+
+    def is_inside(self, *names: str) -> bool:
+        """Return True if a phase of one of these names is open."""
+        span: Span | None = self.state.current
+        while span is not None and span.name not in names:
+            span = span.parent
+        return span is not None
+
+    def last(self, name: str) -> tuple[int, int] | None:
+        """Return the begin and the end of the last phase of that name (ns), or None if there was none."""
+        trees = (*self.state.trees, self.state.outside)
+        spans = [span for tree in trees for _, span in tree.spans() if span.name == name and span.t0]
+        latest = max(spans, key=lambda span: span.t0, default=None)
+        return None if latest is None else (latest.t0, latest.t0 + (latest.buffer[latest.n - 1] if latest.n else 0))
 
     def is_in_named_pass(self) -> bool:
         """Return True if the innermost pass is one that the loop named itself."""

@@ -87,14 +87,14 @@ class LoopObserver:
             return
         self._is_over = True
         self.phases.clear_fast_paths()
-        following: ThreadFollowing | None = getattr(self._local, "following", None)
+        following = self.known()
         if following is not None and following.passes:
             self._inference.close(following, following.passes[0], partial=True)
 
     @counted
     def epoch_ends(self) -> None:
         """End the passes that no event ends."""
-        following: ThreadFollowing | None = getattr(self._local, "following", None)
+        following = self.known()
         if following is None or self._is_over:
             return
         for inferred in list(following.passes):
@@ -214,9 +214,18 @@ class LoopObserver:
     def loader_is_dropped(self, feed: LoaderFeed) -> None:
         """End the pass of an iterator that the loop no longer holds."""
         inferred = feed.inferred
-        if self._is_over or inferred is None or feed.following is not getattr(self._local, "following", None):
+        if self._is_over or inferred is None or feed.following is not self.known():
             return
         self._inference.close(feed.following, inferred, partial=not inferred.is_exhausted)
+
+    def known(self) -> ThreadFollowing | None:
+        """Return the notes on the calling thread, or None if nothing was observed in it."""
+        return getattr(self._local, "following", None)
+
+    def is_inside_call(self) -> bool:
+        """Return True if the calling thread is inside a forward or a backward."""
+        following = self.known()
+        return self._in_backward() or (following is not None and following.is_inside(FORWARD, BACKWARD))
 
     # ---- modules, backward, optimizers -----------------------------------------------------------------------------
 
@@ -233,16 +242,16 @@ class LoopObserver:
         if following is None:
             return
         if is_inside(following.state.current, BACKWARD) or self._in_backward():  # a checkpointed part runs once more
-            self.phases.ignore(following, FORWARD)
+            self.phases.ignore(following, FORWARD, module.fast_paths)
             return
-        learns = trains and takes_gradients
+        learns = following.learns = trains and takes_gradients
         before = following.state.current
         if learns:
             self._inference.end_step_without_optimizer(following)
         if following.passes or not following.state.segments:
             self._inference.find_for_forward(following, module, trains, learns)
         module.has_trained = module.has_trained or learns
-        span = self.phases.begin(following, FORWARD)
+        span = self.phases.begin(following, FORWARD, module.fast_paths)
         needs_feed = not (learns and self._inference.has_optimizer)
         if self._is_repeatable(following, Stage.TRAIN if learns else Stage.VAL, needs_feed=needs_feed):
             self.phases.cache_begin(fast, following, before, span)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from profiler.measure import hot_path
 from profiler.measure.hot_path import FastPath, Span
 from profiler.measure.spans import DeviceSpan
@@ -38,19 +40,24 @@ class ObservedPhases:
         self._fast_paths.append(made)
         return made
 
+    def forget(self, fast_paths: Iterable[FastPath]) -> None:
+        """Drop the caches of a module that is no longer hooked."""
+        for fast in fast_paths:
+            self._fast_paths.remove(fast)
+
     def clear_fast_paths(self) -> None:
         """Send every event the slow way until its transition is known again."""
         for fast in self._fast_paths:
             fast.clear()
 
-    def begin(self, following: ThreadFollowing, name: str) -> Span | None:
-        """Begin a phase. Return None if it is ignored, because one of the same name is open."""
+    def begin(self, following: ThreadFollowing, name: str, fast_paths: Iterable[FastPath] | None = None) -> Span | None:
+        """Begin a phase. Return None if it is ignored, because one of the same name is open; see `ignore`."""
         self.end_gap(following)
         if name in (FORWARD, BACKWARD):
             self._interrupt_optimizer(following)
         current = following.state.current
         if is_inside(current, name):  # the loop has named it itself, or an outer module's call is timed
-            self.ignore(following, name)
+            self.ignore(following, name, fast_paths)
             return None
         span = current.children.get(name) or current.child(name)
         span.__enter__()
@@ -71,10 +78,15 @@ class ObservedPhases:
             following.state.leave(name, end)
         return False
 
-    def ignore(self, following: ThreadFollowing, name: str) -> None:
-        """Do not begin a phase inside one of its name, and remember to ignore its end, too."""
+    def ignore(self, following: ThreadFollowing, name: str, fast_paths: Iterable[FastPath] | None = None) -> None:
+        """Do not begin a phase inside one of its name, and remember to ignore its end, too.
+
+        Args:
+            fast_paths: the caches of what reports that end; None for all.
+        """
         following.ignored.append(name)
-        self.clear_fast_paths()
+        for fast in self._fast_paths if fast_paths is None else fast_paths:
+            fast.clear()
 
     def begin_gap(self, following: ThreadFollowing, name: str) -> None:
         """Begin the gap after a phase of that name."""

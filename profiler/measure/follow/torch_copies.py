@@ -7,7 +7,9 @@ counter of hooks is not touched, because the numbers of the user's hooks are sav
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
+import functools
 import gc
 import itertools
 import threading
@@ -57,6 +59,16 @@ class Copies:
             vars(kept).update(vars(hooks))
             hooks = kept
         return hooks.__reduce__() if self._before is None else self._before(hooks)
+
+
+class Hook(functools.partial):  # type: ignore[type-arg]
+    """A hook that becomes a function that does nothing where a copy or pickle has it after all.
+
+    That is a pickler with a table of reductions of its own, or a module whose dicts the program has replaced.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 COPIES = Copies()

@@ -2,12 +2,12 @@
 
 In place only while something is attached:
 
-- on each named module (for an unchanged script: on each outermost one), a forward pre-hook and a forward hook. No backward
-  hooks: they add nodes to the graph, and cost many times as much.
+- on each module that the loop calls itself, a forward pre-hook and a forward hook. The first calls are watched to find
+  them (`torch_calls`). No backward hooks: they add nodes to the graph, and cost many times as much.
 - on each named optimizer (or on all), a step pre-hook and post-hook.
-- around ``torch.autograd.backward``, which ``Tensor.backward`` calls: a backward lasts as long as that call.
-- around ``DataLoader.__iter__``, its iterators' ``__next__`` and ``torch.save``; for an unchanged script also around
-  ``Module.__init__`` and ``Module.train``, to find its modules (`torch_patches`).
+- around the call into autograd's engine, which every backward ends in: a backward lasts as long as that call.
+- around ``DataLoader.__iter__``, its iterators' ``__next__``, ``torch.save`` and ``Module.train``; for an unchanged script
+  also around ``Module.__init__``, because a new module may be called soon (`torch_patches`).
 
 The rules it keeps: torch is looked up among the modules that the program has imported. A copy or pickle of a hooked module
 holds nothing of ours. A hook that ``torch.compile`` traces compiles to nothing.
@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from profiler.errors import ArgumentTypeError
+from profiler.measure.follow.phases import FORWARD
+from profiler.measure.follow.torch_calls import CALLS
 from profiler.measure.follow.torch_copies import PlacedHooks
 from profiler.measure.follow.torch_loaders import LoaderKeys
 from profiler.measure.follow.torch_modules import HookedModule, find_torch, has_parameters
@@ -34,7 +36,9 @@ if TYPE_CHECKING:
     from profiler.measure.hot_path import FastPath
 
 
-MAX_LOOKS = 8  # levels of submodules that are searched for the ones a loop calls
+MAX_LOOKS = 8  # changes of mode at which the calls are watched again
+MAX_QUIET_CALLS = 16  # calls of the loop's that show no new module, and then nobody watches
+MAX_TIMES_INSIDE = 64  # calls in a row within another module's
 
 
 class TorchHooks:
@@ -50,19 +54,18 @@ class TorchHooks:
         self.observer = observer
         self.everything = everything
         self.all_loaders = all_loaders or everything
-        self.saw_forward = False
         self._held: dict[int, tuple[Any, int]] = {}  # by id of a named thing: its hooks, and how often it was named
         self._keys = LoaderKeys()
         self._loaders: weakref.WeakSet[Any] = weakref.WeakSet()
         self._modules: list[HookedModule] = []
-        self._fresh: list[weakref.ref[Any]] = []  # modules made since the last search for outermost ones
+        self.has_backward = False  # a backward that adds to the gradients was seen
+        self._quiet_calls = 0  # calls of known modules since the last new one
         self._looks = 0
-        self._steps = 0
         self._placed: PlacedHooks | None = None  # the global ones
         state, fast = observer.timer.owner, observer.phases.fast_path
         self.before_step = phase_begins(fast(), state, self.step_begins)  # a copy of an optimizer leaves its hooks behind
         self.after_step = phase_ends(fast(), state, observer.optimizer_ends, ends_step=True)
-        self.before_backward = phase_begins(fast(), state, observer.backward_begins)
+        self.before_backward = phase_begins(fast(), state, self.backward_begins)
         self.after_backward = phase_ends(fast(), state, observer.backward_ends)
         if everything:
             optimizer = importlib.import_module("torch.optim.optimizer")
@@ -100,12 +103,14 @@ class TorchHooks:
             held.remove()
             if type(held) is HookedModule:
                 held.drop_passed_on()
+                self._drop_parts(held)
             if not self._held and not self.all_loaders:
                 PATCHES.discard(self)
 
     def remove(self) -> None:
         """Remove everything."""
         PATCHES.discard(self)
+        CALLS.ignore(self._module_called)
         self.observer.close()
         for held, _ in self._held.values():
             held.remove()
@@ -117,9 +122,22 @@ class TorchHooks:
             hooked.drop_passed_on()
         self._held, self._placed, self._modules = {}, None, []
 
+    def _drop_parts(self, named: HookedModule) -> None:
+        """Unhook the modules that were found inside a named one, unless we follow everything."""
+        module = named.module()
+        parts = {id(part) for part in module.modules()} if module is not None and not self.everything else set()
+        for hooked in [hooked for hooked in self._modules if id(hooked.module()) in parts]:
+            self._unhook(hooked)
+
     def _hook(self, thing: Any) -> Any:
         torch = find_torch()
         if torch is not None and isinstance(thing, torch.nn.Module):
+            if isinstance(thing, torch.jit.ScriptModule):
+                raise ArgumentTypeError(
+                    "attach cannot follow a scripted module, which takes no hooks; attach the module before torch.jit.script, "
+                    'or time its call yourself: with prof.phase("forward")'
+                )
+            self.look_out()
             return HookedModule(self, thing)
         if torch is not None and isinstance(thing, torch.utils.data.DataLoader):
             inner = getattr(thing, "base_dataloader", thing)  # Accelerate wraps the loader that is iterated over
@@ -137,23 +155,29 @@ class TorchHooks:
     # ---- events ----------------------------------------------------------------------------------------------------
 
     def step_begins(self, fast: FastPath) -> None:
-        """Report the begin of an optimizer's step, after a look for modules that are not hooked yet."""
+        """Report the begin of an optimizer's step, after a look for modules that were compiled since."""
         try:
-            self._find_modules()
+            for hooked in self.hooked_modules():
+                hooked.look_for_compiled()
         except Exception as error:
             self.observer.fault(error)
         self.observer.optimizer_begins(fast)
-        if not self.saw_forward and self._looks < MAX_LOOKS:
-            fast.clear()  # so that the next step searches again
 
-    def _find_modules(self) -> None:
-        if not (self.saw_forward or self._fresh) and self._steps and self._looks < MAX_LOOKS:
-            self._look_inside()
-        self._steps += 1
-        if self.everything:
-            self.hook_outermost()
-        for hooked in self.hooked_modules():
-            hooked.look_for_compiled()
+    def backward_begins(self, fast: FastPath) -> None:
+        """Report the begin of a backward, unless it is of a model that another thread trains without us."""
+        observer = self.observer
+        if observer.is_mine() or self.last_forward() is not None or not any(self.hooked_modules()):
+            observer.backward_begins(fast)
+
+    def last_forward(self) -> tuple[int, int] | None:
+        """Return the begin and the end of the last forward in the calling thread (ns), or None if there was none."""
+        following = self.observer.known()
+        return None if following is None else following.last(FORWARD)
+
+    def trains_by_grad(self) -> bool:
+        """Return True if the calling thread's loop has used no other backward than ``torch.autograd.grad``."""
+        following = self.observer.known()
+        return following is not None and following.learns and not self.has_backward
 
     def is_followed(self, loader: Any) -> bool:
         """Return True if this loader's batches are observed."""
@@ -162,8 +186,6 @@ class TorchHooks:
     def loader_begins(self, loader: Any) -> LoaderFeed | None:
         """Report the begin of an iteration, and return the feed for its iterator."""
         try:
-            if self.everything:
-                self.hook_outermost()
             is_persistent = bool(getattr(loader, "persistent_workers", False))
             return self.observer.loader_begins(self._keys.key(loader), one_iterator=is_persistent)
         except Exception as error:
@@ -180,59 +202,59 @@ class TorchHooks:
         yield from self._modules
         yield from (held for held, _ in self._held.values() if type(held) is HookedModule)
 
-    # ---- finding the outermost modules -----------------------------------------------------------------------------
+    # ---- finding the modules that the loop calls -------------------------------------------------------------------
 
-    def module_made(self, module: Any) -> None:
-        """Remember a new module for the next search."""
-        self._fresh.append(weakref.ref(module))
-        if self.observer.is_mine():
-            self.observer.phases.clear_fast_paths()  # so that `hook_outermost` is called again
+    def look_out(self) -> None:
+        """Watch the calls of modules until a number of them has shown nothing new."""
+        self._quiet_calls = 0
+        CALLS.watch(self._module_called)
 
     def module_switches(self) -> None:
-        """Search when a module goes into training or evaluation mode: models are complete by then."""
+        """Look again when a module goes into training or evaluation mode: the loop may call another one now."""
+        if self._looks < MAX_LOOKS:
+            self._looks += 1
+            self.look_out()
+
+    def module_compiled(self, module: Any) -> None:
+        """Put our hooks around the compiled call of a hooked module."""
+        for hooked in self.hooked_modules():
+            if hooked.module() is module:
+                hooked.look_for_compiled()
+
+    def is_unused(self, hooked: HookedModule) -> bool:
+        """Unhook a module that was found because the loop called it, and is now called by other modules only."""
+        if hooked.times_inside < MAX_TIMES_INSIDE or hooked not in self._modules:
+            return False
+        self._unhook(hooked)
+        return True
+
+    def _module_called(self, module: Any) -> None:
+        """Register hooks on a module that the loop calls itself, just before the call."""
         try:
-            self.hook_outermost()
+            if self.observer.is_inside_call():
+                return
+            self._quiet_calls += 1
+            if self._is_new(module):
+                self._quiet_calls = 0
+                for hooked in [hooked for hooked in self._modules if hooked.module() is None]:
+                    self._unhook(hooked)
+                self._modules.append(HookedModule(self, module))
+            elif self._quiet_calls > MAX_QUIET_CALLS:
+                CALLS.ignore(self._module_called)
         except Exception as error:
+            CALLS.ignore(self._module_called)
             self.observer.fault(error)
 
-    def hook_outermost(self) -> None:
-        """Register hooks on the outermost of the new modules, and remove them from modules inside these."""
-        if not self._fresh:
-            return
-        fresh, self._fresh = self._fresh, []
-        modules = [module for reference in fresh if (module := reference()) is not None]
-        inner = {id(part) for module in modules for part in module.modules() if part is not module}
-        known = {id(hooked.module()) for hooked in self._modules}
-        for module in modules:
-            if id(module) not in inner and id(module) not in known and has_parameters(module):
-                self._modules.append(HookedModule(self, module))
-        for hooked in list(self._modules):
-            if hooked.module() is None or id(hooked.module()) in inner:
-                self._unhook(hooked)
-
-    def _look_inside(self) -> None:
-        """Register hooks on the children of modules that no step has called: a loop may call those alone.
-
-        Their children follow at the next such step, at most `MAX_LOOKS` levels deep.
-        """
-        self._looks += 1
-        for hooked in [hooked for hooked in self.hooked_modules() if not hooked.was_called and not hooked.parts]:
-            module = hooked.module()
-            children = [] if module is None else module.children()
-            hooked.parts = [HookedModule(self, part) for part in children if has_parameters(part)]
-            self._modules += hooked.parts
-
-    def module_called(self, hooked: HookedModule) -> None:
-        """Note that a module is called itself, and unhook its parts, which are within that call."""
-        self.saw_forward = hooked.was_called = True
-        while hooked.parts:
-            part = hooked.parts.pop()
-            self.module_called(part)
-            self._unhook(part)
+    def _is_new(self, module: Any) -> bool:
+        """Return True if a module is to be followed and has no hooks: any, or one inside a module that was named."""
+        if not has_parameters(module) or any(hooked.module() is module for hooked in self.hooked_modules()):
+            return False
+        named = (held.module() for held, _ in self._held.values() if type(held) is HookedModule)
+        return self.everything or any(part is module for root in named if root is not None for part in root.modules())
 
     def _unhook(self, hooked: HookedModule) -> None:
-        if hooked in self._modules:
-            self._modules.remove(hooked)
+        self._modules.remove(hooked)
+        self.observer.phases.forget(hooked.fast_paths)
         hooked.remove()
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
 
-from profiler.measure.follow.torch_copies import PlacedHooks, drop_passed_on
+from profiler.measure.follow.torch_copies import Hook, PlacedHooks, drop_passed_on
 from profiler.measure.hot_path import forward_begins, forward_ends
 
 TYPE_CHECKING = False
@@ -39,8 +38,8 @@ class HookedModule:
     """The hooks of one module."""
 
     __slots__ = (
-        *("_compiled", "_placed", "_unshared", "after", "before", "has_trained"),
-        *("hooks", "module", "parts", "takes_gradients", "was_called"),
+        *("_compiled", "_placed", "_unshared", "after", "before", "fast_paths"),
+        *("has_trained", "hooks", "module", "takes_gradients", "times_inside"),
     )
 
     def __init__(self, hooks: TorchHooks, module: Any) -> None:
@@ -49,20 +48,20 @@ class HookedModule:
         self.hooks = hooks
         self.module: weakref.ref[Any] = weakref.ref(module)
         self.has_trained = False
-        self.was_called = False
-        self.parts: list[HookedModule] = []  # its children that are hooked because it was not called itself
+        self.times_inside = 0  # its last calls that were within another module's
         self.takes_gradients: Callable[[], bool] = torch.is_grad_enabled
         self._compiled: Any = None  # our wrapper of the module's compiled call, while it has one
         is_compiling = torch.compiler.is_dynamo_compiling
-        self.before = _Hook(
+        self.fast_paths = learning, other, end = [fast(), fast(), fast()]
+        self.before = Hook(
             forward_begins(
-                *(fast(), fast(), state, self.call_begins),
+                *(learning, other, state, self.call_begins),
                 hooked=self.module,
                 takes_gradients=self.takes_gradients,
                 is_compiling=is_compiling,
             )
         )
-        self.after = _Hook(forward_ends(fast(), state, observer.forward_ends, hooked=self.module, is_compiling=is_compiling))
+        self.after = Hook(forward_ends(end, state, observer.forward_ends, hooked=self.module, is_compiling=is_compiling))
         self._placed: PlacedHooks | None = None
         self._unshared = max(self._holders())
         self.put_back()
@@ -70,10 +69,12 @@ class HookedModule:
 
     def call_begins(self, fast: FastPath) -> None:
         """Report the begin of a call."""
-        module = self.module()
-        if module is not None:
-            self.hooks.module_called(self)
-            self.hooks.observer.forward_begins(fast, self, module.training, self.takes_gradients())
+        module, hooks = self.module(), self.hooks
+        if module is None:
+            return
+        self.times_inside = self.times_inside + 1 if hooks.observer.is_inside_call() else 0
+        if not hooks.is_unused(self):
+            hooks.observer.forward_begins(fast, self, module.training, self.takes_gradients())
 
     def look_for_compiled(self) -> None:
         """Wrap the compiled function that ``module.compile()`` puts around the hooks, which it would otherwise trace."""
@@ -128,13 +129,3 @@ def _around(hooked: HookedModule, compiled: Callable[..., Any]) -> Callable[...,
 
     vars(timed)["__wrapped__"] = compiled  # functools.wraps copies the compiled function's own __wrapped__
     return timed
-
-
-class _Hook(functools.partial):  # type: ignore[type-arg]
-    """A hook that becomes a function that does nothing where a copy or pickle has it after all (`torch_copies`).
-
-    That is a pickler with a table of reductions of its own, or a module whose dicts the program has replaced.
-    """
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (contextlib.nullcontext(), "__exit__")

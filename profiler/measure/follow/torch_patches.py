@@ -7,9 +7,10 @@ import functools
 import importlib
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from profiler.measure.follow.torch_calls import drop_own_frame
 from profiler.measure.follow.torch_modules import find_torch
 
 TYPE_CHECKING = False
@@ -27,6 +28,7 @@ class Patches:
 
     def __init__(self) -> None:
         self.listeners: tuple[TorchHooks, ...] = ()
+        self.is_switching = False  # a module, and its parts, go into training or evaluation mode
         self._lock = threading.Lock()
         self._places: list[tuple[Any, str, Any, Any]] = []  # owner, name, original, our wrapper
 
@@ -50,21 +52,24 @@ class Patches:
         module = torch.nn.Module
         everything = any(hooks.everything for hooks in self.listeners)
         loaders = everything or any(hooks.has_loaders for hooks in self.listeners)
+        # The names that a program holds and pickles (``torch.save``) are found again where it looks them up: their homes keep
+        # the originals. Every backward ends in autograd's private function, which nobody holds.
+        engine = hasattr(torch.autograd, "_engine_run_backward")
         for owner, name, wrapper in (
-            (torch.autograd, "backward", _backward),
-            (torch.jit, "script", _script),
+            (torch.autograd, "_engine_run_backward" if engine else "backward", _backward),
+            *((torch.jit, name, _script) for name in ("script", "trace", "trace_module")),
+            (module, "train", _train),
+            (module, "compile", _compile),
             *(((torch, "save", _save),) if any(hooks.all_loaders for hooks in self.listeners) else ()),
             *(((data.DataLoader, "__iter__", _iter), (data._BaseDataLoaderIter, "__next__", _next)) if loaders else ()),
-            *(
-                ((module, "__init__", _init), (module, "__setstate__", _setstate), (module, "train", _train))
-                if everything
-                else ()
-            ),
+            *(((module, "__init__", _init), (module, "__setstate__", _setstate)) if everything else ()),
         ):
             if any(place[:2] == (owner, name) for place in self._places):
                 continue
             original = getattr(owner, name)
             wrapped = functools.wraps(original)(wrapper(original))
+            if owner in (torch, torch.jit):
+                wrapped.__module__, wrapped.__qualname__ = owner.__name__, name
             setattr(owner, name, wrapped)
             self._places.append((owner, name, original, wrapped))
 
@@ -80,14 +85,8 @@ class Patches:
 PATCHES = Patches()
 
 
-def _drop_own_frame(error: BaseException) -> None:
-    """Remove our frame, so that the script prints the same traceback as without us (not before Python 3.11)."""
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next
-
-
 def _script(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Remove our hooks during ``torch.jit.script``, which would compile them, and cannot."""
+    """Remove our hooks while torch turns a module into a script: it would compile them, and cannot."""
 
     def script(*args: Any, **kwargs: Any) -> Any:
         modules = [hooked for hooks in PATCHES.listeners for hooked in hooks.hooked_modules()]
@@ -97,7 +96,7 @@ def _script(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return original(*args, **kwargs)
         except BaseException as error:
-            _drop_own_frame(error)
+            drop_own_frame(error)
             raise
         finally:
             for hooked in modules:
@@ -108,13 +107,15 @@ def _script(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
     def backward(*args: Any, **kwargs: Any) -> Any:
-        listeners = PATCHES.listeners
+        is_grad = kwargs.get("accumulate_grad") is False
+        listeners = PATCHES.listeners if len(PATCHES.listeners) < 2 and not is_grad else _concerned(is_grad)
         for hooks in listeners:
+            hooks.has_backward |= not is_grad
             hooks.before_backward()
         try:
             return original(*args, **kwargs)
         except BaseException as error:
-            _drop_own_frame(error)
+            drop_own_frame(error)
             raise
         finally:
             for hooks in listeners:
@@ -123,13 +124,26 @@ def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
     return backward
 
 
+def _concerned(is_grad: bool) -> Sequence[TorchHooks]:
+    """Return the hooks that a backward of this thread concerns: those of the model that was called last.
+
+    ``torch.autograd.grad`` (``is_grad``) is the backward of a loop that has no other. Elsewhere it is a part of the loss.
+    """
+    listeners = [hooks for hooks in PATCHES.listeners if not is_grad or hooks.trains_by_grad()]
+    calls = {hooks: hooks.last_forward() for hooks in listeners}
+    newest = max((call[0] for call in calls.values() if call is not None), default=None)
+    if newest is None:
+        return [hooks for hooks in listeners if hooks.observer.is_mine()]
+    return [hooks for hooks, call in calls.items() if call is not None and call[1] >= newest]
+
+
 def _save(original: Callable[..., Any]) -> Callable[..., Any]:
     def save(*args: Any, **kwargs: Any) -> Any:
         open_checkpoints = [(hooks.observer, hooks.observer.checkpoint_begins()) for hooks in PATCHES.listeners]
         try:
             return original(*args, **kwargs)
         except BaseException as error:
-            _drop_own_frame(error)
+            drop_own_frame(error)
             raise
         finally:
             for observer, gap in open_checkpoints:
@@ -149,6 +163,9 @@ def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
         waits = [observer.start_begins(feed) for observer, feed in feeds]
         try:
             iterator = original(self)
+        except BaseException as error:
+            drop_own_frame(error)
+            raise
         finally:
             for (_, feed), wait in zip(feeds, waits, strict=True):
                 if wait is not None:
@@ -191,7 +208,7 @@ def _next(original: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException as error:
             if wait is not None:
                 observer.fetch_fails(feed, wait, at_end=isinstance(error, StopIteration))
-            _drop_own_frame(error)
+            drop_own_frame(error)
             raise
         if wait is not None:
             observer.fetch_ends(feed, wait, item)
@@ -208,6 +225,7 @@ def _followed_by_several(original: Callable[..., Any], iterator: Any, feeds: lis
         for observer, feed, wait in waits:
             if wait is not None:
                 observer.fetch_fails(feed, wait, at_end=isinstance(error, StopIteration))
+        drop_own_frame(error)
         raise
     for observer, feed, wait in waits:
         if wait is not None:
@@ -217,31 +235,62 @@ def _followed_by_several(original: Callable[..., Any], iterator: Any, feeds: lis
 
 def _init(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        _report_made(self)
+        try:
+            original(self, *args, **kwargs)
+        except BaseException as error:
+            drop_own_frame(error)
+            raise
+        _look_out()
 
     return __init__
 
 
 def _setstate(original: Callable[..., Any]) -> Callable[..., Any]:
     def __setstate__(self: Any, state: Any) -> None:
-        original(self, state)
-        _report_made(self)
+        try:
+            original(self, state)
+        except BaseException as error:
+            drop_own_frame(error)
+            raise
+        _look_out()
 
     return __setstate__
 
 
-def _report_made(module: Any) -> None:
+def _look_out() -> None:
     for hooks in PATCHES.listeners:
         if hooks.everything:
-            hooks.module_made(module)
+            hooks.look_out()
 
 
 def _train(original: Callable[..., Any]) -> Callable[..., Any]:
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for hooks in PATCHES.listeners:
-            if hooks.everything:
+        before, is_outermost = self.training, not PATCHES.is_switching
+        PATCHES.is_switching = True
+        try:
+            switched = original(self, *args, **kwargs)  # which calls the same of its parts
+        except BaseException as error:
+            drop_own_frame(error)
+            raise
+        finally:
+            if is_outermost:
+                PATCHES.is_switching = False
+        if is_outermost and self.training is not before:
+            for hooks in PATCHES.listeners:
                 hooks.module_switches()
-        return original(self, *args, **kwargs)
+        return switched
 
     return train
+
+
+def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
+    def compile_module(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            original(self, *args, **kwargs)
+        except BaseException as error:
+            drop_own_frame(error)
+            raise
+        for hooks in PATCHES.listeners:
+            hooks.module_compiled(self)
+
+    return compile_module
