@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 from profiler.measure.clocks import host_clock
+from profiler.measure.frames import drop_own_frame
 from profiler.records.timing import Timing
 
 TYPE_CHECKING = False
@@ -106,14 +107,22 @@ class Span:
             @functools.wraps(function)
             async def timed_coroutine(*args: P.args, **kwargs: P.kwargs) -> Any:
                 with timer.phase(name):
-                    return await function(*args, **kwargs)
+                    try:
+                        return await function(*args, **kwargs)
+                    except BaseException as error:
+                        drop_own_frame(error)
+                        raise
 
             return cast("Callable[P, R]", timed_coroutine)
 
         @functools.wraps(function)
         def timed(*args: P.args, **kwargs: P.kwargs) -> R:
             with timer.phase(name):
-                return function(*args, **kwargs)
+                try:
+                    return function(*args, **kwargs)
+                except BaseException as error:
+                    drop_own_frame(error)
+                    raise
 
         return timed
 
@@ -181,9 +190,10 @@ class Unmeasured:
 class HotPass:
     """The two methods of `Segment` that run at every step of a loop."""
 
-    __slots__ = ("in_step", "state", "step_started", "tree", "wait")
+    __slots__ = ("in_step", "samples", "state", "step_started", "tree", "wait")
 
     in_step: bool
+    samples: int | None
     state: ThreadState
     step_started: int
     tree: Tree
@@ -222,7 +232,7 @@ class HotPass:
         except IndexError:
             wait.record(end - wait.t0)
         state.current = tree.root
-        samples = size(item)
+        samples = self.samples = size(item)
         record = tree.record
         record.steps += 1
         if samples is not None:
@@ -234,7 +244,7 @@ class HotPass:
         """Begin a step the slow way; see `Segment.begin_step`."""
         raise NotImplementedError
 
-    def end_step(self) -> None:
+    def end_step(self, at: int | None = None) -> None:
         """End a step the slow way; see `Segment.end_step`."""
         raise NotImplementedError
 

@@ -110,6 +110,7 @@ class Segment(HotPass):
         self.started = self.step_started = self.handed_at = hot_path.now()
         self.closed = False
         self.in_step = False
+        self.samples: int | None = None
         self.wait = tree.root.child(Phase.DATA_WAIT.value)
         tree.in_use = True
         tree.is_empty = False
@@ -135,6 +136,7 @@ class Segment(HotPass):
                 return False
             record = self.tree.record  # read under the lock: another thread may just have taken the previous one
             self.in_step = True
+            self.samples = samples
             record.steps += 1
             if samples is not None:
                 record.samples = (record.samples or 0) + samples
@@ -144,9 +146,9 @@ class Segment(HotPass):
                 self.handed_at = hot_path.now()
         return True
 
-    def end_step(self) -> None:
-        """End a step, under the timer's lock. It lasted from the end of the previous step to now."""
-        end = hot_path.now()
+    def end_step(self, at: int | None = None) -> None:
+        """End a step, under the timer's lock. It lasted from the end of the previous step to now, or to ``at`` (ns)."""
+        end = hot_path.now() if at is None else at
         tree = self.tree
         with self.state.timer.lock:
             self.in_step = False
@@ -158,6 +160,16 @@ class Segment(HotPass):
                 tree.end_cold()
             if tree.pending:
                 tree.read_device()
+
+    def drop_step(self) -> None:
+        """Take back the step that has begun, as if its batch had not been fetched."""
+        record = self.tree.record
+        with self.state.timer.lock:
+            if self.in_step and record.steps:
+                self.in_step = False
+                record.steps -= 1
+                if self.samples is not None and record.samples is not None:
+                    record.samples -= self.samples
 
     def close(self, *, partial: bool, at: int | None = None) -> None:
         """End the pass. Time that overlaps with a pass that began later and is still open belongs to that one.
@@ -178,7 +190,7 @@ class Segment(HotPass):
             # one when it ends. So each moment belongs to one pass, and the passes never add up to more than the time.
             position = state.segments.index(self)
             later = state.segments[position + 1 :]
-            end = later[0].started if later else hot_path.now() if at is None else at
+            end = min(later[0].started if later else hot_path.now(), hot_path.now() if at is None else at)
             if later:
                 later[0].resume = self.resume
             else:
@@ -199,6 +211,12 @@ class Segment(HotPass):
             if tree.cold and tree.stage and not tree.record.steps:  # an empty loader warms nothing up
                 tree.cold = False
                 timer.warm.discard(tree.stage)
+
+    def close_at_handed(self) -> None:
+        """End a pass that was complete before now, and the last step with it."""
+        if self.in_step and not self.closed:
+            self.end_step(self.handed_at)
+        self.close(partial=False, at=self.handed_at)
 
     def leave_open_spans(self) -> None:
         """Close the phases that are still open in this pass, if it is the innermost one."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from profiler.measure import hot_path
 from profiler.measure.hot_path import Span
+from profiler.records.histogram import Histogram
 from profiler.records.timing import StageRecord, Timing, merge_phases
 from profiler.records.vocabulary import Phase, Stage
 
@@ -162,6 +163,14 @@ class Tree:
         """End the stage's first step: later durations go to the steady histograms."""
         self.fold()
         self.cold = False
+
+    def begin_cold_again(self) -> None:
+        """Count everything measured so far as the stage's first step, which has not ended yet."""
+        self.cold = True
+        self.fold()
+        for _, span in self.spans():
+            span.timing.cold.merge(span.timing.steady)
+            span.timing.steady = Histogram()
 
     def fold(self) -> None:
         """Move every buffer into its histogram."""

@@ -23,6 +23,7 @@ from profiler.measure import hot_path, spans
 from profiler.measure.batch_size import call_size
 from profiler.measure.clocks import find_device_clock
 from profiler.measure.energy_meter import Edges
+from profiler.measure.frames import drop_own_frame
 from profiler.measure.passes import Segment, ThreadState
 from profiler.measure.places import Places
 from profiler.records.run import EpochRecord
@@ -138,8 +139,9 @@ class Timer:
                     segment.wait.__exit__()  # the wait that ends the pass is a wait, too
                     partial = False
                     return
-                except BaseException:
+                except BaseException as error:
                     segment.wait.__exit__()
+                    drop_own_frame(error)
                     raise
                 if not segment.end_wait(samples, item):
                     segment = self.begin(stage)
@@ -176,6 +178,9 @@ class Timer:
                     result = await function(*args, **kwargs)
                     failed = False
                     return result
+                except BaseException as error:
+                    drop_own_frame(error)
+                    raise
                 finally:
                     segment.close(partial=failed)
                     self.places.leave_task(*task)
@@ -193,6 +198,9 @@ class Timer:
                 result = function(*args, **kwargs)
                 failed = False
                 return result
+            except BaseException as error:
+                drop_own_frame(error)
+                raise
             finally:
                 segment.close(partial=failed)
                 after()

@@ -10,7 +10,7 @@ from profiler.records.histogram import Histogram
 Path = tuple[str, ...]  # a phase after the phases that enclose it, outermost first: ("forward", "attention")
 
 
-AFTER = {word: f"after {word}" for word in ("data_wait", "forward", "backward", "optimizer")}
+AFTER = {word: f"after {word}" for word in ("loader_start", "data_wait", "forward", "backward", "optimizer")}
 GAPS = frozenset(AFTER.values())  # the gaps between two known phases of a loop that names none
 OF_THE_HOST = GAPS | {"data_wait", "checkpoint", "logging"}  # phases in which the GPU need not be at work
 

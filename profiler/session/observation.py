@@ -74,4 +74,10 @@ class Observation:
             self._hooks.observer.forget()
 
     def _observer(self, *, gaps: bool) -> LoopObserver:
-        return LoopObserver(self._timer, self._control, gaps=gaps, in_backward=in_foreign_backward)
+        return LoopObserver(
+            self._timer,
+            self._control,
+            gaps=gaps,
+            in_backward=in_foreign_backward,
+            expects_training=lambda: self._hooks is not None and self._hooks.expects_training(),
+        )

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from profiler.errors import ArgumentTypeError, ArgumentValueError
+from profiler.measure.frames import drop_own_frame
 from profiler.records.vocabulary import Stage
 from profiler.session.arguments import (
     checked_count,
@@ -256,6 +257,9 @@ class Profiler:
                 yield item
                 if session.epoch is record:
                     session.end_epoch()
+        except BaseException as error:
+            drop_own_frame(error)
+            raise
         finally:
             session.end_epoch()
 

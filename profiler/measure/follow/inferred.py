@@ -58,11 +58,12 @@ class Called(Protocol):
 class LoaderFeed:
     """One iteration over a loader: the iterator's side of a pass."""
 
-    __slots__ = ("following", "goes_along", "inferred", "key", "start_ns", "watch")
+    __slots__ = ("following", "goes_along", "inferred", "key", "left", "start_ns", "watch")
 
-    def __init__(self, following: ThreadFollowing, key: Hashable) -> None:
+    def __init__(self, following: ThreadFollowing, key: Hashable, batches: int | None = None) -> None:
         self.following = following
         self.key = key
+        self.left = batches  # how many are still to come, or None if nobody knows
         self.inferred: InferredPass | None = None  # the pass that it feeds, while that is open
         self.goes_along = False  # True if the next batch belongs to a pass that another loader feeds
         self.start_ns = 0  # how long its loader took to start, until the first wait has it
@@ -76,7 +77,7 @@ class InferredPass:
     end of the last thing measured in it.
     """
 
-    __slots__ = ("feed", "has_backward", "has_forward", "is_exhausted", "segment", "stage")
+    __slots__ = ("feed", "has_backward", "has_forward", "has_training", "is_ahead", "is_exhausted", "segment", "stage")
 
     def __init__(self, segment: Segment, stage: Stage | None, feed: LoaderFeed | None) -> None:
         self.segment = segment
@@ -84,6 +85,8 @@ class InferredPass:
         self.feed = feed
         self.has_forward = False
         self.has_backward = False  # in the current step
+        self.has_training = False  # a training pass lies inside it
+        self.is_ahead = False  # the loop fetches a batch before it uses the one before
         self.is_exhausted = False  # its loader has no more batches; the loop may still work on the last one
 
     @property
@@ -102,6 +105,16 @@ class InferredPass:
         segment = self.segment
         phases = (span for name, span in segment.tree.root.children.items() if name not in GAPS)
         return self.feed is not None and segment.in_step and all(span.t0 <= segment.wait.t0 for span in phases)
+
+    @property
+    def is_worked_off(self) -> bool:
+        """True if its last batch was handed out, and used."""
+        return self.is_exhausted and not (self.is_fresh or self.is_ahead)
+
+    @property
+    def has_work(self) -> bool:
+        """True if something was done with its batches."""
+        return self.has_forward or self.stage is Stage.TRAIN
 
     @property
     def is_in_step(self) -> bool:
@@ -157,6 +170,7 @@ class PassInference:
         control: the run.
         on_change: called before any pass begins, ends or gets its stage.
         end_gap: ends an open gap between two phases in a thread.
+        expects_training: returns True if the program has an optimizer, so that an evaluation is a part of an epoch.
     """
 
     def __init__(
@@ -165,11 +179,13 @@ class PassInference:
         control: RunControl,
         on_change: Callable[[], None],
         end_gap: Callable[[ThreadFollowing], None],
+        expects_training: Callable[[], bool],
     ) -> None:
         self._timer = timer
         self._control = control
         self._on_change = on_change
         self._end_gap = end_gap
+        self._expects_training = expects_training
         self.has_optimizer = False  # if there is none, and no loader, a step ends where the next forward begins
         self._trained_on: set[Hashable] = set()  # keys of the loaders of this epoch's training passes
 
@@ -177,8 +193,9 @@ class PassInference:
         """Begin a pass over a loader, perhaps inside another pass, whose clock stops meanwhile."""
         self.end_evaluations(following)
         for inferred in following.passes:
-            begins_again = one_iterator and inferred.feed is not None and inferred.feed.key == feed.key
-            if inferred.is_exhausted or begins_again:
+            is_same = inferred.feed is not None and inferred.feed.key == feed.key
+            begins_again = is_same and (one_iterator or inferred.is_worked_off)
+            if (inferred.is_exhausted and not inferred.segment.in_step) or begins_again:
                 self.close(following, inferred, partial=not inferred.is_exhausted)
                 break
         self._open(following, None, feed)
@@ -212,6 +229,9 @@ class PassInference:
             self._drop_ended(following)
             top = following.top
             if top is None or self._is_evaluation(top, module, trains):
+                self.end_step_without_optimizer(following)
+                if not self._control.has_epoch() and self._expects_training():
+                    self._control.begin_inferred_epoch(None)
                 self._open(following, Stage.VAL, None)
         if following.passes:
             following.passes[-1].has_forward = True
@@ -232,6 +252,7 @@ class PassInference:
 
     def end_step_of_feed(self, following: ThreadFollowing, inferred: InferredPass) -> None:
         """End the step of a pass whose loader is asked for the next batch, and everything inside it."""
+        inferred.is_ahead |= inferred.is_fresh
         position = following.passes.index(inferred)
         if inferred is not following.passes[-1]:
             self.close(following, following.passes[position + 1], partial=True)
@@ -273,6 +294,7 @@ class PassInference:
             if inferred.feed is None and not segment.closed and segment.tree.record.steps:
                 segment.tree.record.steps = segment.tree.step.n = 0
                 segment.tree.step.timing = Timing()
+                segment.tree.begin_cold_again()
                 segment.step_started = segment.started
 
     def reopen(self, inferred: InferredPass) -> None:
@@ -297,13 +319,21 @@ class PassInference:
                 segment.close(partial=False, at=segment.handed_at)
                 continue
             last.feed.inferred = None
+            if (last.is_fresh or last.is_ahead) and last.has_work and not last.is_exhausted:
+                segment.drop_step()  # its batch was fetched ahead, and never used
             if last.stage is None and last.has_forward:
                 self._decide(following, last, Stage.VAL)
             if last.is_exhausted:
-                segment.close(partial=False, at=segment.handed_at)
+                segment.close_at_handed()
             else:
                 segment.close(partial=partial or last is not inferred)
         self._control.after_pass()
+
+    def close_worked_off(self, following: ThreadFollowing) -> None:
+        """End the innermost pass if its last batch was used: what comes now is not a part of it."""
+        top = following.top
+        if top is not None and top.is_worked_off:
+            self.close(following, top, partial=False)
 
     def end_evaluations(self, following: ThreadFollowing) -> None:
         """End evaluations without a loader, because something else begins."""
@@ -324,17 +354,37 @@ class PassInference:
         # A loader that is trained on for the second time begins a new epoch, and so does the first training of a run. The
         # pass began before its stage was known, so the epoch is dated back to the pass's start. Writing the old epoch
         # takes time between two of the loop's lines; `pause` moves all open starts, so that nobody is charged for it.
+        # An evaluation before the first training is a part of the first epoch.
         feed = inferred.feed
+        if stage is Stage.VAL and not self._control.has_epoch() and self._expects_training():
+            self._begin_epoch(following, inferred)
         if feed is not None and stage is Stage.TRAIN:
-            is_outermost = not any(p.stage is Stage.TRAIN for p in following.passes if p is not inferred)
+            self._close_counted(following, inferred)
+            outer = [p for p in following.passes if p is not inferred]
+            is_outermost = not any(p.stage is not None or p.has_forward for p in outer)
             if not self._control.has_epoch() or (is_outermost and feed.key in self._trained_on):
                 self._trained_on.clear()
-                before = hot_path.now()
-                self._control.begin_inferred_epoch(inferred.segment.started)
-                following.state.pause(hot_path.now() - before)
-                following.passes = [p for p in following.passes if not p.segment.closed]
+                self._begin_epoch(following, inferred)
             self._trained_on.add(feed.key)
         inferred.segment.decide(stage)
+
+    def _close_counted(self, following: ThreadFollowing, inferred: InferredPass) -> None:
+        """End evaluations around a training that have handed out their last batch: the loop counts its batches.
+
+        One in which the loop has trained before, with batches left, is still going on.
+        """
+        for outer in [p for p in following.passes if p is not inferred and p.stage is not Stage.TRAIN and p.feed is not None]:
+            outer.has_training |= not outer.is_exhausted
+            if outer.is_worked_off and not outer.has_training and outer.feed is not None:
+                outer.feed.inferred = None
+                following.passes.remove(outer)
+                outer.segment.close_at_handed()
+
+    def _begin_epoch(self, following: ThreadFollowing, inferred: InferredPass) -> None:
+        before = hot_path.now()
+        self._control.begin_inferred_epoch(inferred.segment.started)
+        following.state.pause(hot_path.now() - before)
+        following.passes = [p for p in following.passes if not p.segment.closed]
 
     def _is_evaluation(self, inferred: InferredPass, module: Called, trains: bool) -> bool:
         """Return True if a forward that learns nothing is an evaluation inside this pass."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER = "data_wait", "forward", "backward", "optimizer"
-CHECKPOINT = "checkpoint"
+CHECKPOINT, LOADER_START = "checkpoint", "loader_start"
 MEASURED = frozenset((Span, DeviceSpan))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from profiler.measure.follow.torch_modules import find_torch
+from profiler.measure.frames import drop_own_frame
 
 Watcher = Callable[[Any], None]
 
@@ -49,12 +50,6 @@ class Calls:
 CALLS = Calls()
 
 
-def drop_own_frame(error: BaseException) -> None:
-    """Remove our frame, so that the script prints the same traceback as without us (not before Python 3.11)."""
-    if error.__traceback__ is not None:
-        error.__traceback__ = error.__traceback__.tb_next
-
-
 def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
     torch = find_torch()
     is_compiling = torch.compiler.is_compiling
@@ -72,6 +67,7 @@ def _watched(original: Callable[..., Any]) -> Callable[..., Any]:
             drop_own_frame(error)
             raise
 
+    __call__.__qualname__ = "Module.__call__"  # where a pickle looks it up
     _keep_from_compiler(torch, __call__)
     return __call__
 

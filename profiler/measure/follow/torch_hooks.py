@@ -24,8 +24,8 @@ from profiler.errors import ArgumentTypeError
 from profiler.measure.follow.phases import FORWARD
 from profiler.measure.follow.torch_calls import CALLS
 from profiler.measure.follow.torch_copies import PlacedHooks
-from profiler.measure.follow.torch_loaders import LoaderKeys
-from profiler.measure.follow.torch_modules import HookedModule, find_torch, has_parameters
+from profiler.measure.follow.torch_loaders import LoaderKeys, length
+from profiler.measure.follow.torch_modules import HookedModule, find_torch, has_optimizer, has_parameters
 from profiler.measure.follow.torch_patches import PATCHES
 from profiler.measure.hot_path import phase_begins, phase_ends
 
@@ -179,6 +179,10 @@ class TorchHooks:
         following = self.observer.known()
         return following is not None and following.learns and not self.has_backward
 
+    def expects_training(self) -> bool:
+        """Return True if the program has an optimizer: one that was named or, if we follow everything, any."""
+        return any(type(held) is PlacedHooks for held, _ in self._held.values()) or (self.everything and has_optimizer())
+
     def is_followed(self, loader: Any) -> bool:
         """Return True if this loader's batches are observed."""
         return self.all_loaders or loader in self._loaders
@@ -187,7 +191,8 @@ class TorchHooks:
         """Report the begin of an iteration, and return the feed for its iterator."""
         try:
             is_persistent = bool(getattr(loader, "persistent_workers", False))
-            return self.observer.loader_begins(self._keys.key(loader), one_iterator=is_persistent)
+            key, batches = self._keys.key(loader), length(loader)
+            return self.observer.loader_begins(key, batches=batches, one_iterator=is_persistent)
         except Exception as error:
             self.observer.fault(error)
             return None

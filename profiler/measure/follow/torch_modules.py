@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from profiler.measure.follow.torch_copies import Hook, PlacedHooks, drop_passed_on
+from profiler.measure.frames import drop_own_frame
 from profiler.measure.hot_path import forward_begins, forward_ends
 
 TYPE_CHECKING = False
@@ -32,6 +33,14 @@ def in_foreign_backward() -> bool:
 def has_parameters(module: Any) -> bool:
     """Return True if a module can be hooked and has parameters. Losses, activations and metrics have none."""
     return not isinstance(module, find_torch().jit.ScriptModule) and next(module.parameters(), None) is not None
+
+
+def has_optimizer() -> bool:
+    """Return True if the program has made an optimizer of torch: the first of each class prepares the class's ``step``."""
+    classes = [find_torch().optim.Optimizer]
+    for kind in classes:
+        classes += kind.__subclasses__()
+    return any(hasattr(vars(kind).get("step"), "hooked") for kind in classes)
 
 
 class HookedModule:
@@ -124,6 +133,9 @@ def _around(hooked: HookedModule, compiled: Callable[..., Any]) -> Callable[...,
         hooked.before(hooked.module(), args)
         try:
             return compiled(*args, **kwargs)
+        except BaseException as error:
+            drop_own_frame(error)
+            raise
         finally:
             hooked.after(hooked.module(), args, None)
 

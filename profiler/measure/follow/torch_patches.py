@@ -10,8 +10,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from profiler.measure.follow.torch_calls import drop_own_frame
 from profiler.measure.follow.torch_modules import find_torch
+from profiler.measure.frames import drop_own_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,12 +52,13 @@ class Patches:
         module = torch.nn.Module
         everything = any(hooks.everything for hooks in self.listeners)
         loaders = everything or any(hooks.has_loaders for hooks in self.listeners)
-        # The names that a program holds and pickles (``torch.save``) are found again where it looks them up: their homes keep
-        # the originals. Every backward ends in autograd's private function, which nobody holds.
+        # A program may have imported a function before it was wrapped, and may pickle it, which looks it up. So ``torch.save``
+        # stays as it is at its home, and what every backward and every script ends in is wrapped instead: private functions,
+        # which nobody holds.
         engine = hasattr(torch.autograd, "_engine_run_backward")
         for owner, name, wrapper in (
             (torch.autograd, "_engine_run_backward" if engine else "backward", _backward),
-            *((torch.jit, name, _script) for name in ("script", "trace", "trace_module")),
+            (importlib.import_module("torch.jit._recursive"), "create_script_module", _create_script_module),
             (module, "train", _train),
             (module, "compile", _compile),
             *(((torch, "save", _save),) if any(hooks.all_loaders for hooks in self.listeners) else ()),
@@ -68,8 +69,8 @@ class Patches:
                 continue
             original = getattr(owner, name)
             wrapped = functools.wraps(original)(wrapper(original))
-            if owner in (torch, torch.jit):
-                wrapped.__module__, wrapped.__qualname__ = owner.__name__, name
+            if owner is torch:
+                wrapped.__module__, wrapped.__qualname__ = "torch", name
             setattr(owner, name, wrapped)
             self._places.append((owner, name, original, wrapped))
 
@@ -85,10 +86,10 @@ class Patches:
 PATCHES = Patches()
 
 
-def _script(original: Callable[..., Any]) -> Callable[..., Any]:
+def _create_script_module(original: Callable[..., Any]) -> Callable[..., Any]:
     """Remove our hooks while torch turns a module into a script: it would compile them, and cannot."""
 
-    def script(*args: Any, **kwargs: Any) -> Any:
+    def create_script_module(*args: Any, **kwargs: Any) -> Any:
         modules = [hooked for hooks in PATCHES.listeners for hooked in hooks.hooked_modules()]
         for hooked in modules:
             hooked.take_away()
@@ -102,7 +103,7 @@ def _script(original: Callable[..., Any]) -> Callable[..., Any]:
             for hooked in modules:
                 hooked.put_back()
 
-    return script
+    return create_script_module
 
 
 def _backward(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,9 +168,10 @@ def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
             drop_own_frame(error)
             raise
         finally:
-            for (_, feed), wait in zip(feeds, waits, strict=True):
+            for (observer, feed), wait in zip(feeds, waits, strict=True):
                 if wait is not None:
                     feed.start_ns = wait.end_unrecorded()
+                    observer.start_ends(feed)
         with contextlib.suppress(AttributeError, TypeError):  # an iterator that takes no attributes is not observed
             setattr(iterator, FEEDS, feeds)
             for observer, feed in feeds:
