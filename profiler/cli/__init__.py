@@ -15,11 +15,13 @@ COMMANDS = ("demo", "run", "runs", "report", "bench", "settings", "telemetry", "
 def main() -> None:
     """Run the console script."""
     from profiler.cli.app import app
-    from profiler.cli.output import complain
+    from profiler.cli.output import complain, prepare_streams, written
     from profiler.errors import ProfilerError
 
+    prepare_streams()
     try:
-        app()
+        with written():
+            app()
     except ProfilerError as error:
         complain(error)
         sys.exit(2)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import typer
 
+from profiler.errors import ProfilerError
 from profiler.records.plain_text import printable, printable_lines
 
 
@@ -15,3 +23,42 @@ def say(text: str, *, err: bool = False, nl: bool = True) -> None:
 def complain(what: object) -> None:
     """Write one line about a fault to stderr."""
     typer.echo(f"epochmeter: {printable(what)}", err=True)
+
+
+def prepare_streams() -> None:
+    """Let stdout and stderr show what they can: a character that they do not have as its number, and nothing if closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def written() -> Iterator[None]:
+    """Report output that cannot be written, on a full disk for example. Nobody else may swallow an OSError of a stream.
+
+    Raises:
+        ProfilerError: it cannot.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        _end_stdout()
+        sys.exit(1)
+    except OSError as error:
+        _end_stdout()
+        what = "the output cannot be written" if error.filename is None else "a file cannot be used"
+        raise ProfilerError(f"{what}: {error.strerror or type(error).__name__}") from None
+
+
+def _end_stdout() -> None:
+    """Send what is left to nowhere: the interpreter flushes once more when it ends, and would complain."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

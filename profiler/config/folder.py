@@ -196,7 +196,7 @@ class Folder:
             if not POSIX and os.path.lexists(target):
                 self._checked(place.look(name), name)
             with _explained(self.path / name):
-                descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND | PLAIN, OURS, **where)
+                descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_APPEND | PLAIN, OURS, **where)
             try:
                 status = self._checked(os.fstat(descriptor), name)
                 if POSIX and status.st_mode & OURS != OURS:
@@ -351,14 +351,21 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def append_to(descriptor: int, data: bytes) -> None:
-    """Append a line in one piece. One that is cut by a full disk is ended, so that it does not spoil the next one.
+    """Append a line in one piece. What a full disk has cut off is taken back, or at least does not spoil the next line.
 
     Raises:
         OSError: the disk refuses it.
     """
-    if os.write(descriptor, data) != len(data):
-        os.write(descriptor, b"\n")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    before = os.fstat(descriptor).st_size
+    if before and hasattr(os, "pread") and os.pread(descriptor, 1, before - 1) != b"\n":
+        data = b"\n" + data
+    written = os.write(descriptor, data)
+    if written == len(data):
+        return
+    with contextlib.suppress(OSError):
+        if os.fstat(descriptor).st_size == before + written:  # else another process has appended meanwhile
+            os.ftruncate(descriptor, before)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -92,7 +92,7 @@ class Sampler:
         self.notes: dict[str, int] = {}
         self.missing: dict[str, str] = {}  # probe: why it is not available, and the cure
         self.every = every
-        self.each_tick: Callable[[], object] | None = None
+        self.each_tick: list[Callable[[], object]] = []  # functions to call after each reading
         names = tuple(probes)
         self._quick = ProbeThread(name for name in names if name not in DRIVERS)
         self._drivers = ProbeThread(name for name in names if name in DRIVERS)
@@ -227,8 +227,8 @@ class Sampler:
         while True:
             self._tick(probes)
             self._watch(self._drivers)
-            if self.each_tick is not None:
-                self._faults.swallow("look", self.each_tick)
+            for look in self.each_tick:
+                self._faults.swallow("look", look)
             if self.every is not None and time.monotonic() - last >= self.every[0]:
                 last = time.monotonic()
                 self._faults.swallow("export", self.every[1])

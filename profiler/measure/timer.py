@@ -65,6 +65,10 @@ class Timer:
         self.unmeasured: Counter[str] = Counter()  # phases that were not measured, or not apart, by reason
         self.forgotten = 0  # marks dropped because too many were waiting
 
+    def spend(self, ns: int) -> None:
+        """Count time that our own work has taken in the loop's thread."""
+        self.overhead_ns += ns
+
     def device_clock(self) -> DeviceClock | None:
         """Return the clock of the GPU in use, or None while there is none."""
         if self._device_clock is None:

@@ -104,14 +104,19 @@ class Sums:
         if position < self._seen:
             self._whole.merge(part)
 
-    def of(self, run: Run) -> EpochRecord:
-        """Return everything the run measured so far."""
-        for epoch in run.epochs[self._seen :]:
+    def advance(self, run: Run, most: int | None = None) -> bool:
+        """Add finished epochs, at most so many. Return True if there are more."""
+        for epoch in run.epochs[self._seen : None if most is None else self._seen + most]:
             self._whole.merge(epoch)
             self.epochs.add([epoch.duration_ns])
             for name, stage in epoch.stages.items():
                 self.stages.setdefault(name, Histogram()).add([stage.duration_ns])
             self._seen += 1
+        return self._seen < len(run.epochs)
+
+    def of(self, run: Run) -> EpochRecord:
+        """Return everything the run measured so far."""
+        self.advance(run)
         whole = EpochRecord(None)
         whole.merge(self._whole)
         whole.merge(run.outside)
@@ -137,6 +142,7 @@ class Run:
     overhead_ns: int | None = None  # of the loop's own threads
     background_ns: int | None = None  # CPU time of the sampling thread
     notes: dict[str, int] = field(default_factory=dict)  # our own faults, each with its number
+    by_index: dict[int, EpochRecord] = field(default_factory=dict, repr=False)  # the epochs of a run that is being read
 
     def parts(self) -> Iterable[EpochRecord]:
         """Yield the epochs, and then the part outside them."""

@@ -22,16 +22,22 @@ SCHEMA = 1
 METERED_SHARE = 0.9  # of the time: less is said
 
 
-def document(run: Run) -> dict[str, Any]:
-    """Return the whole run as plain dictionaries, lists, numbers and strings."""
-    whole = run.whole()
+def document(run: Run, whole: EpochRecord | None = None, *, with_epochs: bool = True) -> dict[str, Any]:
+    """Return the whole run as plain dictionaries, lists, numbers and strings.
+
+    Args:
+        run: the run.
+        whole: the result of ``run.whole()``, if the caller has it.
+        with_epochs: list each epoch, too.
+    """
+    whole = run.whole() if whole is None else whole
     energy = run.energy()
     verdict = judge(run, whole)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "run": _run(run),
         "hardware": _hardware(run),
-        "epochs": [_epoch(run, epoch) for epoch in run.epochs],
+        "epochs": epochs(run) if with_epochs else [],
         "stages": {name: _stage(run, stage, energy) for name, stage in whole.stages.items()},
         "readings": [_reading(reading) for reading in _in_order(whole.readings.values())],
         "verdict": {"kind": verdict.kind, "evidence": verdict.evidence},
@@ -50,6 +56,11 @@ def document(run: Run) -> dict[str, Any]:
     if run.notes:
         result["notes"] = dict(run.notes)
     return result
+
+
+def epochs(run: Run) -> list[dict[str, Any]]:
+    """Return the epochs of a run, in their order."""
+    return [_epoch(run, epoch) for epoch in run.epochs]
 
 
 def rfc3339(unix_ns: int) -> str:

@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
-from profiler.report.document import document
+from profiler.report.document import document, epochs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.records.run import Run
+    from profiler.records.run import EpochRecord, Run
 
 
 class RunSummary:
     """A run up to the moment it was requested.
 
-    ``print()`` shows the tables. The attributes hold the parts of `to_dict`.
+    ``print()`` shows the tables. The attributes hold the parts of `to_dict`, which are made when they are asked for.
+
+    Args:
+        run: the run, which nobody changes any more.
+        whole: its sums.
+        spend: counts the time (ns) that making the parts takes.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run = copy.deepcopy(run)
-        self._document = document(self._run)
+    def __init__(self, run: Run, whole: EpochRecord, spend: Callable[[int], None] = lambda ns: None) -> None:
+        self._run = run
+        self._whole = whole
+        self._spend = spend
+
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        """Everything but the epochs, whose number may be large."""
+        began = time.perf_counter_ns()
+        made = document(self._run, self._whole, with_epochs=False)
+        self._spend(time.perf_counter_ns() - began)
+        return made
+
+    @cached_property
+    def _epochs(self) -> list[dict[str, Any]]:
+        began = time.perf_counter_ns()
+        made = epochs(self._run)
+        self._spend(time.perf_counter_ns() - began)
+        return made
 
     @property
     def run(self) -> Run:
@@ -45,8 +69,7 @@ class RunSummary:
     @property
     def epochs(self) -> list[dict[str, Any]]:
         """The finished epochs, each with its stages."""
-        epochs: list[dict[str, Any]] = self._document["epochs"]
-        return epochs
+        return self._epochs
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
@@ -73,7 +96,7 @@ class RunSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document of ``epochmeter report --format json``; times in seconds."""
-        return copy.deepcopy(self._document)
+        return copy.deepcopy({**self._document, "epochs": self._epochs})
 
     def __str__(self) -> str:
         from profiler.report.text import text  # loads rich, which a run that prints nothing does not need
@@ -81,4 +104,4 @@ class RunSummary:
         return text(self._run)
 
     def __repr__(self) -> str:
-        return f"<RunSummary {self.name!r} {self.id} {self.state}: {len(self.epochs)} epochs>"
+        return f"<RunSummary {self.name!r} {self.id} {self.state}: {len(self._run.epochs)} epochs>"

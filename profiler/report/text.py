@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,10 +24,11 @@ WIDTH = 100
 
 def text(run: Run, width: int = WIDTH) -> str:
     """Return the report without colours, at most ``width`` columns wide."""
-    console = Console(width=width, no_color=True, color_system=None, force_terminal=False, highlight=False)
-    with console.capture() as capture:
-        console.print(renderable(run))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    shown = io.StringIO()
+    Console(file=shown, width=width, no_color=True, color_system=None, force_terminal=False, highlight=False).print(
+        renderable(run)
+    )
+    return "\n".join(line.rstrip() for line in shown.getvalue().splitlines())
 
 
 def renderable(run: Run) -> RenderableType:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from profiler.records.run import Run
 
 
-MAX_UNSAVED = 16  # lines kept for a disk that may have room again
+AT_ONCE = 16  # epochs added up before the loop gets its turn
+MAX_UNSAVED = 512  # lines kept for a disk that may have room again
+VANISHED = "the run log had vanished, and was written again"
 
 
 class RunKeeper:
@@ -70,12 +74,31 @@ class RunKeeper:
             if self._log is not None:
                 self._unsaved.append(part)
                 self._faults.swallow("the run log could not be written", self._append_unsaved)
-                del self._unsaved[:-MAX_UNSAVED]
+                if len(self._unsaved) > MAX_UNSAVED:
+                    self._run.note("a line of the run log was given up, because none could be written")
+                    del self._unsaved[0]
+
+    def save_all(self, parts: list[EpochRecord]) -> None:
+        """Write several lines."""
+        for part in parts:
+            self.save(part)
 
     def _append_unsaved(self) -> None:
-        while self._unsaved and self._log is not None:
-            self._log.append(self._run, self._unsaved[0])
+        log = self._log
+        if log is not None and log.has_vanished():
+            log.close()
+            self._run.note(VANISHED)
+            self._unsaved = self._all_parts()
+        while self._unsaved and log is not None:
+            log.append(self._run, self._unsaved[0])
             del self._unsaved[0]
+
+    def _all_parts(self) -> list[EpochRecord]:
+        """Return everything that a log of the run holds so far. Energy outside epochs is written at the run's end."""
+        with self.lock:
+            outside = _copied(self._run.outside)
+            outside.energy = {}
+            return [*self._run.epochs, outside]
 
     def add_epoch(self, epoch: EpochRecord) -> None:
         """Add a finished epoch to the run. `save` writes it."""
@@ -122,6 +145,31 @@ class RunKeeper:
         if self._outside_energy.energy:
             self.save(self._outside_energy)
 
+    def whole(self) -> EpochRecord:
+        """Return everything the run measured so far, without the open epoch."""
+        with self.lock:
+            return self._sums.of(self._run)
+
+    def sum_up(self) -> None:
+        """Add up the epochs that have ended, so that the end of a run does not have to. Called by the sampling thread."""
+        is_behind = True
+        while is_behind:
+            with self.lock:  # for a moment each time, because the loop may be waiting
+                is_behind = self._sums.advance(self._run, AT_ONCE)
+
+    def so_far(self, epoch: EpochRecord | None) -> tuple[Run, EpochRecord]:
+        """Return the run so far, with the open epoch, and its sums.
+
+        Later measurements do not change them, but for the energy of an epoch, which is known late.
+        """
+        with self.lock:
+            run, whole = self._run, self.whole()
+            begun = [] if epoch is None else [_copied(epoch)]
+            for part in begun:
+                whole.merge(part)
+            outside, hardware = _copied(run.outside), deepcopy(run.hardware)
+            return replace(run, epochs=[*run.epochs, *begun], outside=outside, hardware=hardware, notes=dict(run.notes)), whole
+
     def snapshot(self, is_running: bool, yield_gil: Callable[[], None]) -> Any:
         """Return the sums of the run so far, for the gate. May be called from any thread.
 
@@ -145,9 +193,17 @@ class RunKeeper:
     def forget(self) -> None:
         """Reset after a fork: the log is the parent's, and a lock may be held by a thread that does not exist here."""
         self._make_locks()
-        self._log = None
+        log, self._log = self._log, None
+        if log is not None:
+            self._faults.swallow("the run log could not be closed", log.close)
 
     def _position(self, index: int | None) -> int | None:
         """Return the position of a finished epoch; the latest one, if several have that number."""
         epochs = self._run.epochs
         return next((position for position in reversed(range(len(epochs))) if epochs[position].index == index), None)
+
+
+def _copied(part: EpochRecord) -> EpochRecord:
+    copied = replace(part, duration_ns=0, stages={}, phases={}, readings={}, cases=[], energy=deepcopy(part.energy))
+    copied.merge(part)
+    return copied

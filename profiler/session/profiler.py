@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from profiler.errors import ArgumentTypeError, ArgumentValueError
+from profiler.measure.clocks import host_clock
 from profiler.measure.frames import drop_own_frame
 from profiler.records.vocabulary import Stage
 from profiler.session.arguments import (
@@ -119,7 +120,10 @@ class Profiler:
         """The run so far, without passes that are still open."""
         from profiler.report.summary import RunSummary  # few runs need its imports
 
-        return RunSummary(self.session.record_so_far())
+        began = host_clock()
+        made = RunSummary(*self.session.record_so_far(), self._timer.spend)
+        self._timer.spend(host_clock() - began)
+        return made
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 

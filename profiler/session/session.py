@@ -95,6 +95,7 @@ class Session:
         self.sampler = Sampler(
             interval, prepare=self._prepare, load=lambda name: load_probe(name, device), energy=self._meter.add
         )
+        self.sampler.each_tick.append(self._keeper.sum_up)
         self.timer.edges.on_edge = self.sampler.nudge
         self.sending = Sending(self.run, self.resolve, exporter, self._snapshot, self.run.note)
         self._ranks = RankExchange(self.run, distributed, self.resolve)
@@ -130,7 +131,7 @@ class Session:
             self.faults.swallow("there is no folder for the run log", lambda: self._keeper.open_log(runs_path()))
         if self.sending.begin(self._keeper.log_path):
             self.sampler.every = (resolved.settings.export_interval, self.export)
-            self.sampler.each_tick = self.sending.consent
+            self.sampler.each_tick.append(self.sending.consent)
         self.sampler.start()
         _live.add(self)
         atexit.register(self._at_exit)
@@ -160,14 +161,16 @@ class Session:
         _live.discard(self)
         tail = EpochRecord(None, started_ns=self._now())
         self._collect(tail)
-        self.faults.swallow("times of other ranks could not be read", lambda: self._save_all(self._ranks.gather(last=True)))
+        self.faults.swallow(
+            "times of other ranks could not be read", lambda: self._keeper.save_all(self._ranks.gather(last=True))
+        )
         self.sampler.stop()
         self._meter.finish()
         self._keeper.save_outside_energy()
         if self.timer.device_fault is not None:
             self.run.note(f"the GPU's clock failed: {self.timer.device_fault}")
         self._collect(tail)  # the GPU has gone on meanwhile
-        whole = self.run.whole()
+        whole = self._keeper.whole()
         whole.merge(tail)
         self._note_unread(whole)
         tail.readings = self.sampler.take()
@@ -177,17 +180,17 @@ class Session:
         self._send_last()
         self._keeper.close_log()
 
-    def record_so_far(self) -> Run:
-        """Return the run with its open epoch; passes that are still open are not in it."""
+    def record_so_far(self) -> tuple[Run, EpochRecord]:
+        """Return the run with its open epoch, and its sums; passes that are still open are in neither."""
+        epoch = self.epoch if self.state == "running" else None  # the loop's thread may end it meanwhile
+        if epoch is not None:
+            self._collect(epoch)
+            epoch.duration_ns = self._now() - epoch.started_ns
+        elif self.state == "running":
+            self._keep_outside()
         if self.state == "running":
             self.refresh()
-            epoch = self.epoch  # the loop's thread may end it meanwhile
-            if epoch is not None:
-                self._collect(epoch)
-                epoch.duration_ns = self._now() - epoch.started_ns
-                return Run(**{**vars(self.run), "epochs": [*self.run.epochs, epoch]})
-            self._keep_outside()
-        return self.run
+        return self._keeper.so_far(epoch)
 
     def belongs_to(self, app: EmbeddingApp, facts: Mapping[str, str]) -> None:
         """Make this the run of a package that embeds us: its settings count below the user's, its facts are recorded."""
@@ -269,7 +272,7 @@ class Session:
         self.timer.enter_epoch(None, None if at is None else at + self._began)
         self.refresh()
         self._keeper.save(epoch)
-        self.faults.swallow("times could not be sent to other ranks", lambda: self._save_all(self._ranks.publish(epoch)))
+        self.faults.swallow("times could not be sent to other ranks", lambda: self._keeper.save_all(self._ranks.publish(epoch)))
         if self._live:
             line = f"{printable(self.run.name)}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n"
             self.faults.swallow("stderr takes no lines", lambda: sys.stderr.write(line))
@@ -318,10 +321,6 @@ class Session:
         self._collect(part)
         if not part.is_empty:
             self._keeper.add_outside(part)
-
-    def _save_all(self, parts: list[EpochRecord]) -> None:
-        for part in parts:
-            self._keeper.save(part)
 
     def _note_unread(self, whole: EpochRecord) -> None:
         read = sum(t.device.count for stage in whole.stages.values() for t in stage.phases.values())

@@ -16,9 +16,9 @@ import re
 import time
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from profiler.config.folder import Folder, append_to
+from profiler.config.locks import hold, is_held
 from profiler.records.histogram import NS
 from profiler.storage import otlp_json
 from profiler.storage.points import epoch_attributes, epoch_points, local_resource
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 
 SUFFIX = ".otlp.jsonl"
-LOCK_SUFFIX = ".lock"
 LOG = re.compile(r".+\.otlp\.jsonl")  # a log may have been copied here under a name of the user's
-OWN = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]+\.otlp\.jsonl(\.lock)?")  # only these are removed
+OWN = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]+\.otlp\.jsonl")  # only these are removed
 
 
 class RunLog:
     """One run's file, being written. It is opened at the first append, and the caller serialises the calls.
 
-    A lock is held while the run lives. It distinguishes a living run from a killed one.
+    The file is locked while the run lives, which distinguishes a living run from a killed one. The program may close our
+    descriptor, and get its number for a file of its own: nothing is written to, and nothing closed, that is not the log.
 
     Args:
         folder: the folder of the run logs; made if it is missing.
@@ -49,7 +49,8 @@ class RunLog:
         self.path = folder / f"{stamp}-{run.id}{SUFFIX}"
         self._folder = Folder(folder)
         self._descriptor: int | None = None
-        self._lock: Any = None
+        self._identity: tuple[int, int] | None = None  # device and inode of the log
+        self._is_locked = False
 
     def append(self, run: Run, part: EpochRecord) -> None:
         """Write one line: the present state of the run, and the measurements of this part.
@@ -57,32 +58,44 @@ class RunLog:
         Raises:
             OSError: the folder or the disk refuses it.
         """
-        if self._descriptor is None:
-            self._open()
+        descriptor = self._opened()
         began, now = run.started_unix_ns + part.started_ns, run.started_unix_ns + run.duration_ns
         content = otlp_json.request(local_resource(run), epoch_points(run, part), began, now, epoch_attributes(part))
         data = (json.dumps(content, separators=(",", ":")) + "\n").encode("utf-8")
-        append_to(self._descriptor or 0, data)  # not synced: the kernel keeps it when this process is killed
+        append_to(descriptor, data)  # not synced: the kernel keeps it when this process is killed
+
+    def has_vanished(self) -> bool:
+        """Return True if the log was removed, or another file stands in its place."""
+        if self._identity is None:
+            return False
+        try:
+            return _identity(os.stat(self.path, follow_symlinks=False)) != self._identity
+        except OSError:
+            return True
 
     def close(self) -> None:
-        """Close the file, and release the lock."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
-            with contextlib.suppress(OSError):
-                self._folder.remove(f"{self.path.name}{LOCK_SUFFIX}")
+        """Close the file, which releases its lock. The next append opens it again, or makes it anew."""
+        if self._is_ours():
+            os.close(self._descriptor or 0)
+        self._descriptor, self._identity, self._is_locked = None, None, False
 
-    def _open(self) -> None:
-        self._descriptor = self._folder.open_append(self.path.name)
-        # A folder may know no locks; and a run as short as an import, ended by the interpreter, may find it too late to
-        # import this (Python 3.10: "can't register atexit after shutdown"). Its end is on disk in a moment anyway.
-        with contextlib.suppress(OSError, NotImplementedError, RuntimeError, ImportError):
-            held = self._folder.lock(f"{self.path.name}{LOCK_SUFFIX}")
-            held.acquire(timeout=0)
-            self._lock = held
+    def _opened(self) -> int:
+        if self._descriptor is None or not self._is_ours():
+            self._descriptor = self._folder.open_append(self.path.name)
+            self._identity, self._is_locked = _identity(os.fstat(self._descriptor)), False
+        if not self._is_locked:
+            self._is_locked = hold(self._descriptor)
+        return self._descriptor
+
+    def _is_ours(self) -> bool:
+        try:
+            return self._descriptor is not None and _identity(os.fstat(self._descriptor)) == self._identity
+        except OSError:
+            return False
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -99,27 +112,20 @@ def run_id(path: Path) -> str:
 
 
 def prune(folder: Path, days: float, now: float | None = None) -> int:
-    """Remove old run logs, and locks left behind. Return the number of logs removed."""
+    """Remove old run logs, but for those of living runs. Return the number of logs removed."""
     limit = (time.time() if now is None else now) - days * 86_400
     removed = 0
     kept = Folder(folder)
     for name in kept.names(OWN):
         with contextlib.suppress(OSError):
-            if kept.status(name).st_mtime < limit:
+            if kept.status(name).st_mtime < limit and not is_being_written(folder / name):
                 kept.remove(name)
-                removed += name.endswith(SUFFIX)
+                removed += 1
     return removed
 
 
 def is_being_written(path: Path) -> bool:
-    """Return True if a living process holds the run's lock."""
-    folder, name = Folder(path.parent), f"{path.name}{LOCK_SUFFIX}"
-    if not folder.has(name):
-        return False
-    try:
-        found = folder.lock(name)
-        found.acquire(timeout=0)
-    except (OSError, NotImplementedError):  # filelock.Timeout is an OSError
-        return True
-    found.release()
+    """Return True if a living process writes this log."""
+    with contextlib.suppress(OSError), Folder(path.parent).opened(path.name) as (descriptor, _, _):
+        return is_held(descriptor)
     return False

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from profiler.config.folder import Folder
 from profiler.errors import ProfilerError, RunLogError, RunNotFoundError, did_you_mean
 from profiler.records.case import CaseRecord, add_cases, case_identity
 from profiler.records.energy import Energy
@@ -17,6 +16,7 @@ from profiler.records.reading_record import READING_PREFIX, ReadingRecord
 from profiler.records.readings import MetricSpec
 from profiler.records.run import FACT_NAMES, EpochRecord, Hardware, RankStage, Run, State
 from profiler.records.timing import Timing
+from profiler.storage.log_lines import last_lines, lines
 from profiler.storage.metric_rows import BY_NAME, CASE_ENDS
 from profiler.storage.run_log import is_being_written, run_id, run_paths
 
@@ -81,12 +81,12 @@ def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
     Raises:
         RunLogError: the file cannot be read, or no line of it belongs to a run.
     """
-    lines = _lines(path)
-    run, known = _run_from(path, lines, yield_gil)
+    run, known = _run_from(path, lines(path), yield_gil)
     if not any(known):
         raise _no_run(path)
     if None in known:  # what a spoilt line said before it was found to be spoilt must not stay
-        run, _ = _run_from(path, [line for line, found in zip(lines, known, strict=True) if found], yield_gil)
+        whole = (line for line, found in zip(lines(path), known, strict=False) if found)  # it may have grown meanwhile
+        run, _ = _run_from(path, whole, yield_gil)
     spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now
     if spoilt:
         run.note("unreadable line in the run log", spoilt)
@@ -98,7 +98,7 @@ def _run_from(path: Path, lines: Iterable[bytes], yield_gil: Callable[[], None])
     run, known = Run(id=run_id(path), name="", started_unix_ns=0), []
     for line in lines:
         yield_gil()
-        known.append(_read_run_line(run, line))
+        known.append(read_run_line(run, line))
     return run, known
 
 
@@ -124,18 +124,11 @@ def outline(path: Path) -> Run:
     Raises:
         RunLogError: as in `load`.
     """
-    for line in reversed(_lines(path)):
+    for line in last_lines(path):
         run = Run(id=run_id(path), name="", started_unix_ns=0)
-        if _read_run_line(run, line):
+        if read_run_line(run, line):
             return _with_true_state(run, path)
     raise _no_run(path)
-
-
-def _lines(path: Path) -> list[bytes]:
-    try:
-        return [line for line in Folder(path.parent).read(path.name).split(b"\n") if line]
-    except OSError as error:
-        raise RunLogError(f"the run log {path.name} cannot be read: {error.strerror}.") from None
 
 
 def _no_run(path: Path) -> RunLogError:
@@ -149,7 +142,7 @@ def _with_true_state(run: Run, path: Path) -> Run:
     return run
 
 
-def _read_run_line(run: Run, line: bytes) -> bool | None:
+def read_run_line(run: Run, line: bytes) -> bool | None:
     """Add a line to the run. Return True for a line of ours, False for one of another program, None for a spoilt one."""
     try:
         return _read_line(run, json.loads(line, parse_constant=_no_constant))
@@ -235,11 +228,10 @@ def _checked(at: dict[str, Any]) -> dict[str, Any]:
 def _part(run: Run, index: int | None, began: int) -> EpochRecord:
     if index is None:
         return run.outside
-    for epoch in reversed(run.epochs):
-        if epoch.index == index:
-            return epoch
-    epoch = EpochRecord(index, started_ns=began - run.started_unix_ns)
-    run.epochs.append(epoch)
+    epoch = run.by_index.get(index)
+    if epoch is None:
+        epoch = run.by_index[index] = EpochRecord(index, started_ns=began - run.started_unix_ns)
+        run.epochs.append(epoch)
     return epoch
 
 

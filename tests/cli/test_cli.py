@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +150,44 @@ def test_no_colour_where_there_is_no_terminal() -> None:
     recorded()
     for command in ("runs", "report", "settings", "doctor"):
         assert "\x1b" not in epochmeter(command, FORCE_COLOR="").out
+
+
+# ---- output that cannot be shown -----------------------------------------------------------------------------------
+
+SHOWN = ("runs", "report", "report --format json", "doctor", "settings", "telemetry schema", "--version", "--help")
+
+
+@pytest.fixture
+def recorded_run(home: Path) -> None:
+    with Profiler("\N{ROCKET} é [bold]x[/nope]") as prof:
+        list(prof.train(range(3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("command", ["runs", "report"])
+def test_name_that_the_terminal_cannot_show(recorded_run: None, command: str, encoding: str) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "profiler.cli", command], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
+    )
+    assert (answer.returncode, answer.stderr) == (0, b"")
+    assert b"\\U0001f680" in answer.stdout or "\N{ROCKET}".encode() in answer.stdout  # click writes UTF-8 to an ASCII stream
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+@pytest.mark.parametrize("command", SHOWN)
+def test_full_disk_is_said_in_one_line(recorded_run: None, command: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run([sys.executable, "-m", "profiler.cli", *command.split()], stdout=full, stderr=subprocess.PIPE)
+    assert (answer.returncode, answer.stderr) == (2, b"epochmeter: the output cannot be written: No space left on device\n")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+@pytest.mark.parametrize("command", SHOWN)
+def test_closed_output_ends_in_no_traceback(recorded_run: None, command: str) -> None:
+    for ending in (">&-", ">&- 2>&-", "| head -c 1 >/dev/null"):
+        line = f"{sys.executable} -m profiler.cli {command} {ending}"
+        answer = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
+        assert (answer.returncode, answer.stderr) == (0, "")

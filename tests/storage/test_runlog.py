@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,13 +17,17 @@ from google.protobuf.json_format import Parse
 from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 
 from profiler import Profiler, RunLogError, RunNotFoundError
-from profiler.config.folder import Folder
+from profiler.config.folder import Folder, append_to
 from profiler.records.reading_record import reading_of
 from profiler.records.readings import MetricSpec, Sample
 from profiler.records.run import EpochRecord, Hardware, RankStage, Run
 from profiler.records.timing import Timing
-from profiler.storage.run_log import RunLog, prune, run_id, run_paths
-from profiler.storage.run_reader import find, load
+from profiler.report.document import document
+from profiler.session.keeper import VANISHED
+from profiler.storage import log_lines
+from profiler.storage.log_lines import last_lines, lines
+from profiler.storage.run_log import RunLog, is_being_written, prune, run_id, run_paths
+from profiler.storage.run_reader import find, load, outline, read_run_line
 from support.processes import epochmeter, python, wait_for_ticks
 
 LOOP = """
@@ -80,7 +85,6 @@ def test_every_line_is_standard_otlp(home: Path) -> None:
     for line in lines:
         parsed = Parse(line, MetricsData())  # fails on a name that OTLP does not have
         assert parsed.resource_metrics[0].scope_metrics[0].metrics
-    assert not list((home / "runs").glob("*.lock"))
 
 
 def test_the_log_is_for_its_owner_alone(home: Path) -> None:
@@ -270,3 +274,162 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
     if isinstance(value, list) and value:
         return {key: leaf for index, inner in enumerate(value) for key, leaf in _flat(inner, f"{path}[{index}]").items()}
     return {path: value}
+
+
+# ---- what the program and the disk do to the log -------------------------------------------------------------------
+
+CLOSES = """
+import os, sys
+from pathlib import Path
+from profiler import Profiler
+home = Path(os.environ["EPOCHMETER_HOME"])
+with Profiler("closes", interval=0.02) as prof:
+    for epoch in prof.epochs(5):
+        list(prof.train(range(3)))
+        if epoch == 1:  # as a program does that becomes a daemon
+            os.closerange(3, 256)
+            files = [os.open(home / f"mine{n}", os.O_CREAT | os.O_RDWR) for n in range(40)]
+for file in files:
+    os.write(file, b"my data")
+    os.close(file)
+print({path.read_bytes() for path in home.glob("mine*")})
+"""
+
+
+def test_program_that_closes_every_descriptor(home: Path) -> None:
+    home.mkdir(mode=0o700)
+    answer = python("-c", CLOSES)
+    assert (answer.code, answer.out) == (0, "{b'my data'}\n")
+    run = load(find(home / "runs"))
+    assert (run.state, [epoch.index for epoch in run.epochs], run.notes) == ("finished", [0, 1, 2, 3, 4], {})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("ending", ["os._exit(0)", "sys.exit(0)"])
+def test_forked_child_does_not_unlock_the_run(home: Path, ending: str) -> None:
+    script = f"""
+import gc, os, sys
+from pathlib import Path
+from profiler import Profiler
+from profiler.config.paths import runs_path
+from profiler.storage.run_log import is_being_written, run_paths
+with Profiler("forks") as prof:
+    list(prof.train(range(3)))
+    prof.session.end_epoch()
+    if not os.fork():
+        gc.collect()
+        {ending}
+    os.wait()
+    print(is_being_written(run_paths(runs_path())[0]))
+print(is_being_written(run_paths(runs_path())[0]))
+"""
+    answer = python("-c", script)
+    assert answer.out.splitlines()[-2:] == ["True", "False"], answer.err
+
+
+def test_killed_parent_leaves_no_lock_to_its_children(home: Path) -> None:
+    script = """
+import os, time
+from profiler import Profiler
+with Profiler("forks") as prof:
+    list(prof.train(range(3)))
+    prof.session.end_epoch()
+    if not os.fork():
+        time.sleep(30)
+        os._exit(0)
+    time.sleep(0.2)
+    os.kill(os.getpid(), 9)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], start_new_session=True) as process:
+        process.wait(20)
+        assert not is_being_written(run_paths(home / "runs")[0])
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_removed_log_is_written_again(home: Path) -> None:
+    with Profiler("vanishes", interval=0.02) as prof:
+        list(prof.infer([1, 2]))
+        for epoch in prof.epochs(5):
+            list(prof.train(range(3)))
+            if epoch == 2:
+                shutil.rmtree(home)
+    run = load(find(home / "runs"))
+    assert run.notes == {VANISHED: 1}
+    assert [epoch.index for epoch in run.epochs] == [0, 1, 2, 3, 4]
+    assert (run.whole().stages["train"].steps, run.whole().stages["inference"].steps) == (15, 2)
+    assert prof.summary.stages == load_summary(run)
+
+
+def load_summary(run: Run) -> dict[str, Any]:
+    stages: dict[str, Any] = document(run)["stages"]
+    return stages
+
+
+@pytest.mark.skipif(not hasattr(os, "pread"), reason="needs pread")
+def test_line_cut_by_full_disk_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Folder(tmp_path).open_append("log")
+    append_to(file, b"first\n")
+    real_write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda descriptor, data: real_write(descriptor, data[:3]))
+        with pytest.raises(OSError, match="No space"):
+            append_to(file, b"second\n")
+        assert (tmp_path / "log").read_bytes() == b"first\n"
+        patched.setattr(os, "ftruncate", lambda *_: (_ for _ in ()).throw(OSError))
+        with pytest.raises(OSError, match="No space"):
+            append_to(file, b"second\n")
+    append_to(file, b"third\n")
+    os.close(file)
+    assert (tmp_path / "log").read_bytes() == b"first\nsec\nthird\n"
+
+
+def test_pruning_spares_a_living_run(home: Path) -> None:
+    with Profiler("lives") as prof:
+        prof.session.begin_named_epoch()
+        prof.session.end_epoch()
+        wait_for_ticks(prof)
+        (path,) = run_paths(home / "runs")
+        assert prune(home / "runs", 1, now=path.stat().st_mtime + 10 * 86_400) == 0 and path.exists()
+    assert prune(home / "runs", 1, now=path.stat().st_mtime + 10 * 86_400) == 1
+
+
+def test_time_to_read_grows_with_the_log(home: Path) -> None:
+    """Counted in look-ups, not in seconds: an epoch was once looked for among all of them."""
+    looked = 0
+
+    class Counted(dict[int, EpochRecord]):
+        def get(self, *args: Any) -> Any:
+            nonlocal looked
+            looked += 1
+            return super().get(*args)
+
+    path = a_log(home, epochs=50)
+    run = Run("x", "x", 0, by_index=Counted())
+    points = 0
+    for line in lines(path):
+        points += line.count(b"startTimeUnixNano")
+        read_run_line(run, line)
+    assert len(run.epochs) == 50 and 50 < looked <= points
+
+
+def test_outline_reads_the_end_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = a_log(home, epochs=40)
+    monkeypatch.setattr(log_lines, "FIRST_BLOCK", 200)
+    read = [line for line, _ in zip(last_lines(path), range(3), strict=False)]
+    assert read == path.read_bytes().splitlines()[:-4:-1]
+    assert [*last_lines(path)] == path.read_bytes().splitlines()[::-1]
+    assert outline(path).state == "finished"
+
+
+def test_summaries_share_the_sums() -> None:
+    """A summary after each epoch adds up that epoch alone, and its cost is told."""
+    with Profiler("sums") as prof:
+        for _ in prof.epochs(30):
+            list(prof.train(range(2)))
+            assert prof.summary.stages["train"]["steps"] % 2 == 0
+        before = prof.session.timer.overhead_ns
+        summary = prof.summary
+        assert len(summary.epochs) == 30 and summary.stages["train"]["steps"] == 60
+        assert prof.session.timer.overhead_ns > before
+        list(prof.train(range(5)))
+        assert len(summary.epochs) == 30 and summary.stages["train"]["steps"] == 60

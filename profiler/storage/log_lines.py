@@ -1,0 +1,51 @@
+"""The lines of a run log, from its begin or from its end, without reading more of it than is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from profiler.config.folder import MAX_BYTES, Folder
+from profiler.errors import RunLogError
+
+MAX_LINE = 64 * 2**20
+FIRST_BLOCK = 2**16
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a log, one at a time: a log of days is large."""
+    with _opened(path) as file:
+        while line := file.readline(MAX_LINE):
+            if line != b"\n":
+                yield line
+
+
+def last_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a log from its end, reading no more of it than is asked for."""
+    with _opened(path) as file:
+        end, rest, block = file.seek(0, os.SEEK_END), b"", FIRST_BLOCK
+        while end:
+            begin = max(end - block, 0)
+            file.seek(begin)
+            first, *whole = (file.read(end - begin) + rest).split(b"\n")
+            yield from (line for line in reversed(whole) if line)
+            end, rest, block = begin, first[:MAX_LINE], 2 * block
+        if rest:
+            yield rest
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with (
+            Folder(path.parent).opened(path.name) as (descriptor, status, _),
+            os.fdopen(descriptor, "rb", closefd=False) as file,
+        ):
+            if status.st_size > MAX_BYTES:
+                raise RunLogError(f"the run log {path.name} has {status.st_size} bytes, more than any run's.")
+            yield file
+    except OSError as error:
+        raise RunLogError(f"the run log {path.name} cannot be read: {error.strerror}.") from None
