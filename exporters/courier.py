@@ -97,7 +97,7 @@ class Courier:
     @property
     def backoff_s(self) -> float:
         """Seconds until the next attempt makes sense."""
-        return max(self._not_before - time.monotonic(), self._outbox.trouble(self._key.digest)[1], 0.0)
+        return max(self._not_before - time.monotonic(), self._outbox.troubles.of(self._key.digest)[1], 0.0)
 
     def deliver(self, until: Callable[[], float], patience_s: float = 0.0) -> Round:
         """Deliver entries, oldest first, until none is left, the destination fails, or the time is over.
@@ -112,7 +112,7 @@ class Courier:
         if not self._consent():
             return done
         self._yield_gil()
-        why, wait_s = self._outbox.trouble(self._key.digest)
+        why, wait_s = self._outbox.troubles.of(self._key.digest)
         if wait_s > 0:
             done.reason = f"{why}; it asks to be left alone for another {wait_s:.0f} s"
         else:
@@ -253,7 +253,7 @@ class Courier:
             done.notes.append(f"{NOT_AT_ONCE}{answer.text}")
             return
         self._failures, self._not_before = 0, 0.0
-        self._outbox.end_trouble(self._key.digest)
+        self._outbox.troubles.end(self._key.digest)
         once = self._key.target == "ga"
         if answer.verdict == "refused":
             if once:
@@ -276,4 +276,4 @@ class Courier:
         self._failures += 1
         wait = min(FIRST_WAIT_S * 2.0 ** (self._failures - 1), LONGEST_WAIT_S) * _draw.uniform(0.5, 1.0)
         self._not_before = time.monotonic() + (wait if answer.wait_s is None else answer.wait_s)
-        self._outbox.note_trouble(self._key.digest, answer.text, answer.wait_s)
+        self._outbox.troubles.note(self._key.digest, answer.text, answer.wait_s)

@@ -22,6 +22,7 @@ import errno
 import gzip
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -42,10 +43,12 @@ from exporters.entry import (
     unpacked,
 )
 from exporters.outbox_folder import OutboxFolder
+from exporters.troubles import Troubles
 
 OPEN_GRACE_S = 2.0  # a run's log may be a moment younger than its file in open/
 LEFT_ALONE_S = 3600.0  # after that, an unfinished file, or one in sending/ on a system without locks, belongs to no process
 MAX_NOTE_BYTES = 65_536  # of a file beside the entries
+LOOK_AGAIN_S = 600.0  # how long what is known of all entries stays true enough
 AT_ONCE = 16  # entries read between two pauses
 DONE_DAYS = 4.0  # Google Analytics accepts nothing older than 72 hours
 REASONS = {  # the suffix of a mark, and its meaning in words
@@ -74,9 +77,14 @@ class Outbox:
 
     def __init__(self, folder: Files, max_bytes: float = 64e6, max_age_s: float = 30 * 86_400, clock: Any = time.time) -> None:
         self._files = OutboxFolder(folder, clock)
+        self.troubles = Troubles(self._files, clock)
         self._max_bytes = max_bytes
         self._max_age_s = max_age_s
         self._clock = clock
+        self._room = 0.0  # bytes that still fit, by the last look at all entries
+        self._looked_at = -math.inf  # when that was
+        self._expired_at = -math.inf  # the same for entries that waited too long
+        self._heads: dict[str, Head] = {}  # of waiting entries, by name
         self._began = clock(), time.monotonic()
 
     def now(self) -> float:
@@ -86,7 +94,7 @@ class Outbox:
 
     # ---- putting ---------------------------------------------------------------------------------------------------
 
-    def put(self, head: Head, started_ns: int, order: str, body: bytes) -> None:
+    def put(self, head: Head, started_ns: int, order: str, body: bytes, *, replaces: str | None = None) -> None:
         """Add an entry, which is on disk when this returns. An entry with the same name is replaced.
 
         Args:
@@ -94,6 +102,7 @@ class Outbox:
             started_ns: when the run began.
             order: its place within the run: sorts behind earlier entries.
             body: the bytes to send.
+            replaces: the order of an entry of the same run whose data this one contains.
 
         Raises:
             OSError: it cannot be kept.
@@ -103,13 +112,24 @@ class Outbox:
         name, line = name_of(started_ns, head.run, order), head.line(body)
         packed = gzip.compress(body, compresslevel=6, mtime=0)
         self._make_room(len(packed) + 512)
+        self._heads.pop(name, None)
         self._files.write("waiting", f"{name}{SUFFIX}", line + b"\n" + packed, durable=True)
+        if replaces is not None:
+            self._files.remove(Entry(name_of(started_ns, head.run, replaces), "waiting", 0))
 
     def _make_room(self, size: int) -> None:
         """Drop entries until so many bytes fit: refused ones, then those that a later one contains, then the oldest."""
+        self._room -= size
+        if self._room >= 0 and abs(self.now() - self._looked_at) < LOOK_AGAIN_S:
+            return  # other processes may have added something since: that is found at the next look
+        self._look_for_room(size)
+
+    def _look_for_room(self, size: int) -> None:
+        self._looked_at = self.now()
         aside, waiting = self._files.entries("aside"), self._files.entries("waiting")
         held = sum(entry.size for entry in (*aside, *waiting, *self._files.entries("sending")))
-        if held + size <= self._max_bytes:
+        self._room = self._max_bytes - held - size
+        if self._room >= 0:
             return
         # Payloads of a run are cumulative: the latest one holds the data of all before it. Dropping an earlier one only loses
         # resolution in time, so these go before the only payload of any run.
@@ -126,8 +146,8 @@ class Outbox:
     # ---- looking ---------------------------------------------------------------------------------------------------
 
     def waiting(self) -> list[Entry]:
-        """Return the waiting entries, oldest first."""
-        return self._files.entries("waiting")
+        """Return the waiting entries, oldest first, without their sizes."""
+        return self._files.known("waiting")
 
     def under_way(self) -> list[Entry]:
         """Return the entries that a process is delivering, or was when it was killed."""
@@ -149,13 +169,18 @@ class Outbox:
         return dict(Counter(reason for reason in reasons if reason in REASONS))
 
     def head(self, entry: Entry) -> Head:
-        """Return an entry's head.
+        """Return an entry's head. That of a waiting one is read once: only its last word says that it is another's.
 
         Raises:
             OSError: it is gone, or cannot be read.
             UnreadableError: it is damaged.
         """
-        return head_from(self._files.state(entry.state).first_line(entry.file, MAX_HEAD_BYTES))
+        head = self._heads.get(entry.name) if entry.state == "waiting" else None
+        if head is None:
+            head = head_from(self._files.state(entry.state).first_line(entry.file, MAX_HEAD_BYTES))
+            if entry.state == "waiting":
+                self._heads[entry.name] = head
+        return head
 
     def body(self, entry: Entry) -> bytes:
         """Return an entry's body.
@@ -200,7 +225,10 @@ class Outbox:
         return moved
 
     def put_back(self, entry: Entry) -> None:
-        """Let an entry wait again."""
+        """Let an entry wait again, unless its run has put one with more data in its place."""
+        if entry.contains_earlier and self._files.state("waiting").has(entry.file):
+            self._files.remove(entry)
+            return
         with contextlib.suppress(FileNotFoundError):  # removed, because the user has switched off
             self._files.move(entry, "waiting")
 
@@ -275,7 +303,10 @@ class Outbox:
             yield_gil: called between two pieces of work.
         """
         now = self.now()
-        for number, entry in enumerate([*self._files.entries("waiting"), *self._files.entries("aside")]):
+        if abs(self._clock() - self._expired_at) < LOOK_AGAIN_S:
+            return
+        self._expired_at = self._clock()
+        for number, entry in enumerate([*self._files.known("waiting"), *self._files.known("aside")]):
             if number % AT_ONCE == 0:
                 yield_gil()
             try:
@@ -318,29 +349,3 @@ class Outbox:
                 age_s = abs(self._clock() - about["since"])
                 if isinstance(about["log"], str) and type(about["started_ns"]) is int:
                     yield name.removesuffix(".json"), about, age_s
-
-    # ---- destinations that fail ------------------------------------------------------------------------------------
-
-    def note_trouble(self, digest: str, why: str, wait_s: float | None) -> None:
-        """Note why a destination fails, and how long it asked to be left alone. Every process respects it."""
-        now = self._clock()
-        trouble = {"from": now, "why": why, **({} if wait_s is None else {"until": now + wait_s})}
-        with contextlib.suppress(OSError):
-            self._files.write("trouble", f"{digest}.json", json.dumps(trouble).encode())
-
-    def trouble(self, digest: str) -> tuple[str, float]:
-        """Return why a destination failed the last time, or "", and for how many seconds it is still left alone.
-
-        A clock that was set back since then ends the wait.
-        """
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            trouble = json.loads(self._files.state("trouble").read(f"{digest}.json", MAX_NOTE_BYTES))
-            now = self._clock()
-            until = trouble.get("until", now)
-            return str(trouble["why"]), float(until - now) if trouble["from"] <= now < until else 0.0
-        return "", 0.0
-
-    def end_trouble(self, digest: str) -> None:
-        """Forget the failure of a destination."""
-        with contextlib.suppress(OSError):
-            self._files.state("trouble").remove(f"{digest}.json")

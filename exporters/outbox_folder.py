@@ -48,6 +48,10 @@ class OutboxFolder:
         """Return the entries of a state, oldest first."""
         return [Entry(name.removesuffix(SUFFIX), state, size) for name, size in self.state(state).sizes(ENTRY_FILE)]
 
+    def known(self, state: str) -> list[Entry]:
+        """Return the same without their sizes, which would take a look at each file."""
+        return [Entry(name.removesuffix(SUFFIX), state, 0) for name in self.state(state).names(ENTRY_FILE)]
+
     def write(self, state: str, name: str, data: bytes, *, durable: bool = False) -> None:
         """Write a file as a whole; with ``durable``, so that it survives a power cut.
 

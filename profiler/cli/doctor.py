@@ -189,7 +189,7 @@ def _outbox() -> Iterator[Check]:
             continue
         waiting[head.key] = waiting.get(head.key, 0) + 1
     for key, count in waiting.items():
-        why, wait_s = outbox.trouble(key.digest)
+        why, wait_s = outbox.troubles.of(key.digest)
         detail = f"{count} for {key.shown}" + (f"; the last time: {why}" if why else "")
         cure = "epochmeter telemetry flush" if why else ""
         if wait_s > 0:

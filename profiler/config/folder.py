@@ -12,15 +12,15 @@ import errno
 import os
 import re
 import secrets
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from profiler.config.locks import lock
 from profiler.config.paths import bases
 from profiler.config.place import NO_FOLDER, NO_LINK, POSIX, Place, UntrustedError, check_file, enter, enter_base, is_roots
 
+T = TypeVar("T")
 OURS = 0o600
 # Without O_NONBLOCK, opening a FIFO waits for another program. O_NOCTTY: a terminal must not become this program's own.
 PLAIN = NO_LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -61,15 +61,15 @@ class Folder:
 
     def names(self, form: re.Pattern[str]) -> list[str]:
         """Return the regular files whose whole names have this form, sorted; none if the folder cannot be used."""
-        return [name for name, _ in self._listed(form, stat.S_ISREG)]
+        return self._listed(form, _file_name)
 
     def sizes(self, form: re.Pattern[str]) -> list[tuple[str, int]]:
         """Return the same with each file's size in bytes."""
-        return [(name, status.st_size) for name, status in self._listed(form, stat.S_ISREG)]
+        return self._listed(form, _file_size)
 
     def folders(self, form: re.Pattern[str]) -> list[str]:
         """Return the folders whose whole names have this form, sorted; none if this folder cannot be used."""
-        return [name for name, _ in self._listed(form, stat.S_ISDIR)]
+        return self._listed(form, _folder_name)
 
     def status(self, name: str) -> os.stat_result:
         """Return the status of one of our files.
@@ -320,23 +320,40 @@ class Folder:
         finally:
             place.leave()
 
-    def _listed(self, form: re.Pattern[str], kind: Any) -> list[tuple[str, os.stat_result]]:
+    def _listed(self, form: re.Pattern[str], look: Callable[[os.DirEntry[str]], T | None]) -> list[T]:
         with contextlib.suppress(OSError), self._entered() as place, os.scandir(place.itself) as listed:
-            return sorted(_matching(listed, form, kind), key=lambda pair: pair[0])
+            return sorted(_matching(listed, form, look))  # type: ignore[type-var]  # names, which are different
         return []
 
     def _checked(self, status: os.stat_result, name: str, *, roots_too: bool = False) -> os.stat_result:
         return check_file(status, str(self.path / name), roots_too)
 
 
-def _matching(listed: Iterable[Any], form: re.Pattern[str], kind: Any) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the names of this form of things of this kind, each with its status. A link is none of either kind."""
+def _matching(
+    listed: Iterable[os.DirEntry[str]], form: re.Pattern[str], look: Callable[[os.DirEntry[str]], T | None]
+) -> Iterator[T]:
+    """Yield what is wanted of each entry of this form."""
     for entry in listed:
         if form.fullmatch(entry.name):
             with contextlib.suppress(OSError):  # another process has just taken it
-                status = entry.stat(follow_symlinks=False)
-                if kind(status.st_mode):
-                    yield entry.name, status
+                found = look(entry)
+                if found is not None:
+                    yield found
+
+
+# A link is none of these. The kind is known from the folder; only the size takes a look at each file.
+
+
+def _file_name(entry: os.DirEntry[str]) -> str | None:
+    return entry.name if entry.is_file(follow_symlinks=False) else None
+
+
+def _file_size(entry: os.DirEntry[str]) -> tuple[str, int] | None:
+    return (entry.name, entry.stat(follow_symlinks=False).st_size) if entry.is_file(follow_symlinks=False) else None
+
+
+def _folder_name(entry: os.DirEntry[str]) -> str | None:
+    return entry.name if entry.is_dir(follow_symlinks=False) else None
 
 
 @contextlib.contextmanager

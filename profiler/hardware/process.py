@@ -24,6 +24,8 @@ MEMORY_USAGE = MetricSpec("process.memory.usage", "By", "updowncounter", "Physic
 USER, SYSTEM = {"cpu.mode": "user"}, {"cpu.mode": "system"}
 SPECS = (CPU_TIME, CPU_WHOLE, CPU_UTILIZATION, MEMORY_USAGE)
 
+SHORTEST_S = 0.05  # that a share of CPU time is of
+
 
 class ProcessProbe:
     """CPU time from the operating system, memory through psutil."""
@@ -60,13 +62,16 @@ class ProcessProbe:
         )
 
     def _utilization(self) -> Iterable[Sample]:
-        before, self._last = self._last, _now()
-        if before is None or self._cores is None:
+        # A share of a moment counts as much in the mean as that of a second. So what lies between two readings that are
+        # close, as the first two are, is a part of the next share.
+        before, last = self._last, _now()
+        elapsed = SHORTEST_S if before is None else last[0] - before[0]
+        if elapsed < SHORTEST_S:
             return
-        elapsed = self._last[0] - before[0]
-        if elapsed > 0:
+        self._last = last
+        if before is not None and self._cores is not None:
             whole, user, system = (
-                (after - earlier) / elapsed / self._cores for after, earlier in zip(self._last[1:], before[1:], strict=True)
+                (after - earlier) / elapsed / self._cores for after, earlier in zip(last[1:], before[1:], strict=True)
             )
             yield Sample(CPU_WHOLE, whole)
             yield Sample(CPU_UTILIZATION, user, USER)

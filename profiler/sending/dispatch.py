@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from profiler.records.run import Run
 
 
-LAST = "final"  # the order of a run's last entry: sorts behind all numbers
+SO_FAR, LAST = "00000000", "final"  # the orders of a run's data so far, and of its last word, which sorts behind
 GA_HOURS = 46.0  # Google accepts events of the last 72 hours, and our times are up to 25 hours early
 
 
@@ -63,7 +63,7 @@ class Dispatch:
         def make() -> Any:
             return exporters.transport_to(self.config)
 
-        return Courier(self._outbox, self.key, self.gate, make, consent, record, _lock_named, takes, yield_gil)
+        return Courier(self._outbox, self.key, self.gate, make, consent, record, lock_named, takes, yield_gil)
 
     def open_run(self, run: Run, log: str) -> None:
         """Announce the run's final entry, so that it can be recovered from the log if the process is killed.
@@ -144,7 +144,7 @@ class Dispatch:
         if self.config.target == "ga" and self._outbox.knows(began_ns, name, order):
             return  # it waits there, or was sent: Google would count it twice
         head = Head(self.key, name, self._outbox.now(), until, declared, what)
-        self._outbox.put(head, began_ns, order, body)
+        self._outbox.put(head, began_ns, order, body, replaces=SO_FAR if order == LAST else None)
 
     def recover(self, consent: Callable[[], bool], own: str = "", yield_gil: Callable[[], None] = no_pause) -> None:
         """Put the final entries of killed runs into the outbox, from their logs.
@@ -248,5 +248,6 @@ def declared_of(run: Run) -> Declared | None:
     return Declared(run.app["name"])
 
 
-def _lock_named(name: str) -> Any:
+def lock_named(name: str) -> Any:
+    """Return the lock of a destination, by its digest: who holds it delivers."""
     return Folder(outbox_path()).sub("lock").lock(f"{name}.lock")

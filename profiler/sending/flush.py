@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from profiler.config.address import known_by, shown
@@ -14,12 +14,12 @@ from profiler.config.switch_off import empty_outbox
 from profiler.errors import SettingsError
 from profiler.sending.consent import Consent, state_of
 from profiler.sending.destination import destination, logs_address
-from profiler.sending.dispatch import Dispatch, entries_for, forget_old, key_of, outbox_of, record
+from profiler.sending.dispatch import Dispatch, entries_for, forget_old, key_of, lock_named, outbox_of, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from exporters.config import Config
-    from exporters.entry import DestinationKey
+    from exporters.entry import DestinationKey, Entry
     from exporters.outbox import Outbox
     from exporters.rules import Declared
     from profiler.config.resolve import Resolved
@@ -71,7 +71,10 @@ def flush(*, adopt: bool = False, again: bool = False, declared: Collection[Decl
         outbox.take_up_again()
     done, reasons = Flushed(refused_before=len(outbox.aside())), []
     consent = Consent(resolve, lambda now: now.may_hand_over, state_of(resolved))
-    for key in _keys(outbox):
+    keys = _keys(outbox)
+    for key in keys:
+        _settle(outbox, key)
+    for key in keys:
         config, reason = config_for(key, resolved, adopt)
         if config is None:
             reasons.append(reason)
@@ -90,9 +93,21 @@ def flush(*, adopt: bool = False, again: bool = False, declared: Collection[Decl
         reasons += [round_.reason] if round_.reason else []
         reasons += _undeclared(outbox, key, known)
     reasons += [why for what in _kinds(outbox) if (why := resolved.unwanted(what))]
+    reasons += [f"something is being sent to {key.shown} by another process" for key in _keys_of(outbox, outbox.under_way())]
     done.left = len(outbox.waiting()) + len(outbox.under_way())
     done.reasons = tuple(dict.fromkeys(reasons))
     return done
+
+
+def _settle(outbox: Outbox, key: DestinationKey) -> None:
+    """Let the entries wait again that a process which is gone was sending to this destination."""
+    held = lock_named(key.digest)
+    with contextlib.suppress(OSError, NotImplementedError, RuntimeError, ImportError):  # a process is sending: it is not gone
+        held.acquire(timeout=0)
+        try:
+            outbox.recover(key.digest, locked=True)
+        finally:
+            held.release()
 
 
 def _drop_unwanted(resolved: Resolved) -> None:
@@ -131,16 +146,22 @@ def _undeclared(outbox: Outbox, key: DestinationKey, known: Collection[Declared 
 
 def _keys(outbox: Outbox) -> list[DestinationKey]:
     """Return the destinations of all entries and of killed runs."""
-    from exporters.entry import UnreadableError
-
-    found: dict[DestinationKey, None] = {}
-    for entry in [*outbox.waiting(), *outbox.under_way()]:
-        with contextlib.suppress(OSError, UnreadableError):
-            found[outbox.head(entry).key] = None
+    found = dict.fromkeys(_keys_of(outbox, [*outbox.waiting(), *outbox.under_way()]))
     for _, about, _ in outbox.open_runs():
         key = key_of(about)
         if key is not None:
             found[key] = None
+    return list(found)
+
+
+def _keys_of(outbox: Outbox, entries: Iterable[Entry]) -> list[DestinationKey]:
+    """Return the destinations of these entries, each once."""
+    from exporters.entry import UnreadableError
+
+    found: dict[DestinationKey, None] = {}
+    for entry in entries:
+        with contextlib.suppress(OSError, UnreadableError):
+            found[outbox.head(entry).key] = None
     return list(found)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from profiler.records.faults import Faults
-from profiler.sending.dispatch import LAST, Dispatch, declared_of, entries_for, outbox_of
+from profiler.sending.dispatch import LAST, SO_FAR, Dispatch, declared_of, entries_for, outbox_of
 from profiler.sending.yielding import no_pause, pause
 
 TYPE_CHECKING = False
@@ -68,7 +68,6 @@ class OutboxOutlet(Outlet):
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
         self._wake, self._ending = threading.Event(), threading.Event()
         self._deadline = math.inf
-        self._count = 0
         self._look_again_s: float | None = None
 
     def begin(self, log: Path | None) -> None:
@@ -84,8 +83,7 @@ class OutboxOutlet(Outlet):
         """Put a payload into the outbox, and wake the courier."""
         if self._dispatch.config.target == "ga" and not last:
             return  # Google counts events, so only the final payload is sent
-        self._count += 1
-        order, yield_gil = (LAST, no_pause) if last else (f"{self._count:08d}", pause)
+        order, yield_gil = (LAST, no_pause) if last else (SO_FAR, pause)
         yield_gil()
         data = self._run_export.snapshot(yield_gil)
         yield_gil()

@@ -157,7 +157,6 @@ class Session:
         self.end_epoch()
         self.timer.close_passes()
         self.state = "over"
-        atexit.unregister(self._at_exit)
         _live.discard(self)
         tail = EpochRecord(None, started_ns=self._now())
         self._collect(tail)
@@ -172,13 +171,14 @@ class Session:
         self._collect(tail)  # the GPU has gone on meanwhile
         whole = self._keeper.whole()
         whole.merge(tail)
-        self._note_unread(whole)
+        _note_unread(self.run, whole, self.timer.unread)
         tail.readings = self.sampler.take()
         self.run.state = state
         self.run.overhead_ns = self.timer.overhead_ns + hot_path_ns(whole)
         self._keeper.add_outside(tail)
         self._send_last()
         self._keeper.close_log()
+        atexit.unregister(self._at_exit)  # not before: the end of the interpreter waits for a thread that ends the run
 
     def record_so_far(self) -> tuple[Run, EpochRecord]:
         """Return the run with its open epoch, and its sums; passes that are still open are in neither."""
@@ -243,8 +243,8 @@ class Session:
             self._begin_epoch(len(self._indices), inferred=True, started=started)
 
     def begin_epoch_with_pass(self) -> None:
-        """Begin an epoch with a training pass that is not nested, unless the loop names its epochs."""
-        if not self.timer.is_open(Stage.TRAIN):
+        """Begin an epoch with a training pass that is not nested in any pass, unless the loop names its epochs."""
+        if not (self.timer.state().segments or self.timer.is_open(Stage.TRAIN)):
             self.begin_inferred_epoch()
 
     def has_epoch(self) -> bool:
@@ -296,6 +296,8 @@ class Session:
 
     def _begin_epoch(self, index: int, *, inferred: bool, started: int | None = None) -> EpochRecord:
         """Begin an epoch, and end the previous one; ``started`` is its start on the host's clock, if not now."""
+        if self.state != "running":
+            return EpochRecord(index)
         began = self._now() if started is None else started - self._began
         self.end_epoch(began, keep_undecided=started is not None)
         if index < 0 or index in self._indices:
@@ -311,7 +313,7 @@ class Session:
 
     def _collect(self, into: EpochRecord) -> None:
         with self._keeper.lock:
-            late = self.timer.take(into, ended=self.state == "over")
+            late = self.timer.take(into, ended=self._is_ending)
         for part in late:
             self._keeper.add_late(part)
 
@@ -321,12 +323,6 @@ class Session:
         self._collect(part)
         if not part.is_empty:
             self._keeper.add_outside(part)
-
-    def _note_unread(self, whole: EpochRecord) -> None:
-        read = sum(t.device.count for stage in whole.stages.values() for t in stage.phases.values())
-        unread = self.timer.unread
-        if unread > UNREAD_SHARE * (read + unread):
-            self.run.note(UNREAD, unread)
 
     def _prepare(self) -> None:
         """Write the log's first line in the sampling thread, which does the imports that writing needs."""
@@ -368,6 +364,12 @@ class _Control:
 
     def count_fault(self, error: Exception) -> None:
         self._session.run.note(f"a loop could not be followed: {type(error).__name__}")
+
+
+def _note_unread(run: Run, whole: EpochRecord, unread: int) -> None:
+    read = sum(t.device.count for stage in whole.stages.values() for t in stage.phases.values())
+    if unread > UNREAD_SHARE * (read + unread):
+        run.note(UNREAD, unread)
 
 
 def state_after(error: BaseException | None) -> State:

@@ -6,13 +6,16 @@ import contextlib
 import gc
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from profiler import Profiler
 from profiler.session.unheld import NOTE
-from support.processes import wait_for
+from profiler.storage.run_log import run_paths
+from profiler.storage.run_reader import load
+from support.processes import python, wait_for
 
 
 def in_thread(work: Any, *args: Any) -> None:
@@ -197,3 +200,12 @@ class TestBesideEachOther:
             prof.attach(model)
             in_thread(lambda: other(torch.ones(2, 4)).sum().backward())
         assert prof.summary.to_dict()["stages"] == {}
+
+
+@pytest.mark.slow
+def test_end_of_the_program_waits_for_it(home: Path) -> None:
+    """A thread ends the run of a Profiler that nobody holds, and the interpreter would end without it."""
+    for _ in range(5):
+        answer = python("-c", "from profiler import Profiler\nlist(Profiler('x').train(range(5)))")
+        assert (answer.code, answer.err) == (0, "")
+    assert [load(path).state for path in run_paths(home / "runs")] == ["finished"] * 5

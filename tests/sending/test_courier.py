@@ -197,9 +197,9 @@ def test_failure_leaves_entries_and_backs_off(tmp_path: Path, body: bytes) -> No
     done = found.deliver(forever)
     assert (len(transport.sent), done.left, done.reason) == (1, 2, "HTTP 503")
     assert 0.3 < found.backoff_s <= 1.0
-    assert box.trouble(KEY.digest) == ("HTTP 503", 0.0)
+    assert box.troubles.of(KEY.digest) == ("HTTP 503", 0.0)
     assert found.deliver(forever) == Round(delivered=2)
-    assert (found.backoff_s, box.trouble(KEY.digest)) == (0.0, ("", 0.0))
+    assert (found.backoff_s, box.troubles.of(KEY.digest)) == (0.0, ("", 0.0))
 
 
 def test_the_rest_doubles_up_to_five_minutes(tmp_path: Path, body: bytes) -> None:

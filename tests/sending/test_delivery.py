@@ -494,3 +494,32 @@ def test_runs_of_one_process_share_only_outbox(sink: Sink) -> None:
         thread.join()
     wait_for(lambda: flush().left == 0)
     assert len(epochs_in(sink)) == 4
+
+
+# ---- what a process that is gone was sending -----------------------------------------------------------------------
+
+
+def test_entry_left_under_way_is_adopted(home: Path, sink: Sink) -> None:
+    settings.update(exporter="otlp", otlp_endpoint=DEAD)
+    told = run(epochs=2)
+    (entry,) = box(home).waiting()
+    assert box(home).claim(entry) is not None  # and the process that claimed it is gone
+    settings.update(otlp_endpoint=sink.url)
+    answer = flush()
+    assert (answer.delivered, answer.left) == (0, 1)
+    (reason,) = answer.reasons
+    assert DEAD in reason and "--adopt" in reason
+    answer = flush(adopt=True)
+    assert (answer.delivered, answer.left, answer.reasons) == (1, 0, ())
+    assert epochs_in(sink) == {told["run"]["id"]: 2}
+
+
+def test_one_entry_of_a_run_waits(home: Path) -> None:
+    settings.update(exporter="otlp", otlp_endpoint=DEAD, export_interval=0.05)
+    with Profiler("x", interval=0.02) as prof:
+        for _ in prof.epochs(6):
+            list(prof.train(range(3)))
+            time.sleep(0.06)
+        assert len(box(home).waiting()) + len(box(home).under_way()) == 1
+    assert [entry.name.split("-")[2] for entry in box(home).waiting()] == ["final"]
+    assert box(home).dropped() == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -172,15 +173,15 @@ def test_a_clock_that_is_set_gives_nothing_up(tmp_path: Path) -> None:
 def test_requested_wait_ends_when_clock_goes_back(tmp_path: Path) -> None:
     clock = Clock()
     box = Outbox(Folder(tmp_path), clock=clock)
-    box.note_trouble("digest", "HTTP 429", 600.0)
+    box.troubles.note("digest", "HTTP 429", 600.0)
     clock.now += 100
-    assert box.trouble("digest") == ("HTTP 429", 500.0)
+    assert box.troubles.of("digest") == ("HTTP 429", 500.0)
     clock.now -= 1000 * DAY
-    assert box.trouble("digest") == ("HTTP 429", 0.0)
+    assert box.troubles.of("digest") == ("HTTP 429", 0.0)
     clock.now += 2000 * DAY
-    assert box.trouble("digest") == ("HTTP 429", 0.0)
-    box.end_trouble("digest")
-    assert box.trouble("digest") == ("", 0.0)
+    assert box.troubles.of("digest") == ("HTTP 429", 0.0)
+    box.troubles.end("digest")
+    assert box.troubles.of("digest") == ("", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +255,7 @@ def test_old_unfinished_file_is_removed(tmp_path: Path) -> None:
     box.expire()
     assert part.exists()
     os.utime(part, (0, 0))
-    box.expire()
+    Outbox(Folder(tmp_path)).expire()  # one looks at all entries now and then
     assert not part.exists() and users.exists()
 
 
@@ -277,3 +278,57 @@ def test_open_runs_are_noted_and_closed(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "open" / "aa.json").read_text())["version"] == 1
     box.close_run("aa")
     assert list(box.open_runs()) == []
+
+
+# ---- one entry a run, and what it costs ----------------------------------------------------------------------------
+
+
+def test_last_word_replaces_the_data_so_far(tmp_path: Path) -> None:
+    box = Outbox(Folder(tmp_path))
+    for body in (b"one", b"two"):
+        put(box, "aa", "00000000", body)
+    put(box, "bb", "00000000")
+    box.put(Head(KEY, "aa", box.now()), 1, "final", b"all", replaces="00000000")
+    assert names(box) == ["aa-final", "bb-00000000"] and box.dropped() == {}
+
+
+def test_older_data_does_not_replace_newer(tmp_path: Path) -> None:
+    """It was being sent when the run put its next data into the outbox."""
+    box = Outbox(Folder(tmp_path))
+    put(box, "aa", "00000000", b"one")
+    claimed = box.claim(box.waiting()[0])
+    assert claimed is not None
+    put(box, "aa", "00000000", b"two")
+    box.put_back(claimed)
+    assert [box.body(entry) for entry in box.waiting()] == [b"two"] and box.under_way() == []
+
+
+def test_cost_does_not_grow_with_what_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    for number in range(50):
+        put(Outbox(Folder(tmp_path)), f"{number:02x}", "final")
+    real = Folder.sizes
+
+    def sizes(folder: Folder, form: re.Pattern[str]) -> list[tuple[str, int]]:
+        nonlocal looks
+        looks += 1
+        return real(folder, form)
+
+    monkeypatch.setattr(Folder, "sizes", sizes)
+    box = Outbox(Folder(tmp_path))
+    for number in range(50):
+        put(box, f"f{number:02x}", "final")
+    assert looks == 3  # one look at each of three folders, at the first put
+    read = 0
+    real_line = Folder.first_line
+
+    def first_line(folder: Folder, name: str, most: int) -> bytes:
+        nonlocal read
+        read += 1
+        return real_line(folder, name, most)
+
+    monkeypatch.setattr(Folder, "first_line", first_line)
+    for _ in range(3):
+        box.expire()
+        assert len([box.head(entry) for entry in box.waiting()]) == 100
+    assert read == 100  # each head once

@@ -26,6 +26,7 @@ def a_run() -> Run:
                     pass
                 with prof.phase("secret-phase"), prof.phase(Phase.LOSS):
                     pass
+        time.sleep(0.1)  # a share of CPU time is of 50 ms at least
     run = copy.deepcopy(prof.session.run)
     run.hardware.gpus = {0: {"name": "NVIDIA Secret 9000", "memory_class_gb": 80}}
     run.hardware.runtime["host"] = "secret-host"
