@@ -83,8 +83,8 @@ class Span:
         state = self.state
         if not self.owner._is_owned() or state.current is not self.parent:  # `is_mine`, written out: a bound method costs more
             return self._enter_elsewhere()
+        self.t0 = now()  # first: an exception of a signal's handler comes between this call and the next line
         state.current = self
-        self.t0 = now()
         return self
 
     def __exit__(self, kind: object = None, value: object = None, traceback: object = None) -> None:
@@ -164,8 +164,8 @@ class Span:
             self.shared = True
         with timer.lock:
             span = state.current.child(self.name)
-            state.current = span
             span.t0 = now()
+            state.current = span
         return self
 
     def _exit_elsewhere(self, end: int) -> None:

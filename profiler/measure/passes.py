@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any
@@ -21,6 +22,32 @@ if TYPE_CHECKING:
 
 SMALL_BUFFER_SIZE = 64  # there can be thousands of tasks and threads
 SampleCount = Callable[[Any], "int | None"]
+
+
+class Concurrency:
+    """How long calls of inference ran beside each other: that is in each call's duration, and passes only once."""
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._at = 0
+        self._beside_ns = 0
+
+    def begin(self, at: int) -> None:
+        """Note that a call begins (ns)."""
+        self._advance(at)
+        self._open += 1
+
+    def end(self, at: int) -> int:
+        """Note that a call ends, and return the time (ns) counted more than once since the last end."""
+        self._advance(at)
+        self._open -= 1
+        beside, self._beside_ns = self._beside_ns, 0
+        return beside
+
+    def _advance(self, at: int) -> None:
+        if self._open > 1:
+            self._beside_ns += (self._open - 1) * max(at - self._at, 0)
+        self._at = max(at, self._at)
 
 
 class ThreadState:
@@ -100,9 +127,10 @@ class ThreadState:
 class Segment(HotPass):
     """One pass over a loader by one thread, or the part of it that lies in one epoch."""
 
-    __slots__ = ("closed", "handed_at", "resume", "started", "task")
+    __slots__ = ("closed", "handed_at", "is_call", "loop", "resume", "started", "task")
 
-    def __init__(self, state: ThreadState, tree: Tree) -> None:
+    def __init__(self, state: ThreadState, tree: Tree, loop: weakref.ref[Any] | None = None) -> None:
+        self.loop = loop
         self.state = state
         self.task = current_task()
         self.tree = tree
@@ -112,6 +140,12 @@ class Segment(HotPass):
         self.in_step = False
         self.samples: int | None = None
         self.wait = tree.root.child(Phase.DATA_WAIT.value)
+        # The clock of a call stops during one that it makes itself, so that one is beside nothing.
+        self.is_call = tree.stage is Stage.INFERENCE and all(
+            other.tree.stage is not Stage.INFERENCE for other in state.segments
+        )
+        if self.is_call:
+            state.timer.concurrency.begin(self.started)
         tree.in_use = True
         tree.is_empty = False
         state.segments.append(self)
@@ -122,6 +156,21 @@ class Segment(HotPass):
         while span.parent is not None:  # the host's clock stops for the enclosing spans, the GPU's does not
             drop_mark(span)
             span = span.parent
+
+    def is_lost(self) -> bool:
+        """Return True if nobody will close this pass: a signal's handler has raised while it began or ended."""
+        return self.closed or (self.loop is not None and self.loop() is None)
+
+    def lose(self) -> None:
+        """Remove a lost pass. It ended with the last thing measured in it."""
+        state = self.state
+        with state.timer.lock:
+            if not self.closed:
+                measured = (span for _, span in self.tree.spans() if span.n and span.t0 >= self.started)
+                self.close(partial=True, at=max((span.t0 + span.buffer[span.n - 1] for span in measured), default=self.started))
+            elif self in state.segments:
+                state.segments.remove(self)
+                self.tree.in_use = False
 
     def decide(self, stage: Stage) -> None:
         """Set the stage of a pass that began without one. Call it before the end of the first step."""
@@ -198,6 +247,8 @@ class Segment(HotPass):
                     self._leave_open_spans(end)
                 state.current = self.resume
             tree.record.duration_ns += end - self.started
+            if self.is_call:
+                tree.record.beside_ns += timer.concurrency.end(end)
             tree.record.passes += 1
             tree.record.partial_passes += partial
             state.shift(end - self.started, position)

@@ -27,8 +27,8 @@ class TaskPlace:
         self.state = state
 
 
-class _Alive:
-    """An object that lives as long as a thread."""
+class Alive:
+    """An object that lives as long as a thread, or as a loop."""
 
     __slots__ = ("__weakref__",)
 
@@ -95,7 +95,7 @@ class Places:
     def _enter_thread(self) -> ThreadState:
         """Give the calling thread a place until it ends."""
         state = self._free()
-        thread = _Alive()  # the thread's local data holds the only reference, and dies with it
+        thread = Alive()  # the thread's local data holds the only reference, and dies with it
         self._watches[state] = weakref.ref(thread, functools.partial(self._thread_ends, state))
         self._local.state, self._local.thread = state, thread
         return state

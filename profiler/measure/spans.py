@@ -82,8 +82,8 @@ class TooDeep(Span):
                 state.too_deep += 1
                 timer.unmeasured[NOT_MEASURED] += 1
             else:
-                state.current = span
                 span.t0 = hot_path.now()
+                state.current = span
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from threading import get_ident
@@ -24,8 +25,8 @@ from profiler.measure.batch_size import call_size
 from profiler.measure.clocks import find_device_clock
 from profiler.measure.energy_meter import Edges
 from profiler.measure.frames import drop_own_frame
-from profiler.measure.passes import Segment, ThreadState
-from profiler.measure.places import Places
+from profiler.measure.passes import Concurrency, Segment, ThreadState
+from profiler.measure.places import Alive, Places
 from profiler.records.run import EpochRecord
 from profiler.records.timing import Timing, merge_phases
 from profiler.records.vocabulary import ORDER, Stage, phase_name
@@ -56,6 +57,7 @@ class Timer:
         self.lock = threading.RLock()  # re-entrant: a forgotten generator may be closed by the collector at any moment
         self.overhead_ns = 0
         self.edges = Edges()  # of the owning thread's passes
+        self.concurrency = Concurrency()
         self.warm: set[Stage] = set()  # stages whose first step has begun
         self._device_clock: DeviceClock | None = None
         self.owner = ThreadState(self, is_owner=True)
@@ -91,10 +93,17 @@ class Timer:
         with self.lock:
             self.state().leave(name, end)
 
-    def begin(self, stage: Stage | None) -> Segment:
-        """Begin a pass in the calling thread. Pass None if its stage is not known yet."""
+    def begin(self, stage: Stage | None, loop: weakref.ref[Any] | None = None) -> Segment:
+        """Begin a pass in the calling thread.
+
+        Args:
+            stage: None if it is not known yet.
+            loop: dies with what will close the pass, if it can be told.
+        """
         state = self.state()
         with self.lock:
+            for lost in [segment for segment in state.segments if segment.is_lost()]:
+                lost.lose()
             tree = state.tree_for(stage)
             self.warm_up(tree)
             return Segment(state, tree)
@@ -127,13 +136,15 @@ class Timer:
         before()
         iterator: Iterator[T] | None = None
         task = self.places.enter_task() if self.places.is_shared() else None
-        segment = self.begin(stage)
+        alive = Alive()
+        loop = weakref.ref(alive)
+        segment = self.begin(stage, loop)
         partial = True
         try:
             while True:
                 if segment.closed or get_ident() != segment.state.thread:  # an epoch ended, or another thread took over
                     segment.close(partial=True)
-                    segment = self.begin(stage)
+                    segment = self.begin(stage, loop)
                 segment.begin_wait()
                 try:
                     if iterator is None:
@@ -148,7 +159,7 @@ class Timer:
                     drop_own_frame(error)
                     raise
                 if not segment.end_wait(samples, item):
-                    segment = self.begin(stage)
+                    segment = self.begin(stage, loop)
                     segment.begin_step(samples(item))
                 yield item
         finally:

@@ -34,6 +34,8 @@ class Faults:
         try:
             return action()
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             self.count(what, error)
             return None
 
@@ -44,6 +46,18 @@ class Faults:
         if self._is_logged:
             warn_once(f"{what} ({reason_of(error)}); the run goes on. 'epochmeter doctor' shows the cure.")
         return text
+
+
+def is_of_a_signal(error: BaseException) -> bool:
+    """Return True if the program's handler of a signal has raised this, while our code happened to run: it is not ours."""
+    import signal  # only an error needs it
+
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers} - {None}
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_code not in codes:
+        traceback = traceback.tb_next
+    return traceback is not None
 
 
 def reason_of(error: BaseException) -> str:

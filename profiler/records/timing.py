@@ -63,11 +63,17 @@ class StageRecord:
     latency: Timing = field(default_factory=Timing)  # inference alone: a step without its wait for data
     batch: Histogram = field(default_factory=Histogram)  # inference alone: samples in a step, times 1e9
     phases: dict[Path, Timing] = field(default_factory=dict)
+    beside_ns: int = 0  # of the duration, what overlapping calls of inference count more than once
 
     @property
     def is_empty(self) -> bool:
         """True if nothing was measured."""
         return not (self.duration_ns or self.passes or self.steps or self.phases or self.step.count or self.latency.count)
+
+    @property
+    def elapsed_ns(self) -> int:
+        """How long the stage went on, with time in which several calls ran counted once."""
+        return max(self.duration_ns - self.beside_ns, 0)
 
     @property
     def other_ns(self) -> int:
@@ -102,6 +108,7 @@ class StageRecord:
     def merge(self, other: StageRecord) -> None:
         """Add the passes of another part."""
         self.duration_ns += other.duration_ns
+        self.beside_ns += other.beside_ns
         self.steps += other.steps
         if other.samples is not None:
             self.samples = (self.samples or 0) + other.samples

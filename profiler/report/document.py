@@ -108,11 +108,13 @@ def _epoch(run: Run, epoch: EpochRecord) -> dict[str, Any]:
 
 
 def _stage(run: Run, stage: StageRecord, energy: Energies) -> dict[str, Any]:
-    result: dict[str, Any] = {"stage": stage.stage, "duration_s": stage.duration_ns / NS, "steps": stage.steps}
+    result: dict[str, Any] = {"stage": stage.stage, "duration_s": stage.elapsed_ns / NS, "steps": stage.steps}
+    if stage.beside_ns:
+        result["call_time_s"] = stage.duration_ns / NS
     if stage.samples is not None:
         result["samples"] = stage.samples
-        if stage.duration_ns:
-            result["samples_per_s"] = stage.samples / (stage.duration_ns / NS)
+        if stage.elapsed_ns:
+            result["samples_per_s"] = stage.samples / (stage.elapsed_ns / NS)
     result["partial"] = bool(stage.partial_passes)
     result["passes"] = stage.passes
     if stage.step.count:
@@ -125,7 +127,7 @@ def _stage(run: Run, stage: StageRecord, energy: Energies) -> dict[str, Any]:
         result["device_busy"] = stage.device_share
     if stage.stage in energy:
         result["energy"] = _energy(run, energy[stage.stage], stage.duration_ns, stage.samples)
-    result["phases"] = {**_phases(stage.phases), "other": {"total_s": stage.other_ns / NS}}
+    result["phases"] = {**_phases(stage.phases), "other": {"total_s": max(stage.other_ns, 0) / NS}}
     return result
 
 

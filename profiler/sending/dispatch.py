@@ -169,7 +169,7 @@ class Dispatch:
         from exporters.entry import name_of
         from exporters.outbox import LEFT_ALONE_S
         from profiler.sending.snapshot import run_snapshot
-        from profiler.storage.run_log import is_being_written
+        from profiler.storage.run_log import alive_until, is_being_written
         from profiler.storage.run_reader import load
 
         path = runs_path() / Path(str(about["log"])).name
@@ -177,7 +177,7 @@ class Dispatch:
             return
         try:
             recorded = load(path, yield_gil)
-            ended = recorded.started_unix_ns + recorded.duration_ns
+            ended = max(recorded.started_unix_ns + recorded.duration_ns, alive_until(path))  # not before what it sent itself
             self.put(recorded, run_snapshot(recorded, ended), LAST, yield_gil)
         except RunLogError:
             if age_s < LEFT_ALONE_S:

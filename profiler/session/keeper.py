@@ -68,6 +68,12 @@ class RunKeeper:
                 self._faults.swallow("the run log could not be closed", self._log.close)
             self._log = None
 
+    def note_alive(self) -> None:
+        """Note on the log that the run was alive now."""
+        with self._log_lock:
+            if self._log is not None:
+                self._log.touch()
+
     def save(self, part: EpochRecord) -> None:
         """Write one line of the log. A line that the disk refuses is kept, and tried again with the next one."""
         with self._log_lock:

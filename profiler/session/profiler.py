@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from profiler.errors import ArgumentTypeError, ArgumentValueError
-from profiler.measure.clocks import host_clock
+from profiler.measure import clocks
 from profiler.measure.frames import drop_own_frame
 from profiler.records.vocabulary import Stage
 from profiler.session.arguments import (
@@ -120,9 +120,9 @@ class Profiler:
         """The run so far, without passes that are still open."""
         from profiler.report.summary import RunSummary  # few runs need its imports
 
-        began = host_clock()
+        began = clocks.host_clock()
         made = RunSummary(*self.session.record_so_far(), self._timer.spend)
-        self._timer.spend(host_clock() - began)
+        self._timer.spend(clocks.host_clock() - began)
         return made
 
     # ---- the loop --------------------------------------------------------------------------------------------------

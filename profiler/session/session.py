@@ -339,6 +339,7 @@ class Session:
     def export(self) -> None:
         """Export the run so far; called by the sampling thread every ``export_interval``."""
         self.faults.swallow("an export failed", self.sending.export)
+        self._keeper.note_alive()
 
     def _send_last(self) -> None:
         known = dict(self.run.notes)
@@ -360,6 +361,7 @@ class _Control:
         self.begin_inferred_epoch = session.begin_inferred_epoch
         self.has_epoch = session.has_epoch
         self.after_pass = session.after_pass
+        self.note = session.run.note
         self._session = session
 
     def count_fault(self, error: Exception) -> None:

@@ -81,6 +81,15 @@ def _read_stage_time(stage: StageRecord, at: Attributes, value: float) -> None:
     stage.duration_ns += round(value * NS)
 
 
+def _read_stage_beside(stage: StageRecord, at: Attributes, value: float) -> None:
+    stage.beside_ns += round(value * NS)
+
+
+def _write_stage_beside(stage: StageRecord) -> Values:
+    if stage.beside_ns:
+        yield stage.beside_ns / NS, {}
+
+
 def _read_steps(stage: StageRecord, at: Attributes, value: float) -> None:
     stage.steps += int(value)
 
@@ -219,6 +228,10 @@ ROWS = (
     MetricRow(
         *("epochmeter.stage.time", "s", "Time spent in training, validation and inference.", "sum", "stage"),
         *(lambda stage: [(stage.duration_ns / NS, {})], _read_stage_time),
+    ),
+    MetricRow(
+        *("epochmeter.stage.beside", "s", "Of that, what overlapping calls count more than once.", "sum", "stage"),
+        *(_write_stage_beside, _read_stage_beside),
     ),
     MetricRow(
         *("epochmeter.stage.steps", "{step}", "Batches handed to the loop.", "sum", "stage"),

@@ -64,6 +64,12 @@ class RunLog:
         data = (json.dumps(content, separators=(",", ":")) + "\n").encode("utf-8")
         append_to(descriptor, data)  # not synced: the kernel keeps it when this process is killed
 
+    def touch(self) -> None:
+        """Note on the file that the run was alive now: an export said how long it has lasted, and no line of the log does."""
+        with contextlib.suppress(OSError, NotImplementedError, TypeError):  # not every system can, for a descriptor
+            if self._descriptor is not None and self._is_ours():
+                os.utime(self._descriptor)
+
     def has_vanished(self) -> bool:
         """Return True if the log was removed, or another file stands in its place."""
         if self._identity is None:
@@ -129,3 +135,13 @@ def is_being_written(path: Path) -> bool:
     with contextlib.suppress(OSError), Folder(path.parent).opened(path.name) as (descriptor, _, _):
         return is_held(descriptor)
     return False
+
+
+def alive_until(path: Path) -> int:
+    """Return the last moment at which the run of this log is known to have lived (ns since 1970), 0 if none is.
+
+    Raises:
+        OSError: the log cannot be looked at.
+    """
+    known = Folder(path.parent).status(path.name).st_mtime_ns
+    return known if known <= time.time_ns() else 0

@@ -6,6 +6,8 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +30,7 @@ class Batch:
 def inference(prof: Profiler) -> dict[str, Any]:
     stage = prof.summary.stages["inference"]
     parts = [entry["total_s"] for entry in stage["phases"].values()]
-    assert sum(parts) == pytest.approx(stage["duration_s"], abs=1e-6)
+    assert sum(parts) == pytest.approx(stage.get("call_time_s", stage["duration_s"]), abs=1e-6)
     assert min(parts) >= 0
     return stage
 
@@ -51,7 +53,9 @@ class TestAsyncio:
         assert stage["samples"] == 120
         assert 0.02 <= stage["latency"]["p50_s"] <= 0.08
         assert stage["latency"]["max_s"] < 0.3  # one after the other they would take 0.9 s
-        assert 0.9 <= stage["duration_s"] < 3
+        assert 0.9 <= stage["call_time_s"] < 3
+        assert 0.04 <= stage["duration_s"] < 0.3
+        assert stage["samples_per_s"] == pytest.approx(120 / stage["duration_s"])
         assert stage["latency"]["cold"]["count"] == 1
 
     def test_phases_belong_to_the_call_they_are_in(self) -> None:
@@ -192,6 +196,25 @@ class TestAsyncio:
 
 
 class TestThreads:
+    def test_samples_a_second_of_overlapping_calls(self, home: Path) -> None:
+        with Profiler("rate") as prof:
+            answer = prof.inference(lambda batch: time.sleep(0.01))
+            began = time.perf_counter()
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(answer, [Batch(4)] * 40))
+            took = time.perf_counter() - began
+        stage = inference(prof)
+        assert stage["samples_per_s"] == pytest.approx(160 / took, rel=0.2)
+        recorded = load(run_paths(runs_path())[0]).whole().stages["inference"]
+        assert recorded.beside_ns == pytest.approx((stage["call_time_s"] - stage["duration_s"]) * 1e9)
+        assert stage["call_time_s"] > 2 * stage["duration_s"]
+
+    def test_call_within_a_call_is_beside_nothing(self) -> None:
+        with Profiler("within") as prof:
+            inner = prof.inference(lambda: time.sleep(0.01))
+            prof.inference(lambda: [inner(), time.sleep(0.01)])()
+        assert "call_time_s" not in inference(prof)
+
     def test_percentiles_cold_start_and_batch_sizes(self) -> None:
         with Profiler("threads") as prof:
             seen = []

@@ -46,7 +46,7 @@ def test_times_are_true(home: Path) -> None:
         assert 0.020 <= phases["forward"]["self_s"] < 0.1
         assert 0.030 <= phases["other"]["total_s"] < 0.1
         parts = phases["data_wait"]["total_s"] + phases["forward"]["total_s"] + phases["other"]["total_s"]
-        assert parts == pytest.approx(stage["duration_s"], abs=1e-9)
+        assert parts == pytest.approx(stage.get("call_time_s", stage["duration_s"]), abs=1e-9)
         assert stage["duration_s"] <= epoch["duration_s"]
 
 
@@ -76,6 +76,7 @@ def test_what_is_saved_is_what_the_summary_says(home: Path) -> None:
                 with prof.phase("mine"), prof.phase(Phase.LOSS):
                     pass
         wait_for(lambda: prof.session.sampler.has_readings)
+        time.sleep(0.1)  # a share of CPU time is of 50 ms at least
     told, kept = prof.summary.to_dict(), saved(home)
     assert told == json.loads(json.dumps(kept))
     assert told["hardware"]["runtime"]["python"]

@@ -13,6 +13,7 @@ from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from profiler import Profiler  # noqa: E402
+from profiler.measure.follow.loader_events import NO_OPTIMIZER  # noqa: E402
 
 
 def net() -> Any:
@@ -23,13 +24,13 @@ def loader(rows: int = 80, batch: int = 8, **more: Any) -> Any:
     return DataLoader(TensorDataset(torch.randn(rows, 16), torch.randn(rows, 1)), batch, **more)
 
 
-def followed(loop: Any) -> dict[str, Any]:
-    """Run a loop as an unchanged script, and return what was told."""
+def followed(loop: Any, notes: list[str] | None = None) -> dict[str, Any]:
+    """Run a loop as an unchanged script, and return what was told; it has these notes."""
     with Profiler("shape") as prof:
         prof.session.observation.follow_everything()
         loop()
     told: dict[str, Any] = prof.summary.to_dict()
-    assert "notes" not in told
+    assert list(told.get("notes", {})) == (notes or [])
     return told
 
 
@@ -74,7 +75,7 @@ class TestLoopsWithoutLoader:
                 model(X).sum().backward()
                 by_hand(model)
 
-        assert count(followed(loop), "train", "forward", "backward") == [9, 1, 9, 9]
+        assert count(followed(loop, [NO_OPTIMIZER]), "train", "forward", "backward") == [9, 1, 9, 9]
 
     def test_no_step_is_lost_at_an_evaluation(self) -> None:
         def loop() -> None:
@@ -89,7 +90,7 @@ class TestLoopsWithoutLoader:
                     for _ in range(2):
                         model(X)
 
-        told = followed(loop)
+        told = followed(loop, [NO_OPTIMIZER])
         assert count(told, "train", "forward") == [15, 1, 15]
         assert count(told, "val", "forward") == [6, 3, 6]
 
@@ -102,7 +103,7 @@ class TestLoopsWithoutLoader:
                     for parameter, grad in zip(model.parameters(), grads, strict=True):
                         parameter.sub_(grad, alpha=0.01)
 
-        assert count(followed(loop), "train", "forward", "backward") == [6, 1, 6, 6]
+        assert count(followed(loop, [NO_OPTIMIZER]), "train", "forward", "backward") == [6, 1, 6, 6]
 
     def test_grad_within_a_loss_is_no_backward(self) -> None:
         """A gradient penalty. The first one comes before the loop's first backward, and counts as one."""
@@ -142,6 +143,18 @@ class TestLoopsWithoutLoader:
 
         train = followed(loop)["stages"]["train"]
         assert (train["steps"], train["step"]["cold"]["count"], train["phases"]["forward"]["cold"]["count"]) == (5, 1, 3)
+
+    def test_optimizer_that_is_not_torchs(self) -> None:
+        """As fastai's is: no hook of torch reports it, and the report says where its time is."""
+
+        def loop() -> None:
+            model = net()
+            for _ in range(2):
+                for x, y in loader():
+                    (model(x) - y).square().mean().backward()
+                    by_hand(model)
+
+        assert count(followed(loop, [NO_OPTIMIZER]), "train", "backward", "after backward") == [20, 2, 20, 20]
 
 
 class TestModels:

@@ -99,7 +99,7 @@ class TestNobodyHolds:
         torch = pytest.importorskip("torch")
         model = torch.nn.Linear(4, 2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        sessions = []
+        sessions, others = [], set(threading.enumerate())
         for _ in range(3):  # the name is bound again, as in a notebook
             prof = Profiler("cell")
             handle = prof.attach(model, optimizer)
@@ -116,7 +116,7 @@ class TestNobodyHolds:
         del handle
         wait_for(lambda: sessions[2].state == "over")
         assert len(model._forward_hooks) == 0
-        wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("epochmeter")])
+        wait_for(lambda: set(threading.enumerate()) <= others)
 
     def test_a_loop_holds_it(self) -> None:
         seen = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsPartialSuccess,
+    ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
 
@@ -523,3 +526,39 @@ def test_one_entry_of_a_run_waits(home: Path) -> None:
         assert len(box(home).waiting()) + len(box(home).under_way()) == 1
     assert [entry.name.split("-")[2] for entry in box(home).waiting()] == ["final"]
     assert box(home).dropped() == {}
+
+
+LIVES = """
+import time
+from profiler import Profiler
+with Profiler("lives", interval=0.02) as prof:
+    for epoch in prof.epochs(3):
+        for step in prof.train(range(5)):
+            time.sleep(0.01)
+        if epoch == 1:
+            print("in the second epoch", flush=True)
+            time.sleep(60)
+"""
+
+
+def test_recovered_last_word_is_the_latest(home: Path, sink: Sink) -> None:
+    """The run sent something after the last line of its log, and was killed then."""
+    settings.update(exporter="otlp", otlp_endpoint=sink.url, export_interval=0.05)
+    with subprocess.Popen([sys.executable, "-c", LIVES], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        known = len(sink.received)
+        wait_for(lambda: len(sink.received) > known + 3)
+        process.kill()
+    time.sleep(2.1)  # a run that has just begun may have no line in its log yet
+    known = len(sink.received)
+    assert flush().delivered >= 1
+    times = [
+        point.time_unix_nano
+        for received in sink.received
+        for resource in ExportMetricsServiceRequest.FromString(received.content).resource_metrics
+        for metric in resource.scope_metrics[0].metrics
+        for point in metric.sum.data_points
+        if metric.name == "epochmeter.epoch.count"
+    ]
+    assert len(times) == len(sink.received) > known and times == sorted(times)
+    assert list(epochs_in(sink).values()) == [1]

@@ -43,6 +43,10 @@ class RunControl(Protocol):
         """Note that a pass has ended."""
         ...
 
+    def note(self, text: str) -> None:
+        """Note something for the report."""
+        ...
+
     def count_fault(self, error: Exception) -> None:
         """Count an error of our own."""
         ...

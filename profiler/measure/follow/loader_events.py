@@ -21,6 +21,7 @@ from profiler.measure.follow.phases import (
     ObservedPhases,
     is_inside,
 )
+from profiler.records.faults import is_of_a_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 
 MAX_FAULTS = 5
+NO_OPTIMIZER = "no optimizer of torch was seen: what changes the weights is in 'after backward'"
 Event = TypeVar("Event", bound=Callable[..., Any])
 
 
@@ -41,6 +43,8 @@ def counted(event: Event) -> Event:
         try:
             return event(self, *args, **kwargs)
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             self.fault(error)
             return None
 
@@ -73,6 +77,8 @@ class LoaderObserver:
         self.phases = ObservedPhases(timer, gaps=gaps)
         self.inference = PassInference(timer, control, self.phases.clear_fast_paths, self.phases.end_gap, expects_training)
         self.fetched: int | None = None  # samples of the last batch of a pass that was not inferred
+        self.has_gaps = gaps
+        self.saw_backward = False
         self._is_over = False
         self._faults = 0
         self._local = threading.local()
@@ -87,6 +93,8 @@ class LoaderObserver:
         following = self.known()
         if following is not None and following.passes:
             self.inference.close(following, following.passes[0], partial=True)
+        if self.has_gaps and self.saw_backward and not self.inference.has_optimizer:
+            self._control.note(NO_OPTIMIZER)
 
     @counted
     def epoch_ends(self) -> None:

@@ -79,6 +79,7 @@ class LoopObserver(LoaderObserver):
         following = self.following()
         if following is None:
             return
+        self.saw_backward = True
         top = following.top
         has_clear_steps = self.inference.has_optimizer or top is None or top.feed is not None
         is_repeatable = not following.is_interrupted and has_clear_steps
