@@ -202,7 +202,7 @@ class Profiler:
         inferred: over the loaders named here, or else from one step of an optimizer to the next.
 
         Args:
-            things: the outermost modules (after wrapping: DistributedDataParallel, ``torch.compile``), optimizers, and
+            things: the outermost modules, whose parts are found if the loop calls them instead (after wrapping: DistributedDataParallel, ``torch.compile``), optimizers, and
                 DataLoaders that are not handed to `train`, `validate` or `infer`.
 
         Returns:
