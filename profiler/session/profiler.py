@@ -202,8 +202,9 @@ class Profiler:
         inferred: over the loaders named here, or else from one step of an optimizer to the next.
 
         Args:
-            things: the outermost modules, whose parts are found if the loop calls them instead (after wrapping: DistributedDataParallel, ``torch.compile``), optimizers, and
-                DataLoaders that are not handed to `train`, `validate` or `infer`.
+            things: the outermost modules (after wrapping: DistributedDataParallel, ``torch.compile``), optimizers, and
+                DataLoaders that are not handed to `train`, `validate` or `infer`. If the loop calls parts of a module
+                instead of it, they are found.
 
         Returns:
             a handle with ``remove()``, also a context manager. All hooks are removed at the run's end.
