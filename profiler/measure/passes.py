@@ -127,7 +127,7 @@ class ThreadState:
 class Segment(HotPass):
     """One pass over a loader by one thread, or the part of it that lies in one epoch."""
 
-    __slots__ = ("closed", "handed_at", "is_call", "loop", "resume", "started", "task")
+    __slots__ = ("closed", "handed_at", "is_call", "loop", "resume", "resumed_at", "started", "task")
 
     def __init__(self, state: ThreadState, tree: Tree, loop: weakref.ref[Any] | None = None) -> None:
         self.loop = loop
@@ -135,7 +135,7 @@ class Segment(HotPass):
         self.task = current_task()
         self.tree = tree
         self.resume = state.current
-        self.started = self.step_started = self.handed_at = hot_path.now()
+        self.started = self.step_started = self.handed_at = self.resumed_at = hot_path.now()
         self.closed = False
         self.in_step = False
         self.samples: int | None = None
@@ -166,8 +166,9 @@ class Segment(HotPass):
         state = self.state
         with state.timer.lock:
             if not self.closed:
-                measured = (span for _, span in self.tree.spans() if span.n and span.t0 >= self.started)
-                self.close(partial=True, at=max((span.t0 + span.buffer[span.n - 1] for span in measured), default=self.started))
+                measured = (span for _, span in self.tree.spans() if span.n and span.t0 >= self.resumed_at)
+                ends = (span.t0 + span.buffer[span.n - 1] for span in measured)
+                self.close(partial=True, at=max(ends, default=self.resumed_at))
             elif self in state.segments:
                 state.segments.remove(self)
                 self.tree.in_use = False
@@ -253,6 +254,8 @@ class Segment(HotPass):
             tree.record.partial_passes += partial
             state.shift(end - self.started, position)
             del state.segments[position]
+            if position:
+                state.segments[position - 1].resumed_at = end
             if state.is_owner:
                 timer.edges.add(end, state.segments[-1].tree if state.segments else None)
             tree.in_use = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from typing import Any
@@ -261,6 +262,47 @@ class TestEndsOfPasses:
         assert "checkpoint" not in val["phases"] and told["phases"]["checkpoint"]["count"] == 3
         assert val["step"]["count"] == 15
 
+    def test_what_follows_the_last_batch(self) -> None:
+        """Statistics are renewed in training mode, while the exhausted iterator is still held."""
+
+        held = []
+
+        def loop() -> None:
+            model = net()
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            batches = iter(loader())
+            for x, y in batches:
+                (model(x) - y).square().mean().backward()
+                optimizer.step()
+            time.sleep(0.1)
+            with torch.no_grad():
+                model(X)
+            held.append(batches)
+
+        told = followed(loop)
+        assert told["stages"]["train"]["steps"] == 10 and told["stages"]["train"]["duration_s"] < 0.1
+
+    def test_optimizer_that_raises(self) -> None:
+        """A step that is skipped by an exception, which the loop catches, does not swallow what follows."""
+
+        class Fails(torch.optim.SGD):  # type: ignore[misc,name-defined]
+            def step(self, closure: Any = None) -> Any:
+                raise ValueError("not finite")
+
+        def loop() -> None:
+            model = net()
+            optimizer = Fails(model.parameters(), 0.1)
+            for x, y in loader(16):
+                (model(x) - y).square().mean().backward()
+                with contextlib.suppress(ValueError):
+                    optimizer.step()
+                if x.sum() > 1e9:
+                    torch.save({}, "nothing.pt")
+                time.sleep(0.05)
+
+        phases = followed(loop, [NO_OPTIMIZER])["stages"]["train"]["phases"]
+        assert "optimizer" not in phases
+
     def test_batch_fetched_ahead_and_never_used(self) -> None:
         def ahead(batches: Any) -> Any:
             iterator = iter(batches)
@@ -301,6 +343,40 @@ class TestEndsOfPasses:
                     optimizer.step()
 
         assert epochs(followed(loop)) == [{"train": 10, "val": 2}, {"train": 10}]
+
+    def test_trial_before_the_loop_is_no_training(self) -> None:
+        def loop() -> None:
+            model = net()
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            batches = loader()
+            model(next(iter(batches))[0])  # to see a shape
+            for _ in range(3):
+                for x, y in batches:
+                    (model(x) - y).square().mean().backward()
+                    optimizer.step()
+
+        told = followed(loop)
+        assert epochs(told) == [{"train": 10}] * 3
+        assert told["stages"]["train"]["passes"] == 3
+
+    def test_evaluation_that_goes_on_in_the_next_epoch(self) -> None:
+        """One iterator for all epochs, which takes a few batches each time."""
+
+        def loop() -> None:
+            model = net()
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            batches = iter(loader(160))
+            for _ in range(4):
+                model.train()
+                for x, y in loader(24):
+                    (model(x) - y).square().mean().backward()
+                    optimizer.step()
+                model.eval()
+                with torch.no_grad():
+                    for _ in range(3):
+                        model(next(batches)[0])
+
+        assert epochs(followed(loop)) == [{"train": 3, "val": 3}] * 4
 
     def test_training_inside_an_evaluation(self) -> None:
         """It adapts the model to each task of an evaluation, and begins no epoch."""

@@ -62,12 +62,13 @@ class Called(Protocol):
 class LoaderFeed:
     """One iteration over a loader: the iterator's side of a pass."""
 
-    __slots__ = ("following", "goes_along", "inferred", "key", "left", "start_ns", "watch")
+    __slots__ = ("following", "goes_along", "handed", "inferred", "key", "length", "start_ns", "watch")
 
     def __init__(self, following: ThreadFollowing, key: Hashable, batches: int | None = None) -> None:
         self.following = following
         self.key = key
-        self.left = batches  # how many are still to come, or None if nobody knows
+        self.length = batches  # how many it will hand out, or None if nobody knows
+        self.handed = 0  # batches handed out
         self.inferred: InferredPass | None = None  # the pass that it feeds, while that is open
         self.goes_along = False  # True if the next batch belongs to a pass that another loader feeds
         self.start_ns = 0  # how long its loader took to start, until the first wait has it
@@ -81,7 +82,7 @@ class InferredPass:
     end of the last thing measured in it.
     """
 
-    __slots__ = ("feed", "has_backward", "has_forward", "has_training", "is_ahead", "is_exhausted", "segment", "stage")
+    __slots__ = ("feed", "fetched_before", "has_backward", "has_forward", "is_ahead", "is_exhausted", "segment", "stage")
 
     def __init__(self, segment: Segment, stage: Stage | None, feed: LoaderFeed | None) -> None:
         self.segment = segment
@@ -89,7 +90,7 @@ class InferredPass:
         self.feed = feed
         self.has_forward = False
         self.has_backward = False  # in the current step
-        self.has_training = False  # a training pass lies inside it
+        self.fetched_before = 0  # batches that it had when the last training inside it began
         self.is_ahead = False  # the loop fetches a batch before it uses the one before
         self.is_exhausted = False  # its loader has no more batches; the loop may still work on the last one
 
@@ -114,6 +115,12 @@ class InferredPass:
     def is_worked_off(self) -> bool:
         """True if its last batch was handed out, and used."""
         return self.is_exhausted and not (self.is_fresh or self.is_ahead)
+
+    @property
+    def is_trial(self) -> bool:
+        """True if it has only called a model in training mode: to see a shape, or to warm up."""
+        record = self.segment.tree.record
+        return self.feed is None and not (self.has_backward or record.steps or record.passes)
 
     @property
     def has_work(self) -> bool:
@@ -196,6 +203,8 @@ class PassInference:
     def begin_for_feed(self, following: ThreadFollowing, feed: LoaderFeed, one_iterator: bool) -> None:
         """Begin a pass over a loader, perhaps inside another pass, whose clock stops meanwhile."""
         self.end_evaluations(following)
+        while following.top is not None and following.top.is_trial:
+            self.close(following, following.top, partial=False)
         for inferred in following.passes:
             is_same = inferred.feed is not None and inferred.feed.key == feed.key
             begins_again = is_same and (one_iterator or inferred.is_worked_off)
@@ -318,6 +327,8 @@ class PassInference:
             if last.is_open_ended:
                 segment.handed_at = max(segment.handed_at, segment.started, _open_since(segment))
             if last.feed is None:
+                if last.is_trial and last.stage is Stage.TRAIN:
+                    segment.tree.become(None)
                 if last.has_backward and not self.has_optimizer:
                     _count_step(segment, segment.handed_at)
                 segment.close(partial=False, at=segment.handed_at)
@@ -363,26 +374,32 @@ class PassInference:
         if stage is Stage.VAL and not self._control.has_epoch() and self._expects_training():
             self._begin_epoch(following, inferred)
         if feed is not None and stage is Stage.TRAIN:
-            self._close_counted(following, inferred)
-            outer = [p for p in following.passes if p is not inferred]
-            is_outermost = not any(p.stage is not None or p.has_forward for p in outer)
+            around = [p for p in following.passes if p is not inferred and self._is_around_training(following, p)]
+            is_outermost = not any(p.stage is not None or p.has_forward for p in around)
             if not self._control.has_epoch() or (is_outermost and feed.key in self._trained_on):
                 self._trained_on.clear()
                 self._begin_epoch(following, inferred)
             self._trained_on.add(feed.key)
         inferred.segment.decide(stage)
 
-    def _close_counted(self, following: ThreadFollowing, inferred: InferredPass) -> None:
-        """End evaluations around a training that have handed out their last batch: the loop counts its batches.
+    def _is_around_training(self, following: ThreadFollowing, outer: InferredPass) -> bool:
+        """Return True if an open pass encloses the training that begins, False if it only was not ended.
 
-        One in which the loop has trained before, with batches left, is still going on.
+        An evaluation encloses it if it has handed out one batch since the last training, or since its begin: the loop trains
+        for each. Else the loop has left its iterator as it is, and may go on with it in the next epoch. That pass ends here if
+        its loader has no batch left.
         """
-        for outer in [p for p in following.passes if p is not inferred and p.stage is not Stage.TRAIN and p.feed is not None]:
-            outer.has_training |= not outer.is_exhausted
-            if outer.is_worked_off and not outer.has_training and outer.feed is not None:
-                outer.feed.inferred = None
+        feed = outer.feed
+        if outer.stage is Stage.TRAIN or feed is None:
+            return True
+        fetched, outer.fetched_before = feed.handed - outer.fetched_before, feed.handed
+        if outer.has_forward and fetched != 1:
+            if outer.is_worked_off:
+                feed.inferred = None
                 following.passes.remove(outer)
                 outer.segment.close_at_handed()
+            return False
+        return True
 
     def _begin_epoch(self, following: ThreadFollowing, inferred: InferredPass) -> None:
         before = hot_path.now()
@@ -399,7 +416,12 @@ class PassInference:
         return not trains and module.has_trained  # other modules are teachers, target networks or frozen encoders
 
     def _drop_ended(self, following: ThreadFollowing) -> None:
-        """Remove passes that ended with their epoch. A pass over a loader goes on in the next one."""
+        """Remove passes that ended with their epoch, and end those whose loader has said that no batch is left to work on.
+
+        A pass over a loader goes on in the next epoch.
+        """
+        while following.passes and following.passes[-1].is_worked_off and not following.passes[-1].segment.in_step:
+            self.close(following, following.passes[-1], partial=False)
         while following.passes and following.passes[-1].segment.closed:
             if following.passes[-1].feed is not None:
                 self.reopen(following.passes[-1])

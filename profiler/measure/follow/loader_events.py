@@ -18,6 +18,7 @@ from profiler.measure.follow.phases import (
     DATA_WAIT,
     FORWARD,
     LOADER_START,
+    OPTIMIZER,
     ObservedPhases,
     is_inside,
 )
@@ -170,7 +171,7 @@ class LoaderObserver:
             segment = inferred.segment
             following, current = feed.following, segment.state.current
             is_top = following.passes and following.passes[-1] is inferred and not segment.closed
-            if is_top and current.depth < 2 and not following.ignored:
+            if is_top and current.depth < 2 and current.name != OPTIMIZER and not following.ignored:
                 if current.depth:
                     current.__exit__()
                 segment.begin_wait()
@@ -188,6 +189,7 @@ class LoaderObserver:
                 return None
             self.phases.end_gap(following)
             return following.state.current.child(DATA_WAIT).__enter__()
+        self.phases.drop_broken_off(following)
         self.inference.end_step_of_feed(following, inferred)
         wait = inferred.segment.wait.__enter__()
         wait.t0 -= feed.start_ns  # the start of a loader is a part of the first wait
@@ -204,10 +206,9 @@ class LoaderObserver:
             elif not inferred.segment.end_wait(batch_size, item):
                 self.inference.reopen(inferred)
                 inferred.segment.begin_step(batch_size(item))
-            if feed.left is not None:
-                feed.left -= 1
-                if feed.left <= 0:
-                    self._hand_out_last(feed)
+            feed.handed += 1
+            if feed.length is not None and feed.handed >= feed.length:
+                self._hand_out_last(feed)
             self.phases.begin_gap(feed.following, DATA_WAIT)
         except Exception as error:
             self.fault(error)
@@ -223,7 +224,7 @@ class LoaderObserver:
 
     def _hand_out_last(self, feed: LoaderFeed) -> None:
         """Note that this was the last batch by the loader's length: a loop may count instead of asking for one more."""
-        if feed.left == 0:
+        if feed.handed == feed.length:
             self._exhaust(feed)
         elif feed.inferred is not None:  # its length was wrong
             feed.inferred.is_exhausted = False

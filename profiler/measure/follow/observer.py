@@ -113,6 +113,7 @@ class LoopObserver(LoaderObserver):
         if following is None or is_inside(following.state.current, CHECKPOINT):
             return None
         self.inference.close_worked_off(following)
+        self.phases.drop_broken_off(following)
         current = following.state.current.name
         self.phases.begin(following, CHECKPOINT)
         return current if current in GAPS else ""

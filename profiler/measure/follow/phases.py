@@ -78,6 +78,12 @@ class ObservedPhases:
             following.state.leave(name, end)
         return False
 
+    def drop_broken_off(self, following: ThreadFollowing) -> None:
+        """Forget a step of an optimizer that has raised: torch reports no end of it, and nobody knows when that was."""
+        if following.state.current.name == OPTIMIZER:
+            following.state.current.end_unrecorded()
+            self.clear_fast_paths()
+
     def ignore(self, following: ThreadFollowing, name: str, fast_paths: Iterable[FastPath] | None = None) -> None:
         """Do not begin a phase inside one of its name, and remember to ignore its end, too.
 
