@@ -213,3 +213,12 @@ def test_calls_are_watched_for_a_while_only() -> None:
             model(X)
         assert nn.Module.__call__ is before
     assert nn.Module.__call__ is before
+
+
+def test_hooks_of_ours_have_a_name() -> None:
+    """Programs list the hooks of their modules by name."""
+    with Profiler("named") as prof:
+        model = Net()
+        prof.attach(model)
+        model(X)
+        assert [hook.__name__ for hook in model._forward_hooks.values()] == ["hook"]

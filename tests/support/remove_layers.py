@@ -148,7 +148,7 @@ LAYERS = (
     Layer(
         "consent is looked at between exports",
         "profiler/session/session.py",
-        "self.sampler.each_tick = self.sending.consent",
+        "self.sampler.each_tick.append(self.sending.consent)",
         "pass",
         "privacy/test_consent.py::test_off_by_hand_counts_at_next_reading",
     ),

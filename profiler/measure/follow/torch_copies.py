@@ -67,6 +67,8 @@ class Hook(functools.partial):  # type: ignore[type-arg]
     That is a pickler with a table of reductions of its own, or a module whose dicts the program has replaced.
     """
 
+    __name__ = "hook"  # programs that list the hooks of a module ask for it
+
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (contextlib.nullcontext(), "__exit__")
 
