@@ -348,9 +348,12 @@ class TestMeasuring:
 
     def test_ctrl_c_keeps_what_was_measured(self, folder: Path) -> None:
         command = [sys.executable, "-X", "faulthandler", "-m", "profiler.cli", "bench", "--quick", "launch", "mine:waits"]
+        # A shell starts background jobs with SIGINT ignored, which everything below them inherits.
+        heard = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ), start_new_session=True
         )
+        signal.signal(signal.SIGINT, heard)
         wait_for(Path("began").exists, 60)
         os.killpg(process.pid, signal.SIGINT)
         try:

@@ -16,7 +16,7 @@ import pytest
 from profiler import ArgumentTypeError, ArgumentValueError, Phase, Profiler, ProfilerError, SettingsError
 from profiler.report.document import document
 from profiler.storage.run_log import run_paths
-from profiler.storage.run_reader import load
+from profiler.storage.run_reader import find, load
 from support.processes import wait_for, wait_for_ticks
 
 
@@ -360,3 +360,27 @@ def test_bad_arguments_are_said_at_once(options: dict[str, Any], error: type[Exc
 def test_bad_calls_are_said_at_once(call: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         call(Profiler("x"))
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_stop_in_mid_epoch_keeps_its_part(home: Path, elsewhere: bool) -> None:
+    """The loop goes on, and nothing of that is measured; from another thread it is the same."""
+    prof = Profiler("early", interval=0.05).start()
+    done = 0
+    for _ in prof.epochs(3):
+        for _ in prof.train(range(10)):
+            with prof.phase("mine"):
+                done += 1
+            if done == 14:
+                stopping = threading.Thread(target=prof.stop) if elsewhere else None
+                if stopping is None:
+                    prof.stop()
+                else:
+                    stopping.start()
+                    stopping.join()
+                at_stop = prof.summary
+    for told in (at_stop.to_dict(), prof.summary.to_dict(), document(load(find(home / "runs")))):
+        assert [[stage["steps"] for stage in epoch["stages"]] for epoch in told["epochs"]] == [[10], [4]]
+        assert told["stages"]["train"]["phases"]["mine"]["count"] == 14
+        assert told["run"]["duration_s"] == at_stop.to_dict()["run"]["duration_s"]
+        assert "phases" not in told
