@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import warnings
 from typing import Any
@@ -429,6 +430,30 @@ class TestEndsOfPasses:
         told = followed(loop)
         assert len(deaths) == 50
         assert epochs(told) == [{"train": 2}] * 5
+
+
+def test_threads_that_train_share_the_epochs_of_one() -> None:
+    together = threading.Barrier(3)
+
+    def train() -> None:
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        batches = loader(160)
+        for _ in range(2):
+            together.wait()
+            for x, y in batches:
+                (model(x) - y).square().mean().backward()
+                optimizer.step()
+
+    def loop() -> None:
+        threads = [threading.Thread(target=train) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    told = followed(loop)
+    assert len(told["epochs"]) == 2 and told["stages"]["train"]["steps"] == 120
 
 
 def test_compiled_modules_meet_no_hook_of_all() -> None:

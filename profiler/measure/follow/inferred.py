@@ -7,6 +7,7 @@ gradients is validation. Training again on the same loader begins a new epoch.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -136,7 +137,7 @@ class InferredPass:
 class ThreadFollowing:
     """The observer's notes on one thread."""
 
-    __slots__ = ("ignored", "is_interrupted", "learns", "passes", "spent_ns", "state")
+    __slots__ = ("__weakref__", "ignored", "is_interrupted", "learns", "passes", "spent_ns", "state")
 
     def __init__(self, state: ThreadState) -> None:
         self.state = state
@@ -198,6 +199,7 @@ class PassInference:
         self._end_gap = end_gap
         self._expects_training = expects_training
         self.has_optimizer = False  # if there is none, and no loader, a step ends where the next forward begins
+        self._leader: Callable[[], ThreadFollowing | None] = lambda: None
         self._trained_on: set[Hashable] = set()  # keys of the loaders of this epoch's training passes
 
     def begin_for_feed(self, following: ThreadFollowing, feed: LoaderFeed, one_iterator: bool) -> None:
@@ -376,10 +378,12 @@ class PassInference:
         if feed is not None and stage is Stage.TRAIN:
             around = [p for p in following.passes if p is not inferred and self._is_around_training(following, p)]
             is_outermost = not any(p.stage is not None or p.has_forward for p in around)
-            if not self._control.has_epoch() or (is_outermost and feed.key in self._trained_on):
+            is_again = is_outermost and feed.key in self._trained_on and self._tells_epochs(following)
+            if not self._control.has_epoch() or is_again:
                 self._trained_on.clear()
                 self._begin_epoch(following, inferred)
-            self._trained_on.add(feed.key)
+            if self._tells_epochs(following):
+                self._trained_on.add(feed.key)
         inferred.segment.decide(stage)
 
     def _is_around_training(self, following: ThreadFollowing, outer: InferredPass) -> bool:
@@ -400,6 +404,12 @@ class PassInference:
                 outer.segment.close_at_handed()
             return False
         return True
+
+    def _tells_epochs(self, following: ThreadFollowing) -> bool:
+        """Return True in the first thread that trains: others beside it train within its epochs. It is replaced if it ends."""
+        if self._leader() is None:
+            self._leader = weakref.ref(following)
+        return self._leader() is following
 
     def _begin_epoch(self, following: ThreadFollowing, inferred: InferredPass) -> None:
         before = hot_path.now()
