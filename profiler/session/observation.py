@@ -8,7 +8,7 @@ from profiler.measure.follow.torch_modules import in_foreign_backward
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.measure.follow.inferred import RunControl
+    from profiler.measure.follow.notes import RunControl
     from profiler.measure.timer import Timer
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar, cast
 
 from profiler.measure import hot_path
 from profiler.measure.batch_size import batch_size
-from profiler.measure.follow.inferred import LoaderFeed, PassInference, ThreadFollowing
+from profiler.measure.follow.inferred import PassInference
+from profiler.measure.follow.notes import LoaderFeed, ThreadFollowing
 from profiler.measure.follow.phases import (
     BACKWARD,
     DATA_WAIT,
@@ -26,7 +27,7 @@ from profiler.records.faults import is_of_a_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.measure.follow.inferred import RunControl
+    from profiler.measure.follow.notes import RunControl
     from profiler.measure.hot_path import Span
     from profiler.measure.timer import Timer
 

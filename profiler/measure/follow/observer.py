@@ -10,15 +10,15 @@ caches are cleared whenever a pass begins, ends or gets its stage.
 
 from __future__ import annotations
 
-from profiler.measure.follow.inferred import ThreadFollowing
 from profiler.measure.follow.loader_events import LoaderObserver, counted
+from profiler.measure.follow.notes import ThreadFollowing
 from profiler.measure.follow.phases import BACKWARD, CHECKPOINT, FORWARD, OPTIMIZER, is_inside
 from profiler.records.timing import GAPS
 from profiler.records.vocabulary import Stage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.measure.follow.inferred import Called
+    from profiler.measure.follow.notes import Called
     from profiler.measure.hot_path import FastPath
 
 

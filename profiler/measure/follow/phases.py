@@ -11,7 +11,7 @@ from profiler.records.timing import AFTER, GAPS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.measure.follow.inferred import ThreadFollowing
+    from profiler.measure.follow.notes import ThreadFollowing
     from profiler.measure.passes import Segment
     from profiler.measure.timer import Timer
 

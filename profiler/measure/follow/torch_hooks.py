@@ -31,7 +31,7 @@ from profiler.measure.hot_path import phase_begins, phase_ends
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.measure.follow.inferred import LoaderFeed
+    from profiler.measure.follow.notes import LoaderFeed
     from profiler.measure.follow.observer import LoopObserver
     from profiler.measure.hot_path import FastPath
 

@@ -15,7 +15,7 @@ from profiler.measure.frames import drop_own_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.measure.follow.inferred import LoaderFeed
+    from profiler.measure.follow.notes import LoaderFeed
     from profiler.measure.follow.observer import LoopObserver
     from profiler.measure.follow.torch_hooks import TorchHooks
 
