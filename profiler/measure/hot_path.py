@@ -91,7 +91,7 @@ class Span:
         end = now()
         state = self.state
         if state.current is not self or self.shared:
-            return self._exit_elsewhere(end)
+            return self._exit_elsewhere(end, has_raised=kind is not None)
         state.current = self.parent  # type: ignore[assignment]  # a root is never entered
         try:
             self.buffer[self.n] = end - self.t0
@@ -145,9 +145,9 @@ class Span:
     def fold(self) -> None:
         """Move the buffer into the histogram: the cold one during the stage's first step, else the steady one."""
         began = now()
-        timing = self.timing
-        (timing.cold if self.tree.cold else timing.steady).add(self.buffer[: self.n])
-        self.n = 0
+        timing, durations = self.timing, self.buffer[: self.n]
+        self.n = 0  # first: what an exception of a signal's handler interrupts is missing then, and not counted twice
+        (timing.cold if self.tree.cold else timing.steady).add(durations)
         self.state.timer.overhead_ns += now() - began
 
     def end_unrecorded(self) -> int:
@@ -168,10 +168,10 @@ class Span:
             state.current = span
         return self
 
-    def _exit_elsewhere(self, end: int) -> None:
+    def _exit_elsewhere(self, end: int, *, has_raised: bool) -> None:
         timer = self.state.timer
         with timer.lock:
-            timer.state().leave(self.name, end)
+            timer.state().leave(self.name, end, ends_inner=has_raised)
 
 
 class Unmeasured:

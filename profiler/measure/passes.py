@@ -82,24 +82,25 @@ class ThreadState:
         self.trees.append(tree)
         return tree
 
-    def leave(self, name: str, end: int, *, is_recorded: bool = True) -> int:
+    def leave(self, name: str, end: int, *, is_recorded: bool = True, ends_inner: bool = False) -> int:
         """Close the innermost open span of that name, wherever it is. Return how long it was open (ns), 0 if it was not.
 
-        Spans that were opened later stay open. They are moved out of the span that is closed, and keep their start.
+        Spans that were opened later stay open. They are moved out of the span that is closed, and keep their start. With
+        ``ends_inner`` they end, too: an exception has left all of them.
         """
-        inner: list[tuple[str, int]] = []
+        inner: list[Span] = []
         span = self.current
         while span.parent is not None and span.name != name:
-            inner.append((span.name, span.t0))
+            inner.append(span)
             span = span.parent
         if span.parent is None:  # it was opened in another thread, or in a pass that has ended since
             return 0
-        if is_recorded:
-            span.record(end - span.t0)
+        for closed in (*(inner if ends_inner else ()), *((span,) if is_recorded else ())):
+            closed.record(end - closed.t0)
         self.current = span.parent
-        for other, t0 in reversed(inner):
-            self.current = self.current.child(other)
-            self.current.t0 = t0
+        for other in () if ends_inner else reversed(inner):
+            self.current = self.current.child(other.name)
+            self.current.t0 = other.t0
             drop_mark(self.current)
         return end - span.t0
 
@@ -234,20 +235,22 @@ class Segment(HotPass):
                 return
             if self.in_step and at is None:
                 self.end_step()
-            self.closed = True
             # Passes usually nest: a validation inside a training ends first, and `later` is empty. Two generators may also
             # overlap. Then this pass ends where the later one began, and the later one goes back to the place before this
             # one when it ends. So each moment belongs to one pass, and the passes never add up to more than the time.
             position = state.segments.index(self)
             later = state.segments[position + 1 :]
-            end = min(later[0].started if later else hot_path.now(), hot_path.now() if at is None else at)
+            end = hot_path.now() if at is None else at
+            if later:
+                end = min(end, later[0].started)
+            self.closed = True  # and its time counts: no call, and so no signal's handler, comes between the two
+            tree.record.duration_ns += end - self.started
             if later:
                 later[0].resume = self.resume
             else:
                 if at is None:
                     self._leave_open_spans(end)
                 state.current = self.resume
-            tree.record.duration_ns += end - self.started
             if self.is_call:
                 tree.record.beside_ns += timer.concurrency.end(end)
             tree.record.passes += 1
@@ -262,9 +265,7 @@ class Segment(HotPass):
             if tree.stage is None:
                 state.outside.keep(tree.take())
                 tree.set_aside(None)
-            if tree.cold and tree.stage and not tree.record.steps:  # an empty loader warms nothing up
-                tree.cold = False
-                timer.warm.discard(tree.stage)
+            timer.cool_down(tree)
 
     def close_at_handed(self) -> None:
         """End a pass that was complete before now, and the last step with it."""

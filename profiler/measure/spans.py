@@ -202,7 +202,6 @@ class Tree:
         """Remove and return everything measured since the last call."""
         self.fold()
         taken = self.record
-        self.record = StageRecord(taken.stage)
         self.is_empty = not self.in_use
         for path, span in self.spans():
             timing = span.timing
@@ -218,6 +217,7 @@ class Tree:
                 taken.batch = timing.steady
             else:
                 merge_phases(taken.phases, {path: timing})
+        self.record = StageRecord(taken.stage)  # last: what an exception of a signal's handler interrupts is taken later
         return taken
 
     def keep(self, taken: StageRecord) -> None:

@@ -106,13 +106,19 @@ class Timer:
                 lost.lose()
             tree = state.tree_for(stage)
             self.warm_up(tree)
-            return Segment(state, tree)
+            return Segment(state, tree, loop)
 
     def warm_up(self, tree: Tree) -> None:
         """Mark the first step of a stage as cold."""
         if tree.stage is not None and tree.stage not in self.warm:
             self.warm.add(tree.stage)
             tree.cold = True
+
+    def cool_down(self, tree: Tree) -> None:
+        """Undo `warm_up` after an empty loader, which warms nothing up."""
+        if tree.cold and tree.stage and not tree.record.steps:
+            tree.cold = False
+            self.warm.discard(tree.stage)
 
     def is_open(self, stage: Stage) -> bool:
         """Return True if a pass of that stage is open in any thread."""
