@@ -42,12 +42,11 @@ from exporters.entry import (
     name_of,
     unpacked,
 )
-from exporters.outbox_folder import OutboxFolder
+from exporters.outbox_folder import MAX_NOTE_BYTES, OutboxFolder
 from exporters.troubles import Troubles
 
 OPEN_GRACE_S = 2.0  # a run's log may be a moment younger than its file in open/
 LEFT_ALONE_S = 3600.0  # after that, an unfinished file, or one in sending/ on a system without locks, belongs to no process
-MAX_NOTE_BYTES = 65_536  # of a file beside the entries
 LOOK_AGAIN_S = 600.0  # how long what is known of all entries stays true enough
 AT_ONCE = 16  # entries read between two pauses
 DONE_DAYS = 4.0  # Google Analytics accepts nothing older than 72 hours
@@ -169,7 +168,7 @@ class Outbox:
         return dict(Counter(reason for reason in reasons if reason in REASONS))
 
     def head(self, entry: Entry) -> Head:
-        """Return an entry's head. That of a waiting one is read once: only its last word says that it is another's.
+        """Return an entry's head. That of a waiting one is read once, because no other process changes it.
 
         Raises:
             OSError: it is gone, or cannot be read.
@@ -302,10 +301,9 @@ class Outbox:
         Args:
             yield_gil: called between two pieces of work.
         """
-        now = self.now()
         if abs(self._clock() - self._expired_at) < LOOK_AGAIN_S:
             return
-        self._expired_at = self._clock()
+        now, self._expired_at = self.now(), self._clock()
         for number, entry in enumerate([*self._files.known("waiting"), *self._files.known("aside")]):
             if number % AT_ONCE == 0:
                 yield_gil()

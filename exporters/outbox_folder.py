@@ -13,6 +13,7 @@ from typing import Any
 from exporters.config import Files
 from exporters.entry import SUFFIX, Entry
 
+MAX_NOTE_BYTES = 65_536  # of a file beside the entries
 ENTRY = r"\d{20}-\w+-\w+"
 FORMS = {  # of the names in each state; no other file is looked at or removed
     "new": re.compile(r"[0-9a-f]{16}\.part"),

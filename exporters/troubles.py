@@ -6,9 +6,7 @@ import contextlib
 import json
 from typing import Any
 
-from exporters.outbox_folder import OutboxFolder
-
-MAX_NOTE_BYTES = 65_536
+from exporters.outbox_folder import MAX_NOTE_BYTES, OutboxFolder
 
 
 class Troubles:

@@ -6,13 +6,16 @@ import copy
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from profiler.report.document import document, epochs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.run import EpochRecord, Run
+
+
+T = TypeVar("T")
 
 
 class RunSummary:
@@ -34,15 +37,15 @@ class RunSummary:
     @cached_property
     def _document(self) -> dict[str, Any]:
         """Everything but the epochs, whose number may be large."""
-        began = time.perf_counter_ns()
-        made = document(self._run, self._whole, with_epochs=False)
-        self._spend(time.perf_counter_ns() - began)
-        return made
+        return self._made(lambda: document(self._run, self._whole, with_epochs=False))
 
     @cached_property
     def _epochs(self) -> list[dict[str, Any]]:
+        return self._made(lambda: epochs(self._run))
+
+    def _made(self, make: Callable[[], T]) -> T:
         began = time.perf_counter_ns()
-        made = epochs(self._run)
+        made = make()
         self._spend(time.perf_counter_ns() - began)
         return made
 

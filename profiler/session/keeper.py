@@ -191,7 +191,7 @@ class RunKeeper:
             with self.lock:
                 if is_running:
                     self._refresh()
-                whole = self._sums.of(self._run)
+                whole = self.whole()
             yield_gil()
             now = self._run.started_unix_ns + self._run.duration_ns
             return summed_snapshot(self._run, now, self._sums, whole, yield_gil)

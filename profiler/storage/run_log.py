@@ -66,9 +66,10 @@ class RunLog:
 
     def touch(self) -> None:
         """Note on the file that the run was alive now: an export said how long it has lasted, and no line of the log does."""
+        descriptor = self._ours()
         with contextlib.suppress(OSError, NotImplementedError, TypeError):  # not every system can, for a descriptor
-            if self._descriptor is not None and self._is_ours():
-                os.utime(self._descriptor)
+            if descriptor is not None:
+                os.utime(descriptor)
 
     def has_vanished(self) -> bool:
         """Return True if the log was removed, or another file stands in its place."""
@@ -81,23 +82,26 @@ class RunLog:
 
     def close(self) -> None:
         """Close the file, which releases its lock. The next append opens it again, or makes it anew."""
-        if self._is_ours():
-            os.close(self._descriptor or 0)
+        descriptor = self._ours()
+        if descriptor is not None:
+            os.close(descriptor)
         self._descriptor, self._identity, self._is_locked = None, None, False
 
     def _opened(self) -> int:
-        if self._descriptor is None or not self._is_ours():
-            self._descriptor = self._folder.open_append(self.path.name)
-            self._identity, self._is_locked = _identity(os.fstat(self._descriptor)), False
+        descriptor = self._ours()
+        if descriptor is None:
+            descriptor = self._descriptor = self._folder.open_append(self.path.name)
+            self._identity, self._is_locked = _identity(os.fstat(descriptor)), False
         if not self._is_locked:
-            self._is_locked = hold(self._descriptor)
-        return self._descriptor
+            self._is_locked = hold(descriptor)
+        return descriptor
 
-    def _is_ours(self) -> bool:
-        try:
-            return self._descriptor is not None and _identity(os.fstat(self._descriptor)) == self._identity
-        except OSError:
-            return False
+    def _ours(self) -> int | None:
+        """Return the descriptor, or None if it is not open, or another file's by now."""
+        with contextlib.suppress(OSError):
+            if self._descriptor is not None and _identity(os.fstat(self._descriptor)) == self._identity:
+                return self._descriptor
+        return None
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

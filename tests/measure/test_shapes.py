@@ -45,6 +45,12 @@ def epochs(told: dict[str, Any]) -> list[dict[str, int]]:
     return [{stage["stage"]: stage["steps"] for stage in epoch["stages"]} for epoch in told["epochs"]]
 
 
+def train_on(model: Any, optimizer: Any, batches: Any) -> None:
+    for x, y in batches:
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+
+
 def by_hand(model: Any) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
@@ -173,9 +179,7 @@ class TestModels:
             optimizer = torch.optim.SGD(model.parameters(), 0.1)
             for _ in range(2):
                 model.train()
-                for x, y in loader():
-                    (model(x) - y).square().mean().backward()
-                    optimizer.step()
+                train_on(model, optimizer, loader())
                 for either in (model.eval(), averaged.module):
                     with torch.no_grad():
                         for x, _ in loader(40):
@@ -218,9 +222,7 @@ class TestModels:
             optimizer = torch.optim.SGD(model.parameters(), 0.1)
             for _ in range(2):
                 model.train()
-                for x, y in loader():
-                    (model(x) - y).square().mean().backward()
-                    optimizer.step()
+                train_on(model, optimizer, loader())
                 model.eval()
                 with torch.no_grad():
                     for x, _ in loader(40):
@@ -242,9 +244,7 @@ class TestEndsOfPasses:
             train, val = loader(), loader(40)
             for _ in range(3):
                 model.train()
-                for x, y in train:
-                    (model(x) - y).square().mean().backward()
-                    optimizer.step()
+                train_on(model, optimizer, train)
                 model.eval()
                 batches = iter(val)
                 held.append(batches)
@@ -272,9 +272,7 @@ class TestEndsOfPasses:
             model = net()
             optimizer = torch.optim.SGD(model.parameters(), 0.1)
             batches = iter(loader())
-            for x, y in batches:
-                (model(x) - y).square().mean().backward()
-                optimizer.step()
+            train_on(model, optimizer, batches)
             time.sleep(0.1)
             with torch.no_grad():
                 model(X)
@@ -339,9 +337,7 @@ class TestEndsOfPasses:
                     model(x)
             for _ in range(2):
                 model.train()
-                for x, y in loader():
-                    (model(x) - y).square().mean().backward()
-                    optimizer.step()
+                train_on(model, optimizer, loader())
 
         assert epochs(followed(loop)) == [{"train": 10, "val": 2}, {"train": 10}]
 
@@ -352,9 +348,7 @@ class TestEndsOfPasses:
             batches = loader()
             model(next(iter(batches))[0])  # to see a shape
             for _ in range(3):
-                for x, y in batches:
-                    (model(x) - y).square().mean().backward()
-                    optimizer.step()
+                train_on(model, optimizer, batches)
 
         told = followed(loop)
         assert epochs(told) == [{"train": 10}] * 3
@@ -369,9 +363,7 @@ class TestEndsOfPasses:
             batches = iter(loader(160))
             for _ in range(4):
                 model.train()
-                for x, y in loader(24):
-                    (model(x) - y).square().mean().backward()
-                    optimizer.step()
+                train_on(model, optimizer, loader(24))
                 model.eval()
                 with torch.no_grad():
                     for _ in range(3):
@@ -388,16 +380,12 @@ class TestEndsOfPasses:
             train, val = loader(), loader(24)
             for epoch in range(2):
                 model.train()
-                for x, y in train:
-                    (model(x) - y).square().mean().backward()
-                    optimizer.step()
+                train_on(model, optimizer, train)
                 for task, _ in val if epoch else ():
                     model.eval()
                     model(task)
                     model.train()
-                    for x, y in train:
-                        (model(x) - y).square().mean().backward()
-                        optimizer.step()
+                    train_on(model, optimizer, train)
 
         told = followed(loop)
         assert [set(epoch) for epoch in epochs(told)] == [{"train"}, {"train", "val"}]
@@ -441,9 +429,7 @@ def test_threads_that_train_share_the_epochs_of_one() -> None:
         batches = loader(160)
         for _ in range(2):
             together.wait()
-            for x, y in batches:
-                (model(x) - y).square().mean().backward()
-                optimizer.step()
+            train_on(model, optimizer, batches)
 
     def loop() -> None:
         threads = [threading.Thread(target=train) for _ in range(3)]
