@@ -172,6 +172,8 @@ class FrameworkRun:
         if self._segments and not self._segments[-1].closed and self._segments[-1].in_step:
             self._segments[-1].leave_open_spans()
             self._segments[-1].end_step()
+            if self._segments[-1].state.timer.is_slice_due:
+                self._segments[-1].state.close_slice()
 
     @guarded
     def begin_phase(self, name: str) -> None:

@@ -39,6 +39,7 @@ class Settings:
     otlp_client_key: str | None = setting(None, "file with the key of our own certificate")
     ga_measurement_id: str | None = setting(None, "G-...; the API secret comes from EPOCHMETER_GA_API_SECRET alone")
     ga_endpoint: str | None = setting(None, "another Google Analytics endpoint: the EU's, or a proxy")
+    slice_s: float = setting(10.0, "seconds after which what a run has measured is on disk at the latest")
     export_interval: float = setting(60.0, "seconds between exports during a run; a run always exports at its end")
     exit_timeout: float = setting(1.0, "seconds that the end of a run waits for a delivery; 0: not at all")
     outbox_mb: int = setting(64, "megabytes that may wait for delivery; the oldest go first")

@@ -92,7 +92,8 @@ class Sampler:
         self.notes: dict[str, int] = {}
         self.missing: dict[str, str] = {}  # probe: why it is not available, and the cure
         self.every = every
-        self.each_tick: list[Callable[[], object]] = []  # functions to call after each reading
+        self.look_s = interval  # how often `each_tick` is called at least
+        self.each_tick: list[Callable[[], object]] = []  # functions to call after each reading, and each `look_s`
         names = tuple(probes)
         self._quick = ProbeThread(name for name in names if name not in DRIVERS)
         self._drivers = ProbeThread(name for name in names if name in DRIVERS)
@@ -223,9 +224,11 @@ class Sampler:
                 self.open(name)
         if self._prepare is not None:
             self._faults.swallow("prepare", self._prepare)
-        last = time.monotonic()
+        last = due = time.monotonic()
         while True:
-            self._tick(probes)
+            if time.monotonic() >= due:
+                due = time.monotonic() + self.interval  # a round that is late is not made up for
+                self._tick(probes)
             self._watch(self._drivers)
             for look in self.each_tick:
                 self._faults.swallow("look", look)
@@ -233,7 +236,7 @@ class Sampler:
                 last = time.monotonic()
                 self._faults.swallow("export", self.every[1])
             probes.cpu_ns = time.thread_time_ns()
-            if self._stop.wait(self.interval):
+            if self._stop.wait(min(self.look_s, max(due - time.monotonic(), 0))):
                 break
         self._tick(probes)
         self._end(probes)

@@ -206,18 +206,23 @@ class HotPass:
             if self.in_step:
                 self.end_step()
             self.wait.__enter__()
+            if state.timer.is_slice_due:
+                state.close_slice()
             return
         end = now()
         step = tree.step
+        duration = end - self.step_started
         try:
-            step.buffer[step.n] = end - self.step_started
+            step.buffer[step.n] = duration
             step.n += 1
         except IndexError:
-            step.record(end - self.step_started)
+            step.record(duration)
         self.in_step = False
         self.step_started = end
         state.current = wait = self.wait
         wait.t0 = end
+        if duration > tree.limit:  # a slow step, or a slice is due: then every step is above the limit
+            tree.exceed(duration, end)
 
     def end_wait(self, size: SampleCount, item: Any) -> bool:
         """End the wait and begin the step. Return False if the epoch, and with it this pass, ended during the wait."""
@@ -338,13 +343,15 @@ def phase_ends(
                 if tree.pending:
                     tree.read_device()
                 step = tree.step
+                duration = end - segment.step_started
                 try:
-                    step.buffer[step.n] = end - segment.step_started
+                    step.buffer[step.n] = duration
                     step.n += 1
                 except IndexError:
-                    step.record(end - segment.step_started)
+                    step.record(duration)
                 tree.record.steps += 1
                 segment.step_started = end
+                end += duration > tree.limit and tree.exceed(duration, end)
         state.current = span = fast.span
         span.t0 = end
         if fast.is_on_device and span is not current.parent:  # a gap begins

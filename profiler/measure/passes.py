@@ -112,6 +112,30 @@ class ThreadState:
             span = span.parent
         self.shift(by, len(self.segments))
 
+    def cut(self, at: int) -> None:
+        """Count the time of the open passes up to now (ns), under the timer's lock, so that a slice holds its share of it.
+
+        A call is one step, and counts as a whole when it ends. Of an inferred pass, the stage may not be known yet.
+        """
+        segments = self.segments
+        if any(segment.is_call or segment.tree.stage is None for segment in segments):
+            return
+        for position in reversed(range(len(segments))):  # the innermost first: its time is no time of those around it
+            segment = segments[position]
+            elapsed = max(at - segment.started, 0)  # another thread may have begun the pass a moment ago
+            segment.tree.record.duration_ns += elapsed
+            segment.started += elapsed
+            segment.resumed_at, segment.handed_at = max(segment.resumed_at, at), max(segment.handed_at, at)
+            self.shift(elapsed, position)
+
+    def close_slice(self) -> None:
+        """Close the slice that is due, between two steps. Nothing that is open is charged for the time that takes."""
+        began = hot_path.now()
+        self.timer.on_slice(began)
+        spent = hot_path.now() - began
+        self.pause(spent)
+        self.timer.spend(spent)
+
     def shift(self, by: int, below: int) -> None:
         """Move the start of everything that encloses a nested pass by the duration of that pass (ns)."""
         for segment in self.segments[: below + 1]:
@@ -128,10 +152,11 @@ class ThreadState:
 class Segment(HotPass):
     """One pass over a loader by one thread, or the part of it that lies in one epoch."""
 
-    __slots__ = ("closed", "handed_at", "is_call", "loop", "resume", "resumed_at", "started", "task")
+    __slots__ = ("closed", "handed_at", "is_call", "length", "loop", "resume", "resumed_at", "started", "task")
 
     def __init__(self, state: ThreadState, tree: Tree, loop: weakref.ref[Any] | None = None) -> None:
         self.loop = loop
+        self.length: int | None = None  # how many steps it will have, if that is known
         self.state = state
         self.task = current_task()
         self.tree = tree
@@ -203,9 +228,12 @@ class Segment(HotPass):
         tree = self.tree
         with self.state.timer.lock:
             self.in_step = False
-            tree.step.record(end - self.step_started)
+            duration = end - self.step_started
+            tree.step.record(duration)
             if tree.stage is Stage.INFERENCE:
                 tree.latency.record(end - self.handed_at)
+            if tree.stage is not None and duration > tree.limit:
+                tree.keep_slow(duration, end, is_first=tree.cold)
             self.step_started = end
             if tree.cold:
                 tree.end_cold()

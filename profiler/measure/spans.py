@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,7 +10,7 @@ from typing import NamedTuple
 from profiler.measure import hot_path
 from profiler.measure.hot_path import Span
 from profiler.records.histogram import Histogram
-from profiler.records.timing import StageRecord, Timing, merge_phases
+from profiler.records.timing import SLOWEST_KEPT, SlowStep, StageRecord, Timing, merge_phases, slowest_of
 from profiler.records.vocabulary import Phase, Stage
 
 TYPE_CHECKING = False
@@ -114,8 +115,8 @@ class Tree:
     """
 
     __slots__ = (
-        *("batch", "cold", "device", "in_use", "is_empty", "latency", "pending"),
-        *("record", "root", "span_type", "stage", "state", "step"),
+        *("batch", "cold", "device", "in_use", "in_epoch", "is_empty", "latency", "limit", "pending"),
+        *("record", "root", "slow", "span_type", "stage", "state", "step", "top", "total"),
     )
 
     def __init__(self, state: ThreadState, stage: Stage | None, device: DeviceClock | None = None) -> None:
@@ -132,6 +133,10 @@ class Tree:
         self.latency = Span(self, self.root, "latency")
         self.batch = Span(self, self.root, "batch")
         self.record = StageRecord(stage.value if stage else "")
+        self.limit = 0  # ns; a step above it is one of the slowest. -1 while a slice is due, so that the next step closes it
+        self.top: list[int] = []  # a heap of the durations of the slowest steps so far
+        self.slow: list[SlowStep] = []  # those of them since the last `take`
+        self.in_epoch = self.total = 0  # steps before the last `take`, in this epoch and in the run
 
     @property
     def stage_name(self) -> str:
@@ -154,8 +159,55 @@ class Tree:
         made = parent.children[name] = kind(self, parent, name)
         return made
 
+    def exceed(self, duration: int, end: int) -> int:
+        """Keep one of the slowest steps, and close the slice if one is due.
+
+        Args:
+            duration: of the step (ns).
+            end: its end on the host's clock.
+
+        Returns:
+            the time (ns) that this took. The clocks of all that is open have been stopped meanwhile.
+        """
+        state = self.state
+        self.keep_slow(duration, end)
+        if state.timer.is_slice_due:
+            state.timer.on_slice(end)
+        spent = hot_path.now() - end
+        state.pause(spent)
+        state.timer.overhead_ns += spent
+        return spent
+
+    def keep_slow(self, duration: int, end: int, *, is_first: bool = False) -> None:
+        """Keep the step that has just ended if it is one of the slowest of its stage."""
+        top = self.top
+        is_full = len(top) >= SLOWEST_KEPT
+        if not is_full or duration > top[0]:
+            (heapq.heapreplace if is_full else heapq.heappush)(top, duration)
+            done = self.record.steps - 1
+            at = end - self.state.timer.began_ns
+            phases, collected = self._phases_of_step(end - duration), self.state.timer.garbage.since(end - duration)
+            self.slow.append(SlowStep(self.in_epoch + done, self.total + done, at, duration, phases, collected, is_first))
+            if len(self.slow) > 2 * SLOWEST_KEPT:
+                self.slow = slowest_of(self.slow)
+        self.limit = top[0] if len(top) >= SLOWEST_KEPT else 0
+
+    def _phases_of_step(self, began: int) -> dict[str, int]:
+        """Return the times (ns) of the top-level phases of a step that has just ended."""
+        # A phase's last entries are those of the step. Nothing counts them, as that would cost every step: a phase that
+        # occurs k times in each step has k entries in this one, too.
+        steps = max(self.record.steps, 1)
+        found = {}
+        for name, span in list(self.root.children.items()):
+            if span.n and span.t0 >= began:
+                times = max(round((span.timing.count + span.n) / steps), 1)
+                found[name] = sum(span.buffer[max(span.n - times, 0) : span.n])
+        return found
+
     def become(self, stage: Stage | None) -> None:
         """Assign the tree, with everything measured in it so far, to a stage."""
+        if stage is not self.stage:
+            self.top, self.slow, self.limit, self.in_epoch, self.total = [], [], 0, 0, 0
         self.stage = stage
         self.record.stage = stage.value if stage else ""
 
@@ -217,6 +269,9 @@ class Tree:
                 taken.batch = timing.steady
             else:
                 merge_phases(taken.phases, {path: timing})
+        taken.slowest, self.slow = self.slow, []
+        self.in_epoch += taken.steps
+        self.total += taken.steps
         self.record = StageRecord(taken.stage)  # last: what an exception of a signal's handler interrupts is taken later
         return taken
 

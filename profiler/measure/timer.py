@@ -25,6 +25,8 @@ from profiler.measure.batch_size import call_size
 from profiler.measure.clocks import find_device_clock
 from profiler.measure.energy_meter import Edges
 from profiler.measure.frames import drop_own_frame
+from profiler.measure.garbage import GarbageWatch
+from profiler.measure.lengths import known_length
 from profiler.measure.passes import Concurrency, Segment, ThreadState
 from profiler.measure.places import Alive, Places
 from profiler.records.run import EpochRecord
@@ -64,6 +66,10 @@ class Timer:
         self.places = Places(self, self.owner)
         self.state = self.places.state
         self.late: list[LateMarks] = []
+        self.garbage = GarbageWatch()
+        self.began_ns = 0  # the run's start on the host's clock
+        self.is_slice_due = False
+        self.on_slice: Callable[[int], None] = lambda at: None  # closes the slice at this moment (ns), between two steps
         self.unmeasured: Counter[str] = Counter()  # phases that were not measured, or not apart, by reason
         self.forgotten = 0  # marks dropped because too many were waiting
 
@@ -145,6 +151,7 @@ class Timer:
         alive = Alive()
         loop = weakref.ref(alive)
         segment = self.begin(stage, loop)
+        segment.length = known_length(items)
         partial = True
         try:
             while True:
@@ -241,6 +248,8 @@ class Timer:
         """
         segments = self.owner.segments
         self.edges.epoch = index
+        for tree in [tree for state in self.places.all for tree in state.trees]:
+            tree.in_epoch = 0
         self.edges.add(hot_path.now() if at is None else at, segments[-1].tree if segments else None)
 
     def close_passes(self, *, keep_undecided: bool = False) -> None:
@@ -251,13 +260,20 @@ class Timer:
                     if segment.tree.stage is not None or not keep_undecided:
                         segment.close(partial=True)
 
-    def take(self, into: EpochRecord, *, ended: bool = False) -> list[EpochRecord]:
+    def ask_for_slice(self) -> None:
+        """Let the loop close a slice at the end of its step. Called by another thread, as often as it likes."""
+        self.is_slice_due = True
+        for tree in [tree for state in list(self.places.all) for tree in list(state.trees)]:
+            tree.limit = -1
+
+    def take(self, into: EpochRecord, *, ended: bool = False, slice_end: int | None = None) -> list[EpochRecord]:
         """Move everything measured since the last call into a record.
 
         The owning thread writes without the lock. Its timings are therefore taken only in that thread, or after the run.
 
         Args:
             ended: True if the run has ended.
+            slice_end: the moment (ns) at which a slice ends, if the epoch goes on, and with it the open passes.
 
         Returns:
             device times of earlier epochs that have become known since.
@@ -267,11 +283,16 @@ class Timer:
             for state in self.places.all:
                 if state.is_owner and not ended and get_ident() != state.thread:
                     continue
+                if slice_end is not None:
+                    state.cut(slice_end)
                 for tree in sorted(state.trees, key=lambda tree: ORDER.index(tree.stage)):
                     if tree.stage is None and tree.in_use:  # its stage will soon be known
                         continue
                     taken = tree.take()
-                    self._set_aside(tree, into.index)
+                    if slice_end is None:  # marks that the GPU has not reached yet belong to a later slice
+                        self._set_aside(tree, into.index)
+                    for slow in taken.slowest:
+                        slow.epoch = into.index
                     if not taken.is_empty:
                         into.stage(taken.stage).merge(taken)
                 merge_phases(into.phases, state.outside.take().phases)

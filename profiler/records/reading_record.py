@@ -109,6 +109,12 @@ ReadingKey = tuple[str, tuple[tuple[str, str], ...]]
 Readings = dict[ReadingKey, ReadingRecord]
 
 
+def merge_readings(into: Readings, other: Readings) -> None:
+    """Add later readings."""
+    for key, reading in other.items():
+        into.setdefault(key, ReadingRecord(reading.spec, reading.attributes)).merge(reading)
+
+
 def reading_of(readings: Readings, sample: Sample | Samples, key: ReadingKey | None = None) -> ReadingRecord:
     """Return a sample's record, made at the first sample. ``key`` is the sample's, if known."""
     key = reading_key(sample) if key is None else key

@@ -6,13 +6,14 @@ Times are whole nanoseconds of the monotonic clock. Only `Run.started_unix_ns` i
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from profiler.records.case import add_cases
 from profiler.records.energy import merge_energy
-from profiler.records.histogram import Histogram
-from profiler.records.reading_record import ReadingRecord
+from profiler.records.histogram import NS, Histogram
+from profiler.records.reading_record import merge_readings
 from profiler.records.timing import StageRecord, merge_phases
 
 TYPE_CHECKING = False
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from profiler.records.case import CaseRecord
     from profiler.records.energy import Energies
     from profiler.records.reading_record import Readings
+    from profiler.records.slices import Slice
     from profiler.records.timing import Path, Timing
 
 
 State = Literal["running", "finished", "interrupted", "crashed"]
 FactValue = str | int | float | bool
 NOTE_LIMIT = 20
+STALLED_TIMES = 10
+STALLED_NS = 10 * NS  # and no step is called a hang before that
 UNREAD = "phases that the GPU was still at work on when the run ended: their GPU time is not known"  # a note
 FACT_NAMES = {  # facts that OpenTelemetry has a name for; all others are epochmeter.<section>.<key>
     ("runtime", "os"): "os.type",
@@ -57,6 +61,7 @@ class EpochRecord:
     ranks: dict[int, dict[str, RankStage]] = field(default_factory=dict)  # in the first rank: the times of all ranks
     energy: Energies = field(default_factory=dict)  # known shortly after the epoch's end; see `Run.energy`
     cases: list[CaseRecord] = field(default_factory=list)  # of a benchmark
+    slice: int | None = None  # the number, in the run, of the slice that this is; None for a whole epoch, and what is no slice
 
     def stage(self, name: str) -> StageRecord:
         """Return the record of a stage, made at the first use."""
@@ -70,14 +75,49 @@ class EpochRecord:
         for name, stage in other.stages.items():
             self.stage(name).merge(stage)
         merge_phases(self.phases, other.phases)
-        for key, reading in other.readings.items():
-            self.readings.setdefault(key, ReadingRecord(reading.spec, reading.attributes)).merge(reading)
+        merge_readings(self.readings, other.readings)
         add_cases(self.cases, other.cases)
+
+    def copied(self) -> EpochRecord:
+        """Return a copy that later measurements do not change."""
+        copied = replace(self, duration_ns=0, stages={}, phases={}, readings={}, cases=[], energy=deepcopy(self.energy))
+        copied.merge(self)
+        return copied
 
     @property
     def is_empty(self) -> bool:
         """True if nothing was measured."""
         return not (self.stages or self.phases or self.readings or self.ranks or self.energy or self.cases)
+
+
+@dataclass
+class OpenStep:
+    """Where the loop is: the step in progress.
+
+    Attributes:
+        stage: train, val or inference.
+        epoch: the epoch, or None.
+        step: its number in the epoch, from 0.
+        phase: the innermost open phase, "" for none.
+        step_ns: how long the step has been going on.
+        phase_ns: how long the phase has, or the step if there is none.
+        slowest_ns: the longest step of this stage so far, 0 if none has ended.
+        length: how many steps the pass has, or None.
+    """
+
+    stage: str
+    epoch: int | None
+    step: int
+    phase: str
+    step_ns: int
+    phase_ns: int
+    slowest_ns: int = 0
+    length: int | None = None
+
+    @property
+    def is_stalled(self) -> bool:
+        """True if no step has ended for ten times the slowest one: the run hangs, or something is very wrong."""
+        return 0 < self.slowest_ns * STALLED_TIMES <= self.step_ns and self.step_ns >= STALLED_NS
 
 
 @dataclass
@@ -96,6 +136,7 @@ class Sums:
     def __init__(self) -> None:
         self._whole = EpochRecord(None)
         self._seen = 0
+        self.open_ns = 0  # how long the open epoch has lasted
         self.epochs = Histogram()  # how long each epoch took
         self.stages: dict[str, Histogram] = {}  # how long each stage took in each epoch
 
@@ -114,12 +155,13 @@ class Sums:
             self._seen += 1
         return self._seen < len(run.epochs)
 
-    def of(self, run: Run) -> EpochRecord:
-        """Return everything the run measured so far."""
+    def of(self, run: Run, open_epoch: EpochRecord | None = None) -> EpochRecord:
+        """Return everything the run measured so far, with the slices of the epoch that is open."""
         self.advance(run)
         whole = EpochRecord(None)
-        whole.merge(self._whole)
-        whole.merge(run.outside)
+        for part in (self._whole, run.outside, *(() if open_epoch is None else (open_epoch,))):
+            whole.merge(part)
+        self.open_ns = 0 if open_epoch is None else open_epoch.duration_ns
         return whole
 
 
@@ -142,6 +184,8 @@ class Run:
     overhead_ns: int | None = None  # of the loop's own threads
     background_ns: int | None = None  # CPU time of the sampling thread
     notes: dict[str, int] = field(default_factory=dict)  # our own faults, each with its number
+    slices: list[Slice] = field(default_factory=list)  # in the order of time, joined where there are many
+    open_step: OpenStep | None = None  # when the run was last heard of
     by_index: dict[int, EpochRecord] = field(default_factory=dict, repr=False)  # the epochs of a run that is being read
 
     def parts(self) -> Iterable[EpochRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -49,6 +50,34 @@ class Timing:
         self.device.merge(other.device)
 
 
+SLOWEST_KEPT = 20  # steps of a stage; a report shows ten, and looks at all for a rhythm
+
+
+@dataclass
+class SlowStep:
+    """One step that is among the slowest of its stage.
+
+    Attributes:
+        step: its number in its epoch, from 0.
+        number: its number in the run.
+        at_ns: its end, in ns since the run's start.
+        duration_ns: its duration, its wait for data included.
+        phases: the time (ns) of each top-level phase in it.
+        collected_ns: how much of it Python's garbage collector took.
+        is_first: it was the run's first step of this stage.
+        epoch: its epoch, or None outside epochs.
+    """
+
+    step: int
+    number: int
+    at_ns: int
+    duration_ns: int
+    phases: dict[str, int] = field(default_factory=dict)
+    collected_ns: int = 0
+    is_first: bool = False
+    epoch: int | None = None
+
+
 @dataclass
 class StageRecord:
     """Train, validation or inference within one epoch (or one run): all of its passes, added up."""
@@ -64,6 +93,7 @@ class StageRecord:
     batch: Histogram = field(default_factory=Histogram)  # inference alone: samples in a step, times 1e9
     phases: dict[Path, Timing] = field(default_factory=dict)
     beside_ns: int = 0  # of the duration, what overlapping calls of inference count more than once
+    slowest: list[SlowStep] = field(default_factory=list)  # at most `SLOWEST_KEPT`, in no order
 
     @property
     def is_empty(self) -> bool:
@@ -118,9 +148,15 @@ class StageRecord:
         self.latency.merge(other.latency)
         self.batch.merge(other.batch)
         merge_phases(self.phases, other.phases)
+        self.slowest = slowest_of([*self.slowest, *other.slowest])
 
 
 def merge_phases(into: dict[Path, Timing], other: Mapping[Path, Timing]) -> None:
     """Add the timings of phases, by path."""
     for path, timing in other.items():
         into.setdefault(path, Timing()).merge(timing)
+
+
+def slowest_of(steps: list[SlowStep], most: int = SLOWEST_KEPT) -> list[SlowStep]:
+    """Return the slowest of these steps."""
+    return steps if len(steps) <= most else heapq.nlargest(most, steps, key=lambda step: step.duration_ns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -11,17 +12,21 @@ from typing import Any
 
 from profiler.records.energy import energy_by_gpu, merge_energy, sum_of
 from profiler.records.run import EpochRecord, Sums
+from profiler.records.slices import add_slice, slice_of
+from profiler.storage.compaction import Compaction
 from profiler.storage.run_log import RunLog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.energy import Energies
     from profiler.records.faults import Faults
-    from profiler.records.run import Run
+    from profiler.records.run import OpenStep, Run
 
 
 AT_ONCE = 16  # epochs added up before the loop gets its turn
 MAX_UNSAVED = 512  # lines kept for a disk that may have room again
+MAX_APART = 32  # of them, before slices are joined
+NOT_SHORTER = "the run log could not be made shorter"
 VANISHED = "the run log had vanished, and was written again"
 
 
@@ -35,14 +40,28 @@ class RunKeeper:
         run: the record.
         faults: counts a log that cannot be written.
         refresh: brings the run's duration, facts and notes up to date.
+        open_step: returns where the loop is.
+        yield_gil: called by the sampling thread between two pieces of work, so that the loop gets its turn.
     """
 
-    def __init__(self, run: Run, faults: Faults, refresh: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        faults: Faults,
+        refresh: Callable[[], None],
+        open_step: Callable[[], OpenStep | None],
+        yield_gil: Callable[[], None],
+    ) -> None:
         self._run = run
         self._faults = faults
         self._refresh = refresh
+        self._open_step = open_step
+        self._yield_gil = yield_gil
         self._log: RunLog | None = None
+        self._compaction: Compaction | None = None
+        self.open_epoch: EpochRecord | None = None  # the sum of its slices that are closed
         self._unsaved: list[EpochRecord] = []
+        self._slices: deque[EpochRecord] = deque()  # closed by the loop, to be written by the sampling thread
         self._sums = Sums()
         self._outside_energy = EpochRecord(None)
         self._make_locks()
@@ -60,6 +79,7 @@ class RunKeeper:
     def open_log(self, folder: Path) -> None:
         """Begin the run log. The file is made with its first line."""
         self._log = RunLog(folder, self._run)
+        self._compaction = Compaction(self._log)
 
     def close_log(self) -> None:
         """Close the run log."""
@@ -76,13 +96,44 @@ class RunKeeper:
 
     def save(self, part: EpochRecord) -> None:
         """Write one line of the log. A line that the disk refuses is kept, and tried again with the next one."""
+        self._write(part)
+
+    def save_later(self, part: EpochRecord) -> None:
+        """Let the sampling thread write a slice."""
+        self._slices.append(part)
+
+    def write_slices(self) -> None:
+        """Write the slices that wait, and see to it that they outlast the machine's power; called by the sampling thread."""
+        if self._slices:
+            self._refresh()
+            self._run.open_step = self._open_step()
+            self._write()
+            self._look_after_log()
+
+    def _look_after_log(self) -> None:
+        log, compaction = self._log, self._compaction
+        if log is None or compaction is None:
+            return
+        log.sync()
+        if compaction.is_due():
+            self._faults.swallow(NOT_SHORTER, lambda: compaction.run(self._while_nobody_writes, self._yield_gil))
+
+    def _while_nobody_writes(self, action: Callable[[], None]) -> None:
         with self._log_lock:
-            if self._log is not None:
-                self._unsaved.append(part)
-                self._faults.swallow("the run log could not be written", self._append_unsaved)
-                if len(self._unsaved) > MAX_UNSAVED:
-                    self._run.note("a line of the run log was given up, because none could be written")
-                    del self._unsaved[0]
+            action()
+
+    def _write(self, *parts: EpochRecord) -> None:
+        with self._log_lock:
+            waiting = [self._slices.popleft() for _ in range(len(self._slices))]
+            if self._log is None:
+                return
+            self._unsaved += (*waiting, *parts)
+            self._faults.swallow("the run log could not be written", self._append_unsaved)
+            if len(self._unsaved) > MAX_APART:
+                self._unsaved = joined_slices(self._unsaved)
+            if len(self._unsaved) > MAX_UNSAVED:
+                self._run.note("a line of the run log was given up, because none could be written")
+                del self._unsaved[0]
 
     def save_all(self, parts: list[EpochRecord]) -> None:
         """Write several lines."""
@@ -102,14 +153,24 @@ class RunKeeper:
     def _all_parts(self) -> list[EpochRecord]:
         """Return everything that a log of the run holds so far. Energy outside epochs is written at the run's end."""
         with self.lock:
-            outside = _copied(self._run.outside)
+            outside = self._run.outside.copied()
             outside.energy = {}
-            return [*self._run.epochs, outside]
+            begun = [] if self.open_epoch is None else [self.open_epoch.copied()]
+            return [*self._run.epochs, *begun, outside]
 
     def add_epoch(self, epoch: EpochRecord) -> None:
         """Add a finished epoch to the run. `save` writes it."""
         with self.lock:
             self._run.epochs.append(epoch)
+
+    def add_slice(self, part: EpochRecord) -> None:
+        """Add a closed slice to the open epoch, or to what lies outside epochs; under the lock. It is not written here."""
+        (self._run.outside if self.open_epoch is None else self.open_epoch).merge(part)
+        self.add_to_timeline(part)
+
+    def add_to_timeline(self, part: EpochRecord) -> None:
+        """Remember when the things of a slice, or of a whole epoch, happened."""
+        add_slice(self._run.slices, slice_of(part))
 
     def add_outside(self, part: EpochRecord) -> None:
         """Add and write a measurement outside every epoch."""
@@ -120,16 +181,17 @@ class RunKeeper:
 
     def add_late(self, part: EpochRecord) -> None:
         """Add and write device times of an epoch that has ended: the GPU was behind."""
-        position = self._position(part.index)
-        if position is None:
-            self.add_outside(part)
-            return
         with self.lock:
-            epoch = self._run.epochs[position]
-            epoch.merge(part)
-            self._sums.add_late(position, part)
-        part.started_ns = epoch.started_ns
-        self.save(part)
+            position = self._position(part.index)
+            epoch = None if position is None else self._run.epochs[position]
+            if epoch is not None and position is not None:
+                epoch.merge(part)
+                part.started_ns = epoch.started_ns
+                self._sums.add_late(position, part)
+        if epoch is None:
+            self.add_outside(part)
+        else:
+            self.save(part)
 
     def add_energy(self, index: int | None, energy: Energies) -> None:
         """Add and write the energy of an epoch, once the counters were read after its end.
@@ -137,9 +199,11 @@ class RunKeeper:
         An epoch too short for the counters counts only in the run's sum, and takes no line of the log.
         """
         with self.lock:
-            position = self._position(index)
-            is_resolved = sum_of(energy_by_gpu(energy).values()).is_resolved
-            epoch = self._run.epochs[position] if position is not None and is_resolved else None
+            epoch = self._epoch(index)
+            known = {} if epoch is None else deepcopy(epoch.energy)
+            merge_energy(known, energy)
+            if not sum_of(energy_by_gpu(known).values()).is_resolved:
+                epoch = None
             merge_energy((self._run.outside if epoch is None else epoch).energy, energy)
             if epoch is None:
                 merge_energy(self._outside_energy.energy, energy)
@@ -152,9 +216,9 @@ class RunKeeper:
             self.save(self._outside_energy)
 
     def whole(self) -> EpochRecord:
-        """Return everything the run measured so far, without the open epoch."""
+        """Return everything the run measured so far, without the slice that is open."""
         with self.lock:
-            return self._sums.of(self._run)
+            return self._sums.of(self._run, self.open_epoch)
 
     def sum_up(self) -> None:
         """Add up the epochs that have ended, so that the end of a run does not have to. Called by the sampling thread."""
@@ -169,12 +233,11 @@ class RunKeeper:
         Later measurements do not change them, but for the energy of an epoch, which is known late.
         """
         with self.lock:
-            run, whole = self._run, self.whole()
-            begun = [] if epoch is None else [_copied(epoch)]
-            for part in begun:
-                whole.merge(part)
-            outside, hardware = _copied(run.outside), deepcopy(run.hardware)
-            return replace(run, epochs=[*run.epochs, *begun], outside=outside, hardware=hardware, notes=dict(run.notes)), whole
+            run, begun = self._run, [] if epoch is None else [epoch]
+            whole = self._sums.of(run, epoch)
+            copied = replace(run, outside=run.outside.copied(), hardware=deepcopy(run.hardware), notes=dict(run.notes))
+            copied.epochs, copied.slices = [*run.epochs, *begun], list(run.slices)
+            return copied, whole
 
     def snapshot(self, is_running: bool, yield_gil: Callable[[], None]) -> Any:
         """Return the sums of the run so far, for the gate. May be called from any thread.
@@ -203,13 +266,27 @@ class RunKeeper:
         if log is not None:
             self._faults.swallow("the run log could not be closed", log.close)
 
+    def _epoch(self, index: int | None) -> EpochRecord | None:
+        """Return the epoch with that number, which may be open."""
+        if index is not None and self.open_epoch is not None and self.open_epoch.index == index:
+            return self.open_epoch
+        position = self._position(index)
+        return None if position is None else self._run.epochs[position]
+
     def _position(self, index: int | None) -> int | None:
         """Return the position of a finished epoch; the latest one, if several have that number."""
         epochs = self._run.epochs
         return next((position for position in reversed(range(len(epochs))) if epochs[position].index == index), None)
 
 
-def _copied(part: EpochRecord) -> EpochRecord:
-    copied = replace(part, duration_ns=0, stages={}, phases={}, readings={}, cases=[], energy=deepcopy(part.energy))
-    copied.merge(part)
-    return copied
+def joined_slices(parts: list[EpochRecord]) -> list[EpochRecord]:
+    """Return the parts with neighbouring slices of one epoch joined, for a disk that has been full for long."""
+    joined: list[EpochRecord] = []
+    for part in parts:
+        before = joined[-1] if joined else None
+        if before is not None and None not in (before.slice, part.slice) and before.index == part.index:
+            before.merge(part)
+            before.slice = part.slice
+        else:
+            joined.append(part)
+    return joined

@@ -19,6 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from profiler.config.paths import crashes_path, runs_path
@@ -28,16 +29,19 @@ from profiler.hardware import PROBES, load_probe, module_of
 from profiler.hardware.sampler import Sampler
 from profiler.measure import clocks
 from profiler.measure.energy_meter import EnergyMeter
+from profiler.measure.open_step import open_step
 from profiler.measure.timer import Timer
 from profiler.records.faults import Faults, warn_once
 from profiler.records.plain_text import printable
 from profiler.records.run import UNREAD, EpochRecord, Run
 from profiler.records.vocabulary import Stage
 from profiler.sending.sender import Sending
+from profiler.sending.yielding import pause
 from profiler.session.keeper import RunKeeper
 from profiler.session.observation import Observation
 from profiler.session.overhead import hot_path_ns
 from profiler.session.rank_exchange import RankExchange
+from profiler.session.slices import SliceCutter
 from profiler.storage.crash_notes import forget_crashes
 from profiler.storage.run_log import prune
 
@@ -50,7 +54,6 @@ if TYPE_CHECKING:
 
 PROBE_MODULES = (*(module_of(name) for name in PROBES), "psutil", "pynvml")
 LOG_MODULES = ("filelock", "platformdirs")
-KEEP_NS = 60_000_000_000  # how often a service's calls are written to the log
 UNREAD_SHARE = 0.1  # of the phases; if the GPU time of more is unknown at the end, a note says so
 _live: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -86,16 +89,17 @@ class Session:
         self.timer = Timer(device)
         self.faults = Faults(self.run.note, is_logged=True)
         self.observation = Observation(self.timer, _Control(self))
-        self.epoch: EpochRecord | None = None  # the open one
         self._arguments = arguments
         self._live = live
         self._app: EmbeddingApp | None = None
-        self._keeper = RunKeeper(self.run, self.faults, self.refresh)
+        self._keeper = RunKeeper(self.run, self.faults, self.refresh, partial(open_step, self.timer), pause)
         self._meter = EnergyMeter(self.timer.edges, self._keeper.add_energy)
         self.sampler = Sampler(
             interval, prepare=self._prepare, load=lambda name: load_probe(name, device), energy=self._meter.add
         )
-        self.sampler.each_tick.append(self._keeper.sum_up)
+        self.slices = SliceCutter(self.timer, self.sampler, self._keeper, self._now)
+        self.timer.on_slice = self._close_slice
+        self.sampler.each_tick += [self._keeper.sum_up, self.slices.look]
         self.timer.edges.on_edge = self.sampler.nudge
         self.sending = Sending(self.run, self.resolve, exporter, self._snapshot, self.run.note)
         self._ranks = RankExchange(self.run, distributed, self.resolve)
@@ -103,10 +107,15 @@ class Session:
         self._names_epochs = False  # True if the loop says itself where its epochs begin
         self._began = 0
         self._end_lock = threading.RLock()
+        self._epoch_lock = threading.RLock()  # of threads that train beside each other, one tells the epochs
         self._is_ending = False
-        self._kept_at = clocks.host_clock()
 
     # ---- the run's life --------------------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> EpochRecord | None:
+        """The open epoch, with its slices that are closed."""
+        return self._keeper.open_epoch
 
     def start(self) -> None:
         """Begin the run. Do nothing if it is running.
@@ -122,7 +131,7 @@ class Session:
         resolved = self.resolve()
         self.faults.swallow("a part of the profiler could not be loaded", lambda: _load(resolved.settings.local))
         self.faults.swallow("nothing will be sent", lambda: self.sending.prepare(resolved))
-        self._began = clocks.host_clock()
+        self._began = self.timer.began_ns = clocks.host_clock()
         self.run.started_unix_ns = time.time_ns()
         self._ranks.find()
         for problem in resolved.problems:
@@ -132,6 +141,8 @@ class Session:
         if self.sending.begin(self._keeper.log_path):
             self.sampler.every = (resolved.settings.export_interval, self.export)
             self.sampler.each_tick.append(self.sending.consent)
+        self.sampler.look_s = self.slices.start(resolved.settings.slice_s)
+        self.timer.garbage.start()
         self.sampler.start()
         _live.add(self)
         atexit.register(self._at_exit)
@@ -149,17 +160,17 @@ class Session:
         """
         with self._end_lock:
             if self.state == "running" and not self._is_ending:
-                self._is_ending = True
+                self._is_ending = self.slices.is_ending = True
                 self._finish(state)
 
     def _finish(self, state: State) -> None:
         self.faults.swallow("hooks could not be removed", self.observation.remove)
+        self.timer.garbage.stop()
         self.end_epoch()
         self.timer.close_passes()
         self.state = "over"
         _live.discard(self)
-        tail = EpochRecord(None, started_ns=self._now())
-        self._collect(tail)
+        self.slices.collect()
         self.faults.swallow(
             "times of other ranks could not be read", lambda: self._keeper.save_all(self._ranks.gather(last=True))
         )
@@ -168,25 +179,22 @@ class Session:
         self._keeper.save_outside_energy()
         if self.timer.device_fault is not None:
             self.run.note(f"the GPU's clock failed: {self.timer.device_fault}")
-        self._collect(tail)  # the GPU has gone on meanwhile
+        self.slices.collect()  # the GPU has gone on meanwhile
+        tail = self.slices.close_tail()
         whole = self._keeper.whole()
-        whole.merge(tail)
         _note_unread(self.run, whole, self.timer.unread)
-        tail.readings = self.sampler.take()
         self.run.state = state
         self.run.overhead_ns = self.timer.overhead_ns + hot_path_ns(whole)
-        self._keeper.add_outside(tail)
+        self.refresh()
+        self._keeper.save(tail)
         self._send_last()
         self._keeper.close_log()
         atexit.unregister(self._at_exit)  # not before: the end of the interpreter waits for a thread that ends the run
 
     def record_so_far(self) -> tuple[Run, EpochRecord]:
-        """Return the run with its open epoch, and its sums; passes that are still open are in neither."""
-        epoch = self.epoch if self.state == "running" else None  # the loop's thread may end it meanwhile
-        if epoch is not None:
-            self._collect(epoch)
-            epoch.duration_ns = self._now() - epoch.started_ns
-        elif self.state == "running":
+        """Return the run with its open epoch, and its sums."""
+        epoch = self.slices.so_far() if self.state == "running" else None
+        if epoch is None and self.state == "running":
             self._keep_outside()
         if self.state == "running":
             self.refresh()
@@ -219,7 +227,8 @@ class Session:
         """Reset in a forked child: the run belongs to the parent, and everything here passes through unmeasured."""
         self.retire()
         atexit.unregister(self._at_exit)
-        self._end_lock = threading.RLock()
+        self._end_lock, self._epoch_lock = threading.RLock(), threading.RLock()
+        self.timer.garbage.stop()
         self.timer.forget_threads()
         self.observation.forget()
         self.sampler.forget_threads()
@@ -235,12 +244,15 @@ class Session:
     def begin_named_epoch(self, index: int | None = None) -> EpochRecord:
         """Begin an epoch that the loop names; None counts on. From now on no epoch is inferred."""
         self.expect_named_epochs()
-        return self._begin_epoch(len(self._indices) if index is None else index, inferred=False)
+        with self._epoch_lock:
+            return self._begin_epoch(len(self._indices) if index is None else index, inferred=False)
 
-    def begin_inferred_epoch(self, started: int | None = None) -> None:
+    def begin_inferred_epoch(self, started: int | None = None, *, is_first: bool = False) -> None:
         """Begin an epoch unless the loop names its own. See `RunControl.begin_inferred_epoch`."""
-        if self.state == "running" and not self._names_epochs:
-            self._begin_epoch(len(self._indices), inferred=True, started=started)
+        with self._epoch_lock:
+            is_begun = is_first and self.epoch is not None  # by another thread, a moment ago
+            if self.state == "running" and not self._names_epochs and not is_begun:
+                self._begin_epoch(len(self._indices), inferred=True, started=started)
 
     def begin_epoch_with_pass(self) -> None:
         """Begin an epoch with a training pass that is not nested in any pass, unless the loop names its epochs."""
@@ -263,15 +275,12 @@ class Session:
             return
         self.observation.epoch_ends()
         self.timer.close_passes(keep_undecided=keep_undecided)
-        epoch.duration_ns = max((self._now() if at is None else at) - epoch.started_ns, 0)
-        self._collect(epoch)
-        epoch.readings = self.sampler.take()
+        last = self.slices.close_last(self._now() if at is None else at)
         began = clocks.host_clock()
-        self.epoch = None
-        self._keeper.add_epoch(epoch)
         self.timer.enter_epoch(None, None if at is None else at + self._began)
         self.refresh()
-        self._keeper.save(epoch)
+        if last is not None:
+            self._keeper.save(last)
         self.faults.swallow("times could not be sent to other ranks", lambda: self._keeper.save_all(self._ranks.publish(epoch)))
         if self._live:
             line = f"{printable(self.run.name)}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n"
@@ -284,9 +293,9 @@ class Session:
             self._keep_outside()
 
     def after_call(self) -> None:
-        """Write a service's calls to the log every minute, because it may run for weeks."""
-        if self.epoch is None and clocks.host_clock() - self._kept_at > KEEP_NS:
-            self._keep_outside()
+        """Close a slice that is due: a service's calls are its steps."""
+        if self.timer.is_slice_due:
+            self._close_slice(clocks.host_clock())
 
     def add_cases(self, cases: list[CaseRecord]) -> None:
         """Add and write cases of a benchmark."""
@@ -304,25 +313,22 @@ class Session:
             index = next(free for free in itertools.count(len(self._indices)) if free not in self._indices)
         self._indices.add(index)
         self._keep_outside()
-        self.epoch = EpochRecord(index, started_ns=began, inferred=inferred)
+        epoch = EpochRecord(index, started_ns=began, inferred=inferred)
+        self.slices.begin_epoch(epoch, began)
         self.timer.enter_epoch(index, started)
-        return self.epoch
+        return epoch
 
     def _now(self) -> int:
         return clocks.host_clock() - self._began
 
-    def _collect(self, into: EpochRecord) -> None:
-        with self._keeper.lock:
-            late = self.timer.take(into, ended=self._is_ending)
-        for part in late:
-            self._keeper.add_late(part)
+    def _close_slice(self, at: int) -> None:
+        self.faults.swallow("a slice was not closed", lambda: self.slices.close_in_loop(at))
 
     def _keep_outside(self) -> None:
-        self._kept_at = clocks.host_clock()
-        part = EpochRecord(None, started_ns=self._now())
-        self._collect(part)
-        if not part.is_empty:
-            self._keeper.add_outside(part)
+        part = self.slices.close_outside()
+        if part is not None:
+            self.refresh()
+            self._keeper.save(part)
 
     def _prepare(self) -> None:
         """Write the log's first line in the sampling thread, which does the imports that writing needs."""
@@ -334,7 +340,9 @@ class Session:
             forget_crashes(crashes_path(), days)
 
     def _snapshot(self, yield_gil: Callable[[], None]) -> Any:
-        return self._keeper.snapshot(self.state == "running", yield_gil)
+        made = self._keeper.snapshot(self.state == "running", yield_gil)
+        self._keeper.write_slices()  # what is sent is on disk, too: a sum that is made from the log later is not lower
+        return made
 
     def export(self) -> None:
         """Export the run so far; called by the sampling thread every ``export_interval``."""

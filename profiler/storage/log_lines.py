@@ -15,12 +15,21 @@ MAX_LINE = 64 * 2**20
 FIRST_BLOCK = 2**16
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a log, one at a time: a log of days is large."""
+def lines(path: Path, upto: int | None = None) -> Iterator[bytes]:
+    """Yield the lines of a log, or of its first ``upto`` bytes, one at a time: a log of days is large."""
     with _opened(path) as file:
-        while line := file.readline(MAX_LINE):
+        left = MAX_BYTES if upto is None else upto
+        while left > 0 and (line := file.readline(min(MAX_LINE, left))):
+            left -= len(line)
             if line != b"\n":
                 yield line
+
+
+def lines_from(path: Path, begin: int) -> Iterator[bytes]:
+    """Yield the lines of a log from this byte on."""
+    with _opened(path) as file:
+        file.seek(begin)
+        yield from iter(lambda: file.readline(MAX_LINE), b"")
 
 
 def last_lines(path: Path) -> Iterator[bytes]:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from profiler.records.case import NUMBERS
 from profiler.records.histogram import NS
+from profiler.records.run import OpenStep
+from profiler.records.timing import SlowStep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,8 +74,47 @@ def _read_note(run: Run, at: Attributes, value: float) -> None:
     run.notes[at["what"]] = int(value)
 
 
+def _read_open_step(run: Run, at: Attributes, value: float) -> None:
+    run.open_step = OpenStep(
+        stage=at["epochmeter.stage"],
+        epoch=None if "epochmeter.epoch.index" not in at else int(at["epochmeter.epoch.index"]),
+        step=int(at["epochmeter.step.index"]),
+        phase=at["epochmeter.phase"],
+        step_ns=round(value * NS),
+        phase_ns=round(float(at["epochmeter.phase.open"]) * NS),
+        slowest_ns=round(float(at["epochmeter.step.longest"]) * NS),
+        length=None if "epochmeter.pass.length" not in at else int(at["epochmeter.pass.length"]),
+    )
+
+
+def _write_open_step(run: Run) -> Values:
+    step = run.open_step
+    if step is not None:
+        length = {} if step.length is None else {"epochmeter.pass.length": step.length}
+        at = {"epochmeter.stage": step.stage, "epochmeter.step.index": step.step, "epochmeter.phase": step.phase}
+        times = {"epochmeter.phase.open": step.phase_ns / NS, "epochmeter.step.longest": step.slowest_ns / NS}
+        yield step.step_ns / NS, {**at, **times, **length}
+
+
+def _read_slow_step(stage: StageRecord, at: Attributes, value: float) -> None:
+    names, times = at.get("epochmeter.step.phases", ()), at.get("epochmeter.step.phase_times", ())
+    phases = {str(name): round(float(spent) * NS) for name, spent in zip(names, times, strict=True)}
+    step, number, ended = (int(at[f"epochmeter.step.{key}"]) for key in ("index", "number", "ended"))
+    collected = round(float(at["epochmeter.step.collected"]) * NS)
+    stage.slowest.append(SlowStep(step, number, ended, round(value * NS), phases, collected, at["epochmeter.cold"] is True))
+
+
+def _write_slow_steps(stage: StageRecord) -> Values:
+    for step in stage.slowest:
+        numbers = {"epochmeter.step.index": step.step, "epochmeter.step.number": step.number}
+        times = {"epochmeter.step.ended": step.at_ns, "epochmeter.step.collected": step.collected_ns / NS}
+        names, spent = list(step.phases), [ns / NS for ns in step.phases.values()]
+        phases = {"epochmeter.step.phases": names, "epochmeter.step.phase_times": spent} if names else {}
+        yield step.duration_ns / NS, {**numbers, **times, "epochmeter.cold": step.is_first, **phases}
+
+
 def _read_epoch_time(part: EpochRecord, at: Attributes, value: float) -> None:
-    part.duration_ns = round(value * NS)
+    part.duration_ns += round(value * NS)
     part.inferred = at["epochmeter.epoch.inferred"]
 
 
@@ -222,6 +263,10 @@ ROWS = (
         *(lambda run: [(times, {"what": what}) for what, times in run.notes.items()], _read_note),
     ),
     MetricRow(
+        *("epochmeter.step.open", "s", "How long the step in progress has been going on.", "gauge", "run"),
+        *(_write_open_step, _read_open_step),
+    ),
+    MetricRow(
         *("epochmeter.epoch.time", "s", "Time spent in epochs.", "sum", "epoch"),
         *(_write_epoch_time, _read_epoch_time),
     ),
@@ -248,6 +293,10 @@ ROWS = (
     ),
     _timing_row(
         *("epochmeter.step.duration", "Duration of one step, its wait for data included.", "stage", lambda stage: stage.step)
+    ),
+    MetricRow(
+        *("epochmeter.step.slowest", "s", "Duration of one of the slowest steps.", "gauge", "stage"),
+        *(_write_slow_steps, _read_slow_step),
     ),
     _timing_row(
         *("epochmeter.inference.latency", "Duration of one inference step, without its wait for data.", "stage"),

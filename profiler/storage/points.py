@@ -33,8 +33,8 @@ SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE = "epochmeter"
 CUSTOM_PHASE = "custom"
 KNOWN_PHASES = frozenset(phase.value for phase in Phase)
-STAGE_ROWS = tuple(row for row in rows_of("stage") if row.name != "epochmeter.inference.batch_size")
-BATCH_ROWS = rows_of("stage", "epochmeter.inference.batch_size")  # local only
+LOCAL_ROWS = rows_of("stage", "epochmeter.inference.batch_size", "epochmeter.step.slowest")
+STAGE_ROWS = tuple(row for row in rows_of("stage") if row not in LOCAL_ROWS)
 SENT_ENERGY = ("epochmeter.gpu.energy.used", "epochmeter.gpu.energy.uncertain", "epochmeter.gpu.energy.metered")
 
 
@@ -55,7 +55,7 @@ def epoch_points(run: Run, part: EpochRecord) -> list[Point]:
     points = [*_written(rows_of("run"), run, {}), *_written(rows_of("epoch"), part, {})]
     points += _stage_points(part, _local_phases)
     for stage in part.stages.values():
-        points += _written(BATCH_ROWS, stage, {"epochmeter.stage": stage.stage})
+        points += _written(LOCAL_ROWS, stage, {"epochmeter.stage": stage.stage})
     for rank, stages in part.ranks.items():
         for name, of_rank in stages.items():
             at = {"epochmeter.stage": name, "epochmeter.distributed.rank": rank}
@@ -89,7 +89,7 @@ def summed_points(run: Run, sums: Sums, whole: EpochRecord, yield_gil: Callable[
         yield_gil: called between two pieces of work, so that other threads get their turn.
     """
     points = list(_written(rows_of("run", "epochmeter.run.duration", "epochmeter.run.overhead"), run, {}))
-    points.append(point_of("epochmeter.epoch.time", "sum", sums.epochs.sum_ns / NS, {}))
+    points.append(point_of("epochmeter.epoch.time", "sum", (sums.epochs.sum_ns + sums.open_ns) / NS, {}))
     points.append(point_of("epochmeter.epoch.count", "sum", sums.epochs.count, {}))
     if sums.epochs.count:
         points.append(point_of("epochmeter.epoch.duration", "histogram", sums.epochs, {}))
@@ -140,13 +140,15 @@ def exported_resource(run: Run) -> dict[str, Any]:
     return attributes
 
 
-def local_resource(run: Run) -> dict[str, Any]:
-    """Return the facts for the run log, with the name of the run and each GPU."""
+def local_resource(run: Run, number: int | None = None) -> dict[str, Any]:
+    """Return the facts for the run log, with the name of the run and each GPU, and the number of a line's slice."""
     local: dict[str, Any] = {
         "epochmeter.run.name": run.name,
         "epochmeter.run.state": run.state,
         "epochmeter.run.started": run.started_unix_ns,
     }
+    if number is not None:
+        local["epochmeter.run.slice"] = number
     for index, gpu in run.hardware.gpus.items():
         local.update({f"epochmeter.gpus.{index}.{key}": value for key, value in gpu.items()})
     if run.planned_epochs is not None:

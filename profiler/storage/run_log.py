@@ -1,15 +1,17 @@
 """The run log: a run's measurements on this machine, one OTLP JSON document a line.
 
 The format is that of the OpenTelemetry Collector's file exporter and ``otlpjsonfile`` receiver. The first line is written
-when the run starts. One line follows each epoch before the next begins, and the last one holds the run's end. A line cut
-off by a crash is skipped, so a process killed at any moment loses only its present epoch.
+when the run starts. One line follows each epoch before the next begins, and each slice of a long one. The last one holds
+the run's end. A line cut off by a crash is skipped, so a process killed at any moment loses only its present slice.
 
-The rule it keeps: each line is written by a single append, and never changed.
+The rule it keeps: each line is written by a single append. Only the slices of a long run are joined later (`compaction`),
+in a file that then takes the log's place as a whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -19,8 +21,10 @@ from pathlib import Path
 
 from profiler.config.folder import Folder, append_to
 from profiler.config.locks import hold, is_held
+from profiler.config.place import POSIX
 from profiler.records.histogram import NS
 from profiler.storage import otlp_json
+from profiler.storage.log_lines import lines_from
 from profiler.storage.points import epoch_attributes, epoch_points, local_resource
 
 TYPE_CHECKING = False
@@ -29,8 +33,9 @@ if TYPE_CHECKING:
 
 
 SUFFIX = ".otlp.jsonl"
+BESIDE = ".new"  # of a log that is being written anew
 LOG = re.compile(r".+\.otlp\.jsonl")  # a log may have been copied here under a name of the user's
-OWN = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]+\.otlp\.jsonl")  # only these are removed
+OWN = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]+\.otlp\.jsonl(\.new)?")  # only these are removed
 
 
 class RunLog:
@@ -51,6 +56,7 @@ class RunLog:
         self._descriptor: int | None = None
         self._identity: tuple[int, int] | None = None  # device and inode of the log
         self._is_locked = False
+        self._is_synced = True
 
     def append(self, run: Run, part: EpochRecord) -> None:
         """Write one line: the present state of the run, and the measurements of this part.
@@ -59,10 +65,16 @@ class RunLog:
             OSError: the folder or the disk refuses it.
         """
         descriptor = self._opened()
-        began, now = run.started_unix_ns + part.started_ns, run.started_unix_ns + run.duration_ns
-        content = otlp_json.request(local_resource(run), epoch_points(run, part), began, now, epoch_attributes(part))
-        data = (json.dumps(content, separators=(",", ":")) + "\n").encode("utf-8")
-        append_to(descriptor, data)  # not synced: the kernel keeps it when this process is killed
+        append_to(descriptor, line_of(run, part))  # the kernel keeps it when this process is killed
+        self._is_synced = False
+
+    def sync(self) -> None:
+        """Wait until the disk has what was written: that outlasts the machine's power. Never called by the loop."""
+        descriptor = None if self._is_synced else self._ours()
+        if descriptor is not None:
+            self._is_synced = True
+            with contextlib.suppress(OSError):  # the program has closed it meanwhile, or this kind of file has no disk
+                os.fsync(descriptor)
 
     def touch(self) -> None:
         """Note on the file that the run was alive now: an export said how long it has lasted, and no line of the log does."""
@@ -70,6 +82,52 @@ class RunLog:
         with contextlib.suppress(OSError, NotImplementedError, TypeError):  # not every system can, for a descriptor
             if descriptor is not None:
                 os.utime(descriptor)
+
+    def size(self) -> int:
+        """Return the length of the log in bytes, 0 while there is none."""
+        descriptor = self._ours()
+        return 0 if descriptor is None else os.fstat(descriptor).st_size
+
+    def open_beside(self) -> int:
+        """Return the descriptor of an empty file beside the log, into which it is written anew.
+
+        Raises:
+            OSError: the folder or the disk refuses it.
+        """
+        descriptor = self._folder.open_append(self.path.name + BESIDE)
+        os.ftruncate(descriptor, 0)
+        return descriptor
+
+    def drop_beside(self, descriptor: int) -> None:
+        """Remove that file."""
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        with contextlib.suppress(OSError):
+            self._folder.remove(self.path.name + BESIDE)
+
+    def continue_in(self, descriptor: int, written: int) -> None:
+        """Let that file take the log's place. Call it while nobody writes.
+
+        Args:
+            descriptor: of the file beside the log.
+            written: how many bytes of the log are in it, in their new form. The rest is added as it is.
+
+        Raises:
+            OSError: it cannot be; the log stays as it is.
+        """
+        old = self._ours()
+        if old is None or self.has_vanished():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+        for line in lines_from(self.path, written):
+            append_to(descriptor, line)
+        identity, is_locked = _identity(os.fstat(descriptor)), hold(descriptor)  # before it has the name: it is never free
+        if not POSIX:  # where an open file cannot be replaced, the next append opens it again
+            os.close(descriptor)
+            self.close()
+        self._folder.move(self.path.name + BESIDE, self._folder, self.path.name)
+        if POSIX:
+            os.close(old)
+            self._descriptor, self._identity, self._is_locked = descriptor, identity, is_locked
 
     def has_vanished(self) -> bool:
         """Return True if the log was removed, or another file stands in its place."""
@@ -102,6 +160,15 @@ class RunLog:
             if self._descriptor is not None and _identity(os.fstat(self._descriptor)) == self._identity:
                 return self._descriptor
         return None
+
+
+def line_of(run: Run, part: EpochRecord) -> bytes:
+    """Return the line of a part of a run."""
+    began = run.started_unix_ns + part.started_ns
+    has_times = part.duration_ns or part.slice is not None
+    ended = began + part.duration_ns if has_times else run.started_unix_ns + run.duration_ns
+    content = otlp_json.request(local_resource(run, part.slice), epoch_points(run, part), began, ended, epoch_attributes(part))
+    return (json.dumps(content, separators=(",", ":")) + "\n").encode("utf-8")
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

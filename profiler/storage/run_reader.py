@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from profiler.errors import ProfilerError, RunLogError, RunNotFoundError, did_you_mean
 from profiler.records.case import CaseRecord, add_cases, case_identity
-from profiler.records.energy import Energy
+from profiler.records.energy import Energy, merge_energy
 from profiler.records.histogram import NS, Histogram
 from profiler.records.reading_record import READING_PREFIX, ReadingRecord
 from profiler.records.readings import MetricSpec
 from profiler.records.run import FACT_NAMES, EpochRecord, Hardware, RankStage, Run, State
+from profiler.records.slices import add_slice, slice_of
 from profiler.records.timing import Timing
+from profiler.storage.checked_values import MAX_WHOLE, finite, of_type, one_of, whole_64, whole_upto
 from profiler.storage.log_lines import last_lines, lines
 from profiler.storage.metric_rows import BY_NAME, CASE_ENDS
 from profiler.storage.run_log import is_being_written, run_id, run_paths
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 APP_PREFIX = "epochmeter.app."
 OWN_PREFIXES = ("epochmeter.run.", "epochmeter.stage.", "epochmeter.rank.", "epochmeter.gpu.energy.", "epochmeter.bench.")
-MAX_WHOLE = 2**63 - 1
 MAX_TIME = 2**62  # ns since 1970, and of a run
 MAX_RANKS = 2**24
 MAX_BUCKETS = 1_024  # of a histogram; ours have 160 at most
@@ -81,25 +82,17 @@ def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
     Raises:
         RunLogError: the file cannot be read, or no line of it belongs to a run.
     """
-    run, known = _run_from(path, lines(path), yield_gil)
+    run, known = Run(id=run_id(path), name="", started_unix_ns=0), []
+    for line in lines(path):
+        yield_gil()
+        known.append(read_run_line(run, line))
     if not any(known):
         raise _no_run(path)
-    if None in known:  # what a spoilt line said before it was found to be spoilt must not stay
-        whole = (line for line, found in zip(lines(path), known, strict=False) if found)  # it may have grown meanwhile
-        run, _ = _run_from(path, whole, yield_gil)
     spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now
     if spoilt:
         run.note("unreadable line in the run log", spoilt)
     run.epochs.sort(key=lambda epoch: epoch.started_ns)
     return _with_true_state(run, path)
-
-
-def _run_from(path: Path, lines: Iterable[bytes], yield_gil: Callable[[], None]) -> tuple[Run, list[bool | None]]:
-    run, known = Run(id=run_id(path), name="", started_unix_ns=0), []
-    for line in lines:
-        yield_gil()
-        known.append(read_run_line(run, line))
-    return run, known
 
 
 @contextlib.contextmanager
@@ -143,11 +136,48 @@ def _with_true_state(run: Run, path: Path) -> Run:
 
 
 def read_run_line(run: Run, line: bytes) -> bool | None:
-    """Add a line to the run. Return True for a line of ours, False for one of another program, None for a spoilt one."""
+    """Add a line to the run. Return True for a line of ours, False for one of another program, None for a spoilt one.
+
+    A spoilt line adds nothing, also not what it says before it is found to be spoilt.
+    """
+    alone = Run(id=run.id, name="", started_unix_ns=0)
     try:
-        return _read_line(run, json.loads(line, parse_constant=_no_constant))
+        if not _read_line(alone, json.loads(line, parse_constant=_no_constant)):
+            return False
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StopIteration):
         return None
+    _add(run, alone)
+    return True
+
+
+def _add(run: Run, line: Run) -> None:
+    """Add what one line says to the run. The last line knows the run's state and facts best."""
+    latest = ("name", "state", "started_unix_ns", "planned_epochs", "rank", "world_size", "app", "hardware", "open_step")
+    for name in latest:
+        setattr(run, name, getattr(line, name))
+    run.duration_ns = max(run.duration_ns, line.duration_ns)
+    run.overhead_ns = run.overhead_ns if line.overhead_ns is None else line.overhead_ns
+    run.background_ns = run.background_ns if line.background_ns is None else line.background_ns
+    run.notes.update(line.notes)
+    for part in line.parts():
+        for stage in part.stages.values():
+            for slow in stage.slowest:
+                slow.epoch = part.index
+        if part.duration_ns or part.readings or (part.slice is not None and not part.is_empty):
+            add_slice(run.slices, slice_of(part))
+        _add_part(run, part)
+
+
+def _add_part(run: Run, part: EpochRecord) -> None:
+    known = run.outside if part.index is None else run.by_index.setdefault(part.index, part)
+    if known is part:
+        run.epochs.append(part)
+        return
+    known.merge(part)
+    known.inferred = known.inferred or part.inferred
+    merge_energy(known.energy, part.energy)
+    for rank, stages in part.ranks.items():
+        known.ranks.setdefault(rank, {}).update(stages)
 
 
 def _no_constant(word: str) -> float:
@@ -166,18 +196,21 @@ def _read_line(run: Run, document: Mapping[str, Any]) -> bool:
         if resource.get("service.name") != "epochmeter" or "epochmeter.run.name" not in resource:
             continue
         known = True
-        run.name = _of(str, resource["epochmeter.run.name"])
-        run.state = _one_of(get_args(State), resource["epochmeter.run.state"])
-        run.started_unix_ns = _whole(resource["epochmeter.run.started"], MAX_TIME)
-        run.planned_epochs = _whole(resource.get("epochmeter.run.planned_epochs"), MAX_WHOLE)
-        run.rank = _whole(resource.get("epochmeter.distributed.rank"), MAX_RANKS)
-        run.world_size = _whole(resource.get("epochmeter.distributed.world_size"), MAX_RANKS)
+        run.name = of_type(str, resource["epochmeter.run.name"])
+        run.state = one_of(get_args(State), resource["epochmeter.run.state"])
+        run.started_unix_ns = whole_upto(resource["epochmeter.run.started"], MAX_TIME)
+        run.planned_epochs = whole_upto(resource.get("epochmeter.run.planned_epochs"), MAX_WHOLE)
+        run.rank = whole_upto(resource.get("epochmeter.distributed.rank"), MAX_RANKS)
+        run.world_size = whole_upto(resource.get("epochmeter.distributed.world_size"), MAX_RANKS)
         run.app = {name.removeprefix(APP_PREFIX): value for name, value in resource.items() if name.startswith(APP_PREFIX)}
         run.hardware = _hardware(resource)
+        number = whole_upto(resource.get("epochmeter.run.slice"), MAX_WHOLE)
         for scope in resource_metrics["scopeMetrics"]:
             for metric in scope["metrics"]:
                 for kind, point in _points(metric):
                     _read_point(run, metric, kind, point)
+        for part in run.parts():
+            part.slice = number
     if not 0 <= run.duration_ns <= MAX_TIME:
         raise ValueError("a run cannot have lasted so long")
     return known
@@ -200,8 +233,13 @@ def _read_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[s
     if row is not None and row.scope == "run":
         row.read(run, at, _point_value(point))
         return
-    began = _int(point.get("startTimeUnixNano", run.started_unix_ns))
-    part = _part(run, _whole(at.pop("epochmeter.epoch.index", None), MAX_WHOLE), began)
+    began = whole_64(point.get("startTimeUnixNano", run.started_unix_ns))
+    part = _part(run, whole_upto(at.pop("epochmeter.epoch.index", None), MAX_WHOLE), began)
+    if part.index is None and "startTimeUnixNano" in point:
+        part.started_ns = began - run.started_unix_ns
+        part.duration_ns = max(whole_64(point.get("timeUnixNano", began)) - began, 0)
+        if part.duration_ns > MAX_TIME:
+            raise ValueError("a slice cannot have lasted so long")
     if row is None:
         _read_reading(part, metric, kind, at, point)
         return
@@ -218,10 +256,10 @@ def _checked(at: dict[str, Any]) -> dict[str, Any]:
     """
     for key, value in at.items():
         if key == "epochmeter.phase.parents":
-            for parent in _of(list, value):
-                _of(str, parent)
+            for parent in of_type(list, value):
+                of_type(str, parent)
         elif key in TEXTS:
-            _of(str, value)
+            of_type(str, value)
     return at
 
 
@@ -277,9 +315,13 @@ def _histogram(point: Mapping[str, Any]) -> Histogram:
         ValueError: it has no form that ours can have.
     """
     positive = point.get("positive", {})
-    scale, offset, zero_count = int(point.get("scale", 0)), _int(positive.get("offset", 0)), _int(point.get("zeroCount", 0))
-    numbers = [_int(count) for count in positive.get("bucketCounts", ())]
-    count = _int(point.get("count", 0))
+    scale, offset, zero_count = (
+        int(point.get("scale", 0)),
+        whole_64(positive.get("offset", 0)),
+        whole_64(point.get("zeroCount", 0)),
+    )
+    numbers = [whole_64(count) for count in positive.get("bucketCounts", ())]
+    count = whole_64(point.get("count", 0))
     highest = (abs(offset) + len(numbers)) * 2.0**-scale  # of a bucket, as a power of two
     if not -10 <= scale <= 20 or len(numbers) > MAX_BUCKETS or highest > MAX_POWER or min([*numbers, zero_count]) < 0:
         raise ValueError("a histogram is none of ours")
@@ -287,18 +329,18 @@ def _histogram(point: Mapping[str, Any]) -> Histogram:
         scale=scale,
         counts={offset + step: number for step, number in enumerate(numbers)},
         zero_count=zero_count,
-        sum_ns=round(_double(point.get("sum", 0.0)) * NS),
-        min_ns=None if count == 0 else round(_double(point.get("min", 0.0)) * NS),
-        max_ns=None if count == 0 else round(_double(point.get("max", 0.0)) * NS),
+        sum_ns=round(finite(point.get("sum", 0.0)) * NS),
+        min_ns=None if count == 0 else round(finite(point.get("min", 0.0)) * NS),
+        max_ns=None if count == 0 else round(finite(point.get("max", 0.0)) * NS),
     )
 
 
 def _read_reading(
     part: EpochRecord, metric: Mapping[str, Any], kind: str, at: dict[str, str], point: Mapping[str, Any]
 ) -> None:
-    name = _of(str, metric["name"]).removeprefix(READING_PREFIX)
+    name = of_type(str, metric["name"]).removeprefix(READING_PREFIX)
     for value in at.values():
-        _of(str, value)
+        of_type(str, value)
     kinds: dict[str, Kind] = {
         "gauge": "gauge",
         "counter": "counter",
@@ -309,11 +351,11 @@ def _read_reading(
     key = (name, tuple(sorted(at.items())))
     record = part.readings.get(key)
     if record is None:
-        unit, description = _of(str, metric.get("unit", "")), _of(str, metric.get("description", ""))
+        unit, description = of_type(str, metric.get("unit", "")), of_type(str, metric.get("description", ""))
         spec = MetricSpec(name, unit, kinds[kind], description)
         record = part.readings[key] = ReadingRecord(spec, at)
     if kind == "histogram":
-        count, (low, high, total) = _int(point["count"]), (_double(point[key]) for key in ("min", "max", "sum"))
+        count, (low, high, total) = whole_64(point["count"]), (finite(point[key]) for key in ("min", "max", "sum"))
         later = ReadingRecord(record.spec, at, count, low, high, total, record.last)
         record.merge(later)
     elif kind == "exponentialHistogram":
@@ -327,81 +369,22 @@ def _read_reading(
 
 
 def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
-    return {_of(str, entry["key"]): _value(entry["value"]) for entry in holder.get("attributes", ())}
+    return {of_type(str, entry["key"]): _value(entry["value"]) for entry in holder.get("attributes", ())}
 
 
 def _value(value: Mapping[str, Any]) -> Any:
     kind, content = next(iter(value.items()))
     if kind == "intValue":
-        return _int(content)
+        return whole_64(content)
     if kind == "doubleValue":
-        return _double(content)
+        return finite(content)
     if kind == "arrayValue":
         return [_value(entry) for entry in content.get("values", ())]
-    return _of({"stringValue": str, "boolValue": bool}[kind], content)
+    return of_type({"stringValue": str, "boolValue": bool}[kind], content)
 
 
 def _point_value(point: Mapping[str, Any]) -> float | int:
-    return _int(point["asInt"]) if "asInt" in point else _double(point["asDouble"])
-
-
-def _int(text: str | int) -> int:
-    """Return a whole number of 64 bits, which JSON holds as text.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if len(str(text)) > 20:
-        raise ValueError("a number is longer than 64 bits")
-    number = int(text)
-    if not -MAX_WHOLE <= number <= MAX_WHOLE:
-        raise ValueError("a number is longer than 64 bits")
-    return number
-
-
-def _double(value: Any) -> float:
-    """Return a number that every later step can work with.
-
-    Raises:
-        ValueError, TypeError: it is none, not finite, or beyond what can be measured.
-    """
-    number = float(value)
-    if not abs(number) <= MAX_WHOLE:
-        raise ValueError("a number is not finite, or too large")
-    return number
-
-
-def _whole(value: Any, most: int) -> Any:
-    """Return a whole number from 0 on, or None for None.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if value is not None and not (type(value) is int and 0 <= value <= most):
-        raise ValueError("an attribute is no such number")
-    return value
-
-
-def _of(kind: type[T], value: Any) -> T:
-    """Return a value of this type.
-
-    Raises:
-        TypeError: it is of another.
-    """
-    if not isinstance(value, kind):
-        raise TypeError("an attribute has another type")
-    return value
-
-
-def _one_of(words: tuple[Any, ...], value: Any) -> Any:
-    """Return one of these words.
-
-    Raises:
-        ValueError: it is another.
-    """
-    if value not in words:
-        raise ValueError("an attribute has no known value")
-    return value
+    return whole_64(point["asInt"]) if "asInt" in point else finite(point["asDouble"])
 
 
 def _hardware(resource: Mapping[str, Any]) -> Hardware:

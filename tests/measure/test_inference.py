@@ -15,9 +15,9 @@ import pytest
 from profiler import ArgumentTypeError, Profiler
 from profiler.config.paths import runs_path
 from profiler.measure.passes import SMALL_BUFFER_SIZE
-from profiler.session import session
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
+from support.processes import wait_for
 
 
 class Batch:
@@ -253,17 +253,34 @@ class TestThreads:
             predict(batch=Batch(5))
         assert inference(prof)["samples"] == 5
 
-    def test_a_service_is_on_disk_before_it_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(session, "KEEP_NS", 0)
-        prof = Profiler("service")
+    @pytest.mark.parametrize("by_other_thread", [False, True])
+    def test_a_service_is_on_disk_before_it_ends(self, by_other_thread: bool) -> None:
+        prof = Profiler("service", interval=0.02, settings={"slice_s": 0.1}).start()
         predict = prof.inference(lambda: None)
-        predict()
-        predict()
-        recorded = load(run_paths(runs_path())[0])
-        assert recorded.state == "running"
-        assert recorded.whole().stages["inference"].steps == 2
+
+        def call() -> None:
+            predict()
+            predict()
+
+        def kept() -> int:
+            wait_for(lambda: [path for path in run_paths(runs_path()) if path.stat().st_size])
+            stages = load(run_paths(runs_path())[0]).whole().stages
+            return stages["inference"].steps if "inference" in stages else 0
+
+        if by_other_thread:
+            thread = threading.Thread(target=call)
+            thread.start()
+            thread.join()
+        else:
+            call()
+        wait_for(lambda: prof.session.timer.is_slice_due or kept())
+        if not by_other_thread:
+            predict()  # the call during which the slice is due closes it
+        expected = 2 + (not by_other_thread)
+        wait_for(lambda: kept() == expected)
+        assert load(run_paths(runs_path())[0]).state == "running"
         prof.stop()
-        assert load(run_paths(runs_path())[0]).whole().stages["inference"].steps == 2
+        assert kept() == expected
 
     def test_after_the_run_calls_pass_through(self) -> None:
         prof = Profiler("over")

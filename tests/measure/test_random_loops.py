@@ -7,6 +7,7 @@ percentiles come from a histogram, which tells how far off they may be.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import random
 import sys
@@ -20,6 +21,7 @@ import pytest
 from profiler import Profiler
 from profiler.measure import clocks, hot_path
 from profiler.records.run import Run
+from profiler.records.timing import SLOWEST_KEPT
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
 from support.processes import python
@@ -69,8 +71,11 @@ class World:
         self.outside = StageAccount()
         self.frames = [Frame(self.outside)]
         self.passes = 0
+        self.is_sliced = False  # slices are due at any moment
 
     def work(self) -> None:
+        if self.is_sliced and self.random.random() < 0.3:
+            self.prof.session.timer.ask_for_slice()
         took = self.random.choice((1, 20, 300, 4_000)) * self.random.randint(1_000, 2_000)
         self.clock[0] += took
         self.frames[-1].clock += took
@@ -205,10 +210,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return time
 
 
-@pytest.mark.parametrize("seed", range(120))
-def test_two_accounts_are_equal(seed: int, clock: list[int], home: Any) -> None:
+@pytest.mark.parametrize("is_sliced", [False, True])
+@pytest.mark.parametrize("seed", range(80))
+def test_two_accounts_are_equal(seed: int, is_sliced: bool, clock: list[int], home: Any) -> None:
     with Profiler("random") as prof:
         world = World(seed, prof, clock)
+        world.is_sliced = is_sliced
         world.run()
     told = prof.summary.to_dict()
     check(world, told)
@@ -218,6 +225,15 @@ def test_two_accounts_are_equal(seed: int, clock: list[int], home: Any) -> None:
         stage = recorded.whole().stages[name]
         assert (stage.steps, stage.passes, stage.partial_passes) == (account.steps, account.passes, account.partial)
         assert stage.duration_ns == pytest.approx(account.duration, abs=2 * len(recorded.epochs) + 2)
+        in_slices = [cut.stages[name] for cut in recorded.slices if name in cut.stages]
+        assert sum(cut.duration_ns for cut in in_slices) == stage.duration_ns
+        assert sum(cut.steps for cut in in_slices) == account.steps
+        assert sum(cut.step_ns for cut in in_slices) == stage.step.total_ns
+        slowest = sorted(account.step_times, reverse=True)[:SLOWEST_KEPT]
+        assert sorted((slow.duration_ns for slow in stage.slowest), reverse=True) == pytest.approx(slowest, abs=1)
+    assert sum(epoch.duration_ns for epoch in recorded.epochs) <= recorded.duration_ns
+    for before, after in itertools.pairwise(recorded.slices):
+        assert before.ended_ns <= after.started_ns + 1
 
 
 INTERRUPTED = """
@@ -269,6 +285,8 @@ def test_interleaved_passes_count_no_moment_twice(seed: int, clock: list[int]) -
     with Profiler("interleaved") as prof:
         open_passes: list[Iterator[Any]] = []
         for _ in range(60):
+            if seed % 2 and rng.random() < 0.2:
+                prof.session.timer.ask_for_slice()
             if not open_passes or rng.random() < 0.15:
                 kind = rng.choice((prof.train, prof.validate, prof.infer))
                 open_passes.append(iter(kind(range(rng.randint(0, 6)))))

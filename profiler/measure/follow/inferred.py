@@ -94,7 +94,7 @@ class PassInference:
             if top is None or self._is_evaluation(top, module, trains):
                 self.end_step_without_optimizer(following)
                 if not self._control.has_epoch() and self._expects_training():
-                    self._control.begin_inferred_epoch(None)
+                    self._control.begin_inferred_epoch(None, is_first=True)
                 self._open(following, Stage.VAL, None)
         if following.passes:
             following.passes[-1].has_forward = True
@@ -108,7 +108,7 @@ class PassInference:
         top = following.top
         if top is None:
             if not self._control.has_epoch():
-                self._control.begin_inferred_epoch(None)
+                self._control.begin_inferred_epoch(None, is_first=True)
             self._open(following, Stage.TRAIN, None)
         elif top.stage is None:
             self._decide(following, top, Stage.TRAIN)
@@ -138,6 +138,8 @@ class PassInference:
         segment.handed_at = hot_path.now()
         if ends_step:
             _count_step(segment, segment.handed_at)
+            if self._timer.is_slice_due:
+                following.state.close_slice()
 
     def end_step_without_optimizer(self, following: ThreadFollowing) -> None:
         """End the step of a loop that changes its weights by hand: a forward after a backward begins a new step."""
@@ -157,6 +159,7 @@ class PassInference:
             if inferred.feed is None and not segment.closed and segment.tree.record.steps:
                 segment.tree.record.steps = segment.tree.step.n = 0
                 segment.tree.step.timing = Timing()
+                segment.tree.slow, segment.tree.top, segment.tree.limit = [], [], 0
                 segment.tree.begin_cold_again()
                 segment.step_started = segment.started
 
@@ -208,6 +211,7 @@ class PassInference:
     def _open(self, following: ThreadFollowing, stage: Stage | None, feed: LoaderFeed | None) -> None:
         self._on_change()
         inferred = InferredPass(self._timer.begin(stage), stage, feed)
+        inferred.segment.length = None if feed is None else feed.length
         following.passes.append(inferred)
         if feed is not None:
             feed.inferred = inferred
@@ -222,14 +226,14 @@ class PassInference:
         # An evaluation before the first training is a part of the first epoch.
         feed = inferred.feed
         if stage is Stage.VAL and not self._control.has_epoch() and self._expects_training():
-            self._begin_epoch(following, inferred)
+            self._begin_epoch(following, inferred, is_first=True)
         if feed is not None and stage is Stage.TRAIN:
             around = [p for p in following.passes if p is not inferred and self._is_around_training(following, p)]
             is_outermost = not any(p.stage is not None or p.has_forward for p in around)
             is_again = is_outermost and feed.key in self._trained_on and self._tells_epochs(following)
             if not self._control.has_epoch() or is_again:
                 self._trained_on.clear()
-                self._begin_epoch(following, inferred)
+                self._begin_epoch(following, inferred, is_first=not is_again)
             if self._tells_epochs(following):
                 self._trained_on.add(feed.key)
         inferred.segment.decide(stage)
@@ -259,9 +263,9 @@ class PassInference:
             self._leader = weakref.ref(following)
         return self._leader() is following
 
-    def _begin_epoch(self, following: ThreadFollowing, inferred: InferredPass) -> None:
+    def _begin_epoch(self, following: ThreadFollowing, inferred: InferredPass, *, is_first: bool) -> None:
         before = hot_path.now()
-        self._control.begin_inferred_epoch(inferred.segment.started)
+        self._control.begin_inferred_epoch(inferred.segment.started, is_first=is_first)
         following.state.pause(hot_path.now() - before)
         following.passes = [p for p in following.passes if not p.segment.closed]
 
@@ -299,8 +303,11 @@ def _count_step(segment: Segment, end: int) -> None:
     """Count a step of a pass without a loader. It lasted from the end of the previous step."""
     tree = segment.tree
     with segment.state.timer.lock:
-        tree.step.record(end - segment.step_started)
+        duration = end - segment.step_started
+        tree.step.record(duration)
         tree.record.steps += 1
+        if tree.stage is not None and duration > tree.limit:
+            tree.keep_slow(duration, end, is_first=tree.cold)
         segment.step_started = end
         if tree.cold:
             tree.end_cold()

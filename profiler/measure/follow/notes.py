@@ -21,10 +21,11 @@ class RunControl(Protocol):
         """Return True if anything is to be measured. The first call starts the run, if nobody else did."""
         ...
 
-    def begin_inferred_epoch(self, started: int | None) -> None:
+    def begin_inferred_epoch(self, started: int | None, *, is_first: bool) -> None:
         """Begin an epoch now, or (``started``, in the clock's ns) at the start of a pass whose stage is known only now.
 
-        Passes without a known stage go on in it. Nothing happens if the loop names its epochs itself.
+        Passes without a known stage go on in it. Nothing happens if the loop names its epochs itself, or (``is_first``) if
+        another thread has begun one meanwhile.
         """
         ...
 

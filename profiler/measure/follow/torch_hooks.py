@@ -24,10 +24,11 @@ from profiler.errors import ArgumentTypeError
 from profiler.measure.follow.phases import FORWARD
 from profiler.measure.follow.torch_calls import CALLS
 from profiler.measure.follow.torch_copies import PlacedHooks
-from profiler.measure.follow.torch_loaders import LoaderKeys, length
+from profiler.measure.follow.torch_loaders import LoaderKeys
 from profiler.measure.follow.torch_modules import HookedModule, find_torch, has_optimizer, has_parameters
 from profiler.measure.follow.torch_patches import PATCHES
 from profiler.measure.hot_path import phase_begins, phase_ends
+from profiler.measure.lengths import known_length
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class TorchHooks:
         """Report the begin of an iteration, and return the feed for its iterator."""
         try:
             is_persistent = bool(getattr(loader, "persistent_workers", False))
-            key, batches = self._keys.key(loader), length(loader)
+            key, batches = self._keys.key(loader), known_length(loader)
             return self.observer.loader_begins(key, batches=batches, one_iterator=is_persistent)
         except Exception as error:
             self.observer.fault(error)

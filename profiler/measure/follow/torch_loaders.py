@@ -7,8 +7,6 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from profiler.measure.follow.torch_modules import find_torch
-
 
 class _Known(NamedTuple):
     """A data set that was seen, without keeping it alive."""
@@ -58,17 +56,3 @@ def _life_of(data: Any, loader: Any) -> Callable[[], Any]:
 
 def _is_gone() -> None:
     return None
-
-
-def length(loader: Any) -> int | None:
-    """Return how many batches a loader will hand out, or None if it does not know, or if asking changes anything.
-
-    A loader over an iterable data set remembers that it was asked, and warns later if the length was wrong.
-    """
-    torch: Any = find_torch()
-    if not isinstance(loader, torch.utils.data.DataLoader) or isinstance(loader.dataset, torch.utils.data.IterableDataset):
-        return None
-    try:
-        return len(loader) or None
-    except Exception:  # the program's own sampler
-        return None

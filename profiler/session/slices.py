@@ -1,0 +1,156 @@
+"""Cut a run into slices, so that a killed run loses at most some seconds, and a sum at a collector moves meanwhile.
+
+The sampling thread says that a slice is due. The loop closes it between two steps (`Timer.on_slice`), and the sampling
+thread writes it. If no step ends, or no loop is there, the sampling thread closes what it can: readings, and the times of
+other threads. Those pieces have the same number as the slice in which the long step ends.
+
+The rule it keeps: an epoch is the sum of its slices, because nothing is added to it in another way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from profiler.records.run import EpochRecord
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.hardware.sampler import Sampler
+    from profiler.measure.timer import Timer
+    from profiler.session.keeper import RunKeeper
+
+
+LOOKS = 4  # in the time of a slice, so that a slice that is due is closed and written within it
+MAX_LOOK_S = 1.0
+
+
+class SliceCutter:
+    """The open epoch of a run, and the slice that is open in it or outside epochs.
+
+    Args:
+        timer: gives the times.
+        sampler: gives the readings.
+        keeper: takes the slices.
+        now: returns the time (ns) since the run's start.
+    """
+
+    def __init__(self, timer: Timer, sampler: Sampler, keeper: RunKeeper, now: Callable[[], int]) -> None:
+        self._timer = timer
+        self._sampler = sampler
+        self._keeper = keeper
+        self._now = now
+        self._slice_ns = 0
+        self._look_ns = 0
+        self.is_ending = False  # the loop's own thread measures nothing any more
+        self._number = 0
+        self._is_cut = False  # the epoch has a slice on disk already
+        self._part = EpochRecord(None)  # the open slice
+
+    def start(self, slice_s: float) -> float:
+        """Begin with the run. Return how often (s) `look` is to be called."""
+        look_s = min(slice_s / LOOKS, MAX_LOOK_S)
+        self._slice_ns, self._look_ns = round(slice_s * 1e9), round(look_s * 1e9)
+        return look_s
+
+    def begin_epoch(self, epoch: EpochRecord | None, at: int) -> None:
+        """Begin an epoch, or what follows one (None), at this moment (ns since the run's start)."""
+        with self._keeper.lock:
+            if not self._part.is_empty:  # another thread has measured something meanwhile, which belongs before the epoch
+                self._keeper.save_later(self._close(at, with_readings=False))
+            self._keeper.open_epoch = epoch
+            self._is_cut = False
+            self._part = EpochRecord(None if epoch is None else epoch.index, started_ns=at)
+
+    def collect(self, slice_end: int | None = None) -> None:
+        """Move what the timer has measured into the open slice; ``slice_end`` is that of `Timer.take`."""
+        with self._keeper.lock:
+            late = self._timer.take(self._part, ended=self.is_ending, slice_end=slice_end)
+        for part in late:
+            self._keeper.add_late(part)
+
+    def so_far(self) -> EpochRecord | None:
+        """Return a copy of the open epoch up to now, or None outside epochs."""
+        self.collect(self._timer.began_ns + self._now())
+        with self._keeper.lock:
+            epoch = self._keeper.open_epoch
+            if epoch is None:
+                return None
+            copied = epoch.copied()
+            copied.merge(self._part)
+            copied.duration_ns = self._now() - epoch.started_ns
+        return copied
+
+    def close_last(self, at: int) -> EpochRecord | None:
+        """Close the last slice of the open epoch, and return what is to be written: the whole epoch if it has no other."""
+        self.collect()
+        with self._keeper.lock:
+            epoch, is_whole = self._keeper.open_epoch, not self._is_cut
+            if epoch is None:
+                return None
+            if is_whole:
+                epoch.stages, epoch.phases, epoch.readings = self._part.stages, self._part.phases, self._sampler.take()
+                epoch.duration_ns = max(at - epoch.started_ns, 0)
+                self._keeper.add_to_timeline(epoch)
+                self._part = EpochRecord(epoch.index, started_ns=at)
+            part = epoch if is_whole else self._close(at)
+            part.inferred = epoch.inferred
+            self._keeper.add_epoch(epoch)
+            self.begin_epoch(None, at)
+        self._timer.is_slice_due = False
+        return part
+
+    def close_outside(self) -> EpochRecord | None:
+        """Close the slice outside epochs, and return it, or None if it is empty."""
+        self.collect()
+        self._timer.is_slice_due = False
+        with self._keeper.lock:
+            is_empty = self._part.is_empty
+            part = self._close(self._now(), with_readings=False)
+        return None if is_empty else part
+
+    def close_tail(self) -> EpochRecord:
+        """Close the last slice of the run, with the last readings."""
+        with self._keeper.lock:
+            return self._close(self._now())
+
+    def close_in_loop(self, at: int) -> None:
+        """Close the slice that is due at this moment (host's clock), between two steps. The sampling thread writes it."""
+        self._timer.is_slice_due = False
+        self._close_at(at - self._timer.began_ns, is_piece=False)
+
+    def look(self) -> None:
+        """Say that a slice is due, or close what the loop does not; called by the sampling thread.
+
+        What the loop's own thread has measured stays due: only that thread can take it.
+        """
+        age = self._now() - self._part.started_ns
+        is_looping = bool(self._timer.owner.segments)
+        if age + 2 * self._look_ns >= self._slice_ns:
+            self._timer.ask_for_slice()
+        if age + (0 if is_looping else self._look_ns) >= self._slice_ns:
+            self._close_at(self._now(), is_piece=is_looping)
+        self._keeper.write_slices()
+
+    def _close_at(self, at: int, *, is_piece: bool) -> None:
+        collected = self._part
+        self.collect(self._timer.began_ns + at)
+        with self._keeper.lock:
+            if self._part is not collected:  # the epoch ended meanwhile
+                return
+            part = self._close(at, is_piece=is_piece)
+            epoch = self._keeper.open_epoch
+            part.inferred = epoch is not None and epoch.inferred
+        self._keeper.save_later(part)
+
+    def _close(self, at: int, *, with_readings: bool = True, is_piece: bool = False) -> EpochRecord:
+        """Close the open slice, add it to its epoch or to the run, and begin the next one; under the keeper's lock."""
+        part = self._part
+        part.duration_ns = max(at - part.started_ns, 0)
+        part.slice = self._number
+        if with_readings:
+            part.readings = self._sampler.take()
+        self._keeper.add_slice(part)
+        self._is_cut = True
+        self._number += not is_piece
+        self._part = EpochRecord(part.index, started_ns=at)
+        return part
