@@ -193,11 +193,12 @@ class Session:
 
     def record_so_far(self) -> tuple[Run, EpochRecord]:
         """Return the run with its open epoch, and its sums."""
-        epoch = self.slices.so_far() if self.state == "running" else None
-        if epoch is None and self.state == "running":
+        if self.state != "running":
+            return self._keeper.so_far(None)
+        epoch = self.slices.so_far()
+        if epoch is None:
             self._keep_outside()
-        if self.state == "running":
-            self.refresh()
+        self.refresh()
         return self._keeper.so_far(epoch)
 
     def belongs_to(self, app: EmbeddingApp, facts: Mapping[str, str]) -> None:
