@@ -202,7 +202,12 @@ class HotPass:
     def begin_wait(self) -> None:
         """End the step and begin the wait for the next batch, with one reading of the clock for both."""
         state, tree = self.state, self.tree
-        if not (self.in_step and state.is_owner and state.current is tree.root) or tree.is_special:
+        if (
+            not (self.in_step and state.is_owner and state.current is tree.root)
+            or tree.cold
+            or tree.pending
+            or tree.is_inference
+        ):
             if self.in_step:
                 self.end_step()
             self.wait.__enter__()
@@ -228,7 +233,7 @@ class HotPass:
         """End the wait and begin the step. Return False if the epoch, and with it this pass, ended during the wait."""
         end = now()
         state, tree, wait = self.state, self.tree, self.wait
-        if not (state.is_owner and state.current is wait) or wait.shared or tree.is_special:
+        if not (state.is_owner and state.current is wait) or wait.shared or tree.cold or tree.pending or tree.is_inference:
             wait.__exit__()
             return self.begin_step(size(item))
         try:

@@ -97,8 +97,8 @@ class Session:
         self.sampler = Sampler(
             interval, prepare=self._prepare, load=lambda name: load_probe(name, device), energy=self._meter.add
         )
-        self.slices = SliceCutter(self.timer, self.sampler, self._keeper, self._now)
-        self.timer.on_slice = self._close_slice
+        self.slices = SliceCutter(self.timer, self.sampler, self._keeper, self._now, self.faults)
+        self.timer.on_slice = self.slices.close_in_loop
         self.sampler.each_tick += [self._keeper.sum_up, self.slices.look]
         self.timer.edges.on_edge = self.sampler.nudge
         self.sending = Sending(self.run, self.resolve, exporter, self._snapshot, self.run.note)
@@ -296,7 +296,7 @@ class Session:
     def after_call(self) -> None:
         """Close a slice that is due: a service's calls are its steps."""
         if self.timer.is_slice_due:
-            self._close_slice(clocks.host_clock())
+            self.slices.close_in_loop(clocks.host_clock())
 
     def add_cases(self, cases: list[CaseRecord]) -> None:
         """Add and write cases of a benchmark."""
@@ -321,9 +321,6 @@ class Session:
 
     def _now(self) -> int:
         return clocks.host_clock() - self._began
-
-    def _close_slice(self, at: int) -> None:
-        self.faults.swallow("a slice was not closed", lambda: self.slices.close_in_loop(at))
 
     def _keep_outside(self) -> None:
         part = self.slices.close_outside()
