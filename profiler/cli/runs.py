@@ -49,7 +49,7 @@ def runs(as_json: AsJson = False) -> None:
 
 def _row(path: Any) -> dict[str, Any] | None:
     from profiler.errors import RunLogError
-    from profiler.report.document import rfc3339
+    from profiler.report.when import rfc3339
     from profiler.storage.run_reader import outline
 
     try:

@@ -45,11 +45,6 @@ class Accumulator:
         self._counters: dict[ReadingKey, Number] = {}
         self._fell_at: dict[ReadingKey, float] = {}  # counters that are lower than before, since when
 
-    @property
-    def has_readings(self) -> bool:
-        """True if there are readings to take."""
-        return bool(self._readings)
-
     def take(self) -> Readings:
         """Remove and return the readings since the last call."""
         with self._lock:

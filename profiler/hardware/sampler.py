@@ -150,14 +150,13 @@ class Sampler:
         if self._quick.thread is not None:
             self._quick.thread.join(timeout)
 
+    def add_reading(self, name: str, reading: Reading) -> None:
+        """Add a reading that is no probe's; before the start."""
+        self._quick.rows.append(_ReadingRow(name, reading))
+
     def nudge(self) -> None:
         """Read the energy counters soon, because something begins or ends."""
         self._drivers.wake.set()
-
-    @property
-    def has_readings(self) -> bool:
-        """True if there are readings to take."""
-        return self._accumulator.has_readings
 
     def take(self) -> Readings:
         """Remove and return the readings since the last call."""

@@ -8,10 +8,16 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections import deque
+from collections.abc import Iterator
 
 from profiler.measure import hot_path
+from profiler.records.histogram import NS
+from profiler.records.readings import MetricSpec, Reading, Sample
 
 GENERATIONS = 3
+BY_GENERATION = tuple({"cpython.gc.generation": str(generation)} for generation in range(GENERATIONS))
+COLLECTIONS = MetricSpec("cpython.gc.collections", "{collection}", "counter", "Garbage collections, by generation.")
+COLLECTED = MetricSpec("epochmeter.gc.time", "s", "counter", "Time for which they stopped the program.")
 NOTABLE_NS = 100_000  # shorter ones are counted, and explain no slow step
 KEPT = 64
 
@@ -42,6 +48,16 @@ class GarbageWatch:
     def since(self, moment: int) -> int:
         """Return how long (ns) notable collections have taken since a moment on the host's clock."""
         return sum(spent for began, spent in self._recent.copy() if began >= moment)
+
+    def reading(self) -> Reading:
+        """Return the collections as a row for the sampler."""
+
+        def read() -> Iterator[Sample]:
+            for generation, attributes in enumerate(BY_GENERATION):
+                yield Sample(COLLECTIONS, self.counts[generation], attributes)
+                yield Sample(COLLECTED, self.spent_ns[generation] / NS, attributes)
+
+        return Reading((COLLECTIONS, COLLECTED), read)
 
     def _called(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":

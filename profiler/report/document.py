@@ -6,7 +6,6 @@ The rule it keeps: a value that was not measured is left out. It is neither 0 no
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
 from typing import Any
 
 from profiler.records.case import CaseRecord, rates, shares
@@ -17,6 +16,7 @@ from profiler.records.run import EpochRecord, Run
 from profiler.records.timing import Path, StageRecord, Timing
 from profiler.report.stragglers import rank_table
 from profiler.report.verdict import judge
+from profiler.report.when import growing, recurring, rfc3339, slow_part, slowest, timeline
 
 SCHEMA = 1
 METERED_SHARE = 0.9  # of the time: less is said
@@ -50,6 +50,7 @@ def document(run: Run, whole: EpochRecord | None = None, *, with_epochs: bool = 
         result["bench"] = {"cases": [bench_case(case) for case in sorted(whole.cases, key=_suite_order)]}
     if run.overhead_ns is not None:
         result["overhead"] = _overhead(run, run.overhead_ns)
+    result.update({key: value for key, value in _when(run, whole).items() if value})
     gathered = rank_table(run)
     if gathered:
         result["ranks"] = gathered
@@ -58,14 +59,21 @@ def document(run: Run, whole: EpochRecord | None = None, *, with_epochs: bool = 
     return result
 
 
+def _when(run: Run, whole: EpochRecord) -> dict[str, Any]:
+    """Return what the run shows of when things happened."""
+    rhythms = {name: recurring(stage) for name, stage in whole.stages.items()}
+    return {
+        "timeline": timeline(run),
+        "slowest": {name: slowest(run, stage) for name, stage in whole.stages.items() if stage.slowest},
+        "recurring": {name: rhythm for name, rhythm in rhythms.items() if rhythm},
+        "slow_part": slow_part(run),
+        "growing": growing(run),
+    }
+
+
 def epochs(run: Run) -> list[dict[str, Any]]:
     """Return the epochs of a run, in their order."""
     return [_epoch(run, epoch) for epoch in run.epochs]
-
-
-def rfc3339(unix_ns: int) -> str:
-    """Return wall-clock time in UTC, to the millisecond."""
-    return datetime.fromtimestamp(unix_ns / NS, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _run(run: Run) -> dict[str, Any]:

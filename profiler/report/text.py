@@ -17,6 +17,7 @@ from profiler.records.run import Run
 from profiler.report.bench import tables
 from profiler.report.document import document
 from profiler.report.layout import duration, new_table
+from profiler.report.when_text import when_lines, when_table
 
 MAX_EPOCH_ROWS = 24
 WIDTH = 100
@@ -37,9 +38,10 @@ def renderable(run: Run) -> RenderableType:
     parts: list[RenderableType] = [_title(data)]
     if data["epochs"]:
         parts.append(_epochs(data))
+    parts += when_table(run)
     parts += [_phases(name, stage) for name, stage in data["stages"].items()]
     parts += tables(data.get("bench", {}).get("cases", ()))
-    parts += [*_batch_sizes(data), *_device(data), *_ranks(data), *_gpus(data), *_lines(data)]
+    parts += [*_batch_sizes(data), *_device(data), *_ranks(data), *_gpus(data), *when_lines(data), *_lines(data)]
     return Group(*parts)
 
 

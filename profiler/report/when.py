@@ -56,6 +56,11 @@ def timeline(run: Run) -> list[dict[str, Any]]:
     slices = [one for one in run.slices if one.duration_ns or one.stages]
     if len(slices) > MOST_SLICES:
         slices = joined(slices, MOST_SLICES)
+    return timeline_of(run, slices)
+
+
+def timeline_of(run: Run, slices: list[Slice]) -> list[dict[str, Any]]:
+    """Return these slices as they stand in a document."""
     return [_slice(run, one) for one in slices]
 
 

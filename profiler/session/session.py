@@ -99,6 +99,7 @@ class Session:
         )
         self.slices = SliceCutter(self.timer, self.sampler, self._keeper, self._now, self.faults)
         self.timer.on_slice = self.slices.close_in_loop
+        self.sampler.add_reading("garbage", self.timer.garbage.reading())
         self.sampler.each_tick += [self._keeper.sum_up, self.slices.look]
         self.timer.edges.on_edge = self.sampler.nudge
         self.sending = Sending(self.run, self.resolve, exporter, self._snapshot, self.run.note)

@@ -75,7 +75,7 @@ def test_what_is_saved_is_what_the_summary_says(home: Path) -> None:
             for _ in prof.train(range(30)):
                 with prof.phase("mine"), prof.phase(Phase.LOSS):
                     pass
-        wait_for(lambda: prof.session.sampler.has_readings)
+        wait_for_ticks(prof)
         time.sleep(0.1)  # a share of CPU time is of 50 ms at least
     told, kept = prof.summary.to_dict(), saved(home)
     assert told == json.loads(json.dumps(kept))
