@@ -107,9 +107,7 @@ class SliceCutter:
         self.collect()
         self._timer.is_slice_due = False
         with self._keeper.lock:
-            is_empty = self._part.is_empty
-            part = self._close(self._now(), with_readings=False)
-        return None if is_empty else part
+            return None if self._part.is_empty else self._close(self._now(), with_readings=False)
 
     def close_tail(self) -> EpochRecord:
         """Close the last slice of the run, with the last readings."""
