@@ -181,6 +181,11 @@ METRICS = (
         )
     ),
     ListedMetric(
+        *("epochmeter.step.stalled", "gauge", "s", "Whether a run hangs, and in which part of a step."),
+        attributes={**STAGE, "epochmeter.phase": Words(PHASES)},
+        optional=("epochmeter.phase",),
+    ),
+    ListedMetric(
         *("epochmeter.phase.device_duration", "histogram", "s", "The same on the GPU's clock."),
         attributes={name: rule for name, rule in PHASE.items() if name != "epochmeter.cold"},
         optional=OUTSIDE_STAGES,

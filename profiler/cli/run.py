@@ -22,6 +22,7 @@ def run(
     arguments: Annotated[list[str] | None, typer.Argument(metavar="[ARGS]...", help="Its own arguments.")] = None,
     module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module's name, as for python -m.")] = False,
     name: Annotated[str | None, typer.Option("--name", help="What to call the run; by default as the script.")] = None,
+    live: Annotated[bool, typer.Option("--live", help="Write a line on stderr every ten seconds or so.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no report at the end.")] = False,
 ) -> None:
     """Run a training script unchanged and show where its time went. Its output, exit code and signals are its own."""
@@ -36,7 +37,7 @@ def run(
         Profiler(name)  # says what is wrong with it
     resolve()
     command = _command(target, arguments or [], module)
-    environment = environment_for_run({"name": name, "quiet": quiet})
+    environment = environment_for_run({"name": name, "quiet": quiet, "live": live})
     if sys.platform == "win32":  # where a process cannot take another's place
         raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)  # noqa: S603
     sys.stdout.flush()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from profiler.cli.options import AsJson
 from profiler.cli.output import complain, say
 from profiler.records.plain_text import printable_in
+
+LONGEST = 24  # letters of a name
 
 
 def runs(as_json: AsJson = False) -> None:
@@ -36,19 +35,47 @@ def runs(as_json: AsJson = False) -> None:
     if not rows:
         say("no run has been recorded on this machine yet; 'epochmeter demo' records one", err=True)
         return
-    table = Table("id", "name", "rank", "state", "started", "duration", box=box.SIMPLE_HEAD, show_edge=False)
+    for line in _table(list(map(printable_in, rows))):
+        say(line)
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the list. A table of rich takes seconds for thousands of runs."""
     from profiler.report.layout import duration
 
-    for row in map(printable_in, rows):
-        rank = f"{row['rank']} of {row['world_size']}" if "rank" in row else ""
-        table.add_row(
-            row["id"], escape(row["name"]), rank, escape(row["state"]), row.get("started", ""), duration(row["duration_s"])
+    is_ranked = any("rank" in row for row in rows)
+    heads = ("id", "name", *(["rank"] if is_ranked else []), "state", "started", "duration")
+    cells = [
+        (
+            row["id"],
+            _short(row["name"]),
+            *([f"{row['rank']} of {row['world_size']}" if "rank" in row else ""] if is_ranked else []),
+            row["state"] if "stalled" not in row else f"stalled in {_short(row['stalled'].get('phase', 'no phase'))}",
+            row.get("started", "")[:19].replace("T", " "),
+            duration(row["duration_s"]),
         )
-    Console().print(table)
+        for row in rows
+    ]
+    widths = [max(_width(cell[column]) for cell in (heads, *cells)) for column in range(len(heads))]
+    for cell in (heads, *cells):
+        yield "  ".join(text + " " * (width - _width(text)) for text, width in zip(cell, widths, strict=True)).rstrip()
+
+
+def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _row(path: Any) -> dict[str, Any] | None:
     from profiler.errors import RunLogError
+    from profiler.report.progress import stalled
     from profiler.report.when import rfc3339
     from profiler.storage.run_reader import outline
 
@@ -57,6 +84,7 @@ def _row(path: Any) -> dict[str, Any] | None:
     except RunLogError as error:
         complain(error)
         return None
+    hangs = stalled(run)
     ranked = {} if run.rank is None else {"rank": run.rank, "world_size": run.world_size}
     return {
         "id": run.id,
@@ -65,4 +93,5 @@ def _row(path: Any) -> dict[str, Any] | None:
         "started": rfc3339(run.started_unix_ns),
         "duration_s": run.duration_ns / 1e9,
         **ranked,
+        **({} if hangs is None else {"stalled": hangs}),
     }

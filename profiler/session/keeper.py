@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.energy import Energies
     from profiler.records.faults import Faults
-    from profiler.records.run import OpenStep, Run
+    from profiler.records.run import Run
 
 
 AT_ONCE = 16  # epochs added up before the loop gets its turn
@@ -40,7 +40,6 @@ class RunKeeper:
         run: the record.
         faults: counts a log that cannot be written.
         refresh: brings the run's duration, facts and notes up to date.
-        open_step: returns where the loop is.
         yield_gil: called by the sampling thread between two pieces of work, so that the loop gets its turn.
     """
 
@@ -49,17 +48,16 @@ class RunKeeper:
         run: Run,
         faults: Faults,
         refresh: Callable[[], None],
-        open_step: Callable[[], OpenStep | None],
         yield_gil: Callable[[], None],
     ) -> None:
         self._run = run
         self._faults = faults
         self._refresh = refresh
-        self._open_step = open_step
         self._yield_gil = yield_gil
         self._log: RunLog | None = None
         self._compaction: Compaction | None = None
         self.open_epoch: EpochRecord | None = None  # the sum of its slices that are closed
+        self.on_slices: Callable[[], None] = lambda: None  # called when slices have been written
         self._unsaved: list[EpochRecord] = []
         self._slices: deque[EpochRecord] = deque()  # closed by the loop, to be written by the sampling thread
         self._sums = Sums()
@@ -106,8 +104,8 @@ class RunKeeper:
         """Write the slices that wait, and see to it that they outlast the machine's power; called by the sampling thread."""
         if self._slices:
             self._refresh()
-            self._run.open_step = self._open_step()
             self._write()
+            self.on_slices()
             self._look_after_log()
 
     def _look_after_log(self) -> None:

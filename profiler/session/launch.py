@@ -34,12 +34,12 @@ def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
     Args:
         kind: "script" or "module".
         target: its path or name.
-        request: ``name`` (None: the script's) and ``quiet``.
+        request: ``name`` (None: the script's), ``quiet`` and ``live``.
     """
     from profiler.session.profiler import Profiler  # the command asks this module, too, and has no need of that one
 
     try:
-        prof = Profiler(request["name"] or name_of(kind, target))
+        prof = Profiler(request["name"] or name_of(kind, target), live=bool(request["live"]))
         atexit.register(_show, prof, os.getpid(), bool(request["quiet"]))  # runs after the session's own, which ends it
         prof.start()
     except ProfilerError as error:

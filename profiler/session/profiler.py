@@ -55,7 +55,7 @@ class Profiler:
         device: "cuda", "cuda:0" or "cpu"; None for the device that torch uses.
         distributed: "auto": every rank of a torch.distributed run records a run of its own, and the first one also
             the times of the other ranks' epochs. False: ranks know nothing of each other.
-        live: write one line to stderr after each epoch.
+        live: write one line to stderr after each epoch, and about every ten seconds within one (the setting `slice_s`).
 
     Attributes:
         session: the inner run, for adapters and tools of this project.

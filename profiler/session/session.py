@@ -19,7 +19,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 from profiler.config.paths import crashes_path, runs_path
@@ -32,12 +31,12 @@ from profiler.measure.energy_meter import EnergyMeter
 from profiler.measure.open_step import open_step
 from profiler.measure.timer import Timer
 from profiler.records.faults import Faults, warn_once
-from profiler.records.plain_text import printable
 from profiler.records.run import UNREAD, EpochRecord, Run
 from profiler.records.vocabulary import Stage
 from profiler.sending.sender import Sending
 from profiler.sending.yielding import pause
 from profiler.session.keeper import RunKeeper
+from profiler.session.live import LiveLines
 from profiler.session.observation import Observation
 from profiler.session.overhead import hot_path_ns
 from profiler.session.rank_exchange import RankExchange
@@ -69,7 +68,7 @@ class Session:
         interval: seconds between two readings of the hardware.
         device: "cuda", "cuda:0", "cpu" and so on; None to use torch's device.
         distributed: ranks exchange the times of their epochs.
-        live: write one line to stderr after each epoch.
+        live: write one line to stderr after each slice and each epoch.
     """
 
     def __init__(
@@ -90,15 +89,17 @@ class Session:
         self.faults = Faults(self.run.note, is_logged=True)
         self.observation = Observation(self.timer, _Control(self))
         self._arguments = arguments
-        self._live = live
+        self._live = LiveLines(self.run, self.faults) if live else None
         self._app: EmbeddingApp | None = None
-        self._keeper = RunKeeper(self.run, self.faults, self.refresh, partial(open_step, self.timer), pause)
+        self._keeper = RunKeeper(self.run, self.faults, self.refresh, pause)
         self._meter = EnergyMeter(self.timer.edges, self._keeper.add_energy)
         self.sampler = Sampler(
             interval, prepare=self._prepare, load=lambda name: load_probe(name, device), energy=self._meter.add
         )
         self.slices = SliceCutter(self.timer, self.sampler, self._keeper, self._now, self.faults)
         self.timer.on_slice = self.slices.close_in_loop
+        if self._live is not None:
+            self._keeper.on_slices = self._live.slices_written
         self.sampler.add_reading("garbage", self.timer.garbage.reading())
         self.sampler.each_tick += [self._keeper.sum_up, self.slices.look]
         self.timer.edges.on_edge = self.sampler.nudge
@@ -220,6 +221,7 @@ class Session:
         """Bring the run's duration, rank, facts and notes up to date."""
         run = self.run
         run.duration_ns = self._now()
+        run.open_step = open_step(self.timer)
         self._ranks.find()
         run.hardware = self.sampler.hardware()
         run.background_ns = self.sampler.cpu_ns
@@ -284,9 +286,8 @@ class Session:
         if last is not None:
             self._keeper.save(last)
         self.faults.swallow("times could not be sent to other ranks", lambda: self._keeper.save_all(self._ranks.publish(epoch)))
-        if self._live:
-            line = f"{printable(self.run.name)}: epoch {epoch.index} in {epoch.duration_ns / 1e9:.2f} s\n"
-            self.faults.swallow("stderr takes no lines", lambda: sys.stderr.write(line))
+        if self._live is not None:
+            self._live.epoch_ended(epoch)
         self.timer.overhead_ns += clocks.host_clock() - began
 
     def after_pass(self) -> None:

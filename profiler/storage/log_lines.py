@@ -12,7 +12,7 @@ from profiler.config.folder import MAX_BYTES, Folder
 from profiler.errors import RunLogError
 
 MAX_LINE = 64 * 2**20
-FIRST_BLOCK = 2**16
+FIRST_BLOCK = 2**14
 
 
 def lines(path: Path, upto: int | None = None) -> Iterator[bytes]:

@@ -335,6 +335,7 @@ ROWS = (
 BY_NAME = {row.name: row for row in ROWS}
 SUMS_ONLY = {  # metrics that only exporters get: name: (unit, help)
     "epochmeter.epoch.count": ("{epoch}", "Epochs."),
+    "epochmeter.step.stalled": ("s", "How long no step has ended, where that is ten times the slowest one; else 0."),
     "epochmeter.epoch.duration": ("s", "Duration of one epoch."),
     "epochmeter.stage.duration": ("s", "Duration of one stage in one epoch."),
     "epochmeter.bench.sample_rate": ("{sample}/s", "Samples that a benchmark's case gets through."),

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from profiler.records.case import CaseRecord
     from profiler.records.energy import Energies
     from profiler.records.reading_record import ReadingRecord
-    from profiler.records.run import EpochRecord, Run, Sums
+    from profiler.records.run import EpochRecord, OpenStep, Run, Sums
     from profiler.records.timing import Path
     from profiler.storage.metric_rows import Attributes, MetricRow
 
@@ -95,6 +95,7 @@ def summed_points(run: Run, sums: Sums, whole: EpochRecord, yield_gil: Callable[
         points.append(point_of("epochmeter.epoch.duration", "histogram", sums.epochs, {}))
     for stage, durations in sums.stages.items():
         points.append(point_of("epochmeter.stage.duration", "histogram", durations, {"epochmeter.stage": stage}))
+    points += _open_step_points(run.open_step)
     yield_gil()
     points += _stage_points(whole, _exported_phases)
     points += _energy_points(run.energy(), rows_of("energy", *SENT_ENERGY))
@@ -102,6 +103,18 @@ def summed_points(run: Run, sums: Sums, whole: EpochRecord, yield_gil: Callable[
     points += _reading_points(whole.readings.values())
     yield_gil()
     return points
+
+
+def _open_step_points(step: OpenStep | None) -> Iterable[Point]:
+    """Yield for how long no step has ended, if that is longer than it should be, and 0 while steps end."""
+    if step is None:
+        return
+    at = {"epochmeter.stage": step.stage}
+    if not step.is_stalled:
+        yield point_of("epochmeter.step.stalled", "gauge", 0.0, at)
+        return
+    phase = {"epochmeter.phase": step.phase if step.phase in KNOWN_PHASES else CUSTOM_PHASE} if step.phase else {}
+    yield point_of("epochmeter.step.stalled", "gauge", step.step_ns / NS, {**at, **phase})
 
 
 def _written(rows: Iterable[MetricRow], part: Any, attributes: Attributes) -> Iterable[Point]:

@@ -19,7 +19,7 @@ from profiler.records.slices import add_slice, slice_of
 from profiler.records.timing import Timing
 from profiler.storage.checked_values import MAX_WHOLE, finite, of_type, one_of, whole_64, whole_upto
 from profiler.storage.log_lines import last_lines, lines
-from profiler.storage.metric_rows import BY_NAME, CASE_ENDS
+from profiler.storage.metric_rows import BY_NAME, CASE_ENDS, rows_of
 from profiler.storage.run_log import is_being_written, run_id, run_paths
 
 TYPE_CHECKING = False
@@ -35,6 +35,10 @@ MAX_RANKS = 2**24
 MAX_BUCKETS = 1_024  # of a histogram; ours have 160 at most
 MAX_POWER = 1_000.0
 TEXTS = ("epochmeter.stage", "epochmeter.phase", "hw.id", "what")  # attributes of points
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StopIteration)
+BEGINNING, METRICS, END = '{"resourceMetrics":[{"resource":', '"metrics":[', '"}]}'
+OUTLINED = ("service.name", "epochmeter.run.", "epochmeter.distributed.")
+RUN_METRICS = {row.name for row in rows_of("run")}
 FACTS = {name: fact for fact, name in FACT_NAMES.items()}
 
 
@@ -118,10 +122,40 @@ def outline(path: Path) -> Run:
         RunLogError: as in `load`.
     """
     for line in last_lines(path):
-        run = Run(id=run_id(path), name="", started_unix_ns=0)
-        if read_run_line(run, line):
-            return _with_true_state(run, path)
+        run = _read_beginning(path, line)
+        if run is None:
+            run = Run(id=run_id(path), name="", started_unix_ns=0)
+            if not read_run_line(run, line):
+                continue
+        return _with_true_state(run, path)
     raise _no_run(path)
+
+
+def _read_beginning(path: Path, line: bytes) -> Run | None:
+    """Return a run from the resource and the run's own metrics, with which a line of ours begins: a list needs no more.
+
+    Return None if the line is not written as we write it.
+    """
+    run = Run(id=run_id(path), name="", started_unix_ns=0)
+    try:
+        text = line.decode().rstrip("\n")
+        if not text.startswith(BEGINNING) or not text.endswith(END):
+            return None
+        resource, _ = DECODER.raw_decode(text, len(BEGINNING))
+        resource["attributes"] = [one for one in resource["attributes"] if one["key"].startswith(OUTLINED)]
+        if not _read_resource(run, _attributes(resource)):
+            return None
+        place = text.index(METRICS) + len(METRICS)
+        while text[place] == "{":
+            metric, place = DECODER.raw_decode(text, place)
+            if metric["name"] not in RUN_METRICS:
+                break
+            for kind, point in _points(metric):
+                _read_point(run, metric, kind, point)
+            place += 1
+    except UNREADABLE:
+        return None
+    return run if 0 <= run.duration_ns <= MAX_TIME else None
 
 
 def _no_run(path: Path) -> RunLogError:
@@ -144,7 +178,7 @@ def read_run_line(run: Run, line: bytes) -> bool | None:
     try:
         if not _read_line(alone, json.loads(line, parse_constant=_no_constant)):
             return False
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StopIteration):
+    except UNREADABLE:
         return None
     _add(run, alone)
     return True
@@ -189,21 +223,16 @@ def _no_constant(word: str) -> float:
     raise ValueError(f"{word} is no number")
 
 
+DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
 def _read_line(run: Run, document: Mapping[str, Any]) -> bool:
     known = False
     for resource_metrics in document["resourceMetrics"]:
         resource = _attributes(resource_metrics["resource"])
-        if resource.get("service.name") != "epochmeter" or "epochmeter.run.name" not in resource:
+        if not _read_resource(run, resource):
             continue
         known = True
-        run.name = of_type(str, resource["epochmeter.run.name"])
-        run.state = one_of(get_args(State), resource["epochmeter.run.state"])
-        run.started_unix_ns = whole_upto(resource["epochmeter.run.started"], MAX_TIME)
-        run.planned_epochs = whole_upto(resource.get("epochmeter.run.planned_epochs"), MAX_WHOLE)
-        run.rank = whole_upto(resource.get("epochmeter.distributed.rank"), MAX_RANKS)
-        run.world_size = whole_upto(resource.get("epochmeter.distributed.world_size"), MAX_RANKS)
-        run.app = {name.removeprefix(APP_PREFIX): value for name, value in resource.items() if name.startswith(APP_PREFIX)}
-        run.hardware = _hardware(resource)
         number = whole_upto(resource.get("epochmeter.run.slice"), MAX_WHOLE)
         for scope in resource_metrics["scopeMetrics"]:
             for metric in scope["metrics"]:
@@ -214,6 +243,21 @@ def _read_line(run: Run, document: Mapping[str, Any]) -> bool:
     if not 0 <= run.duration_ns <= MAX_TIME:
         raise ValueError("a run cannot have lasted so long")
     return known
+
+
+def _read_resource(run: Run, resource: Mapping[str, Any]) -> bool:
+    """Read the facts of a run. Return False if they are of another program."""
+    if resource.get("service.name") != "epochmeter" or "epochmeter.run.name" not in resource:
+        return False
+    run.name = of_type(str, resource["epochmeter.run.name"])
+    run.state = one_of(get_args(State), resource["epochmeter.run.state"])
+    run.started_unix_ns = whole_upto(resource["epochmeter.run.started"], MAX_TIME)
+    run.planned_epochs = whole_upto(resource.get("epochmeter.run.planned_epochs"), MAX_WHOLE)
+    run.rank = whole_upto(resource.get("epochmeter.distributed.rank"), MAX_RANKS)
+    run.world_size = whole_upto(resource.get("epochmeter.distributed.world_size"), MAX_RANKS)
+    run.app = {name.removeprefix(APP_PREFIX): value for name, value in resource.items() if name.startswith(APP_PREFIX)}
+    run.hardware = _hardware(resource)
+    return True
 
 
 def _points(metric: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -80,6 +80,14 @@ tests:
           epochmeter_phase_duration_seconds_sum{{job="j", instance="i", epochmeter_stage="train",
           epochmeter_phase="data_wait", epochmeter_phase_level="top", epochmeter_cold="false"}}
         values: '0+20x120'
+      - series: 'epochmeter_step_stalled_seconds{{job="j", instance="i", epochmeter_stage="train"}}'
+        values: '0x70 _x50'
+      - series: 'epochmeter_step_stalled_seconds{{job="j", instance="i", epochmeter_stage="train", epochmeter_phase="forward"}}'
+        values: '_x70 60+60x50'
+      - series: 'epochmeter_step_duration_seconds_sum{{job="j", instance="i", epochmeter_stage="train"}}'
+        values: '0+60x60 3600+90x60'
+      - series: 'epochmeter_step_duration_seconds_count{{job="j", instance="i", epochmeter_stage="train"}}'
+        values: '0+60x120'
       - series: 'hw_gpu_utilization{{job="j", instance="i", hw_id="gpu-0"}}'
         values: '0.1x120'
       - series: 'hw_temperature_celsius{{job="j", instance="i", hw_id="gpu-0-die", hw_parent="gpu-0"}}'
@@ -100,6 +108,23 @@ tests:
             exp_annotations:
               summary: "Training waits 40% of its time for data"
               description: "More loader workers, faster storage or data kept in memory would help run i."
+      - alertname: EpochmeterStalled
+        eval_time: 69m
+        exp_alerts: []
+      - alertname: EpochmeterStalled
+        eval_time: 80m
+        exp_alerts:
+          - exp_labels: {{severity: critical, job: j, instance: i, epochmeter_stage: train, epochmeter_phase: forward}}
+            exp_annotations:
+              summary: "No step has ended for 11m 0s, ten times the slowest one or more"
+              description: "Run i hangs in train, forward."
+      - alertname: EpochmeterSlowerSteps
+        eval_time: 110m
+        exp_alerts:
+          - exp_labels: {{severity: warning, job: j, instance: i, epochmeter_stage: train}}
+            exp_annotations:
+              summary: "A step takes 1.5s, a quarter more than an hour ago"
+              description: "Run i: look for throttling, a fuller disk or another job on the machine."
       - alertname: EpochmeterGpuIdle
         eval_time: 80m
         exp_alerts:

@@ -293,13 +293,13 @@ def test_every_query_names_metrics_that_exist(expression: str) -> None:
 
 @pytest.fixture
 def prometheus(port: int, tmp_path: Path) -> Iterator[str]:
-    """Debian's Prometheus with the kit's own configuration, scraping five times a second; its address."""
+    """Debian's Prometheus with the kit's own configuration, in which a minute is a second; its address."""
     program = shutil.which("prometheus")
     if program is None:
         pytest.skip("prometheus is not installed (Debian's package of that name)")
     for name in ("recording.yml", "alerts.yml"):
-        text = (KIT / name).read_text("utf-8").replace("[30m]", "[10s]")
-        (tmp_path / name).write_text(text)
+        text = re.sub(r"\b(\d+)h\b", lambda hours: f"{int(hours[1]) * 60}m", (KIT / name).read_text("utf-8"))
+        (tmp_path / name).write_text(re.sub(r"\b(\d+)m\b", r"\1s", text))
     text = (KIT / "prometheus.yml").read_text("utf-8").replace("15s", "200ms").replace("9464", str(port))
     (tmp_path / "prometheus.yml").write_text(text)
     own = free_port()
@@ -362,6 +362,55 @@ def test_a_real_prometheus_fetches_what_the_run_shows(prometheus: str, home: Pat
     assert float(counted["value"][1]) <= len(prof.summary.epochs)
     scraped = {row["metric"]["__name__"]: float(row["value"][1]) for row in both}
     assert (scraped["epochmeter_stage_steps_total"], scraped["epochmeter_stage_time_seconds_total"]) in shown_to_others(home)
+
+
+@pytest.mark.proof
+def test_rules_and_alerts_within_one_epoch(prometheus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour of one epoch, a minute of which is a second: shares, rates and alerts, and a step that hangs."""
+    monkeypatch.setattr("profiler.records.run.STALLED_NS", 10**9)
+    done, counted, is_over = 0, [], threading.Event()
+    prof = Profiler("hour", interval=0.05, settings={"slice_s": 0.25})
+
+    def batches() -> Iterator[int]:
+        while True:
+            time.sleep(0.004)
+            yield 0
+
+    def train() -> None:
+        nonlocal done
+        with prof:
+            for _ in prof.epochs(1):
+                for _ in prof.train(batches(), samples=4):
+                    with prof.phase(Phase.FORWARD):
+                        time.sleep(0.006)
+                        if is_over.is_set():
+                            wait_for(lambda: query(prometheus, alert("EpochmeterStalled")), 30)
+                            break
+                    done += 1
+                    counted.append(time.time())
+
+    def alert(name: str) -> str:
+        return f'ALERTS{{alertname="{name}", alertstate="firing"}}'
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        wait_for(lambda: query(prometheus, alert("EpochmeterInputBound")), 60)
+        (waits,) = query(prometheus, 'epochmeter:phase:ratio{epochmeter_phase="data_wait"}')
+        (steps,) = query(prometheus, 'increase(epochmeter_stage_steps_total{epochmeter_stage="train"}[5s])')
+        (rate,) = query(prometheus, "epochmeter:samples:per_second")
+        assert not query(prometheus, alert("EpochmeterStalled")) and not query(prometheus, "epochmeter:epoch:mean_seconds > 0")
+        own = sum(moment > counted[-1] - 5 for moment in counted)
+        whole = done / (counted[-1] - counted[0])
+        is_over.set()
+        thread.join(60)
+    finally:
+        is_over.set()
+    assert not thread.is_alive()
+    assert float(waits["value"][1]) == pytest.approx(0.4, abs=0.06)
+    assert float(steps["value"][1]) == pytest.approx(own, rel=0.15)
+    assert float(rate["value"][1]) == pytest.approx(4 * whole, rel=0.15)
+    assert prof.summary.epochs[0]["stages"][0]["steps"] == done + 1
 
 
 def shown_to_others(home: Path) -> set[tuple[float, float]]:

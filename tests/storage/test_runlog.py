@@ -301,7 +301,8 @@ def test_program_that_closes_every_descriptor(home: Path) -> None:
     answer = python("-c", CLOSES)
     assert (answer.code, answer.out) == (0, "{b'my data'}\n")
     run = load(find(home / "runs"))
-    assert (run.state, [epoch.index for epoch in run.epochs], run.notes) == ("finished", [0, 1, 2, 3, 4], {})
+    assert (run.state, [epoch.index for epoch in run.epochs]) == ("finished", [0, 1, 2, 3, 4])
+    assert not [note for note in run.notes if not note.endswith(": OSError")]  # of a file that a probe was just reading
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

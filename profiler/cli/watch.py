@@ -1,0 +1,74 @@
+"""``epochmeter watch``: a run of this machine while it goes on, from its log alone. The run notices nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from profiler.cli.output import say
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.storage.follower import LogFollower
+
+
+def watch(
+    run: Annotated[str, typer.Argument(help="A run's id, the beginning of one, or 'last'.")] = "last",
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
+) -> None:
+    """Show a run while it goes on: how far it is, where the last minute went, and in which phase it hangs.
+
+    Ends with the run, or with Ctrl-C. In a pipe, and on a terminal that cannot move its cursor, each look is one line.
+    """
+    from profiler.config.paths import runs_path
+    from profiler.report.progress import one_line
+    from profiler.storage.follower import LogFollower
+    from profiler.storage.run_reader import believed, find
+
+    follower = LogFollower(find(runs_path(), run))
+    console = Console(highlight=False)
+    if console.is_terminal and not console.is_dumb_terminal:
+        _on_screen(follower, console, every, once=once)
+        return
+    while True:
+        seen = follower.look()
+        with believed(seen):
+            line = one_line(seen)
+        say(f"{time.strftime('%H:%M:%SZ', time.gmtime())} {seen.id} {line}")
+        if once or seen.state != "running":
+            return
+        _wait(every)
+
+
+def _on_screen(follower: LogFollower, console: Console, every: float, *, once: bool) -> None:
+    from rich.live import Live
+
+    from profiler.report.watch import screen
+    from profiler.storage.run_reader import believed
+
+    with Live(console=console, auto_refresh=False, transient=False) as live:
+        while True:
+            seen = follower.look()
+            with believed(seen):
+                live.update(screen(seen), refresh=True)
+            if once or seen.state != "running":
+                return
+            _wait(every)
+
+
+def _wait(seconds: float) -> None:
+    """Wait for the next look.
+
+    Raises:
+        Exit: Ctrl-C was pressed, which is how one stops to watch.
+    """
+    sys.stdout.flush()
+    try:
+        time.sleep(seconds)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
