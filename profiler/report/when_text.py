@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 ROWS = 12
+LONGEST = 16  # letters of a phase
 SHOWN_SLOW = 3
 NOTABLE_TIMES = 3.0  # the usual step: a step below that is no news
 NOTABLE_S, NOTABLE_SHARE = 0.05, 0.005  # how much longer: absolute, and of the stage's time
@@ -68,7 +69,9 @@ def _in_rows(slices: list[Slice]) -> list[Slice]:
 def _most(stage: dict[str, Any]) -> str:
     phases, whole = stage.get("phases", {}), stage.get("duration_s", 0.0)
     name = max(phases, key=lambda one: phases[one], default=None)
-    return f"{name} {phases[name] / whole:.0%}" if name is not None and whole else ""
+    if name is None or not whole:
+        return ""
+    return f"{name if len(name) <= LONGEST else name[: LONGEST - 1] + '…'} {phases[name] / whole:.0%}"
 
 
 def _reading(row: dict[str, Any], name: str) -> str:

@@ -41,6 +41,7 @@ class RunKeeper:
         faults: counts a log that cannot be written.
         refresh: brings the run's duration, facts and notes up to date.
         yield_gil: called by the sampling thread between two pieces of work, so that the loop gets its turn.
+        on_slices: called when slices have been written.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class RunKeeper:
         faults: Faults,
         refresh: Callable[[], None],
         yield_gil: Callable[[], None],
+        on_slices: Callable[[], None] = lambda: None,
     ) -> None:
         self._run = run
         self._faults = faults
@@ -57,7 +59,7 @@ class RunKeeper:
         self._log: RunLog | None = None
         self._compaction: Compaction | None = None
         self.open_epoch: EpochRecord | None = None  # the sum of its slices that are closed
-        self.on_slices: Callable[[], None] = lambda: None  # called when slices have been written
+        self._on_slices = on_slices
         self._unsaved: list[EpochRecord] = []
         self._slices: deque[EpochRecord] = deque()  # closed by the loop, to be written by the sampling thread
         self._sums = Sums()
@@ -105,7 +107,7 @@ class RunKeeper:
         if self._slices:
             self._refresh()
             self._write()
-            self.on_slices()
+            self._on_slices()
             self._look_after_log()
 
     def _look_after_log(self) -> None:

@@ -89,17 +89,15 @@ class Session:
         self.faults = Faults(self.run.note, is_logged=True)
         self.observation = Observation(self.timer, _Control(self))
         self._arguments = arguments
-        self._live = LiveLines(self.run, self.faults) if live else None
+        self._live = LiveLines(self.run, self.faults, is_on=live)
         self._app: EmbeddingApp | None = None
-        self._keeper = RunKeeper(self.run, self.faults, self.refresh, pause)
+        self._keeper = RunKeeper(self.run, self.faults, self.refresh, pause, self._live.slices_written)
         self._meter = EnergyMeter(self.timer.edges, self._keeper.add_energy)
         self.sampler = Sampler(
             interval, prepare=self._prepare, load=lambda name: load_probe(name, device), energy=self._meter.add
         )
         self.slices = SliceCutter(self.timer, self.sampler, self._keeper, self._now, self.faults)
         self.timer.on_slice = self.slices.close_in_loop
-        if self._live is not None:
-            self._keeper.on_slices = self._live.slices_written
         self.sampler.add_reading("garbage", self.timer.garbage.reading())
         self.sampler.each_tick += [self._keeper.sum_up, self.slices.look]
         self.timer.edges.on_edge = self.sampler.nudge
@@ -286,8 +284,7 @@ class Session:
         if last is not None:
             self._keeper.save(last)
         self.faults.swallow("times could not be sent to other ranks", lambda: self._keeper.save_all(self._ranks.publish(epoch)))
-        if self._live is not None:
-            self._live.epoch_ended(epoch)
+        self._live.epoch_ended(epoch)
         self.timer.overhead_ns += clocks.host_clock() - began
 
     def after_pass(self) -> None:
