@@ -100,6 +100,7 @@ class ListedFact:
 
 EVERYWHERE = ("otlp", "prometheus", "ga")
 WITH_CRASHES = (*EVERYWHERE, "crash")
+OWN_DESTINATIONS = ("otlp", "prometheus")  # that may be the user's own
 USAGE_DESTINATIONS = ("otlp", "ga")  # counts of a program that has ended cannot be fetched from it
 STAGE: Mapping[str, Rule] = {"epochmeter.stage": Words(STAGES)}
 STAGE_COLD: Mapping[str, Rule] = {**STAGE, "epochmeter.cold": Words((False, True))}
@@ -422,13 +423,20 @@ def metrics(target: str, declared: Declared | None = None) -> tuple[ListedMetric
 
 @lru_cache(maxsize=32)
 def facts(target: str, declared: Declared | None = None) -> dict[str, Rule]:
-    """Return the facts for a destination, with a package's declarations filled in."""
-    return {entry.name: filled(entry.rule_for(target), declared) for entry in RESOURCE if target in entry.destinations}
+    """Return the facts for a destination, with a package's declarations and the user's own words filled in."""
+    listed = {entry.name: filled(entry.rule_for(target), declared) for entry in RESOURCE if target in entry.destinations}
+    return {**listed, **{name: Words((value,)) for name, value in said(target, declared).items()}}
+
+
+def said(target: str, declared: Declared | None) -> dict[str, str]:
+    """Return the user's own words for this destination: Google, and a package's author, get none."""
+    return dict(declared.said) if declared is not None and target in OWN_DESTINATIONS else {}
 
 
 def sendable_facts(known: Mapping[str, Any], target: str, declared: Declared | None = None) -> dict[str, Any]:
-    """Return the listed ones of these facts as they may be sent, in the list's order."""
-    sendable = {name: coarse(rule, known[name]) for name, rule in facts(target, declared).items() if name in known}
+    """Return the listed ones of these facts as they may be sent, in the list's order, and the user's own words."""
+    told = {**known, **said(target, declared)}
+    sendable = {name: coarse(rule, told[name]) for name, rule in facts(target, declared).items() if name in told}
     return {name: value for name, value in sendable.items() if value is not None}
 
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 OTHER, DEV = "other", "dev"
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")  # of what a package declares
 MODULE = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
 GIB = 2**30
+SERVICE_NAME, LABEL = "service.name", "epochmeter.label."
+SAID = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"  # of the user's own words
+ATTRIBUTE = r"(?=.{1,90}\Z)[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+"
+OURS = ("epochmeter.", "telemetry.", "service.version", "service.instance.id", "host.arch", "os.type", "process.runtime.")
 PUBLISHED = r"(20\d\d|\d{1,3})(\.\d{1,3}){0,2}((a|b|rc|\.post)\d{1,2})?"  # of a version, a year in front perhaps
 
 
@@ -66,19 +70,26 @@ Rule = Words | Random | OfApp | Version | Frame
 
 @dataclass(frozen=True)
 class Declared:
-    """The declarations of a package that embeds us: its part of the list.
+    """The declarations of a package that embeds us, and the user's own words: their part of the list.
 
     Attributes:
-        app: the package's name.
+        app: the package's name, "" for none.
         modules: its import packages.
         features: names of features.
         commands: names of commands, each with the names of its options.
+        said: the user's own words for whose run it is, as resource attributes; for the user's own collector alone.
     """
 
     app: str
     modules: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     commands: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    said: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def of_package(self) -> Declared | None:
+        """The declarations of the package alone, without the user's own words; None if there is no package."""
+        return replace(self, said=()) if self.app else None
 
     def words(self, what: str) -> tuple[str, ...]:
         """Return the names of one kind, in their order."""
@@ -98,11 +109,22 @@ def declared_from(data: Any) -> Declared:
         ValueError, KeyError, TypeError: they are none.
     """
     commands = tuple((name, tuple(options)) for name, options in data["commands"])
-    found = Declared(data["app"], tuple(data["modules"]), tuple(data["features"]), commands)
-    names = [name for what in ("app", "features", "commands", "options") for name in found.words(what)]
+    said = tuple((str(name), str(value)) for name, value in data.get("said", ()))
+    found = Declared(data["app"], tuple(data["modules"]), tuple(data["features"]), commands, said)
+    if not all(may_be_said(name, value) for name, value in said) or len(dict(said)) < len(said):
+        raise ValueError("a word of the user's in it cannot be one")
+    kinds = ("app", "features", "commands", "options") if found.app or found.modules else ()
+    names = [name for what in kinds for name in found.words(what)]
     if not all(NAME.fullmatch(name) for name in names) or not all(MODULE.fullmatch(name) for name in found.modules):
         raise ValueError("a name in it cannot be one")
     return found
+
+
+def may_be_said(name: str, value: str) -> bool:
+    """Return True if a user may say this of a run: a service's name, a label, or an attribute that is none of ours."""
+    is_ours = name.startswith(OURS) and not name.startswith(LABEL)
+    known = name == SERVICE_NAME or re.fullmatch(ATTRIBUTE, name, re.ASCII) is not None
+    return known and not is_ours and re.fullmatch(SAID, value, re.ASCII) is not None
 
 
 def filled(rule: Rule, declared: Declared | None) -> Rule:

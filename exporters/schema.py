@@ -12,6 +12,7 @@ from exporters.allowlist import (
     HEADERS,
     MAX_FRAMES,
     METRICS,
+    OWN_DESTINATIONS,
     RESOURCE,
     SCHEMA_URL,
     SCOPE_NAME,
@@ -22,7 +23,7 @@ from exporters.allowlist import (
 )
 from exporters.ga_payload import CONSENT, COUNTED, DURATIONS, EVENT, TIMES
 from exporters.ga_payload import vocabulary as ga_words
-from exporters.rules import DEV, Declared, Frame, OfApp, Random, Rule, Version, Words, as_text, filled
+from exporters.rules import DEV, LABEL, SAID, Declared, Frame, OfApp, Random, Rule, Version, Words, as_text, filled
 
 BUCKETS = "base-2 exponential histogram of at most 160 buckets, with count, sum, min and max"
 PAGE_HEAD = """# What can leave your machine
@@ -38,6 +39,12 @@ Every data point also has two times in nanoseconds: when the run began, and when
 """
 
 
+OWN_VALUES = "letters, digits, `_`, `-` and `.`, at most 64"
+OWN_WORDS = {
+    "service.name": "`service_name`; or `OTEL_SERVICE_NAME`, if `otlp_resource` names `service.name`",
+    f"{LABEL}<key>": "`labels`, at most 8",
+    "an attribute of `OTEL_RESOURCE_ATTRIBUTES`": "`otlp_resource`, which names it; at most 8",
+}
 DECLARED = {
     "app": "the package's name",
     "features": "the features that the package has declared",
@@ -53,14 +60,15 @@ def schema(declared: Declared | None = None) -> dict[str, Any]:
         declared: the declarations of a package, or None.
 
     Returns:
-        ``metrics`` and ``resource`` (one object an entry), ``request`` (its headers), ``ga`` (the same as events for
-        Google Analytics), ``crash`` (crash reports), and ``vocabulary``: every text that can be in a payload, except random
-        ones, whose form is in ``random``.
+        ``metrics`` and ``resource`` (one object an entry), ``own_words`` (of the user), ``request`` (its headers), ``ga``
+        (the same as events for Google Analytics), ``crash`` (crash reports), and ``vocabulary``: every text that can be in a
+        payload, except random ones, whose form is in ``random``, and the user's own words.
     """
     return {
         "schema": 1,
         "metrics": [_metric(entry, declared) for entry in METRICS],
         "resource": [_fact(entry, declared) for entry in RESOURCE],
+        "own_words": {"attributes": list(OWN_WORDS), "values": SAID, "most": 8, "destinations": list(OWN_DESTINATIONS)},
         "crash": {"parts": [_fact(entry, declared) for entry in CRASH], "headers": dict(SENTRY_HEADERS)},
         "request": {"path": "/v1/metrics", "headers": dict(HEADERS)},
         "ga": {
@@ -238,6 +246,13 @@ def page() -> str:
     lines += ["\n## Facts about the run and its machine\n", "| fact | values | for | to | since |", "|---|---|---|---|---|"]
     for entry in printed["resource"]:
         lines.append(f"| `{entry['name']}` | {rule_in_words(entry)} | {_last_columns(entry)} |")
+    lines += [
+        "\n## Your own words for a run\n",
+        "Where you have set them, and only for your own collector or Prometheus: never for Google Analytics, never for a",
+        "destination that a package chose, and never in a crash report.\n",
+        "| attribute | values | set by |\n|---|---|---|",
+    ]
+    lines += [f"| `{name}` | {OWN_VALUES} | {by} |" for name, by in OWN_WORDS.items()]
     lines += [
         "\n## Crash reports of packages that embed Epochmeter\n",
         'A report is sent only if you have set `crash_reports=true`, the package reports crashes, and nothing says "off".',

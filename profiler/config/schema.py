@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple
 
 from profiler.config.address import check_address, shown
+from profiler.config.word_grammar import CHECKS
 from profiler.errors import ArgumentTypeError, SettingsError, did_you_mean
 
 EXPORTERS = ("none", "otlp", "ga", "prometheus")
@@ -39,6 +40,9 @@ class Settings:
     otlp_client_key: str | None = setting(None, "file with the key of our own certificate")
     ga_measurement_id: str | None = setting(None, "G-...; the API secret comes from EPOCHMETER_GA_API_SECRET alone")
     ga_endpoint: str | None = setting(None, "another Google Analytics endpoint: the EU's, or a proxy")
+    service_name: str | None = setting(None, "whose run it is, for your own collector; default epochmeter")
+    labels: str | None = setting(None, "your words for it, for your own collector: team:vision,job:nightly")
+    otlp_resource: str | None = setting(None, "names of OTEL_RESOURCE_ATTRIBUTES that your own collector gets")
     slice_s: float = setting(10.0, "seconds after which what a run has measured is on disk at the latest")
     export_interval: float = setting(60.0, "seconds between exports during a run; a run always exports at its end")
     exit_timeout: float = setting(1.0, "seconds that the end of a run waits for a delivery; 0: not at all")
@@ -131,6 +135,8 @@ def check_value(key: str, value: Any, *, strict: bool = False) -> Any:
         raise SettingsError(f"{key} takes one of {expected}, not {value!r}.{did_you_mean(value, CHOICES[key])}")
     if key.endswith("_endpoint"):
         check_address(key, value)
+    if key in CHECKS:
+        CHECKS[key](value)
     if key == "ga_measurement_id" and not re.fullmatch("G-[A-Z0-9]{4,20}", value):
         raise SettingsError(f"{key} takes a web stream's id, such as G-ABC123DEF4, not {value!r}.")
     return value

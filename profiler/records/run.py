@@ -177,6 +177,7 @@ class Run:
     planned_epochs: int | None = None
     rank: int | None = None  # of a distributed run
     world_size: int | None = None
+    said: dict[str, str] = field(default_factory=dict)  # the user's own words for it, as resource attributes
     app: dict[str, str] = field(default_factory=dict)  # of a package that embeds us: name, version, install
     hardware: Hardware = field(default_factory=Hardware)
     epochs: list[EpochRecord] = field(default_factory=list)

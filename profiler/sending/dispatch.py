@@ -191,11 +191,12 @@ def entries_for(key: DestinationKey, declared: Collection[Declared | None] | Non
 
     Args:
         key: the destination.
-        declared: the declarations that are in force now: an entry cannot vouch for its own. None for any.
+        declared: the packages' declarations that are in force now: an entry cannot vouch for its own. None for any.
     """
 
     def takes(head: Head) -> bool:
-        is_declared = declared is None or head.declared in declared
+        of_package = None if head.declared is None else head.declared.of_package
+        is_declared = declared is None or of_package in declared
         return head.key == key and is_declared and (head.what == "run" or not resolve().unwanted(head.what))
 
     return takes
@@ -240,12 +241,13 @@ def forget_old(resolved: Resolved) -> None:
 
 
 def declared_of(run: Run) -> Declared | None:
-    """Return a run's declarations: the name of the package it belongs to, or None."""
-    if "name" not in run.app:
+    """Return a run's declarations: the name of the package it belongs to, and the user's own words; None without any."""
+    if "name" not in run.app and not run.said:
         return None
-    from exporters.rules import Declared
+    from exporters.rules import Declared, may_be_said
 
-    return Declared(run.app["name"])
+    said = tuple(sorted((name, value) for name, value in run.said.items() if may_be_said(name, value)))
+    return Declared(run.app.get("name", ""), said=said)
 
 
 def lock_named(name: str) -> Any:

@@ -138,8 +138,9 @@ def _undeclared(outbox: Outbox, key: DestinationKey, known: Collection[Declared 
     for entry in outbox.waiting():
         with contextlib.suppress(OSError, UnreadableError):
             head = outbox.head(entry)
-            if head.key == key and head.declared is not None and head.declared not in known:
-                found[head.declared.app] += 1
+            of_package = None if head.declared is None else head.declared.of_package
+            if head.key == key and of_package is not None and of_package not in known:
+                found[of_package.app] += 1
     cure = "its own next run sends them, or 'epochmeter telemetry flush --adopt'"
     return [f"{count} of {app} wait, made by another version of it than is known here; {cure}" for app, count in found.items()]
 

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from profiler.config.environment import not_for_hosts
@@ -66,14 +67,14 @@ def can_be_seen() -> bool:
         return False
 
 
-def announcement_of_runs(where: str, chosen: ResolvedValue, *, is_scraped: bool) -> str:
-    """Return the line that announces the sending of runs, with where that was chosen."""
+def announcement_of_runs(where: str, chosen: ResolvedValue, said: Mapping[str, str], *, is_scraped: bool) -> str:
+    """Return the line that announces the sending of runs, with where that was chosen, and the user's own words."""
     by = {"environment": f"by {chosen.detail}", "argument": "in its code"}.get(chosen.source, "in the settings")
+    words = "no names or words of yours"
+    if said:
+        words = f"of your words only {', '.join(f'{name}={value}' for name, value in said.items())}"
     way = "can be fetched from" if is_scraped else "go to"
-    return (
-        f"epochmeter: this run's timings, counts and hardware readings (no names or words of yours) {way} {where}, "
-        f"as chosen {by}. {STOP}\n"
-    )
+    return f"epochmeter: this run's timings, counts and hardware readings ({words}) {way} {where}, as chosen {by}. {STOP}\n"
 
 
 # ---- a destination that a package has chosen, and not the user -----------------------------------------------------

@@ -17,6 +17,7 @@ from profiler.sending.yielding import no_pause, pause
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from exporters.config import Config
+    from exporters.rules import Declared
     from profiler.config.resolve import Resolved
     from profiler.records.run import Run
 
@@ -63,7 +64,7 @@ class OutboxOutlet(Outlet):
         self._run_export = run_export
         self._faults = Faults(run_export.note)
         self._dispatch = Dispatch(resolved, outbox_of(resolved), config, gate, apart=apart)
-        takes = entries_for(self._dispatch.key, {None, declared_of(run_export.run)})
+        takes = entries_for(self._dispatch.key, {None, _package_of(run_export.run)})
         self._courier = self._dispatch.courier(run_export.consent, run_export.record, takes, self._yield_gil)
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
         self._wake, self._ending = threading.Event(), threading.Event()
@@ -248,6 +249,11 @@ class PrometheusOutlet(Outlet):
     def finish(self, timeout: float) -> None:
         """Close the page."""
         self.withdraw()
+
+
+def _package_of(run: Run) -> Declared | None:
+    declared = declared_of(run)
+    return None if declared is None else declared.of_package
 
 
 def _start(thread: threading.Thread, note: Callable[[str], None]) -> None:

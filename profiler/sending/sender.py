@@ -79,7 +79,9 @@ class Sending:
         forget_old(resolved)
         apart = resolved.tells_apart(self._app, self._exporter)
         if self._exporter is not None:
-            gated = exporters.behind_gate(self._exporter, self.consent, self._record, declared_of(self._run))
+            declared = declared_of(self._run)  # the program's own exporter is not the user's collector: no words of the user's
+            of_package = None if declared is None else declared.of_package
+            gated = exporters.behind_gate(self._exporter, self.consent, self._record, of_package)
             self._outlet = ExporterOutlet(self._run_export, gated, apart=apart)
             return
         found = destination(resolved)
@@ -164,6 +166,7 @@ class Sending:
         answered = record(where, body)
         resolved = self._resolve()
         if self._exporter is None and not resolved.host_chose:  # a package's choice has been announced before
+            said = {} if resolved.settings.exporter == "ga" else self._run.said
             is_scraped = isinstance(self._outlet, PrometheusOutlet)
-            announce(where, announcement_of_runs(where, resolved.values["exporter"], is_scraped=is_scraped))
+            announce(where, announcement_of_runs(where, resolved.values["exporter"], said, is_scraped=is_scraped))
         return answered

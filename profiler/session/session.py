@@ -21,6 +21,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from profiler.config.own_words import own_words
 from profiler.config.paths import crashes_path, runs_path
 from profiler.config.resolve import resolve
 from profiler.errors import ProfilerError
@@ -133,6 +134,7 @@ class Session:
         self.faults.swallow("nothing will be sent", lambda: self.sending.prepare(resolved))
         self._began = self.timer.began_ns = clocks.host_clock()
         self.run.started_unix_ns = time.time_ns()
+        self.run.said = own_words(resolved)
         self._ranks.find()
         for problem in resolved.problems:
             warn_once(problem)

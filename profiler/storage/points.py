@@ -160,6 +160,8 @@ def local_resource(run: Run, number: int | None = None) -> dict[str, Any]:
         "epochmeter.run.state": run.state,
         "epochmeter.run.started": run.started_unix_ns,
     }
+    if run.said:
+        local["epochmeter.run.said"] = [f"{name}={value}" for name, value in run.said.items()]
     if number is not None:
         local["epochmeter.run.slice"] = number
     for index, gpu in run.hardware.gpus.items():

@@ -11,7 +11,6 @@ from typing import Any, TypeVar, get_args
 from profiler.errors import ProfilerError, RunLogError, RunNotFoundError, did_you_mean
 from profiler.records.case import CaseRecord, add_cases, case_identity
 from profiler.records.energy import Energy, merge_energy
-from profiler.records.histogram import NS, Histogram
 from profiler.records.reading_record import READING_PREFIX, ReadingRecord
 from profiler.records.readings import MetricSpec
 from profiler.records.run import FACT_NAMES, EpochRecord, Hardware, RankStage, Run, State
@@ -21,6 +20,7 @@ from profiler.storage.checked_values import MAX_WHOLE, finite, of_type, one_of, 
 from profiler.storage.log_lines import last_lines, lines
 from profiler.storage.metric_rows import BY_NAME, CASE_ENDS, rows_of
 from profiler.storage.run_log import is_being_written, run_id, run_paths
+from profiler.storage.stored_histogram import histogram_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,12 +32,14 @@ APP_PREFIX = "epochmeter.app."
 OWN_PREFIXES = ("epochmeter.run.", "epochmeter.stage.", "epochmeter.rank.", "epochmeter.gpu.energy.", "epochmeter.bench.")
 MAX_TIME = 2**62  # ns since 1970, and of a run
 MAX_RANKS = 2**24
-MAX_BUCKETS = 1_024  # of a histogram; ours have 160 at most
-MAX_POWER = 1_000.0
 TEXTS = ("epochmeter.stage", "epochmeter.phase", "hw.id", "what")  # attributes of points
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StopIteration)
 BEGINNING, METRICS, END = '{"resourceMetrics":[{"resource":', '"metrics":[', '"}]}'
 OUTLINED = ("service.name", "epochmeter.run.", "epochmeter.distributed.")
+LATEST = (
+    *("name", "state", "started_unix_ns", "planned_epochs", "rank", "world_size"),
+    *("said", "app", "hardware", "open_step"),
+)
 RUN_METRICS = {row.name for row in rows_of("run")}
 FACTS = {name: fact for fact, name in FACT_NAMES.items()}
 
@@ -186,8 +188,7 @@ def read_run_line(run: Run, line: bytes) -> bool | None:
 
 def _add(run: Run, line: Run) -> None:
     """Add what one line says to the run. The last line knows the run's state and facts best."""
-    latest = ("name", "state", "started_unix_ns", "planned_epochs", "rank", "world_size", "app", "hardware", "open_step")
-    for name in latest:
+    for name in LATEST:
         setattr(run, name, getattr(line, name))
     run.duration_ns = max(run.duration_ns, line.duration_ns)
     run.overhead_ns = run.overhead_ns if line.overhead_ns is None else line.overhead_ns
@@ -256,8 +257,14 @@ def _read_resource(run: Run, resource: Mapping[str, Any]) -> bool:
     run.rank = whole_upto(resource.get("epochmeter.distributed.rank"), MAX_RANKS)
     run.world_size = whole_upto(resource.get("epochmeter.distributed.world_size"), MAX_RANKS)
     run.app = {name.removeprefix(APP_PREFIX): value for name, value in resource.items() if name.startswith(APP_PREFIX)}
+    run.said = _said(resource.get("epochmeter.run.said", []))
     run.hardware = _hardware(resource)
     return True
+
+
+def _said(pairs: Any) -> dict[str, str]:
+    """Return the user's own words. The gate looks at them again before they leave."""
+    return {name: value for name, _, value in (of_type(str, pair).partition("=") for pair in of_type(list, pairs))}
 
 
 def _points(metric: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -289,7 +296,7 @@ def _read_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[s
         return
     target = PARTS[row.scope](part, at)
     if target is not None:
-        row.read(target, at, _histogram(point) if row.kind == "histogram" else _point_value(point))
+        row.read(target, at, histogram_in(point) if row.kind == "histogram" else _point_value(point))
 
 
 def _checked(at: dict[str, Any]) -> dict[str, Any]:
@@ -352,33 +359,6 @@ PARTS: dict[str, Callable[[EpochRecord, Mapping[str, Any]], Any]] = {  # scope: 
 }
 
 
-def _histogram(point: Mapping[str, Any]) -> Histogram:
-    """Return a histogram.
-
-    Raises:
-        ValueError: it has no form that ours can have.
-    """
-    positive = point.get("positive", {})
-    scale, offset, zero_count = (
-        int(point.get("scale", 0)),
-        whole_64(positive.get("offset", 0)),
-        whole_64(point.get("zeroCount", 0)),
-    )
-    numbers = [whole_64(count) for count in positive.get("bucketCounts", ())]
-    count = whole_64(point.get("count", 0))
-    highest = (abs(offset) + len(numbers)) * 2.0**-scale  # of a bucket, as a power of two
-    if not -10 <= scale <= 20 or len(numbers) > MAX_BUCKETS or highest > MAX_POWER or min([*numbers, zero_count]) < 0:
-        raise ValueError("a histogram is none of ours")
-    return Histogram.of(
-        scale=scale,
-        counts={offset + step: number for step, number in enumerate(numbers)},
-        zero_count=zero_count,
-        sum_ns=round(finite(point.get("sum", 0.0)) * NS),
-        min_ns=None if count == 0 else round(finite(point.get("min", 0.0)) * NS),
-        max_ns=None if count == 0 else round(finite(point.get("max", 0.0)) * NS),
-    )
-
-
 def _read_reading(
     part: EpochRecord, metric: Mapping[str, Any], kind: str, at: dict[str, str], point: Mapping[str, Any]
 ) -> None:
@@ -403,7 +383,7 @@ def _read_reading(
         later = ReadingRecord(record.spec, at, count, low, high, total, record.last)
         record.merge(later)
     elif kind == "exponentialHistogram":
-        record.histogram.merge(_histogram(point))
+        record.histogram.merge(histogram_in(point))
         record.count = record.histogram.count
     elif kind == "counter":
         record.last += _point_value(point)

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from exporters.allowlist import CRASH, METRICS, RESOURCE
+from exporters.rules import may_be_said
 from support.deliveries import EXIT, epochs_in
 from support.processes import free_port, python, wait_for
 from support.sinks import Sink
 
 yaml = pytest.importorskip("yaml")
 KIT = Path(__file__).parents[2] / "examples" / "pipeline"
+OWN_WORDS = {"epochmeter.label.job", "epochmeter.label.team", "k8s.job.name", "k8s.namespace.name"}  # examples of a user's
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -41,7 +43,8 @@ def test_the_collectors_pipelines_name_what_is_configured() -> None:
 def test_collector_filter_agrees_with_list() -> None:
     redaction = collector()["processors"]["redaction"]
     listed = {name for entry in METRICS for name in entry.attributes} | {entry.name for entry in (*RESOURCE, *CRASH)}
-    assert set(redaction["allowed_keys"]) == listed
+    assert set(redaction["allowed_keys"]) - listed == OWN_WORDS and listed <= set(redaction["allowed_keys"])
+    assert all(may_be_said(name, "x") for name in OWN_WORDS)
     assert redaction["allow_all_keys"] is False
 
 

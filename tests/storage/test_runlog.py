@@ -279,14 +279,16 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 # ---- what the program and the disk do to the log -------------------------------------------------------------------
 
 CLOSES = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from profiler import Profiler
 home = Path(os.environ["EPOCHMETER_HOME"])
-with Profiler("closes", interval=0.02) as prof:
+with Profiler("closes", interval=60) as prof:
     for epoch in prof.epochs(5):
         list(prof.train(range(3)))
         if epoch == 1:  # as a program does that becomes a daemon
+            while prof.session.sampler.threads[0].cpu_ns is None:  # no file that a probe is just reading: nobody can save that
+                time.sleep(0.01)
             os.closerange(3, 256)
             files = [os.open(home / f"mine{n}", os.O_CREAT | os.O_RDWR) for n in range(40)]
 for file in files:
@@ -301,8 +303,7 @@ def test_program_that_closes_every_descriptor(home: Path) -> None:
     answer = python("-c", CLOSES)
     assert (answer.code, answer.out) == (0, "{b'my data'}\n")
     run = load(find(home / "runs"))
-    assert (run.state, [epoch.index for epoch in run.epochs]) == ("finished", [0, 1, 2, 3, 4])
-    assert not [note for note in run.notes if not note.endswith(": OSError")]  # of a file that a probe was just reading
+    assert (run.state, [epoch.index for epoch in run.epochs], run.notes) == ("finished", [0, 1, 2, 3, 4], {})
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -60,6 +60,7 @@ def show(as_json: bool, markdown: bool, declaration: Mapping[str, Any] | None = 
         return
     printed = the_list(declared)
     if as_json:
+        printed["own_words"]["in_force"] = _own_words()
         typer.echo(json.dumps(printed, indent=2))
         return
     for entry in printed["metrics"]:
@@ -69,6 +70,7 @@ def show(as_json: bool, markdown: bool, declaration: Mapping[str, Any] | None = 
     say("\nfacts about the run and its machine:")
     for entry in printed["resource"]:
         say(f"{entry['name']}: {rule_in_words(entry)}\n    {entry['purpose']}")
+    _show_own_words()
     say("\ncrash reports of packages that embed Epochmeter, only where crash_reports is on:")
     for entry in printed["crash"]["parts"]:
         say(f"{entry['name']}: {rule_in_words(entry)}\n    {entry['purpose']}")
@@ -78,3 +80,19 @@ def show(as_json: bool, markdown: bool, declaration: Mapping[str, Any] | None = 
     say("\nas events for Google Analytics (metric: its cells):")
     for word, cells in printed["ga"]["metrics"].items():
         say(f"{word}: {', '.join(cells)}")
+
+
+def _own_words() -> dict[str, str]:
+    from profiler.config.own_words import own_words
+    from profiler.config.resolve import resolve
+
+    return own_words(resolve())
+
+
+def _show_own_words() -> None:
+    say("\nyour own words for a run, for your own collector or Prometheus alone:")
+    words = _own_words()
+    for name, value in words.items():
+        say(f"{name}: {value}")
+    if not words:
+        say("none; the settings service_name, labels and otlp_resource set them")

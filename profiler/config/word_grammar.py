@@ -1,0 +1,65 @@
+"""The grammar of the user's own words: a service's name, labels, and names of resource attributes."""
+
+from __future__ import annotations
+
+import re
+
+from profiler.errors import SettingsError
+
+MOST = 8  # labels, and names of attributes
+VALUE = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+LABEL = re.compile("[a-z][a-z0-9_]{0,63}")
+NAME = re.compile(r"(?=.{1,64}\Z)[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+LABEL_PREFIX = "epochmeter.label."
+SERVICE_NAME = "service.name"
+OURS = ("epochmeter.", "telemetry.", "service.version", "service.instance.id", "host.arch", "os.type", "process.runtime.")
+VALUES = "letters, digits, '_', '-' and '.', at most 64, the first one a letter or digit"
+
+
+def check_service_name(text: str) -> str:
+    """Return the name of a service.
+
+    Raises:
+        SettingsError: it cannot be one.
+    """
+    if not VALUE.fullmatch(text):
+        raise SettingsError(f"service_name takes {VALUES}, not {text!r}.")
+    return text
+
+
+def labels_in(text: str) -> dict[str, str]:
+    """Return the labels of a text such as ``team:vision,job:nightly``.
+
+    Raises:
+        SettingsError: it is no such text.
+    """
+    found: dict[str, str] = {}
+    for part in text.split(","):
+        key, colon, value = part.strip().partition(":")
+        if not colon or not LABEL.fullmatch(key) or not VALUE.fullmatch(value) or key in found:
+            expected = f"key:value pairs with commas between them, such as team:vision,job:nightly (values: {VALUES})"
+            raise SettingsError(f"labels takes {expected}; {part.strip()!r} is none, or is there twice.")
+        found[key] = value
+    if len(found) > MOST:
+        raise SettingsError(f"labels takes at most {MOST} labels, not {len(found)}.")
+    return found
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """Return the attribute names of a text such as ``k8s.job.name,k8s.namespace.name``.
+
+    Raises:
+        SettingsError: it is no such text, or one of them is an attribute that we set.
+    """
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in found:
+        if not NAME.fullmatch(name):
+            raise SettingsError(f"otlp_resource takes names of resource attributes, such as k8s.job.name, not {name!r}.")
+        if name.startswith(OURS):
+            raise SettingsError(f"otlp_resource cannot copy {name!r}, which epochmeter sets itself.")
+    if len(found) > MOST:
+        raise SettingsError(f"otlp_resource takes at most {MOST} names, not {len(found)}.")
+    return found
+
+
+CHECKS = {"service_name": check_service_name, "labels": labels_in, "otlp_resource": names_in}

@@ -1,0 +1,39 @@
+"""Read a histogram of a run log back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from profiler.records.histogram import NS, Histogram
+from profiler.storage.checked_values import finite, whole_64
+
+MAX_BUCKETS = 1_024  # of a histogram; ours have 160 at most
+MAX_POWER = 1_000.0
+
+
+def histogram_in(point: Mapping[str, Any]) -> Histogram:
+    """Return a histogram.
+
+    Raises:
+        ValueError: it has no form that ours can have.
+    """
+    positive = point.get("positive", {})
+    scale, offset, zero_count = (
+        int(point.get("scale", 0)),
+        whole_64(positive.get("offset", 0)),
+        whole_64(point.get("zeroCount", 0)),
+    )
+    numbers = [whole_64(count) for count in positive.get("bucketCounts", ())]
+    count = whole_64(point.get("count", 0))
+    highest = (abs(offset) + len(numbers)) * 2.0**-scale  # of a bucket, as a power of two
+    if not -10 <= scale <= 20 or len(numbers) > MAX_BUCKETS or highest > MAX_POWER or min([*numbers, zero_count]) < 0:
+        raise ValueError("a histogram is none of ours")
+    return Histogram.of(
+        scale=scale,
+        counts={offset + step: number for step, number in enumerate(numbers)},
+        zero_count=zero_count,
+        sum_ns=round(finite(point.get("sum", 0.0)) * NS),
+        min_ns=None if count == 0 else round(finite(point.get("min", 0.0)) * NS),
+        max_ns=None if count == 0 else round(finite(point.get("max", 0.0)) * NS),
+    )
