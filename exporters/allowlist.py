@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from exporters.rules import DEV, OTHER, Declared, Frame, OfApp, Random, Rule, Version, Words, coarse, filled
+from exporters.rules import DEV, OTHER, Declared, Frame, OfApp, Random, Rule, Version, Whole, Words, coarse, filled
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE_NAME = "epochmeter"
@@ -39,6 +39,7 @@ PHASES = (
 GPU_IDS = tuple(f"gpu-{index}" for index in range(16))
 GPU_OR_MIG_IDS = (*GPU_IDS, *(f"{gpu}/mig-{instance}" for gpu in GPU_IDS for instance in range(15)))
 CORES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+MOST_RANKS = 2**24
 GIB_CLASSES = tuple(2**power for power in range(13))
 GPU_MEMORY_CLASSES = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192, 256, 288)
 GPU_MODELS = (  # the longest of these words in a card's name is sent
@@ -368,14 +369,16 @@ RESOURCE = (
         )
         for place in ("container", "notebook", "colab", "kaggle", "ci", "cloud_job")
     ),
-    ListedFact(
-        *("epochmeter.distributed.rank", Words(tuple(range(64))), "Which rank of a distributed run measured."),
-        destinations=("otlp", "prometheus"),
+    *(
+        ListedFact(f"epochmeter.distributed.{name}", Whole(MOST_RANKS), purpose, destinations=("otlp", "prometheus"))
+        for name, purpose in (
+            ("rank", "Which rank of a distributed run measured."),
+            ("world_size", "Speed by number of ranks."),
+            ("node", "Which ranks were on one machine; a number within the run."),
+        )
     ),
     ListedFact(
-        "epochmeter.distributed.world_size",
-        Words((*range(2, 65), 96, 128, 256, 512, 1024, 2048, 4096), upward=True),
-        "Speed by number of ranks.",
+        *("epochmeter.distributed.job", Random(12), "Tells which ranks are of one run; drawn anew for each run."),
         destinations=("otlp", "prometheus"),
     ),
     ListedFact("epochmeter.cpu.family", Words((*CPU_FAMILIES, OTHER)), "Speed by kind of CPU."),

@@ -37,6 +37,13 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A whole number from 0 to this one, as it is."""
+
+    most: int
+
+
+@dataclass(frozen=True)
 class Random:
     """An attribute drawn at random for each run: exactly this many lower-case hexadecimal digits."""
 
@@ -65,7 +72,7 @@ class Frame:
     modules: tuple[str, ...] = ()
 
 
-Rule = Words | Random | OfApp | Version | Frame
+Rule = Words | Whole | Random | OfApp | Version | Frame
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,8 @@ def coarse(rule: Rule, value: Any) -> Any:
     """Return a value in the form that may be sent, or None if it may not."""
     if isinstance(rule, Random):
         return value if isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{rule.digits}}}", value) else None
+    if isinstance(rule, Whole):
+        return value if type(value) is int and 0 <= value <= rule.most else None
     if isinstance(rule, Version):
         return _version(value)
     if isinstance(rule, Frame):

@@ -23,7 +23,7 @@ from exporters.allowlist import (
 )
 from exporters.ga_payload import CONSENT, COUNTED, DURATIONS, EVENT, TIMES
 from exporters.ga_payload import vocabulary as ga_words
-from exporters.rules import DEV, LABEL, SAID, Declared, Frame, OfApp, Random, Rule, Version, Words, as_text, filled
+from exporters.rules import DEV, LABEL, SAID, Declared, Frame, OfApp, Random, Rule, Version, Whole, Words, as_text, filled
 
 BUCKETS = "base-2 exponential histogram of at most 160 buckets, with count, sum, min and max"
 PAGE_HEAD = """# What can leave your machine
@@ -126,6 +126,8 @@ def _metric(entry: ListedMetric, declared: Declared | None = None) -> dict[str, 
 def _rule(rule: Rule, declared: Declared | None) -> dict[str, Any]:
     if isinstance(rule, Random):
         return {"random": f"{rule.digits} hexadecimal digits, drawn anew for each run"}
+    if isinstance(rule, Whole):
+        return {"form": f"a whole number from 0 to {rule.most:,}"}
     if isinstance(rule, OfApp) and declared is None:
         return {"form": DECLARED[rule.what]}
     if isinstance(rule, Version):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 State = Literal["running", "finished", "interrupted", "crashed"]
 FactValue = str | int | float | bool
 NOTE_LIMIT = 20
+MEDIANS = -1  # no rank: the medians of all
 STALLED_TIMES = 10
 STALLED_NS = 10 * NS  # and no step is called a hang before that
 UNREAD = "phases that the GPU was still at work on when the run ended: their GPU time is not known"  # a note
@@ -41,7 +42,10 @@ FACT_NAMES = {  # facts that OpenTelemetry has a name for; all others are epochm
 
 @dataclass
 class RankStage:
-    """A stage in one epoch of one rank: its time, and that of its top-level phases."""
+    """A stage of one rank, over the epochs that all ranks have told: its time, and that of its top-level phases (ns).
+
+    Of many ranks, only the notable ones are kept, and rank `MEDIANS` stands for all of them.
+    """
 
     duration_ns: int = 0
     phases: dict[str, int] = field(default_factory=dict)
@@ -58,7 +62,9 @@ class EpochRecord:
     stages: dict[str, StageRecord] = field(default_factory=dict)
     phases: dict[Path, Timing] = field(default_factory=dict)  # outside stages, such as a checkpoint between two
     readings: Readings = field(default_factory=dict)
-    ranks: dict[int, dict[str, RankStage]] = field(default_factory=dict)  # in the first rank: the times of all ranks
+    ranks: dict[int, dict[str, RankStage]] = field(default_factory=dict)  # outside epochs, of the first rank: see `RankStage`
+    rank_epochs: int = 0  # how many epochs are in these times
+    rank_missing: list[int] = field(default_factory=list)  # ranks that have not told of the last of them
     energy: Energies = field(default_factory=dict)  # known shortly after the epoch's end; see `Run.energy`
     cases: list[CaseRecord] = field(default_factory=list)  # of a benchmark
     slice: int | None = None  # the number, in the run, of the slice that this is; None for a whole epoch, and what is no slice
@@ -177,6 +183,8 @@ class Run:
     planned_epochs: int | None = None
     rank: int | None = None  # of a distributed run
     world_size: int | None = None
+    node: int | None = None  # the number of its machine in the job
+    job: str = ""  # a random id that all ranks of a run share
     said: dict[str, str] = field(default_factory=dict)  # the user's own words for it, as resource attributes
     app: dict[str, str] = field(default_factory=dict)  # of a package that embeds us: name, version, install
     hardware: Hardware = field(default_factory=Hardware)

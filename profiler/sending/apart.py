@@ -7,6 +7,7 @@ an hour that it shares with nothing else.
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 from exporters.allowlist import facts
 from exporters.measurements import Measured, Snapshot
@@ -14,6 +15,8 @@ from exporters.measurements import Measured, Snapshot
 KEPT = ("service.name", "service.version", "service.instance.id", "epochmeter.app.name", "epochmeter.app.version")
 ALONE = ("service.name", "service.version", "epochmeter.app.name")  # beside a fact, the same for all of a package's users
 SUMMARY = Measured("epochmeter.usage.summaries", "sum", 1, {})
+OF_JOB = tuple(f"epochmeter.distributed.{name}" for name in ("rank", "node", "job"))  # an author needs none of these
+WORLD_SIZE = "epochmeter.distributed.world_size"
 HOUR_NS = 3_600_000_000_000
 
 
@@ -22,8 +25,14 @@ def facts_apart(data: Snapshot) -> tuple[Snapshot, list[Snapshot]]:
     hour = data.now // HOUR_NS * HOUR_NS
     shared = {name: data.facts[name] for name in ALONE if name in data.facts}
     single = [
-        Snapshot({**shared, "service.instance.id": secrets.token_hex(6), name: data.facts[name]}, [SUMMARY], hour, hour)
+        Snapshot({**shared, "service.instance.id": secrets.token_hex(6), name: _alone(name, data)}, [SUMMARY], hour, hour)
         for name in facts("otlp")
-        if name in data.facts and name not in KEPT
+        if name in data.facts and name not in (*KEPT, *OF_JOB)
     ]
     return data._replace(facts={name: data.facts[name] for name in KEPT if name in data.facts}), single
+
+
+def _alone(name: str, data: Snapshot) -> Any:
+    """Return a fact as an author gets it: of the number of ranks, the next power of two."""
+    value = data.facts[name]
+    return 1 << (value - 1).bit_length() if name == WORLD_SIZE and isinstance(value, int) else value

@@ -135,10 +135,13 @@ class RunKeeper:
                 self._run.note("a line of the run log was given up, because none could be written")
                 del self._unsaved[0]
 
-    def save_all(self, parts: list[EpochRecord]) -> None:
-        """Write several lines."""
-        for part in parts:
-            self.save(part)
+    def add_ranks(self, told: EpochRecord | None) -> None:
+        """Add and write the times of all ranks, which take the place of those before."""
+        if told is not None:
+            with self.lock:
+                outside = self._run.outside
+                outside.ranks, outside.rank_epochs, outside.rank_missing = told.ranks, told.rank_epochs, told.rank_missing
+            self.save(told)
 
     def _append_unsaved(self) -> None:
         log = self._log

@@ -104,6 +104,7 @@ class Session:
         self.timer.edges.on_edge = self.sampler.nudge
         self.sending = Sending(self.run, self.resolve, exporter, self._snapshot, self.run.note)
         self._ranks = RankExchange(self.run, distributed, self.resolve)
+        self.sampler.each_tick.append(lambda: self._keeper.add_ranks(self._ranks.look()))
         self._indices: set[int] = set()  # of the epochs begun so far
         self._names_epochs = False  # True if the loop says itself where its epochs begin
         self._began = 0
@@ -173,9 +174,7 @@ class Session:
         self.state = "over"
         _live.discard(self)
         self.slices.collect()
-        self.faults.swallow(
-            "times of other ranks could not be read", lambda: self._keeper.save_all(self._ranks.gather(last=True))
-        )
+        self.faults.swallow("times of other ranks could not be read", lambda: self._keeper.add_ranks(self._ranks.finish()))
         self.sampler.stop()
         self._meter.finish()
         self._keeper.save_outside_energy()
@@ -285,7 +284,7 @@ class Session:
         self.refresh()
         if last is not None:
             self._keeper.save(last)
-        self.faults.swallow("times could not be sent to other ranks", lambda: self._keeper.save_all(self._ranks.publish(epoch)))
+        self.faults.swallow("times could not be sent to other ranks", lambda: self._ranks.publish(epoch))
         self._live.epoch_ended(epoch)
         self.timer.overhead_ns += clocks.host_clock() - began
 
@@ -318,6 +317,7 @@ class Session:
         epoch = EpochRecord(index, started_ns=began, inferred=inferred)
         self.slices.begin_epoch(epoch, began)
         self.timer.enter_epoch(index, started)
+        self.faults.swallow("other ranks could not be joined", self._ranks.join)
         return epoch
 
     def _now(self) -> int:

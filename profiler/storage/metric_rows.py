@@ -30,6 +30,7 @@ Attributes = Mapping[str, Any]
 Values = Iterable[tuple[Any, Attributes]]
 Scope = Literal["run", "epoch", "stage", "phase", "rank", "energy", "case"]
 BENCH = "epochmeter.bench."
+MOST_MISSING = 64  # ranks that are named
 CASE_ENDS = ("status", "remarks", "error")  # attributes of a case that are no part of its identity
 
 
@@ -143,6 +144,15 @@ def _read_passes(stage: StageRecord, at: Attributes, value: float) -> None:
     stage.passes += int(value)
     if at["epochmeter.pass.partial"]:
         stage.partial_passes += int(value)
+
+
+def _read_rank_epochs(part: EpochRecord, at: Attributes, value: float) -> None:
+    part.rank_epochs, part.rank_missing = int(value), [int(rank) for rank in at.get("epochmeter.rank.missing", ())]
+
+
+def _write_rank_epochs(part: EpochRecord) -> Values:
+    if part.rank_epochs:
+        yield part.rank_epochs, {"epochmeter.rank.missing": part.rank_missing[:MOST_MISSING]} if part.rank_missing else {}
 
 
 def _read_rank_stage(stage: RankStage, at: Attributes, value: float) -> None:
@@ -311,6 +321,10 @@ ROWS = (
     ),
     _histogram_row(
         *("epochmeter.inference.batch_size", "{sample}", "Samples in one inference step.", "stage"), lambda stage: stage.batch
+    ),
+    MetricRow(
+        *("epochmeter.rank.epochs", "{epoch}", "Epochs that all ranks have told.", "gauge", "epoch"),
+        *(_write_rank_epochs, _read_rank_epochs),
     ),
     MetricRow(
         *("epochmeter.rank.stage.time", "s", "Time that one rank spent in a stage.", "sum", "rank"),

@@ -134,6 +134,10 @@ def _resource(run: Run) -> dict[str, Any]:
     if run.rank is not None and run.world_size is not None:
         attributes["epochmeter.distributed.rank"] = run.rank
         attributes["epochmeter.distributed.world_size"] = run.world_size
+        if run.node is not None:
+            attributes["epochmeter.distributed.node"] = run.node
+        if run.job:
+            attributes["epochmeter.distributed.job"] = run.job
     for section in ("cpu", "memory", "runtime"):
         for key, value in getattr(run.hardware, section).items():
             attributes[FACT_NAMES.get((section, key), f"epochmeter.{section}.{key}")] = value

@@ -37,7 +37,7 @@ UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticErro
 BEGINNING, METRICS, END = '{"resourceMetrics":[{"resource":', '"metrics":[', '"}]}'
 OUTLINED = ("service.name", "epochmeter.run.", "epochmeter.distributed.")
 LATEST = (
-    *("name", "state", "started_unix_ns", "planned_epochs", "rank", "world_size"),
+    *("name", "state", "started_unix_ns", "planned_epochs", "rank", "world_size", "node", "job"),
     *("said", "app", "hardware", "open_step"),
 )
 RUN_METRICS = {row.name for row in rows_of("run")}
@@ -71,7 +71,7 @@ def _first_rank(paths: list[Path]) -> Path:
         newest = outline(paths[0])
         for path in paths[: 2 * (newest.world_size or 0)]:
             run = outline(path)
-            if newest.rank and (run.rank, run.name, run.world_size) == (0, newest.name, newest.world_size):
+            if newest.rank and (run.rank, run.name, run.world_size, run.job) == (0, newest.name, newest.world_size, newest.job):
                 return path
     except RunLogError:
         pass  # `load` will raise the error
@@ -211,8 +211,8 @@ def _add_part(run: Run, part: EpochRecord) -> None:
     known.merge(part)
     known.inferred = known.inferred or part.inferred
     merge_energy(known.energy, part.energy)
-    for rank, stages in part.ranks.items():
-        known.ranks.setdefault(rank, {}).update(stages)
+    if part.rank_epochs:
+        known.ranks, known.rank_epochs, known.rank_missing = part.ranks, part.rank_epochs, part.rank_missing
 
 
 def _no_constant(word: str) -> float:
@@ -256,6 +256,8 @@ def _read_resource(run: Run, resource: Mapping[str, Any]) -> bool:
     run.planned_epochs = whole_upto(resource.get("epochmeter.run.planned_epochs"), MAX_WHOLE)
     run.rank = whole_upto(resource.get("epochmeter.distributed.rank"), MAX_RANKS)
     run.world_size = whole_upto(resource.get("epochmeter.distributed.world_size"), MAX_RANKS)
+    run.node = whole_upto(resource.get("epochmeter.distributed.node"), MAX_RANKS)
+    run.job = of_type(str, resource.get("epochmeter.distributed.job", ""))
     run.app = {name.removeprefix(APP_PREFIX): value for name, value in resource.items() if name.startswith(APP_PREFIX)}
     run.said = _said(resource.get("epochmeter.run.said", []))
     run.hardware = _hardware(resource)

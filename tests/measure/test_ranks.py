@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from profiler.config.paths import runs_path
-from profiler.measure.ranks import place_from
-from profiler.records.run import EpochRecord, RankStage, Run
+from profiler.measure import ranks as module
+from profiler.measure.ranks import gathered, place_from
+from profiler.records.run import MEDIANS, EpochRecord, Run
+from profiler.records.timing import Timing
 from profiler.report import stragglers
 from profiler.report.text import text
 from profiler.storage.run_log import run_paths
@@ -126,9 +129,11 @@ class TestRealRanks:
         assert (wait["rank"], wait["phase"], wait["waited_in"]) == (slow, "data_wait", "backward")
         for rank, run in runs.items():  # what each told is what it measured itself, to what a float of seconds holds
             mine = run.whole().stages["train"].phases
-            told = [epoch.ranks[rank]["train"].phases for epoch in runs[0].epochs]  # type: ignore[index]
+            told = runs[0].outside.ranks[rank]["train"].phases  # type: ignore[index]
             for phase in ("data_wait", "forward", "backward", "optimizer"):
-                assert sum(stage[phase] for stage in told) == pytest.approx(mine[(phase,)].total_ns, abs=10)
+                assert told[phase] == pytest.approx(mine[(phase,)].total_ns, abs=10)
+        assert len({run.job for run in runs.values()}) == 1 and re.fullmatch("[0-9a-f]{12}", runs[0].job)
+        assert {run.node for run in runs.values()} == {0}
         assert f"rank {slow} was behind in train" in ended[0][1]
         assert not runs[0].notes
         assert find(runs_path()).name.endswith(f"{runs[0].id}.otlp.jsonl")  # `report` shows the first rank
@@ -150,11 +155,11 @@ class TestRealRanks:
 
     def test_unwanted_ranks_know_nothing_of_others(self) -> None:
         ranks(2, TOLD, DISTRIBUTED="off")
-        assert not any(epoch.ranks for run in (load(path) for path in run_paths(runs_path())) for epoch in run.epochs)
+        assert not any(run.outside.ranks or run.job for run in (load(path) for path in run_paths(runs_path())))
 
     def test_off_keeps_it_on_this_machine(self) -> None:
         ranks(2, TOLD, EPOCHMETER_SYNC="0", LOCAL_WORLD_SIZE="1")  # as if the other rank were on another machine
-        assert not any(epoch.ranks for epoch in recorded()[0].epochs)
+        assert not any(run.outside.ranks or run.job for run in recorded().values())
 
     @pytest.mark.parametrize("front", [True, False])
     def test_under_torchrun_the_script_is_unchanged(self, front: bool) -> None:
@@ -169,7 +174,7 @@ class TestRealRanks:
         runs = recorded()
         assert sorted(runs) == [0, 1]  # type: ignore[type-var]
         assert {run.name for run in runs.values()} == {"ddp"}
-        assert [len(epoch.ranks) for epoch in runs[0].epochs] == [2, 2, 2]
+        assert (len(runs[0].outside.ranks), runs[0].outside.rank_epochs) == (2, 3)
         assert measured.stderr.count("verdict ") == 1  # the first rank's report alone
         assert "rank 1 was behind in train" in measured.stderr
         for run in runs.values():
@@ -200,12 +205,17 @@ class TestTheTable:
     def run(self, *epochs: dict[int, dict[str, float]], size: int = 3) -> Run:
         """Return a run whose ranks reported these phases (s)."""
         run = Run("0" * 12, "table", 1, world_size=size, rank=0)
-        for index, told in enumerate(epochs):
-            ranks = {
-                rank: {"train": RankStage(round(sum(phases.values()) * 1e9), {k: round(v * 1e9) for k, v in phases.items()})}
-                for rank, phases in told.items()
-            }
-            run.epochs.append(EpochRecord(index, ranks=ranks))
+        told: dict[int, dict[int, Any]] = {rank: {} for rank in range(size)}
+        for rank, ring in told.items():
+            mine: list[Any] = [0, {}]
+            for index, epoch in enumerate(epochs, 1):
+                for phase, spent in epoch.get(rank, {}).items():
+                    mine[0] += round(spent * 1e9)
+                    mine[1][phase] = mine[1].get(phase, 0) + round(spent * 1e9)
+                if rank in epoch:
+                    ring[index] = {"train": [mine[0], dict(mine[1])]}
+        found = gathered({rank: ring for rank, ring in told.items() if ring}, size)
+        run.outside.ranks, run.outside.rank_epochs, run.outside.rank_missing = found.ranks, found.epochs, found.missing
         return run
 
     def test_slowest_median_and_fastest(self) -> None:
@@ -252,25 +262,123 @@ def test_what_a_launcher_says(variables: dict[str, Any], found: Any) -> None:
     assert place_from(variables) == found
 
 
+class Store:
+    """A store of torch.distributed in this process, which counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+        self.asked = 0
+
+    def set(self, key: str, value: str) -> None:
+        self.asked += 1
+        self.held[key] = value.encode()
+
+    def add(self, key: str, number: int) -> int:
+        self.asked += 1
+        found = int(self.held.get(key, b"0")) + number
+        self.held[key] = str(found).encode()
+        return found
+
+    def check(self, keys: list[str]) -> bool:
+        self.asked += 1
+        return all(key in self.held for key in keys)
+
+    def multi_get(self, keys: list[str]) -> list[bytes]:
+        self.asked += 1
+        return [self.held[key] for key in keys]
+
+    def compare_set(self, key: str, expected: str, wanted: str) -> bytes:
+        self.asked += 1
+        return self.held.setdefault(key, wanted.encode())
+
+
+def joined(store: Store, size: int, monkeypatch: pytest.MonkeyPatch) -> list[module.Ranks]:
+    """Return the ends of so many ranks, as if each were in its own process."""
+    ends = []
+    for rank in range(size):
+        monkeypatch.setattr(module, "_runs", {})
+        ends.append(module.Ranks(store, rank, size, "job"))
+    return ends
+
+
+def epoch_of(rank: int, index: int) -> EpochRecord:
+    record = EpochRecord(index)
+    stage = record.stage("train")
+    for phase, spent in (("data_wait", 1000 + rank), ("forward", 5000), ("backward", 9000 - rank)):
+        stage.phases[phase,] = Timing()
+        stage.phases[phase,].steady.add([spent])
+        stage.duration_ns += spent
+    return record
+
+
 def test_waiting_is_bounded_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store in which the others' words never come."""
-    from profiler.measure import ranks as module
-
-    class Store:
-        def set(self, key: str, value: str) -> None: ...
-
-        def check(self, keys: list[str]) -> bool:
-            return all(key.endswith("/0") for key in keys)
-
-        def get(self, key: str) -> bytes:
-            return b"{}"
-
+    """The others' words never come."""
     monkeypatch.setattr(module, "PATIENCE_S", 0.1)
     first = module.Ranks(Store(), 0, 2, "alone")
-    epoch = EpochRecord(0)
-    first.publish(epoch)
-    assert first.gather() == []
+    first.publish(EpochRecord(0))
+    assert first.gather().missing == [1]
     began = time.monotonic()
-    assert first.gather(last=True) == [epoch]
+    first.finish()
     assert time.monotonic() - began < 1
-    assert epoch.ranks == {0: {}}
+    assert first.gather() == (1, [1], {0: {}})
+
+
+def test_the_store_does_not_grow_with_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store()
+    ends = joined(store, 8, monkeypatch)
+    sizes = []
+    for index in range(200):
+        for rank, end in enumerate(ends):
+            end.publish(epoch_of(rank, index))
+        sizes.append((len(store.held), sum(map(len, store.held.values()))))
+    assert sizes[10][0] == sizes[-1][0] <= 8 + 3
+    assert sizes[-1][1] < 1.3 * sizes[10][1]  # numbers have more digits
+    epochs, missing, told = ends[0].gather()
+    assert (epochs, missing, len(told)) == (200, [], 8)
+    assert told[5]["train"].phases["data_wait"] == 200 * 1005
+    assert len({end.job for end in ends}) == 1
+
+
+def test_many_ranks_cost_few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when one of them never says a word, and one has died."""
+    store = Store()
+    ends = joined(store, 3000, monkeypatch)
+    for index in range(3):
+        for rank, end in enumerate(ends):
+            if rank != 1234 and not (rank == 77 and index == 2):
+                end.publish(epoch_of(rank, index))
+        store.asked = 0
+        found = ends[0].gather()
+        assert store.asked < (60 if index == 0 else 10)
+    assert found.missing == [77, 1234] and found.epochs == 3 and len(found.ranks) == 2998
+    kept = module.notable(found.ranks)
+    assert len(kept) <= 40 and kept[MEDIANS]["train"].phases["forward"] == 15_000
+    run = Run("r", "r", 0, rank=0, world_size=3000)
+    run.outside.ranks, run.outside.rank_epochs, run.outside.rank_missing = kept, found.epochs, found.missing
+    spread = stragglers.rank_table(run)["stages"]["train"]["phases"]["data_wait"]
+    assert spread["slowest"]["rank"] == 2999 and spread["fastest"]["rank"] == 0
+    assert spread["median_s"] == pytest.approx(3 * 2500e-9, rel=0.01)
+
+
+def test_ranks_are_compared_at_their_common_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = joined(Store(), 3, monkeypatch)
+    for rank, epochs in ((0, 5), (1, 4), (2, 3)):
+        for index in range(epochs):
+            ends[rank].publish(epoch_of(rank, index))
+    epochs, missing, told = ends[0].gather()
+    assert (epochs, missing, sorted(told)) == (3, [1, 2], [0, 1, 2])
+    assert {rank: stages["train"].phases["forward"] for rank, stages in told.items()} == dict.fromkeys(range(3), 15_000)
+
+
+@pytest.mark.parametrize(
+    ("variables", "node"),
+    [
+        ({"GROUP_RANK": "3", "LOCAL_WORLD_SIZE": "8"}, 3),
+        ({"LOCAL_WORLD_SIZE": "8"}, 2),
+        ({}, None),
+        ({"LOCAL_WORLD_SIZE": "0"}, None),
+        ({"GROUP_RANK": "x"}, None),
+    ],
+)
+def test_the_node_is_a_number(variables: dict[str, str], node: int | None) -> None:
+    assert module.node_from(variables, 17) == node
