@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 MAX_EDGES = 4096  # between two readings; a service has many calls a second
+HAND_OVER_NS = 10_000_000_000  # how often the energy of an epoch that goes on is handed over
 POWER_OVER_NS = 1_000_000_000  # the time over which the power is averaged: a single step says little
 EpochAndStage = tuple["int | None", str]  # the epoch, and the stage ("" for none)
 
@@ -126,7 +127,8 @@ class EnergyMeter:
 
     Args:
         edges: the begins of epochs and passes.
-        done: receives the energy of an epoch, by stage and GPU, when it is over; None stands for time outside epochs.
+        done: receives the energy of an epoch, by stage and GPU, when it is over, and of a long one about every ten seconds.
+            None stands for time outside epochs.
     """
 
     def __init__(self, edges: Edges, done: Callable[[int | None, Energies], None]) -> None:
@@ -134,6 +136,7 @@ class EnergyMeter:
         self._done = done
         self._lock = threading.Lock()
         self._at: int | None = None
+        self._handed_at = 0
         self._now = Edge(0, None, None)
         self._counters: dict[str, EnergyCounter] = {}
         self._used: dict[int | None, Energies] = {}
@@ -147,7 +150,9 @@ class EnergyMeter:
             spent = self._shares_until(at)
             for gpu in sorted({*self._counters, *counters}):
                 self._read_counter(gpu, spent, counters.get(gpu), at)
-            over = [epoch for epoch in self._used if epoch != self._now.epoch]
+            is_due = at - self._handed_at >= HAND_OVER_NS  # an epoch may last for days
+            self._handed_at = at if is_due else self._handed_at
+            over = [epoch for epoch in self._used if is_due or epoch != self._now.epoch]
             for epoch in over:
                 self._done(epoch, self._used.pop(epoch))
 

@@ -143,6 +143,7 @@ class Sums:
         self._whole = EpochRecord(None)
         self._seen = 0
         self.open_ns = 0  # how long the open epoch has lasted
+        self.open_energy: Energies = {}  # and what it has used
         self.epochs = Histogram()  # how long each epoch took
         self.stages: dict[str, Histogram] = {}  # how long each stage took in each epoch
 
@@ -168,6 +169,7 @@ class Sums:
         for part in (self._whole, run.outside, *(() if open_epoch is None else (open_epoch,))):
             whole.merge(part)
         self.open_ns = 0 if open_epoch is None else open_epoch.duration_ns
+        self.open_energy = {} if open_epoch is None else deepcopy(open_epoch.energy)
         return whole
 
 
@@ -206,14 +208,17 @@ class Run:
         """Return everything the run measured, added up."""
         return Sums().of(self)
 
-    def energy(self) -> Energies:
+    def energy(self, more: Energies | None = None) -> Energies:
         """Return the energy of the GPUs over all epochs. Energy shared by two epochs of a stage belongs to the stage.
+
+        ``more`` is that of an epoch that is open.
 
         It is not part of `whole`, because it becomes known after an epoch has been added up.
         """
         total: Energies = {}
         for part in self.parts():
             merge_energy(total, part.energy)
+        merge_energy(total, more or {})
         for gpus in total.values():
             for energy in gpus.values():
                 energy.uncertain, energy.between_epochs = energy.between_stages, 0.0

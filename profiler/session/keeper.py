@@ -168,7 +168,9 @@ class RunKeeper:
 
     def add_slice(self, part: EpochRecord) -> None:
         """Add a closed slice to the open epoch, or to what lies outside epochs; under the lock. It is not written here."""
-        (self._run.outside if self.open_epoch is None else self.open_epoch).merge(part)
+        into = self._run.outside if self.open_epoch is None else self.open_epoch
+        into.merge(part)
+        merge_energy(into.energy, part.energy)
         self.add_to_timeline(part)
 
     def add_to_timeline(self, part: EpochRecord) -> None:
@@ -202,7 +204,8 @@ class RunKeeper:
         An epoch too short for the counters counts only in the run's sum, and takes no line of the log.
         """
         with self.lock:
-            epoch = self._epoch(index)
+            position = self._position(index)
+            epoch = None if position is None else self._run.epochs[position]
             known = {} if epoch is None else deepcopy(epoch.energy)
             merge_energy(known, energy)
             if not sum_of(energy_by_gpu(known).values()).is_resolved:
@@ -269,13 +272,6 @@ class RunKeeper:
         if log is not None:
             self._faults.swallow("the run log could not be closed", log.close)
 
-    def _epoch(self, index: int | None) -> EpochRecord | None:
-        """Return the epoch with that number, which may be open."""
-        if index is not None and self.open_epoch is not None and self.open_epoch.index == index:
-            return self.open_epoch
-        position = self._position(index)
-        return None if position is None else self._run.epochs[position]
-
     def _position(self, index: int | None) -> int | None:
         """Return the position of a finished epoch; the latest one, if several have that number."""
         epochs = self._run.epochs
@@ -289,6 +285,7 @@ def joined_slices(parts: list[EpochRecord]) -> list[EpochRecord]:
         before = joined[-1] if joined else None
         if before is not None and None not in (before.slice, part.slice) and before.index == part.index:
             before.merge(part)
+            merge_energy(before.energy, part.energy)
             before.slice = part.slice
         else:
             joined.append(part)

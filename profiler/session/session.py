@@ -93,7 +93,7 @@ class Session:
         self._live = LiveLines(self.run, self.faults, is_on=live)
         self._app: EmbeddingApp | None = None
         self._keeper = RunKeeper(self.run, self.faults, self.refresh, pause, self._live.slices_written)
-        self._meter = EnergyMeter(self.timer.edges, self._keeper.add_energy)
+        self._meter = EnergyMeter(self.timer.edges, lambda index, energy: self.slices.add_energy(index, energy))
         self.sampler = Sampler(
             interval, prepare=self._prepare, load=lambda name: load_probe(name, device), energy=self._meter.add
         )

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from profiler.records.energy import merge_energy
 from profiler.records.run import EpochRecord
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.hardware.sampler import Sampler
     from profiler.measure.timer import Timer
+    from profiler.records.energy import Energies
     from profiler.records.faults import Faults
     from profiler.session.keeper import RunKeeper
 
@@ -71,6 +73,16 @@ class SliceCutter:
         for part in late:
             self._keeper.add_late(part)
 
+    def add_energy(self, index: int | None, energy: Energies) -> None:
+        """Add energy to the open slice if its epoch is the open one, or else to the epoch that it is of."""
+        with self._keeper.lock:
+            epoch = self._keeper.open_epoch
+            is_open = epoch is not None and index == epoch.index
+            if is_open:
+                merge_energy(self._part.energy, energy)
+        if not is_open:
+            self._keeper.add_energy(index, energy)
+
     def so_far(self) -> EpochRecord | None:
         """Return a copy of the open epoch up to now, or None outside epochs."""
         self.collect(self._timer.began_ns + self._now())
@@ -80,6 +92,7 @@ class SliceCutter:
                 return None
             copied = epoch.copied()
             copied.merge(self._part)
+            merge_energy(copied.energy, self._part.energy)
             copied.duration_ns = self._now() - epoch.started_ns
         return copied
 
@@ -93,6 +106,7 @@ class SliceCutter:
             if is_whole:
                 epoch.stages, epoch.phases, epoch.readings = self._part.stages, self._part.phases, self._sampler.take()
                 epoch.duration_ns = max(at - epoch.started_ns, 0)
+                merge_energy(epoch.energy, self._part.energy)
                 self._keeper.add_to_timeline(epoch)
                 self._part = EpochRecord(epoch.index, started_ns=at)
             part = epoch if is_whole else self._close(at)

@@ -98,7 +98,7 @@ def summed_points(run: Run, sums: Sums, whole: EpochRecord, yield_gil: Callable[
     points += _open_step_points(run.open_step)
     yield_gil()
     points += _stage_points(whole, _exported_phases)
-    points += _energy_points(run.energy(), rows_of("energy", *SENT_ENERGY))
+    points += _energy_points(run.energy(sums.open_energy), rows_of("energy", *SENT_ENERGY))
     points += _exported_cases(whole.cases)
     points += _reading_points(whole.readings.values())
     yield_gil()

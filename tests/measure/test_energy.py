@@ -37,7 +37,12 @@ class Bench:
     def __init__(self) -> None:
         self.edges = Edges()
         self.told: dict[int | None, Energies] = {}
-        self.meter = EnergyMeter(self.edges, self.told.__setitem__)
+        self.times = 0
+        self.meter = EnergyMeter(self.edges, self.take)
+
+    def take(self, epoch: int | None, energy: Energies) -> None:
+        self.times += 1
+        merge_energy(self.told.setdefault(epoch, {}), energy)
 
     def edge(self, at_s: float, epoch: int | None, of: Pass | None) -> None:
         self.edges.epoch = epoch
@@ -128,6 +133,19 @@ def test_low_answers_for_a_moment_are_no_reset(wrong: tuple[float, ...]) -> None
     bench.edge(4, None, None)
     bench.read(5, a=100_500)
     assert bench.used(0, "train") == 400
+
+
+def test_energy_of_a_long_epoch_comes_meanwhile() -> None:
+    bench = Bench()
+    bench.edge(0, 0, TRAIN)
+    for second in range(61):
+        bench.read(second, a=100.0 * second)
+        if second == 31:
+            assert bench.used(0, "train") == pytest.approx(3000, abs=1001)
+    assert bench.times == 6
+    bench.edge(61, None, None)
+    bench.read(62, a=6200)
+    assert bench.used(0, "train") == pytest.approx(6100) and bench.told[0]["train"]["a"].seconds == pytest.approx(61)
 
 
 def test_lag_error_is_within_uncertainty() -> None:
