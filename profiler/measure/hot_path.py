@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
+ASKED = 2  # of `Span.shared`: the phase's next end closes a slice
 now = host_clock  # the seam for a test's clock; as an attribute of each span it cost 30 ns more a phase
 
 
@@ -69,7 +69,7 @@ class Span:
         self.tree = tree
         self.state = state
         self.owner: Any = state.badge.lock
-        self.shared = not state.is_owner  # set later, too, if another thread uses this very object
+        self.shared: int = not state.is_owner  # set later, too, if another thread uses this very object
         self.parent = parent
         self.name = name
         self.depth: int = parent.depth + 1 if parent else 0
@@ -172,6 +172,8 @@ class Span:
         timer = self.state.timer
         with timer.lock:
             timer.state().leave(self.name, end, ends_inner=has_raised)
+        if self.shared == ASKED:
+            self.state.answer()
 
 
 class Unmeasured:

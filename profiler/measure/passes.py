@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import Any
 
 from profiler.measure import hot_path
-from profiler.measure.hot_path import HotPass, ThreadBadge
+from profiler.measure.hot_path import ASKED, HotPass, ThreadBadge
 from profiler.measure.spans import BUFFER_SIZE, Tree, drop_mark
 from profiler.records.histogram import NS
 from profiler.records.vocabulary import Phase, Stage
@@ -127,6 +127,20 @@ class ThreadState:
             segment.started += elapsed
             segment.resumed_at, segment.handed_at = max(segment.resumed_at, at), max(segment.handed_at, at)
             self.shift(elapsed, position)
+
+    def ask(self) -> None:
+        """Let the next phase that ends outside passes close the slice that is due; called by another thread."""
+        for _, span in self.outside.spans():
+            if not span.shared:
+                span.shared = ASKED
+
+    def answer(self) -> None:
+        """Close the slice that is due, and let phases end in the quick way again."""
+        for _, span in self.outside.spans():
+            if span.shared == ASKED:
+                span.shared = False
+        if self.timer.is_slice_due and not self.segments:
+            self.close_slice()
 
     def close_slice(self) -> None:
         """Close the slice that is due, between two steps. Nothing that is open is charged for the time that takes."""

@@ -265,6 +265,7 @@ class Timer:
         self.is_slice_due = True
         for tree in [tree for state in list(self.places.all) for tree in list(state.trees)]:
             tree.limit = -1
+        self.owner.ask()
 
     def take(self, into: EpochRecord, *, ended: bool = False, slice_end: int | None = None) -> list[EpochRecord]:
         """Move everything measured since the last call into a record.

@@ -23,9 +23,13 @@ FRESH = 60  # of them, the newest, which are left as they are
 
 @dataclass(slots=True)
 class SliceStage:
-    """A stage within a slice: its time, and that of its top-level phases (ns)."""
+    """A stage within a slice: its time, and that of its top-level phases (ns).
+
+    Of calls that overlap, the time passes once (``duration_ns``), and is in each one's phases (``call_ns``).
+    """
 
     duration_ns: int = 0
+    call_ns: int = 0
     steps: int = 0
     samples: int | None = None
     step_ns: int = 0  # the sum of the durations of the steps that ended in the slice
@@ -82,6 +86,7 @@ class Slice:
         for name, stage in later.stages.items():
             mine = self.stages.setdefault(name, SliceStage(first_step=stage.first_step))
             mine.duration_ns += stage.duration_ns
+            mine.call_ns += stage.call_ns
             mine.steps += stage.steps
             mine.step_ns += stage.step_ns
             if stage.samples is not None:
@@ -100,7 +105,8 @@ def slice_of(part: EpochRecord) -> Slice:
     made = Slice(part.index, part.index, part.started_ns, part.duration_ns, part.slice, readings=_readings(part.readings))
     for name, stage in part.stages.items():
         phases = {path[0]: timing.total_ns for path, timing in stage.phases.items() if len(path) == 1}
-        made.stages[name] = SliceStage(stage.duration_ns, stage.steps, stage.samples, stage.step.total_ns, 0, phases)
+        times = (stage.elapsed_ns, stage.duration_ns)
+        made.stages[name] = SliceStage(*times, stage.steps, stage.samples, stage.step.total_ns, 0, phases)
     made.phases = {path[0]: timing.total_ns for path, timing in part.phases.items() if len(path) == 1}
     return made
 
@@ -124,16 +130,24 @@ def add_slice(slices: list[Slice], new: Slice) -> None:
     """Add a slice at the end. When there are twice as many as are kept, they are joined."""
     if slices:
         _share_keys(slices[-1], new)
-        if slices[-1].last_epoch == new.epoch:
-            for name, stage in new.stages.items():
-                before = slices[-1].stages.get(name)
-                stage.first_step = 0 if before is None else before.first_step + before.steps
+        for name, stage in new.stages.items():
+            stage.first_step = _steps_before(slices, new.epoch, name)
     if slices and new.number is not None and slices[-1].number == new.number:
         slices[-1] = sum_of([slices[-1], new])
         return
     slices.append(new)
     if len(slices) >= 2 * MOST:
         slices[:] = joined(slices)
+
+
+def _steps_before(slices: list[Slice], epoch: int | None, stage: str) -> int:
+    """Return how many steps of a stage are in the slices of this epoch."""
+    for one in reversed(slices):
+        if one.last_epoch != epoch:
+            return 0
+        if stage in one.stages:
+            return one.stages[stage].first_step + one.stages[stage].steps if one.epoch == epoch else 0
+    return 0
 
 
 def _share_keys(before: Slice, new: Slice) -> None:

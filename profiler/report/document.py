@@ -135,18 +135,23 @@ def _stage(run: Run, stage: StageRecord, energy: Energies) -> dict[str, Any]:
         result["device_busy"] = stage.device_share
     if stage.stage in energy:
         result["energy"] = _energy(run, energy[stage.stage], stage.duration_ns, stage.samples)
-    result["phases"] = {**_phases(stage.phases), "other": {"total_s": max(stage.other_ns, 0) / NS}}
+    phases = _phases(stage.phases)
+    still_open = sum(entry["total_s"] for entry in phases.values() if "open" in entry)
+    result["phases"] = {**phases, "other": {"total_s": max(stage.other_ns / NS - still_open, 0.0)}}
     return result
 
 
 def _phases(phases: Mapping[Path, Timing], above: Path = ()) -> dict[str, Any]:
     """Return the phases directly inside ``above``, each with its nested phases and its own time."""
     result = {}
-    for path, timing in phases.items():
-        if len(path) != len(above) + 1 or path[: len(above)] != above:
+    depth = len(above) + 1
+    for path in dict.fromkeys(path[:depth] for path in phases if len(path) >= depth and path[: depth - 1] == above):
+        inner = _phases(phases, path)
+        timing = phases.get(path)
+        if timing is None:  # it was open when the run was killed, or is now: what is inside it is known
+            result[path[-1]] = {"total_s": sum(entry["total_s"] for entry in inner.values()), "open": True, "phases": inner}
             continue
         entry = _timing(timing)
-        inner = _phases(phases, path)
         if inner:
             nested = sum(t.total_ns for p, t in phases.items() if len(p) == len(path) + 1 and p[: len(path)] == path)
             entry["self_s"] = (timing.total_ns - nested) / NS

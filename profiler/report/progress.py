@@ -106,9 +106,9 @@ def _recent(run: Run) -> Slice:
 
 def _shares(one: Slice, stage: str) -> dict[str, float]:
     found = one.stages.get(stage)
-    if found is None or not found.duration_ns:
+    if found is None or not found.call_ns:
         return {}
-    shares = {name: spent / found.duration_ns for name, spent in found.phases.items()}
+    shares = {name: spent / found.call_ns for name, spent in found.phases.items()}
     return {**shares, "other": max(1 - sum(shares.values()), 0.0)}
 
 

@@ -228,7 +228,8 @@ def _flat(phases: dict[str, Any], indent: int = 0) -> Iterator[tuple[str, dict[s
 def _lines(data: dict[str, Any]) -> Iterator[Text]:
     if data.get("phases"):
         outside = ", ".join(
-            f"{name.strip()} {duration(entry['total_s'])} ({entry['count']}x)" for name, entry in _flat(data["phases"])
+            f"{name.strip()} {duration(entry['total_s'])} ({'open' if 'open' in entry else f'{entry['count']}x'})"
+            for name, entry in _flat(data["phases"])
         )
         yield Text(f"outside    {outside}")
     for name, stage in data["stages"].items():

@@ -78,6 +78,8 @@ def _slice(run: Run, one: Slice) -> dict[str, Any]:
     result["stages"] = {}
     for name, stage in one.stages.items():
         told: dict[str, Any] = {"duration_s": stage.duration_ns / NS, "steps": stage.steps}
+        if stage.call_ns != stage.duration_ns:
+            told["call_time_s"] = stage.call_ns / NS
         if stage.samples is not None:
             told["samples"] = stage.samples
         if stage.steps:

@@ -67,7 +67,7 @@ def _in_rows(slices: list[Slice]) -> list[Slice]:
 
 
 def _most(stage: dict[str, Any]) -> str:
-    phases, whole = stage.get("phases", {}), stage.get("duration_s", 0.0)
+    phases, whole = stage.get("phases", {}), stage.get("call_time_s", stage.get("duration_s", 0.0))
     name = max(phases, key=lambda one: phases[one], default=None)
     if name is None or not whole:
         return ""

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from profiler.config.folder import MAX_BYTES, Folder
+from profiler.config.folder import Folder
 from profiler.errors import RunLogError
 
 MAX_LINE = 64 * 2**20
+MAX_BYTES = 4 * 2**30  # of a log: a run of 100,000 epochs has 1 GiB, and is read line by line
 FIRST_BLOCK = 2**14
 
 

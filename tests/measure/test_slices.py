@@ -370,3 +370,59 @@ def test_garbage_collections_are_counted() -> None:
     counted = list(watch.counts)
     gc.collect()
     assert watch.counts == counted
+
+
+@pytest.mark.parametrize("kind", ["plain", "inside another", "in an epoch"])
+def test_phases_without_any_pass(kind: str) -> None:
+    with Profiler("phases", interval=0.05, settings=QUICK) as prof:
+
+        def work() -> None:
+            for number in range(400):
+                with prof.phase("a"), prof.phase("b"):
+                    time.sleep(0.002)
+                if number == 350:
+                    told = recorded()
+                    parts = [told.outside, *told.epochs]
+                    counts = {path: timing.count for part in parts for path, timing in part.phases.items()}
+                    assert max(counts.values()) > 150
+
+        if kind == "inside another":
+            with prof.phase("outer"):
+                work()
+        elif kind == "in an epoch":
+            for _ in prof.epochs(1):
+                work()
+        else:
+            work()
+    told = recorded()
+    paths = {path: timing.count for part in (told.outside, *told.epochs) for path, timing in part.phases.items()}
+    above = ("outer",) if kind == "inside another" else ()
+    assert (paths[(*above, "a")], paths[(*above, "a", "b")]) == (400, 400)
+    assert not [span for _, span in prof.session.timer.owner.outside.spans() if span.shared and span.name in "ab"]
+
+
+def test_overlapping_calls_pass_once_in_a_slice() -> None:
+    with Profiler("calls", interval=0.05, settings=QUICK) as prof:
+        predict = prof.inference(lambda: time.sleep(0.01))
+        threads = [threading.Thread(target=lambda: [predict() for _ in range(60)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    told = prof.summary.to_dict()
+    whole = sum(cut["stages"]["inference"]["duration_s"] for cut in told["timeline"] if "inference" in cut["stages"])
+    assert whole == pytest.approx(told["stages"]["inference"]["duration_s"], rel=0.05)
+    assert whole < 0.6 * told["stages"]["inference"]["call_time_s"]
+
+
+def test_steps_count_on_after_a_validation() -> None:
+    with Profiler("mixed", interval=0.02, settings={"slice_s": 0.1}) as prof:
+        for _ in prof.epochs(1):
+            for _ in range(3):
+                for _ in prof.train([0] * 100):
+                    time.sleep(0.002)
+                for _ in prof.validate([0] * 100):
+                    time.sleep(0.002)
+    cuts = [cut.stages["train"] for cut in recorded().slices if cut.epoch == 0 and "train" in cut.stages]
+    assert len(cuts) > 3 and cuts[0].first_step == 0
+    assert all(after.first_step == before.first_step + before.steps for before, after in itertools.pairwise(cuts))

@@ -83,7 +83,9 @@ def slices(memory: list[float], *, every_s: float = 10.0) -> list[Slice]:
     for number, value in enumerate(memory):
         one = Slice(0, 0, round(number * every_s * S), round(every_s * S), number)
         one.readings[MEMORY] = SliceReading(10, value, value, value * 10)
-        one.stages["train"] = SliceStage(one.duration_ns, 100, 400, one.duration_ns, number * 100, {"forward": one.duration_ns})
+        one.stages["train"] = SliceStage(
+            one.duration_ns, one.duration_ns, 100, 400, one.duration_ns, number * 100, {"forward": one.duration_ns}
+        )
         made.append(one)
     return made
 
