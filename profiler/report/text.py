@@ -225,12 +225,14 @@ def _flat(phases: dict[str, Any], indent: int = 0) -> Iterator[tuple[str, dict[s
         yield from _flat(entry.get("phases", {}), indent + 1)
 
 
+def _outside(name: str, entry: dict[str, Any]) -> str:
+    how_often = "open" if "open" in entry else f"{entry['count']}x"
+    return f"{name} {duration(entry['total_s'])} ({how_often})"
+
+
 def _lines(data: dict[str, Any]) -> Iterator[Text]:
     if data.get("phases"):
-        outside = ", ".join(
-            f"{name.strip()} {duration(entry['total_s'])} ({'open' if 'open' in entry else f'{entry['count']}x'})"
-            for name, entry in _flat(data["phases"])
-        )
+        outside = ", ".join(_outside(name.strip(), entry) for name, entry in _flat(data["phases"]))
         yield Text(f"outside    {outside}")
     for name, stage in data["stages"].items():
         if "energy" in stage:
