@@ -185,7 +185,7 @@ METRICS = (
     ListedMetric(
         *("epochmeter.step.stalled", "gauge", "s", "Whether a run hangs, and in which part of a step."),
         attributes={**STAGE, "epochmeter.phase": Words(PHASES)},
-        optional=("epochmeter.phase",),
+        optional=(*OUTSIDE_STAGES, "epochmeter.phase"),
     ),
     ListedMetric(
         *("epochmeter.phase.device_duration", "histogram", "s", "The same on the GPU's clock."),

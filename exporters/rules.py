@@ -16,7 +16,7 @@ MODULE = re.compile(r"[A-Za-z_]\w{0,39}", re.ASCII)
 GIB = 2**30
 SERVICE_NAME, LABEL = "service.name", "epochmeter.label."
 SAID = "[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"  # of the user's own words
-ATTRIBUTE = r"(?=.{1,90}\Z)[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+"
+ATTRIBUTE = r"(?=.{1,90}\Z)[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*"
 OURS = ("epochmeter.", "telemetry.", "service.version", "service.instance.id", "host.arch", "os.type", "process.runtime.")
 PUBLISHED = r"(20\d\d|\d{1,3})(\.\d{1,3}){0,2}((a|b|rc|\.post)\d{1,2})?"  # of a version, a year in front perhaps
 

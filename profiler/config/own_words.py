@@ -37,6 +37,14 @@ def own_words(resolved: Resolved) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def unsayable(resolved: Resolved) -> list[str]:
+    """Return the attributes that the user has named, and whose values cannot be sent."""
+    given = resolved.values["otlp_resource"]
+    names = names_in(given.value) if given.value and given.source != "host" else ()
+    known = _attributes() if names else {}
+    return [name for name in names if known.get(name) and not VALUE.fullmatch(known[name])]
+
+
 def _attributes() -> dict[str, str]:
     """Return OpenTelemetry's resource attributes of this environment, percent-decoded as its specification says."""
     from urllib.parse import unquote  # few runs need it

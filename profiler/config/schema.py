@@ -183,6 +183,6 @@ def _checked_number(key: str, value: Any, kind: type, strict: bool) -> Any:
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         expected = "a whole number" if kind is int else "a number"
-        least = "from 0" if key in FROM_ZERO else f"from 1 to {HIGHEST[key]}" if key in HIGHEST else "above 0"
+        least = "from 0" if key in FROM_ZERO else f"from 1 to {HIGHEST[key]}" if key in HIGHEST else "above 0, below a billion"
         raise SettingsError(f"{key} takes {expected} {least}, not {value!r}.") from None
     return number

@@ -9,7 +9,7 @@ from profiler.errors import SettingsError
 MOST = 8  # labels, and names of attributes
 VALUE = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 LABEL = re.compile("[a-z][a-z0-9_]{0,63}")
-NAME = re.compile(r"(?=.{1,64}\Z)[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+NAME = re.compile(r"(?=.{1,64}\Z)[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)*")
 LABEL_PREFIX = "epochmeter.label."
 SERVICE_NAME = "service.name"
 OURS = ("epochmeter.", "telemetry.", "service.version", "service.instance.id", "host.arch", "os.type", "process.runtime.")
@@ -37,8 +37,9 @@ def labels_in(text: str) -> dict[str, str]:
     for part in text.split(","):
         key, colon, value = part.strip().partition(":")
         if not colon or not LABEL.fullmatch(key) or not VALUE.fullmatch(value) or key in found:
-            expected = f"key:value pairs with commas between them, such as team:vision,job:nightly (values: {VALUES})"
-            raise SettingsError(f"labels takes {expected}; {part.strip()!r} is none, or is there twice.")
+            expected = "key:value pairs with commas between them, such as team:vision,job:nightly"
+            forms = f"keys: lower-case letters, digits and '_', at most 64; values: {VALUES}"
+            raise SettingsError(f"labels takes {expected} ({forms}); {part.strip()!r} is none, or its key is there twice.")
         found[key] = value
     if len(found) > MOST:
         raise SettingsError(f"labels takes at most {MOST} labels, not {len(found)}.")
@@ -54,7 +55,8 @@ def names_in(text: str) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in found:
         if not NAME.fullmatch(name):
-            raise SettingsError(f"otlp_resource takes names of resource attributes, such as k8s.job.name, not {name!r}.")
+            form = "lower-case letters, digits, '_' and '.', at most 64, with commas between the names"
+            raise SettingsError(f"otlp_resource takes names of attributes, such as k8s.job.name ({form}), not {name!r}.")
         if name.startswith(OURS):
             raise SettingsError(f"otlp_resource cannot copy {name!r}, which epochmeter sets itself.")
     if len(found) > MOST:

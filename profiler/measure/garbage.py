@@ -1,72 +1,88 @@
 """Python's garbage collections: how many there were, and how long the program stood still for them.
 
 They are a known cause of steps that are slow now and then. The interpreter calls ``gc.callbacks`` at both ends of each.
+
+The rule it keeps: the callback runs no Python code. A signal's handler may run at any Python function's begin, and what it
+raises there (Ctrl-C's KeyboardInterrupt) would be swallowed by the collector, and the program would not end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
-from collections import deque
+import threading
+import time
+from collections import defaultdict, deque
 from collections.abc import Iterator
+from typing import Any
 
-from profiler.measure import hot_path
 from profiler.records.histogram import NS
 from profiler.records.readings import MetricSpec, Reading, Sample
 
-GENERATIONS = 3
-BY_GENERATION = tuple({"cpython.gc.generation": str(generation)} for generation in range(GENERATIONS))
 COLLECTIONS = MetricSpec("cpython.gc.collections", "{collection}", "counter", "Garbage collections, by generation.")
 COLLECTED = MetricSpec("epochmeter.gc.time", "s", "counter", "Time for which they stopped the program.")
-NOTABLE_NS = 100_000  # shorter ones are counted, and explain no slow step
-KEPT = 64
+GENERATIONS = tuple({"cpython.gc.generation": str(generation)} for generation in range(3))
+KEPT = 4_096  # begins and ends that wait to be added up; the oldest go first
+NOTABLE_NS = 100_000  # shorter collections are added up, and explain no slow step
 
 
 class GarbageWatch:
     """The collections of this process while a run watches them.
 
     Attributes:
-        counts: the collections so far, by generation.
-        spent_ns: their time, by generation.
+        spent_ns: their time so far.
     """
 
     def __init__(self) -> None:
-        self.counts = [0] * GENERATIONS
-        self.spent_ns = [0] * GENERATIONS
-        self._recent: deque[tuple[int, int]] = deque(maxlen=KEPT)  # start and duration of the notable ones
-        self._began = 0
+        self.spent_ns = 0
+        self._recent: deque[tuple[int, int]] = deque(maxlen=64)  # start and duration of notable ones that are added up
+        self._times: deque[int] = deque(maxlen=KEPT)  # of the begin and the end of each, in turns
+        self._lock = threading.Lock()
+        self._callback = functools.partial(getattr, _noting(self._times))  # called as `getattr(noting, "start", facts)`
 
     def start(self) -> None:
         """Begin to watch."""
-        gc.callbacks.append(self._called)
+        gc.callbacks.append(self._callback)
 
     def stop(self) -> None:
         """Watch no longer. A second call does nothing."""
         with contextlib.suppress(ValueError):
-            gc.callbacks.remove(self._called)
+            gc.callbacks.remove(self._callback)
 
     def since(self, moment: int) -> int:
-        """Return how long (ns) notable collections have taken since a moment on the host's clock."""
-        return sum(spent for began, spent in self._recent.copy() if began >= moment)
+        """Return how long (ns) notable collections have taken since a moment on the host's clock; called by the loop."""
+        times = list(self._times.copy())
+        waiting = zip(times[::2], (end - begin for begin, end in zip(times[::2], times[1::2], strict=False)), strict=False)
+        found = {**dict(self._recent.copy()), **dict(waiting)}  # one that is being added up may be in both
+        return sum(spent for began, spent in found.items() if began >= moment and spent >= NOTABLE_NS)
+
+    def add_up(self) -> None:
+        """Add up the collections that wait; called by the sampling thread."""
+        with self._lock:
+            while len(self._times) >= 2:
+                began = self._times.popleft()
+                spent = self._times.popleft() - began
+                self.spent_ns += spent
+                if spent >= NOTABLE_NS:
+                    self._recent.append((began, spent))
 
     def reading(self) -> Reading:
         """Return the collections as a row for the sampler."""
 
         def read() -> Iterator[Sample]:
-            for generation, attributes in enumerate(BY_GENERATION):
-                yield Sample(COLLECTIONS, self.counts[generation], attributes)
-                yield Sample(COLLECTED, self.spent_ns[generation] / NS, attributes)
+            self.add_up()
+            for attributes, told in zip(GENERATIONS, gc.get_stats(), strict=False):
+                yield Sample(COLLECTIONS, told["collections"], attributes)
+            yield Sample(COLLECTED, self.spent_ns / NS)
 
         return Reading((COLLECTIONS, COLLECTED), read)
 
-    def _called(self, phase: str, info: dict[str, int]) -> None:
-        if phase == "start":
-            self._began = hot_path.now()
-            return
-        spent, generation = hot_path.now() - self._began, info["generation"]
-        if self._began and generation < GENERATIONS:
-            self.counts[generation] += 1
-            self.spent_ns[generation] += spent
-            if spent >= NOTABLE_NS:
-                self._recent.append((self._began, spent))
-        self._began = 0
+
+def _noting(times: deque[int]) -> Any:
+    """Return an object that adds the time to a queue when its attribute ``start`` or ``stop`` is read, without Python code."""
+    # A property calls its getter, which is a method of a dictionary, which calls its factory, which takes the next value of
+    # an iterator, which reads the clock and appends the time.
+    clock = map(times.append, iter(time.perf_counter_ns, -1))
+    getter = property(defaultdict(clock.__next__).__missing__)
+    return type("Noting", (), {"start": getter, "stop": getter})()

@@ -9,15 +9,17 @@ from threading import get_ident
 from typing import Any
 
 from profiler.measure import hot_path
-from profiler.measure.hot_path import ASKED, HotPass, ThreadBadge
+from profiler.measure.hot_path import ASKED, ASKED_BEFORE, HotPass, ThreadBadge
 from profiler.measure.spans import BUFFER_SIZE, Tree, drop_mark
 from profiler.records.histogram import NS
+from profiler.records.timing import Timing
 from profiler.records.vocabulary import Phase, Stage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.measure.hot_path import Span
     from profiler.measure.timer import Timer
+    from profiler.records.timing import Path
 
 
 SMALL_BUFFER_SIZE = 64  # there can be thousands of tasks and threads
@@ -133,11 +135,22 @@ class ThreadState:
         for _, span in self.outside.spans():
             if not span.shared:
                 span.shared = ASKED
+            elif span.shared == ASKED:
+                span.shared = ASKED_BEFORE  # by now, its last quick end is over: its ends wait for the lock
+
+    def asked(self) -> dict[Path, Timing]:
+        """Remove and return what another thread may take of this one's phases outside passes, under the timer's lock."""
+        found = {}
+        for path, span in self.outside.spans():
+            if span.shared == ASKED_BEFORE and (span.n or span.timing.count):
+                span.fold()
+                found[path], span.timing = span.timing, Timing()
+        return found
 
     def answer(self) -> None:
         """Close the slice that is due, and let phases end in the quick way again."""
         for _, span in self.outside.spans():
-            if span.shared == ASKED:
+            if span.shared in (ASKED, ASKED_BEFORE):
                 span.shared = False
         if self.timer.is_slice_due and not self.segments:
             self.close_slice()
@@ -191,7 +204,10 @@ class Segment(HotPass):
         state.segments.append(self)
         state.current = tree.root
         if state.is_owner:
-            state.timer.edges.add(self.started, tree)
+            timer = state.timer
+            if len(state.segments) == 1 and timer.edges.last.at:
+                timer.longest_gap_ns = max(timer.longest_gap_ns, self.started - timer.edges.last.at)
+            timer.edges.add(self.started, tree)
         span = self.resume
         while span.parent is not None:  # the host's clock stops for the enclosing spans, the GPU's does not
             drop_mark(span)

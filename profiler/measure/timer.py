@@ -68,6 +68,7 @@ class Timer:
         self.late: list[LateMarks] = []
         self.garbage = GarbageWatch()
         self.began_ns = 0  # the run's start on the host's clock
+        self.longest_gap_ns = 0  # between two passes of the own thread
         self.is_slice_due = False
         self.on_slice: Callable[[int], None] = lambda at: None  # closes the slice at this moment (ns), between two steps
         self.unmeasured: Counter[str] = Counter()  # phases that were not measured, or not apart, by reason
@@ -270,7 +271,8 @@ class Timer:
     def take(self, into: EpochRecord, *, ended: bool = False, slice_end: int | None = None) -> list[EpochRecord]:
         """Move everything measured since the last call into a record.
 
-        The owning thread writes without the lock. Its timings are therefore taken only in that thread, or after the run.
+        The owning thread writes without the lock. What it may be writing is therefore taken only in that thread, or after the
+        run: the pass it is in, and phases outside passes that have not been asked for (`ThreadState.ask`).
 
         Args:
             ended: True if the run has ended.
@@ -282,12 +284,12 @@ class Timer:
         with self.lock:
             known = self._read_late() if ended or get_ident() == self.owner.thread else {}
             for state in self.places.all:
-                if state.is_owner and not ended and get_ident() != state.thread:
-                    continue
-                if slice_end is not None:
+                is_written = state.is_owner and not ended and get_ident() != state.thread  # meanwhile, and without the lock
+                if slice_end is not None and not is_written:
                     state.cut(slice_end)
                 for tree in sorted(state.trees, key=lambda tree: ORDER.index(tree.stage)):
-                    if tree.stage is None and tree.in_use:  # its stage will soon be known
+                    is_to_come = tree.in_use and tree.stage is None  # its stage will soon be known
+                    if is_to_come or (is_written and (tree.in_use or tree.pending)):  # only its own thread asks CUDA
                         continue
                     taken = tree.take()
                     if slice_end is None:  # marks that the GPU has not reached yet belong to a later slice
@@ -296,7 +298,7 @@ class Timer:
                         slow.epoch = into.index
                     if not taken.is_empty:
                         into.stage(taken.stage).merge(taken)
-                merge_phases(into.phases, state.outside.take().phases)
+                merge_phases(into.phases, state.asked() if is_written else state.outside.take().phases)
             if into.index in known:
                 into.merge(known.pop(into.index))
         return list(known.values())

@@ -153,6 +153,13 @@ class Histogram:
                     break
         return min(max(value, self.min_ns / NS), self.max_ns / NS)
 
+    def count_above(self, value_ns: int) -> int:
+        """Return how many values are in the buckets above that of this value, or in its own."""
+        if value_ns <= 0:
+            return self.count
+        first = bucket_index(value_ns, self.scale)
+        return sum(count for index, count in self.counts.items() if index >= first)
+
     def dense(self) -> tuple[int, list[int]]:
         """Return ``(offset, counts)`` with every bucket from the lowest to the highest in use, as in OpenTelemetry's format."""
         if not self.counts:

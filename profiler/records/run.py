@@ -101,13 +101,13 @@ class OpenStep:
     """Where the loop is: the step in progress.
 
     Attributes:
-        stage: train, val or inference.
+        stage: train, val or inference; "" between two passes, where ``step`` has no meaning, and the times are since the last.
         epoch: the epoch, or None.
         step: its number in the epoch, from 0.
         phase: the innermost open phase, "" for none.
         step_ns: how long the step has been going on.
         phase_ns: how long the phase has, or the step if there is none.
-        slowest_ns: the longest step of this stage so far, 0 if none has ended.
+        slowest_ns: the longest step of this stage so far, 0 if none has ended; between passes also the longest time there.
         length: how many steps the pass has, or None.
     """
 

@@ -72,7 +72,7 @@ def progress(run: Run, now_unix_ns: int | None = None) -> Progress:
     # A quick step has ended since the line was written; one that was long then is, as far as is known, still going on.
     late_ns = age_ns if step is not None and step.step_ns >= LONG_STEP_NS else 0
     recent = _recent(run)
-    stage = step.stage if step is not None else next((name for name in ORDER if name in recent.stages), "")
+    stage = step.stage if step is not None and step.stage else next((name for name in ORDER if name in recent.stages), "")
     mine = recent.stages.get(stage)
     seconds = mine.duration_ns / NS if mine is not None else 0.0
     rate = mine.steps / seconds if mine is not None and seconds and mine.steps else None
@@ -81,7 +81,7 @@ def progress(run: Run, now_unix_ns: int | None = None) -> Progress:
         stage=stage,
         epoch=step.epoch if step is not None else recent.last_epoch,
         epochs=run.planned_epochs,
-        step=None if step is None else step.step,
+        step=None if step is None or not step.stage else step.step,
         steps=None if step is None else step.length,
         rate=rate,
         samples=mine.samples / seconds if mine is not None and mine.samples is not None and seconds else None,
@@ -176,12 +176,13 @@ def pace(seen: Progress) -> str:
 
 def hanging(run: Run, seen: Progress) -> list[str]:
     """Return that the run hangs, or that its step takes long, in words; nothing if neither is so."""
-    if seen.step is None or seen.open_s < LONG_STEP_NS / NS:
-        return []
     step = run.open_step
+    if step is None or run.state != "running" or seen.open_s < LONG_STEP_NS / NS:
+        return []
     place = f"in {seen.phase} for {duration(seen.phase_s)}" if seen.phase else f"in no phase, for {duration(seen.open_s)}"
-    if not seen.is_stalled or step is None:
-        return [f"{place} (step in progress for {duration(seen.open_s)})"]
+    if not seen.is_stalled:
+        what = "step in progress" if step.stage else "no pass"
+        return [f"{place} ({what} for {duration(seen.open_s)})"]
     since = moment(run, round(run.duration_ns - step.phase_ns))[11:19]
     times = seen.open_s * NS / step.slowest_ns
     lasted = f"no step has ended for {duration(seen.open_s)}, {times:,.0f} times the slowest"
@@ -193,5 +194,7 @@ def stalled(run: Run) -> dict[str, Any] | None:
     step = run.open_step
     if run.state != "running" or step is None or not step.is_stalled:
         return None
-    told = {"stage": step.stage, "step": step.step, "since": moment(run, run.duration_ns - step.step_ns)}
+    told: dict[str, Any] = {"since": moment(run, run.duration_ns - step.step_ns)}
+    if step.stage:
+        told.update(stage=step.stage, step=step.step)
     return {**told, **({"phase": step.phase} if step.phase else {})}

@@ -28,6 +28,8 @@ SHOWN_SLOWEST = 10
 SLOW_TIMES = 1.5  # the median step: a step below that is no slow one
 MEMBERS = 4  # slow steps that must keep a rhythm, at least
 MEMBER_SHARE = 0.7  # and of all slow ones
+AS_SLOW = 0.8  # of the fastest of them
+KEPT_SHARE = 0.5  # of the steps that a rhythm says are slow, so many must be
 HOUR_NS = 3600 * NS
 SLOW_PART_TIMES = 1.25  # the median epoch or hour
 FEWEST_PARTS = 4
@@ -83,6 +85,7 @@ def _slice(run: Run, one: Slice) -> dict[str, Any]:
         if stage.samples is not None:
             told["samples"] = stage.samples
         if stage.steps:
+            told["first_step"] = stage.first_step
             told["step_mean_s"] = stage.step_ns / NS / stage.steps
         told["phases"] = {phase: spent / NS for phase, spent in stage.phases.items()}
         result["stages"][name] = told
@@ -136,9 +139,9 @@ def recurring(stage: StageRecord) -> dict[str, Any] | None:
         return None
     slow = [step for step in stage.slowest if not step.is_first and step.duration_ns > SLOW_TIMES * usual * NS]
     for numbers in ([step.number for step in slow], [step.step for step in slow]):
-        every, members = _rhythm(numbers, stage.steps)
-        if every:
-            kept = [step for step, number in zip(slow, numbers, strict=True) if number % every == members]
+        every, members = _rhythm(numbers)
+        kept = [step for step, number in zip(slow, numbers, strict=True) if every and number % every == members]
+        if kept and _is_kept(kept, every, stage):
             excess = sum(step.duration_ns for step in kept) / len(kept) / NS - usual
             found = {"every": every, "first": members, "steps": len(kept), "excess_s": excess}
             where = _where(kept, stage, excess)
@@ -146,7 +149,13 @@ def recurring(stage: StageRecord) -> dict[str, Any] | None:
     return None
 
 
-def _rhythm(numbers: list[int], steps: int) -> tuple[int, int]:
+def _is_kept(kept: list[SlowStep], every: int, stage: StageRecord) -> bool:
+    """Return True if about as many steps are slow as the rhythm says: by chance, a few keep some rhythm often."""
+    as_slow = round(AS_SLOW * min(step.duration_ns for step in kept))
+    return stage.step.steady.count_above(as_slow) >= KEPT_SHARE * (stage.steps // every)
+
+
+def _rhythm(numbers: list[int]) -> tuple[int, int]:
     """Return the distance and the remainder that most of these step numbers share, or (0, 0)."""
     distinct = sorted(set(numbers))
     distances = {b - a for a, b in itertools.combinations(distinct, 2)}
@@ -159,8 +168,7 @@ def _rhythm(numbers: list[int], steps: int) -> tuple[int, int]:
             remainder, members = Counter(number % every for number in distinct).most_common(1)[0]
             best = max(best, (members, every, remainder))
     members, every, remainder = best
-    could = min(len(distinct), max(steps // every, 1)) if every else 0
-    if members < MEMBERS or members < MEMBER_SHARE * len(distinct) or members < could / 2:
+    if members < MEMBERS or members < MEMBER_SHARE * len(distinct):
         return 0, 0
     return every, remainder
 

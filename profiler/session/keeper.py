@@ -171,7 +171,8 @@ class RunKeeper:
         into = self._run.outside if self.open_epoch is None else self.open_epoch
         into.merge(part)
         merge_energy(into.energy, part.energy)
-        self.add_to_timeline(part)
+        if not part.is_empty:
+            self.add_to_timeline(part)
 
     def add_to_timeline(self, part: EpochRecord) -> None:
         """Remember when the things of a slice, or of a whole epoch, happened."""

@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from profiler.config.own_words import own_words
+from profiler.config.own_words import own_words, unsayable
 from profiler.config.paths import crashes_path, runs_path
 from profiler.config.resolve import resolve
 from profiler.errors import ProfilerError
@@ -135,7 +135,7 @@ class Session:
         self.faults.swallow("nothing will be sent", lambda: self.sending.prepare(resolved))
         self._began = self.timer.began_ns = clocks.host_clock()
         self.run.started_unix_ns = time.time_ns()
-        self.run.said = own_words(resolved)
+        _take_words(self.run, resolved)
         self._ranks.find()
         for problem in resolved.problems:
             warn_once(problem)
@@ -220,7 +220,7 @@ class Session:
         """Bring the run's duration, rank, facts and notes up to date."""
         run = self.run
         run.duration_ns = self._now()
-        run.open_step = open_step(self.timer)
+        run.open_step = open_step(self.timer, expects_steps=self._names_epochs and self.epoch is not None)
         self._ranks.find()
         run.hardware = self.sampler.hardware()
         run.background_ns = self.sampler.cpu_ns
@@ -373,6 +373,13 @@ class _Control:
 
     def count_fault(self, error: Exception) -> None:
         self._session.run.note(f"a loop could not be followed: {type(error).__name__}")
+
+
+def _take_words(run: Run, resolved: Resolved) -> None:
+    """Take the user's own words for a run, and note those that cannot be sent."""
+    run.said = own_words(resolved)
+    for name in unsayable(resolved):
+        run.note(f"the value of the resource attribute {name} cannot be sent: it has characters that no word has")
 
 
 def _note_unread(run: Run, whole: EpochRecord, unread: int) -> None:

@@ -109,7 +109,7 @@ def _open_step_points(step: OpenStep | None) -> Iterable[Point]:
     """Yield for how long no step has ended, if that is longer than it should be, and 0 while steps end."""
     if step is None:
         return
-    at = {"epochmeter.stage": step.stage}
+    at = {"epochmeter.stage": step.stage} if step.stage else {}
     if not step.is_stalled:
         yield point_of("epochmeter.step.stalled", "gauge", 0.0, at)
         return

@@ -144,6 +144,8 @@ class RunLog:
         if descriptor is not None:
             os.close(descriptor)
         self._descriptor, self._identity, self._is_locked = None, None, False
+        with contextlib.suppress(OSError):
+            self._folder.remove(self.path.name + BESIDE)  # it is no log, and would stay if the process ends now
 
     def _opened(self) -> int:
         descriptor = self._ours()
@@ -195,7 +197,8 @@ def prune(folder: Path, days: float, now: float | None = None) -> int:
     kept = Folder(folder)
     for name in kept.names(OWN):
         with contextlib.suppress(OSError):
-            if kept.status(name).st_mtime < limit and not is_being_written(folder / name):
+            is_old = name.endswith(BESIDE) or kept.status(name).st_mtime < limit
+            if is_old and not is_being_written(folder / name.removesuffix(BESIDE)):
                 kept.remove(name)
                 removed += 1
     return removed

@@ -75,6 +75,7 @@ def test_the_collector_gets_the_words_and_no_others(words: None, sink: Sink, cap
     assert "of your words only epochmeter.label.job=nightly" in capfd.readouterr().err
     (path,) = run_paths(Path(os.environ["EPOCHMETER_HOME"]) / "runs")
     assert load(path).said == WORDS
+    assert [note for note in load(path).notes if "k8s.pod.name" in note]
     assert said_in(resource_of(bytes.fromhex(epochmeter_body()))) == WORDS
 
 
@@ -176,7 +177,7 @@ def test_the_gate_refuses_words_nobody_said() -> None:
         *(("service_name", value) for value in ("", " ", "a b", "ü", "a/b", "x" * 65, "-a", "a\nb", "user@host")),
         *(("labels", value) for value in ("team", "team:", ":x", "Team:x", "a:b,a:c", "a:b c", "a:b,,", "a:" + "v" * 65)),
         *(("labels", value) for value in ("k" * 65 + ":v", ",".join(f"k{n}:v" for n in range(9)))),
-        *(("otlp_resource", value) for value in ("jobname", "k8s..x", "epochmeter.run", "service.instance.id", "A.b")),
+        *(("otlp_resource", value) for value in ("Job", "k8s..x", "epochmeter.run", "service.instance.id", "A.b")),
         *(("otlp_resource", value) for value in ("host.arch", ",".join(f"a.b{n}" for n in range(9)))),
     ],
 )
@@ -191,9 +192,9 @@ def test_words_outside_the_grammar_are_errors(key: str, value: str, monkeypatch:
 
 def test_both_halves_have_the_same_grammar() -> None:
     assert word_grammar.VALUE.pattern == SAID and set(word_grammar.OURS) == set(OURS)
-    for name in ("k8s.job.name", "service.name", "host.name", "a.b_c.d1"):
+    for name in ("k8s.job.name", "plain", "service.name", "host.name", "a.b_c.d1"):
         assert word_grammar.names_in(name) == (name,) and may_be_said(name, "x")
-    for name in ("service.version", "epochmeter.run.name", "nodots", "x.é"):
+    for name in ("service.version", "epochmeter.run.name", "Dots", "x.é"):
         assert not may_be_said(name, "x")
     assert may_be_said("epochmeter.label.team", "x") and not may_be_said("epochmeter.label.team", "x y")
     assert re.fullmatch(ATTRIBUTE, "epochmeter.label." + "k" * 64)

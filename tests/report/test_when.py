@@ -168,7 +168,7 @@ class TestRunThatGoesOn:
         assert "STALLED: no step has ended for 15.0s, 750 times the slowest; in forward for 14.0s, since 00:01:29 UTC" in line
         assert "left" not in line
         told = stalled(hangs)
-        assert told == {"stage": "train", "step": 40, "since": "1970-01-01T00:01:28.000Z", "phase": "forward"}
+        assert told == {"since": "1970-01-01T00:01:28.000Z", "stage": "train", "step": 40, "phase": "forward"}
 
     @pytest.mark.parametrize(("step_ns", "slowest_ns"), [(12 * S, 2 * S), (5 * S, MS), (60 * S, 0)])
     def test_what_is_no_hang(self, step_ns: int, slowest_ns: int) -> None:
