@@ -53,7 +53,7 @@ class Timing:
 SLOWEST_KEPT = 20  # steps of a stage; a report shows ten, and looks at all for a rhythm
 
 
-@dataclass
+@dataclass(slots=True)
 class SlowStep:
     """One step that is among the slowest of its stage.
 

@@ -275,7 +275,7 @@ def test_memory_does_not_grow_with_steps() -> None:
     """In a process of its own: what other tests have left running allocates, too."""
     told = python("-c", MANY_STEPS)
     assert told.code == 0, told.err
-    assert int(told.out) < 50_000
+    assert int(told.out) < 100_000  # the slowest steps, at most 40, are replaced now and then; 30 times the steps add nothing
 
 
 @pytest.mark.parametrize("name", [None, 3, ["forward"], b"forward", object()])

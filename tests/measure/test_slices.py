@@ -26,6 +26,7 @@ from profiler.storage.compaction import joined_lines
 from profiler.storage.log_lines import lines
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
+from support.documents import near
 from support.processes import wait_for
 
 QUICK = {"slice_s": 0.2}
@@ -133,15 +134,6 @@ class TestOneLongEpoch:
             assert before > 0
             thread.join()
         assert recorded().whole().stages["val"].steps == 60
-
-
-def near(a: Any, b: Any) -> bool:
-    """Return True if two documents are equal but for the last digits of floating-point numbers."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(near(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(near(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == pytest.approx(b, rel=1e-9)) if isinstance(a, float) else bool(a == b)
 
 
 LOOP = """
