@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from enum import Enum
@@ -31,6 +32,7 @@ def report(
     from profiler.report.text import renderable, text
     from profiler.storage.run_reader import believed, find, load
 
+    gc.disable()  # reading a long run makes millions of objects, and none of them is garbage
     recorded = load(find(runs_path(), run))
     with believed(recorded):
         content = (json.dumps(document(recorded), indent=2) if form is Format.json else text(recorded)) + "\n"

@@ -13,7 +13,6 @@ from typing import Any
 from profiler.records.energy import energy_by_gpu, merge_energy, sum_of
 from profiler.records.run import EpochRecord, Sums
 from profiler.records.slices import add_slice, slice_of
-from profiler.storage.compaction import Compaction
 from profiler.storage.run_log import RunLog
 
 TYPE_CHECKING = False
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 AT_ONCE = 16  # epochs added up before the loop gets its turn
 MAX_UNSAVED = 512  # lines kept for a disk that may have room again
 MAX_APART = 32  # of them, before slices are joined
+FULL_BYTES = 3_000_000  # of a log, whose older slices are then joined
+GROWTH = 1.5  # a log that cannot be made much shorter is tried again once it has grown by that
 NOT_SHORTER = "the run log could not be made shorter"
 VANISHED = "the run log had vanished, and was written again"
 
@@ -57,7 +58,7 @@ class RunKeeper:
         self._refresh = refresh
         self._yield_gil = yield_gil
         self._log: RunLog | None = None
-        self._compaction: Compaction | None = None
+        self._shorter_at = FULL_BYTES
         self.open_epoch: EpochRecord | None = None  # the sum of its slices that are closed
         self._on_slices = on_slices
         self._unsaved: list[EpochRecord] = []
@@ -79,7 +80,6 @@ class RunKeeper:
     def open_log(self, folder: Path) -> None:
         """Begin the run log. The file is made with its first line."""
         self._log = RunLog(folder, self._run)
-        self._compaction = Compaction(self._log)
 
     def close_log(self) -> None:
         """Close the run log."""
@@ -111,12 +111,18 @@ class RunKeeper:
             self._look_after_log()
 
     def _look_after_log(self) -> None:
-        log, compaction = self._log, self._compaction
-        if log is None or compaction is None:
-            return
-        log.sync()
-        if compaction.is_due():
-            self._faults.swallow(NOT_SHORTER, lambda: compaction.run(self._while_nobody_writes, self._yield_gil))
+        log = self._log
+        if log is not None:
+            log.sync()
+            if log.size() >= self._shorter_at:
+                self._faults.swallow(NOT_SHORTER, lambda: self._make_shorter(log))
+
+    def _make_shorter(self, log: RunLog) -> None:
+        from profiler.storage.compaction import make_shorter  # few runs last so long
+
+        self._shorter_at = round(log.size() * GROWTH)  # should it fail
+        make_shorter(log, self._while_nobody_writes, self._yield_gil)
+        self._shorter_at = max(FULL_BYTES, round(log.size() * GROWTH))
 
     def _while_nobody_writes(self, action: Callable[[], None]) -> None:
         with self._log_lock:

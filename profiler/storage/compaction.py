@@ -1,7 +1,7 @@
 """Make the log of a long run shorter: older slices of an epoch are joined, and the log is written anew.
 
-The rule by which slices become coarser: once the log has `FULL_BYTES`, its newest slices stay as they are, and of the older
-ones neighbours in one epoch are joined, so that about `KEPT_BYTES` are left, in slices of about equal length. Sums, counts,
+The rule by which slices become coarser: once the log is full (`session.keeper`), its newest slices stay as they are, and of
+the older ones neighbours in one epoch are joined, so that about `KEPT_BYTES` are left, in slices of about equal length. Sums, counts,
 histograms, extremes and the slowest steps of what is joined are exact. Only "when" becomes coarser.
 
 A line that is no slice (a whole epoch, energy, times of other ranks) is copied as it is.
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
     from profiler.storage.run_log import RunLog
 
 
-FULL_BYTES = 3_000_000
 KEPT_BYTES = 1_200_000
-GROWTH = 1.5  # a log that cannot be made much shorter is tried again once it has grown by that
 FEWEST = 24  # slices that are kept, however long their lines are
 MOST_FRESH = 60  # slices that stay as they are: ten minutes
 NUMBER = re.compile(rb'"epochmeter.run.slice","value":\{"intValue":"(\d+)"\}')
@@ -48,42 +46,27 @@ class _Line(NamedTuple):
     times: tuple[int, int]
 
 
-class Compaction:
-    """Keeps one log short. Used by the sampling thread alone.
+def make_shorter(log: RunLog, swap: Callable[[Callable[[], None]], None], yield_gil: Callable[[], None]) -> None:
+    """Write a log anew, with fewer slices. Called by the sampling thread alone.
 
     Args:
         log: the log.
+        swap: calls a function while nobody writes to the log.
+        yield_gil: called between two lines, so that the loop gets its turn.
+
+    Raises:
+        OSError: the disk refuses it; the log stays as it is.
     """
-
-    def __init__(self, log: RunLog) -> None:
-        self._log = log
-        self._due = FULL_BYTES
-
-    def is_due(self) -> bool:
-        """Return True if the log has become long."""
-        return self._log.size() >= self._due
-
-    def run(self, swap: Callable[[Callable[[], None]], None], yield_gil: Callable[[], None]) -> None:
-        """Write the log anew, with fewer slices.
-
-        Args:
-            swap: calls a function while nobody writes to the log.
-            yield_gil: called between two lines, so that the loop gets its turn.
-
-        Raises:
-            OSError: the disk refuses it; the log stays as it is.
-        """
-        size = self._log.size()
-        descriptor = self._log.open_beside()
-        try:
-            for line in joined_lines(self._log.path, size, yield_gil):
-                append_to(descriptor, line)
-            os.fsync(descriptor)
-            swap(lambda: self._log.continue_in(descriptor, size))
-        except BaseException:
-            self._log.drop_beside(descriptor)
-            raise
-        self._due = max(FULL_BYTES, round(self._log.size() * GROWTH))
+    size = log.size()
+    descriptor = log.open_beside()
+    try:
+        for line in joined_lines(log.path, size, yield_gil):
+            append_to(descriptor, line)
+        os.fsync(descriptor)
+        swap(lambda: log.continue_in(descriptor, size))
+    except BaseException:
+        log.drop_beside(descriptor)
+        raise
 
 
 def joined_lines(path: Path, upto: int, yield_gil: Callable[[], None] = lambda: None) -> Iterator[bytes]:

@@ -231,7 +231,8 @@ class TestCompaction:
         assert log.read_bytes().endswith(b"[")
 
     def test_a_living_log_is_made_shorter(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name, value in (("FULL_BYTES", 60_000), ("KEPT_BYTES", 20_000), ("FEWEST", 4)):
+        monkeypatch.setattr("profiler.session.keeper.FULL_BYTES", 60_000)
+        for name, value in (("KEPT_BYTES", 20_000), ("FEWEST", 4)):
             monkeypatch.setattr(f"profiler.storage.compaction.{name}", value)
         with Profiler("living", interval=0.02, settings={"slice_s": 0.05}) as prof:
             largest = done = 0
