@@ -125,9 +125,7 @@ class ThreadState:
         for position in reversed(range(len(segments))):  # the innermost first: its time is no time of those around it
             segment = segments[position]
             elapsed = max(at - segment.started, 0)  # another thread may have begun the pass a moment ago
-            segment.started += (
-                elapsed  # first: what a signal's exception interrupts is missing then, not told twice
-            )
+            segment.started += elapsed  # first: what a signal's exception interrupts is missing then, not told twice
             segment.tree.record.duration_ns += elapsed
             segment.resumed_at, segment.handed_at = max(segment.resumed_at, at), max(segment.handed_at, at)
             self.shift(elapsed, position)
