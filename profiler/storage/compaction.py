@@ -1,8 +1,8 @@
 """Make the log of a long run shorter: older slices of an epoch are joined, and the log is written anew.
 
-The rule by which slices become coarser: once the log is full (`session.keeper`), its newest slices stay as they are, and of
-the older ones neighbours in one epoch are joined, so that about `KEPT_BYTES` are left, in slices of about equal length. Sums, counts,
-histograms, extremes and the slowest steps of what is joined are exact. Only "when" becomes coarser.
+The rule by which slices become coarser: once the log is full (`session.keeper`), its newest slices stay as they are. Of the
+older ones, neighbours in one epoch are joined, so that about `KEPT_BYTES` are left, in slices of about equal length. Sums,
+counts, histograms, extremes and the slowest steps of what is joined are exact. Only "when" becomes coarser.
 
 A line that is no slice (a whole epoch, energy, times of other ranks) is copied as it is.
 """
