@@ -198,7 +198,7 @@ def _add(run: Run, line: Run) -> None:
         for stage in part.stages.values():
             for slow in stage.slowest:
                 slow.epoch = part.index
-        is_whole_epoch = part.index is not None and bool(part.duration_ns or part.readings)
+        is_whole_epoch = part.index is not None and part.slice is None and bool(part.duration_ns or part.readings)
         if is_whole_epoch or (part.slice is not None and not part.is_empty):
             add_slice(run.slices, slice_of(part))
         _add_part(run, part)

@@ -27,7 +27,7 @@ from profiler.storage.log_lines import lines
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
 from support.documents import near
-from support.processes import wait_for
+from support.processes import wait_for, wait_for_ticks
 
 QUICK = {"slice_s": 0.2}
 
@@ -421,3 +421,21 @@ def test_steps_count_on_after_a_validation() -> None:
     cuts = [cut.stages["train"] for cut in recorded().slices if cut.epoch == 0 and "train" in cut.stages]
     assert len(cuts) > 3 and cuts[0].first_step == 0
     assert all(after.first_step == before.first_step + before.steps for before, after in itertools.pairwise(cuts))
+
+
+def test_timelines_of_log_and_memory_are_equal() -> None:
+    """Also with pieces in which nothing was measured, as the loop and the sampling thread were elsewhere."""
+    from profiler.report.document import document
+
+    with Profiler("pieces", interval=3600, settings={"slice_s": 3600}) as prof:
+        wait_for_ticks(prof)
+        for _ in prof.epochs(2):
+            for number, _ in enumerate(prof.train([0] * 12)):
+                time.sleep(0.002)
+                if number % 3 == 0:
+                    prof.session.slices._close_at(prof.session._now(), is_piece=True)
+                    prof.session.slices._close_at(prof.session._now(), is_piece=True)
+                if number % 4 == 3:
+                    prof.session.timer.ask_for_slice()
+    told = prof.summary.to_dict()["timeline"]
+    assert near(document(recorded())["timeline"], told) and len(told) > 4

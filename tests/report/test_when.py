@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import random
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from profiler.records.reading_record import ReadingRecord
 from profiler.records.readings import MetricSpec
@@ -15,6 +17,7 @@ from profiler.records.timing import SlowStep, StageRecord, slowest_of
 from profiler.report.document import document
 from profiler.report.progress import one_line, progress, stalled
 from profiler.report.text import text
+from profiler.report.watch import screen
 from profiler.report.when import growing, recurring, slow_part
 
 S = 1_000_000_000
@@ -173,6 +176,18 @@ class TestRunThatGoesOn:
     @pytest.mark.parametrize(("step_ns", "slowest_ns"), [(12 * S, 2 * S), (5 * S, MS), (60 * S, 0)])
     def test_what_is_no_hang(self, step_ns: int, slowest_ns: int) -> None:
         assert stalled(self.run_with(step_ns=step_ns, slowest_ns=slowest_ns)) is None
+
+    def test_gpus_are_shown_in_60_columns(self) -> None:
+        run = self.run_with(step_ns=300 * S, phase_ns=299 * S)
+        for gpu in ("gpu-0", "gpu-1"):
+            at = (("hw.gpu.task", "general"), ("hw.id", gpu))
+            run.slices[-1].readings["hw.gpu.utilization", at] = SliceReading(10, 0.9, 1.0, 9.7)
+            run.slices[-1].readings["hw.gpu.memory.usage", (("hw.id", gpu),)] = SliceReading(10, 7e10, 7.1e10, 7e11)
+        shown = io.StringIO()
+        Console(width=60, file=shown).print(screen(run, now_unix_ns=101 * S))
+        lines = shown.getvalue().splitlines()
+        assert "gpu-0 97%, 65.2 GiB" in lines and "gpu-1 97%, 65.2 GiB" in lines
+        assert max(map(len, lines)) <= 60 and any("STALLED" in line for line in lines)
 
     def test_counters_are_growth_in_the_timeline(self) -> None:
         run = self.run_with()

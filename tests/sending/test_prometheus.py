@@ -399,6 +399,12 @@ def test_rules_and_alerts_within_one_epoch(prometheus: str, monkeypatch: pytest.
         (waits,) = query(prometheus, 'epochmeter:phase:ratio{epochmeter_phase="data_wait"}')
         (steps,) = query(prometheus, 'increase(epochmeter_stage_steps_total{epochmeter_stage="train"}[5s])')
         (rate,) = query(prometheus, "epochmeter:samples:per_second")
+        for expression in expressions():
+            shown = not re.search(
+                "gpu|power|temperature|inference|epoch_count|epoch:mean|epoch_duration|container|label_values| > ", expression
+            )
+            asked = expression.replace("$job", ".*").replace("$instance", ".*")
+            assert not shown or query(prometheus, asked), expression
         assert not query(prometheus, alert("EpochmeterStalled")) and not query(prometheus, "epochmeter:epoch:mean_seconds > 0")
         own = sum(moment > counted[-1] - 5 for moment in counted)
         whole = done / (counted[-1] - counted[0])
