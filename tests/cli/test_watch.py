@@ -42,7 +42,8 @@ with Profiler("hangs", epochs=2, interval=0.1, settings={"slice_s": 0.4}) as pro
 def hanging() -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen([sys.executable, "-c", HANGS], stdin=subprocess.PIPE, text=True, env={**os.environ})
     try:
-        wait_for(lambda: run_paths(runs_path()) and (step := load(run_paths(runs_path())[0]).open_step) and step.is_stalled)
+        wait_for(lambda: [path for path in run_paths(runs_path()) if path.stat().st_size])
+        wait_for(lambda: (step := load(run_paths(runs_path())[0]).open_step) and step.is_stalled)
         yield process
     finally:
         assert process.stdin is not None
