@@ -127,7 +127,8 @@ def check_value(key: str, value: Any, *, strict: bool = False) -> Any:
     if value is None and default is None:
         return None
     if not isinstance(value, str) or not value.strip():
-        raise SettingsError(f"{key} takes text, not {value!r}.")
+        unset = "; 'none' unsets it" if default is None else ""
+        raise SettingsError(f"{key} takes text, not {value!r}{unset}.")
     if default is None and not strict and value.lower() == "none":
         return None
     if key in CHOICES and value not in CHOICES[key]:

@@ -36,10 +36,12 @@ def labels_in(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for part in text.split(","):
         key, colon, value = part.strip().partition(":")
-        if not colon or not LABEL.fullmatch(key) or not VALUE.fullmatch(value) or key in found:
+        if key in found:
+            raise SettingsError(f"labels has the key {key!r} twice.")
+        if not colon or not LABEL.fullmatch(key) or not VALUE.fullmatch(value):
             expected = "key:value pairs with commas between them, such as team:vision,job:nightly"
             forms = f"keys: lower-case letters, digits and '_', at most 64; values: {VALUES}"
-            raise SettingsError(f"labels takes {expected} ({forms}); {part.strip()!r} is none, or its key is there twice.")
+            raise SettingsError(f"labels takes {expected} ({forms}); {part.strip()!r} is none.")
         found[key] = value
     if len(found) > MOST:
         raise SettingsError(f"labels takes at most {MOST} labels, not {len(found)}.")

@@ -39,14 +39,19 @@ def _in_pass(timer: Timer, segment: Segment, stage: str) -> OpenStep:
         phase=span.name if is_in_phase else "",
         step_ns=step_ns,
         phase_ns=max(now - span.t0, 0) if is_in_phase else step_ns,
-        slowest_ns=max(tree.top, default=0),
+        slowest_ns=max(tree.top, default=0) or _slowest(timer),
         length=segment.length,
     )
 
 
+def _slowest(timer: Timer) -> int:
+    """Return the longest step of any stage so far (ns), 0 without any."""
+    return max((step for state in list(timer.places.all) for tree in list(state.trees) for step in list(tree.top)), default=0)
+
+
 def _between_passes(timer: Timer, state: ThreadState, expects_steps: bool) -> OpenStep | None:
     span, now = state.current, hot_path.now()
-    slowest = max((step for tree in list(state.trees) for step in list(tree.top)), default=0)
+    slowest = _slowest(timer)
     is_in_phase = span.parent is not None
     if not slowest or not (is_in_phase or expects_steps):
         return None

@@ -296,8 +296,12 @@ class Timer:
                         self._set_aside(tree, into.index)
                     for slow in taken.slowest:
                         slow.epoch = into.index
-                    if not taken.is_empty:
-                        into.stage(taken.stage).merge(taken)
+                    if taken.is_empty:
+                        continue
+                    if taken.stage not in into.stages:
+                        into.stages[taken.stage] = taken  # not copied: a signal's exception in between would lose it
+                    else:
+                        into.stages[taken.stage].merge(taken)
                 merge_phases(into.phases, state.asked() if is_written else state.outside.take().phases)
             if into.index in known:
                 into.merge(known.pop(into.index))

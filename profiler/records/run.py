@@ -84,6 +84,11 @@ class EpochRecord:
         merge_readings(self.readings, other.readings)
         add_cases(self.cases, other.cases)
 
+    @property
+    def ended_ns(self) -> int:
+        """The end."""
+        return self.started_ns + self.duration_ns
+
     def copied(self) -> EpochRecord:
         """Return a copy that later measurements do not change."""
         copied = replace(self, duration_ns=0, stages={}, phases={}, readings={}, cases=[], energy=deepcopy(self.energy))
@@ -107,7 +112,8 @@ class OpenStep:
         phase: the innermost open phase, "" for none.
         step_ns: how long the step has been going on.
         phase_ns: how long the phase has, or the step if there is none.
-        slowest_ns: the longest step of this stage so far, 0 if none has ended; between passes also the longest time there.
+        slowest_ns: the longest step of this stage so far, or else of any, 0 if none has ended; between passes also the longest
+            time there.
         length: how many steps the pass has, or None.
     """
 

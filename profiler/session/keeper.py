@@ -62,7 +62,8 @@ class RunKeeper:
         self.open_epoch: EpochRecord | None = None  # the sum of its slices that are closed
         self._on_slices = on_slices
         self._unsaved: list[EpochRecord] = []
-        self._slices: deque[EpochRecord] = deque()  # closed by the loop, to be written by the sampling thread
+        self._closed: deque[EpochRecord] = deque()  # slices closed by the loop, to be added to their epoch
+        self._slices: deque[EpochRecord] = deque()  # added, to be written by the sampling thread
         self._sums = Sums()
         self._outside_energy = EpochRecord(None)
         self._make_locks()
@@ -94,16 +95,33 @@ class RunKeeper:
             if self._log is not None:
                 self._log.touch()
 
-    def save(self, part: EpochRecord) -> None:
-        """Write one line of the log. A line that the disk refuses is kept, and tried again with the next one."""
-        self._write(part)
+    def save(self, *parts: EpochRecord) -> None:
+        """Write lines of the log, after the slices that wait. A line that the disk refuses is kept, and tried again later."""
+        self._write(*parts)
 
-    def save_later(self, part: EpochRecord) -> None:
-        """Let the sampling thread write a slice."""
-        self._slices.append(part)
+    def take_slice(self, part: EpochRecord) -> None:
+        """Let the sampling thread add a closed slice to its epoch, and write it.
+
+        The loop only hands it over: an exception of a signal's handler (Ctrl-C) that struck while it is added would leave
+        some of it added, and some not.
+        """
+        self._closed.append(part)
+
+    def add_slices(self) -> None:
+        """Add the closed slices to the open epoch, or to what lies outside epochs. It is not written here."""
+        with self.lock:
+            while self._closed:
+                part = self._closed.popleft()
+                into = self._run.outside if self.open_epoch is None else self.open_epoch
+                into.merge(part)
+                merge_energy(into.energy, part.energy)
+                if not part.is_empty:
+                    self.add_to_timeline(part)
+                self._slices.append(part)
 
     def write_slices(self) -> None:
         """Write the slices that wait, and see to it that they outlast the machine's power; called by the sampling thread."""
+        self.add_slices()
         if self._slices:
             self._refresh()
             self._write()
@@ -162,6 +180,7 @@ class RunKeeper:
     def _all_parts(self) -> list[EpochRecord]:
         """Return everything that a log of the run holds so far. Energy outside epochs is written at the run's end."""
         with self.lock:
+            self.add_slices()
             outside = self._run.outside.copied()
             outside.energy = {}
             begun = [] if self.open_epoch is None else [self.open_epoch.copied()]
@@ -171,14 +190,6 @@ class RunKeeper:
         """Add a finished epoch to the run. `save` writes it."""
         with self.lock:
             self._run.epochs.append(epoch)
-
-    def add_slice(self, part: EpochRecord) -> None:
-        """Add a closed slice to the open epoch, or to what lies outside epochs; under the lock. It is not written here."""
-        into = self._run.outside if self.open_epoch is None else self.open_epoch
-        into.merge(part)
-        merge_energy(into.energy, part.energy)
-        if not part.is_empty:
-            self.add_to_timeline(part)
 
     def add_to_timeline(self, part: EpochRecord) -> None:
         """Remember when the things of a slice, or of a whole epoch, happened."""
@@ -231,6 +242,7 @@ class RunKeeper:
     def whole(self) -> EpochRecord:
         """Return everything the run measured so far, without the slice that is open."""
         with self.lock:
+            self.add_slices()
             return self._sums.of(self._run, self.open_epoch)
 
     def sum_up(self) -> None:
@@ -246,6 +258,7 @@ class RunKeeper:
         Later measurements do not change them, but for the energy of an epoch, which is known late.
         """
         with self.lock:
+            self.add_slices()
             run, begun = self._run, [] if epoch is None else [epoch]
             whole = self._sums.of(run, epoch)
             copied = replace(run, outside=run.outside.copied(), hardware=deepcopy(run.hardware), notes=dict(run.notes))

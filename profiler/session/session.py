@@ -181,13 +181,13 @@ class Session:
         if self.timer.device_fault is not None:
             self.run.note(f"the GPU's clock failed: {self.timer.device_fault}")
         self.slices.collect()  # the GPU has gone on meanwhile
-        tail = self.slices.close_tail()
+        self.slices.close_tail()
         whole = self._keeper.whole()
         _note_unread(self.run, whole, self.timer.unread)
         self.run.state = state
         self.run.overhead_ns = self.timer.overhead_ns + hot_path_ns(whole)
         self.refresh()
-        self._keeper.save(tail)
+        self._keeper.save()
         self._send_last()
         self._keeper.close_log()
         atexit.unregister(self._at_exit)  # not before: the end of the interpreter waits for a thread that ends the run
@@ -282,8 +282,7 @@ class Session:
         began = clocks.host_clock()
         self.timer.enter_epoch(None, None if at is None else at + self._began)
         self.refresh()
-        if last is not None:
-            self._keeper.save(last)
+        self._keeper.save(*(() if last is None else (last,)))
         self.faults.swallow("times could not be sent to other ranks", lambda: self._ranks.publish(epoch))
         self._live.epoch_ended(epoch)
         self.timer.overhead_ns += clocks.host_clock() - began
@@ -324,10 +323,9 @@ class Session:
         return clocks.host_clock() - self._began
 
     def _keep_outside(self) -> None:
-        part = self.slices.close_outside()
-        if part is not None:
+        if self.slices.close_outside():
             self.refresh()
-            self._keeper.save(part)
+            self._keeper.save()
 
     def _prepare(self) -> None:
         """Write the log's first line in the sampling thread, which does the imports that writing needs."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from profiler.records.energy import merge_energy
+from profiler.records.reading_record import merge_readings
 from profiler.records.run import EpochRecord
 
 TYPE_CHECKING = False
@@ -61,7 +62,8 @@ class SliceCutter:
         """Begin an epoch, or what follows one (None), at this moment (ns since the run's start)."""
         with self._keeper.lock:
             if not self._part.is_empty:  # another thread has measured something meanwhile, which belongs before the epoch
-                self._keeper.save_later(self._close(at, with_readings=False))
+                self._close(at, with_readings=False)
+            self._keeper.add_slices()
             self._keeper.open_epoch = epoch
             self._is_cut = False
             self._part = EpochRecord(None if epoch is None else epoch.index, started_ns=at)
@@ -87,6 +89,7 @@ class SliceCutter:
         """Return a copy of the open epoch up to now, or None outside epochs."""
         self.collect(self._timer.began_ns + self._now())
         with self._keeper.lock:
+            self._keeper.add_slices()
             epoch = self._keeper.open_epoch
             if epoch is None:
                 return None
@@ -97,7 +100,7 @@ class SliceCutter:
         return copied
 
     def close_last(self, at: int) -> EpochRecord | None:
-        """Close the last slice of the open epoch, and return what is to be written: the whole epoch if it has no other."""
+        """Close the last slice of the open epoch. Return the epoch if it has no other, and is to be written as a whole."""
         self.collect()
         with self._keeper.lock:
             epoch, is_whole = self._keeper.open_epoch, not self._is_cut
@@ -109,24 +112,30 @@ class SliceCutter:
                 merge_energy(epoch.energy, self._part.energy)
                 self._keeper.add_to_timeline(epoch)
                 self._part = EpochRecord(epoch.index, started_ns=at)
-            part = epoch if is_whole else self._close(at)
-            part.inferred = epoch.inferred
+            else:
+                self._close(at)
+                self._keeper.add_slices()
             self._keeper.add_epoch(epoch)
             self.begin_epoch(None, at)
         self._timer.is_slice_due = False
-        return part
+        return epoch if is_whole else None
 
-    def close_outside(self) -> EpochRecord | None:
-        """Close the slice outside epochs, and return it, or None if it is empty."""
+    def close_outside(self) -> bool:
+        """Close the slice outside epochs. Return False if it is empty."""
         self.collect()
         self._timer.is_slice_due = False
         with self._keeper.lock:
-            return None if self._part.is_empty else self._close(self._now(), with_readings=False)
+            if self._part.is_empty:
+                return False
+            self._close(self._now(), with_readings=False)
+            self._keeper.add_slices()
+        return True
 
-    def close_tail(self) -> EpochRecord:
+    def close_tail(self) -> None:
         """Close the last slice of the run, with the last readings."""
         with self._keeper.lock:
-            return self._close(self._now())
+            self._close(self._now())
+            self._keeper.add_slices()
 
     def close_in_loop(self, at: int) -> None:
         """Close the slice that is due at this moment (host's clock), between two steps. The sampling thread writes it."""
@@ -152,20 +161,21 @@ class SliceCutter:
         with self._keeper.lock:
             if self._part is not collected:  # the epoch ended meanwhile
                 return
-            part = self._close(at, is_piece=is_piece)
-            epoch = self._keeper.open_epoch
-            part.inferred = epoch is not None and epoch.inferred
-        self._keeper.save_later(part)
+            self._close(at, is_piece=is_piece)
 
-    def _close(self, at: int, *, with_readings: bool = True, is_piece: bool = False) -> EpochRecord:
-        """Close the open slice, add it to its epoch or to the run, and begin the next one; under the keeper's lock."""
-        part = self._part
+    def _close(self, at: int, *, with_readings: bool = True, is_piece: bool = False) -> None:
+        """Close the open slice, hand it over, and begin the next one; under the keeper's lock."""
+        part, epoch = self._part, self._keeper.open_epoch
+        if with_readings:
+            merge_readings(part.readings, self._sampler.take())
+        if is_piece and part.is_empty:  # the slice goes on; the log is only told that the run is alive, and where the loop is
+            self._keeper.take_slice(EpochRecord(None))
+            return
         part.duration_ns = max(at - part.started_ns, 0)
         part.slice = self._number
-        if with_readings:
-            part.readings = self._sampler.take()
-        self._keeper.add_slice(part)
-        self._is_cut = True
+        part.inferred = epoch is not None and epoch.inferred
+        following = EpochRecord(part.index, started_ns=part.ended_ns)
         self._number += not is_piece
-        self._part = EpochRecord(part.index, started_ns=at)
-        return part
+        self._is_cut = True
+        self._part = following  # no call, and so no signal's handler, comes between this and the next line
+        self._keeper.take_slice(part)

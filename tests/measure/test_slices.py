@@ -439,3 +439,27 @@ def test_timelines_of_log_and_memory_are_equal() -> None:
                     prof.session.timer.ask_for_slice()
     told = prof.summary.to_dict()["timeline"]
     assert near(document(recorded())["timeline"], told) and len(told) > 4
+
+
+def test_long_step_without_readings_has_its_whole_slice() -> None:
+    with Profiler("gap", interval=3600, settings={"slice_s": 0.1}) as prof:
+        wait_for_ticks(prof)
+        for _ in prof.epochs(1):
+            for _ in prof.train([0] * 4):
+                time.sleep(0.5)
+    for cuts in (recorded().slices, prof.session.run.slices):
+        long = [cut for cut in cuts if "train" in cut.stages and cut.stages["train"].steps]
+        assert len(long) >= 3 and all(cut.duration_ns > 4e8 for cut in long[:3])
+
+
+def test_hang_in_the_first_validation_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.records.run.STALLED_NS", 10**8)
+    with Profiler("val", interval=0.05, settings=QUICK) as prof:
+        for _ in prof.epochs(1):
+            for _ in prof.train([0] * 30):
+                time.sleep(0.002)
+            for _ in prof.validate([0]):
+                with prof.phase("forward"):
+                    wait_for(lambda: (seen := recorded().open_step) is not None and seen.is_stalled)
+                    seen = recorded().open_step
+                    assert seen is not None and (seen.stage, seen.phase) == ("val", "forward")
