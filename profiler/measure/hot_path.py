@@ -4,15 +4,14 @@ The protocol, which all writers below follow:
 
 1. A span owns a preallocated buffer of whole numbers and an index ``n``. Leaving the span writes
    ``buffer[n] = end - t0`` and adds 1 to ``n``. Nothing is allocated.
-2. A full buffer raises IndexError, and `Span.record` folds it into a histogram. A ``try`` that does not fail is free,
-   so the common case never asks for the buffer's length.
+2. A full buffer raises IndexError, and `Span.record` folds it into a histogram. A ``try`` that does not fail is free.
 3. Only the thread that owns the timer writes here, and without a lock. `ThreadBadge.is_mine` and ``state.current``
    prove that. Every other case (another thread, overlapping spans, a first step) takes the slow way under the lock.
 4. One reading of the clock ends one span and begins the next.
 
 The lines are written out in each place instead of being shared in a helper: between two pieces of torch's work our code
-is cold, and there a call costs many times more than in a tight loop (``benchmarks/bench_attach.py``). Change them
-together, and run ``benchmarks/bench_overhead.py`` and ``bench_attach.py`` before and after.
+is cold, and there a call costs many times more than in a tight loop (``benchmarks/bench_attach.py``). Change them all, and
+run ``benchmarks/bench_overhead.py`` and ``bench_attach.py`` before and after.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.measure.passes import SampleCount, Segment, ThreadState
     from profiler.measure.spans import Tree
-
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,7 +59,7 @@ class Span:
 
     __slots__ = (
         *("buffer", "children", "depth", "n", "name", "owner"),
-        *("parent", "shared", "state", "t0", "timing", "tree"),
+        *("parent", "shared", "state", "t0", "timing", "tree", "waiting"),
     )
 
     def __init__(self, tree: Tree, parent: Span | None, name: str) -> None:
@@ -78,6 +76,7 @@ class Span:
         self.n = 0
         self.t0 = 0
         self.timing = Timing()
+        self.waiting: list[int] = []  # durations whose counting was interrupted
 
     def __enter__(self) -> Span:
         state = self.state
@@ -145,9 +144,10 @@ class Span:
     def fold(self) -> None:
         """Move the buffer into the histogram: the cold one during the stage's first step, else the steady one."""
         began = now()
-        timing, durations = self.timing, self.buffer[: self.n]
-        self.n = 0  # first: what an exception of a signal's handler interrupts is missing then, and not counted twice
+        timing, durations = self.timing, self.waiting + self.buffer[: self.n]
+        self.waiting, self.n = durations, 0  # what an exception of a signal's handler interrupts is tried again
         (timing.cold if self.tree.cold else timing.steady).add(durations)
+        self.waiting = []
         self.state.timer.overhead_ns += now() - began
 
     def end_unrecorded(self) -> int:

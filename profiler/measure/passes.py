@@ -142,7 +142,7 @@ class ThreadState:
         """Remove and return what another thread may take of this one's phases outside passes, under the timer's lock."""
         found = {}
         for path, span in self.outside.spans():
-            if span.shared == ASKED_BEFORE and (span.n or span.timing.count):
+            if span.shared == ASKED_BEFORE and (span.n or span.waiting or span.timing.count):
                 span.fold()
                 found[path], span.timing = span.timing, Timing()
         return found

@@ -227,7 +227,7 @@ class Tree:
         """Move every buffer into its histogram."""
         self.read_device()
         for _, span in self.spans():
-            if span.n:
+            if span.n or span.waiting:
                 span.fold()
 
     def read_device(self) -> None:

@@ -92,27 +92,38 @@ class Histogram:
         if not values_ns:
             return
         values, total = _in_order(values_ns)
-        self._take_extremes(int(values[0]), int(values[-1]))
-        self.sum_ns += total
         zeros, *_ = _ranks(values, [0])
+        low, high, counts = int(values[0]), int(values[-1]), self.counts
+        if zeros < len(values):
+            self._make_room(int(values[zeros]), high)
+            counts = self.counts.copy()
+            self._count(values, zeros, counts)
+        # All at once: no call, and so no exception of a signal's handler, comes between these lines. What is interrupted
+        # before can be added again.
+        self.counts = counts
+        self.sum_ns += total
         self.zero_count += zeros
-        if zeros == len(values):
-            return
-        self._make_room(int(values[zeros]), int(values[-1]))
+        if self.min_ns is None or low < self.min_ns:
+            self.min_ns = low
+        if self.max_ns is None or high > self.max_ns:
+            self.max_ns = high
+
+    def _count(self, values: Any, zeros: int, counts: dict[int, int]) -> None:
+        """Count sorted values, but for the zeros at their begin."""
         # Both ways cost one step for each item walked over: the bounds for a full buffer of 2,048 values, the values for the
         # few that an epoch's end leaves in it.
         if len(values) - zeros < len(self._bounds) and isinstance(values, list):
-            self._add_few(values[zeros:])
+            self._add_few(values[zeros:], counts)
             return
         before = zeros
         for index, rank in enumerate(_ranks(values, self._bounds), self._first):
             if rank > before:
-                self.counts[index] = self.counts.get(index, 0) + rank - before
+                counts[index] = counts.get(index, 0) + rank - before
                 before = rank
 
-    def _add_few(self, values: list[int]) -> None:
+    def _add_few(self, values: list[int], counts: dict[int, int]) -> None:
         """Count sorted values that are fewer than the buckets: then a walk over the values is shorter."""
-        bounds, counts, upper, position = self._bounds, self.counts, 0, 0
+        bounds, upper, position = self._bounds, 0, 0
         for value in values:
             if value > upper:
                 position = bisect_left(bounds, value, position)
@@ -203,8 +214,8 @@ class Histogram:
             return
         low, high = bucket_index(low_ns, self.scale), bucket_index(high_ns, self.scale)
         low, high = self._fit(min(low, *self.counts, high), max(high, *self.counts, low))
-        self._first = low
-        self._bounds = [upper_bound_ns(index, self.scale) for index in range(low, high + 1)]
+        bounds = [upper_bound_ns(index, self.scale) for index in range(low, high + 1)]
+        self._first, self._bounds = low, bounds
 
     def _fit(self, low: int, high: int) -> tuple[int, int]:
         # Lowering the scale by one squares the base, so two neighbouring buckets become one. A shift to the right also rounds

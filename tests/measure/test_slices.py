@@ -27,7 +27,7 @@ from profiler.storage.log_lines import lines
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
 from support.documents import near
-from support.processes import wait_for, wait_for_ticks
+from support.processes import python, wait_for, wait_for_ticks
 
 QUICK = {"slice_s": 0.2}
 
@@ -463,3 +463,47 @@ def test_hang_in_the_first_validation_step(monkeypatch: pytest.MonkeyPatch) -> N
                     wait_for(lambda: (seen := recorded().open_step) is not None and seen.is_stalled)
                     seen = recorded().open_step
                     assert seen is not None and (seen.stage, seen.phase) == ("val", "forward")
+
+
+STRUCK = """
+import collections, random, signal, sys
+from profiler import Profiler
+rng, struck, at = random.Random(1), None, collections.Counter()
+def strikes(number, frame):
+    global struck
+    names = []
+    while frame:
+        names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    if {"close_slice", "take", "exceed", "fold"} & set(names):
+        struck = names[0]
+        raise KeyboardInterrupt
+    signal.setitimer(signal.ITIMER_REAL, rng.uniform(2e-5, 4e-4))
+signal.signal(signal.SIGALRM, strikes)
+hits = 0
+while hits < 12:
+    steps = phases = 0
+    struck, prof = None, Profiler("struck", settings={"slice_s": 0.005, "local": False}, interval=60)
+    try:
+        with prof:
+            signal.setitimer(signal.ITIMER_REAL, rng.uniform(0.004, 0.014))
+            for _ in prof.train(iter(int, 1)):
+                steps += 1
+                with prof.phase("f"):
+                    phases += 1
+    except KeyboardInterrupt:
+        hits += 1
+        at[struck] += 1
+    train = prof.summary.to_dict()["stages"]["train"]
+    assert prof.summary.state == "interrupted"
+    assert abs(train["steps"] - steps) <= 1 and abs(train["step"]["count"] - steps) <= 1, (struck, train["step"], steps)
+    assert abs(train["phases"]["f"]["count"] - phases) <= 1, (struck, train["phases"]["f"], phases)
+print(dict(at))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32" or sys.version_info < (3, 11), reason="needs setitimer; 3.10 strikes anywhere")
+def test_ctrl_c_within_the_closing_of_slices() -> None:
+    answer = python("-c", STRUCK)
+    assert (answer.code, answer.err) == (0, ""), answer.err
