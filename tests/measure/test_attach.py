@@ -418,7 +418,7 @@ class TestInferredPasses:
     def test_end_of_epoch_is_no_phase(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, optimizer = net()
         train = digits()
-        monkeypatch.setattr(RunKeeper, "save", lambda self, part: time.sleep(0.5))
+        monkeypatch.setattr(RunKeeper, "save", lambda self, *parts: time.sleep(0.5))
         with Profiler("ours") as prof:
             prof.attach(model, optimizer, train)
             for _ in range(3):
