@@ -75,7 +75,7 @@ def test_run_that_hangs_is_seen(hanging: subprocess.Popen[str], monkeypatch: pyt
     assert watching.returncode == 0 and "finished" in out.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_runs_tell_of_a_hang(hanging: subprocess.Popen[str]) -> None:
     wait_for(lambda: (step := load(run_paths(runs_path())[0]).open_step) and step.step_ns > 10.5e9)
     (row,) = json.loads(epochmeter("runs", "--json").out)

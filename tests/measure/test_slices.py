@@ -150,7 +150,7 @@ with Profiler("killed", interval=0.1, settings={"slice_s": 0.5}) as prof, open(s
 """
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "copy"])
 def test_at_most_a_slice_is_missing(how: str, home: Path, tmp_path: Path) -> None:
