@@ -10,6 +10,8 @@ The rule it keeps: an epoch is the sum of its slices, because nothing is added t
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 
 from profiler.records.energy import merge_energy
 from profiler.records.reading_record import merge_readings
@@ -100,7 +102,7 @@ class SliceCutter:
         return copied
 
     def close_last(self, at: int) -> EpochRecord | None:
-        """Close the last slice of the open epoch. Return the epoch if it has no other, and is to be written as a whole."""
+        """Close the last slice of the open epoch. Return what is to be written if it has no other: the whole epoch."""
         self.collect()
         with self._keeper.lock:
             epoch, is_whole = self._keeper.open_epoch, not self._is_cut
@@ -115,10 +117,11 @@ class SliceCutter:
             else:
                 self._close(at)
                 self._keeper.add_slices()
+            line = replace(epoch, energy=deepcopy(epoch.energy))  # what becomes known before it is written has its own line
             self._keeper.add_epoch(epoch)
             self.begin_epoch(None, at)
         self._timer.is_slice_due = False
-        return epoch if is_whole else None
+        return line if is_whole else None
 
     def close_outside(self) -> bool:
         """Close the slice outside epochs. Return False if it is empty."""
