@@ -41,16 +41,18 @@ def runs(as_json: AsJson = False) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the lines of the list. A table of rich takes seconds for thousands of runs."""
-    from profiler.report.layout import duration
+    from profiler.report.layout import duration, shortened
 
     is_ranked = any("rank" in row for row in rows)
     heads = ("id", "name", *(["rank"] if is_ranked else []), "state", "started", "duration")
     cells = [
         (
             row["id"],
-            _short(row["name"]),
+            shortened(row["name"], LONGEST),
             *([f"{row['rank']} of {row['world_size']}" if "rank" in row else ""] if is_ranked else []),
-            row["state"] if "stalled" not in row else f"stalled in {_short(row['stalled'].get('phase', 'no phase'))}",
+            row["state"]
+            if "stalled" not in row
+            else f"stalled in {shortened(row['stalled'].get('phase', 'no phase'), LONGEST)}",
             row.get("started", "")[:19].replace("T", " "),
             duration(row["duration_s"]),
         )
@@ -67,10 +69,6 @@ def _width(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def _row(path: Any) -> dict[str, Any] | None:

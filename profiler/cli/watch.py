@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from profiler.cli.output import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from profiler.records.run import Run
     from profiler.storage.follower import LogFollower
 
 
@@ -28,37 +30,35 @@ def watch(
     from profiler.config.paths import runs_path
     from profiler.report.progress import one_line
     from profiler.storage.follower import LogFollower
-    from profiler.storage.run_reader import believed, find
+    from profiler.storage.run_reader import find
 
     follower = LogFollower(find(runs_path(), run))
     console = Console(highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
-        _on_screen(follower, console, every, once=once)
+        from rich.live import Live
+
+        from profiler.report.watch import screen
+
+        with Live(console=console, auto_refresh=False, transient=False) as live:
+            _follow(follower, every, lambda seen: live.update(screen(seen), refresh=True), once=once)
         return
+    _follow(
+        *(follower, every, lambda seen: say(f"{time.strftime('%H:%M:%SZ', time.gmtime())} {seen.id} {one_line(seen)}")),
+        once=once,
+    )
+
+
+def _follow(follower: LogFollower, every: float, show: Callable[[Run], None], *, once: bool) -> None:
+    """Show the run at each look, until it has ended."""
+    from profiler.storage.run_reader import believed
+
     while True:
         seen = follower.look()
         with believed(seen):
-            line = one_line(seen)
-        say(f"{time.strftime('%H:%M:%SZ', time.gmtime())} {seen.id} {line}")
+            show(seen)
         if once or seen.state != "running":
             return
         _wait(every)
-
-
-def _on_screen(follower: LogFollower, console: Console, every: float, *, once: bool) -> None:
-    from rich.live import Live
-
-    from profiler.report.watch import screen
-    from profiler.storage.run_reader import believed
-
-    with Live(console=console, auto_refresh=False, transient=False) as live:
-        while True:
-            seen = follower.look()
-            with believed(seen):
-                live.update(screen(seen), refresh=True)
-            if once or seen.state != "running":
-                return
-            _wait(every)
 
 
 def _wait(seconds: float) -> None:

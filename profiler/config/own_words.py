@@ -6,8 +6,6 @@ package chose. Nothing is taken from the environment that the setting ``otlp_res
 
 from __future__ import annotations
 
-from typing import Any
-
 from profiler.config.environment import variables
 from profiler.config.word_grammar import CHECKS, LABEL_PREFIX, SERVICE_NAME, VALUE, labels_in, names_in
 
@@ -23,13 +21,8 @@ def own_words(resolved: Resolved) -> dict[str, str]:
     """Return the user's own words for a run as resource attributes, in a fixed order; none for a package's destination."""
     if resolved.host_chose:
         return {}
-    given: dict[str, Any] = {key: resolved.values[key].value for key in CHECKS if resolved.values[key].source != "host"}
-    found: dict[str, str] = {}
-    names = names_in(given["otlp_resource"]) if given.get("otlp_resource") else ()
-    known = _attributes() if names else {}
-    for name in names:
-        if VALUE.fullmatch(known.get(name, "")):
-            found[name] = known[name]
+    given = {key: resolved.values[key].value for key in CHECKS if resolved.values[key].source != "host"}
+    found = {name: value for name, value in _named(resolved).items() if VALUE.fullmatch(value)}
     if given.get("service_name"):
         found[SERVICE_NAME] = given["service_name"]
     if given.get("labels"):
@@ -39,10 +32,16 @@ def own_words(resolved: Resolved) -> dict[str, str]:
 
 def unsayable(resolved: Resolved) -> list[str]:
     """Return the attributes that the user has named, and whose values cannot be sent."""
-    given = resolved.values["otlp_resource"]
-    names = names_in(given.value) if given.value and given.source != "host" else ()
-    known = _attributes() if names else {}
-    return [name for name in names if known.get(name) and not VALUE.fullmatch(known[name])]
+    return [name for name, value in _named(resolved).items() if not VALUE.fullmatch(value)]
+
+
+def _named(resolved: Resolved) -> dict[str, str]:
+    """Return the attributes of this environment that the user has named, with their values as they are."""
+    names = resolved.values["otlp_resource"]
+    if not names.value or names.source == "host":
+        return {}
+    known = _attributes()
+    return {name: known[name] for name in names_in(names.value) if known.get(name)}
 
 
 def _attributes() -> dict[str, str]:

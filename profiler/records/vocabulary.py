@@ -16,6 +16,7 @@ class Stage(str, Enum):
 
 
 ORDER = (*Stage, None)  # of stages in a report
+STAGES = tuple(stage.value for stage in Stage)  # the same, as text
 
 
 class Phase(str, Enum):

@@ -16,6 +16,11 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
 
 
+def shortened(text: str, most: int) -> str:
+    """Return at most so many letters of a text; the last one then says that there are more."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def new_table(*columns: str) -> Table:
     """Return a table without rows. The first column is text, the others are numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))

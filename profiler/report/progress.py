@@ -9,6 +9,7 @@ from typing import Any
 
 from profiler.records.histogram import NS
 from profiler.records.slices import Slice, sum_of
+from profiler.records.vocabulary import STAGES
 from profiler.report.layout import duration
 from profiler.report.when import moment
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 RECENT_NS = 60 * NS
 LONG_STEP_NS = 2 * NS  # a step in progress for less is not worth a line
-ORDER = ("train", "val", "inference")
 LEAST_SHARE = 0.005  # of a stage's time; less is not shown
 
 
@@ -72,7 +72,7 @@ def progress(run: Run, now_unix_ns: int | None = None) -> Progress:
     # A quick step has ended since the line was written; one that was long then is, as far as is known, still going on.
     late_ns = age_ns if step is not None and step.step_ns >= LONG_STEP_NS else 0
     recent = _recent(run)
-    stage = step.stage if step is not None and step.stage else next((name for name in ORDER if name in recent.stages), "")
+    stage = step.stage if step is not None and step.stage else next((name for name in STAGES if name in recent.stages), "")
     mine = recent.stages.get(stage)
     seconds = mine.duration_ns / NS if mine is not None else 0.0
     rate = mine.steps / seconds if mine is not None and seconds and mine.steps else None

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from profiler.records.plain_text import printable
-from profiler.report.layout import duration, new_table
+from profiler.report.layout import duration, new_table, shortened
 from profiler.report.progress import LEAST_SHARE, Progress, hanging, left, pace, progress, where
 
 TYPE_CHECKING = False
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from profiler.records.run import Run
 
 
+LONGEST = 30  # letters of a phase
 CPU, MEMORY = "epochmeter.process.cpu.utilization", "process.memory.usage"
 
 
@@ -42,8 +43,7 @@ def _shares(seen: Progress) -> RenderableType:
     for name in sorted({*seen.recent, *seen.whole}, key=lambda one: -max(seen.recent.get(one, 0), seen.whole.get(one, 0))):
         shares = [shares.get(name) for shares in (seen.recent, seen.whole)]
         if max(share or 0.0 for share in shares) >= LEAST_SHARE:
-            label = escape(printable(name))
-            table.add_row(label if len(label) <= 30 else f"{label[:29]}…", *("" if s is None else f"{s:.0%}" for s in shares))
+            table.add_row(escape(shortened(printable(name), LONGEST)), *("" if s is None else f"{s:.0%}" for s in shares))
     return table
 
 

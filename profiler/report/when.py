@@ -16,6 +16,7 @@ from typing import Any
 
 from profiler.records.histogram import NS
 from profiler.records.slices import Slice, joined, sum_of
+from profiler.records.vocabulary import STAGES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,9 +71,7 @@ def _slice(run: Run, one: Slice) -> dict[str, Any]:
     result: dict[str, Any] = {"start": moment(run, one.started_ns), "duration_s": one.duration_ns / NS}
     if one.epoch is not None and one.epoch == one.last_epoch:
         result["epoch"] = one.epoch
-        leading = next(
-            (stage for name in ("train", "val", "inference") if (stage := one.stages.get(name)) and stage.steps), None
-        )
+        leading = next((stage for name in STAGES if (stage := one.stages.get(name)) and stage.steps), None)
         if leading is not None:
             result["steps"] = [leading.first_step, leading.first_step + leading.steps - 1]
     elif one.epoch is not None:

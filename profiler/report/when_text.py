@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from profiler.records.slices import sum_of
-from profiler.report.layout import duration, new_table
+from profiler.records.vocabulary import STAGES
+from profiler.report.layout import duration, new_table, shortened
 from profiler.report.when import timeline_of
 
 TYPE_CHECKING = False
@@ -42,7 +43,7 @@ def when_table(run: Run) -> Iterator[RenderableType]:
     heads = {CPU: "CPU", MEMORY: "memory", GPU: "GPU"}
     table = new_table("from (UTC)", "epoch", "steps", "samples/s", "step", "most of it", *(heads[name] for name in shown))
     for row in rows:
-        name = next((stage for stage in ("train", "val", "inference") if row["stages"].get(stage, {}).get("steps")), None)
+        name = next((stage for stage in STAGES if row["stages"].get(stage, {}).get("steps")), None)
         stage = row["stages"][name] if name else {}
         epochs = [row["epoch"]] if "epoch" in row else row.get("epochs", [])
         seconds = stage.get("duration_s", 0.0)
@@ -71,7 +72,7 @@ def _most(stage: dict[str, Any]) -> str:
     name = max(phases, key=lambda one: phases[one], default=None)
     if name is None or not whole:
         return ""
-    return f"{name if len(name) <= LONGEST else name[: LONGEST - 1] + '…'} {phases[name] / whole:.0%}"
+    return f"{shortened(name, LONGEST)} {phases[name] / whole:.0%}"
 
 
 def _reading(row: dict[str, Any], name: str) -> str:

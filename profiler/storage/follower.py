@@ -8,8 +8,8 @@ from pathlib import Path
 from profiler.errors import RunLogError
 from profiler.records.run import Run
 from profiler.storage.log_lines import lines_from
-from profiler.storage.run_log import is_being_written, run_id
-from profiler.storage.run_reader import read_run_line
+from profiler.storage.run_log import run_id
+from profiler.storage.run_reader import no_run, read_run_line, with_true_state
 
 
 class LogFollower:
@@ -47,7 +47,5 @@ class LogFollower:
             self._read += len(line)
             read_run_line(self._run, line)
         if not self._run.name:
-            raise RunLogError(f"{self._path.name} holds no run: none of its lines is OTLP JSON with an epochmeter run in it.")
-        if self._run.state == "running" and not is_being_written(self._path):
-            self._run.state = "interrupted"
-        return self._run
+            raise no_run(self._path)
+        return with_true_state(self._run, self._path)

@@ -93,12 +93,12 @@ def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
         yield_gil()
         known.append(read_run_line(run, line))
     if not any(known):
-        raise _no_run(path)
+        raise no_run(path)
     spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now
     if spoilt:
         run.note("unreadable line in the run log", spoilt)
     run.epochs.sort(key=lambda epoch: epoch.started_ns)
-    return _with_true_state(run, path)
+    return with_true_state(run, path)
 
 
 @contextlib.contextmanager
@@ -129,8 +129,8 @@ def outline(path: Path) -> Run:
             run = Run(id=run_id(path), name="", started_unix_ns=0)
             if not read_run_line(run, line):
                 continue
-        return _with_true_state(run, path)
-    raise _no_run(path)
+        return with_true_state(run, path)
+    raise no_run(path)
 
 
 def _read_beginning(path: Path, line: bytes) -> Run | None:
@@ -160,11 +160,12 @@ def _read_beginning(path: Path, line: bytes) -> Run | None:
     return run if 0 <= run.duration_ns <= MAX_TIME else None
 
 
-def _no_run(path: Path) -> RunLogError:
+def no_run(path: Path) -> RunLogError:
+    """Return the error of a log that holds no run."""
     return RunLogError(f"{path.name} holds no run: none of its lines is OTLP JSON with an epochmeter run in it.")
 
 
-def _with_true_state(run: Run, path: Path) -> Run:
+def with_true_state(run: Run, path: Path) -> Run:
     """Return the run, as interrupted if it says "running" and no process writes its log."""
     if run.state == "running" and not is_being_written(path):
         run.state = "interrupted"
