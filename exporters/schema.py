@@ -43,7 +43,7 @@ OWN_VALUES = "letters, digits, `_`, `-` and `.`, at most 64"
 OWN_WORDS = {
     "service.name": "`service_name`; or `OTEL_SERVICE_NAME`, if `otlp_resource` names `service.name`",
     f"{LABEL}<key>": "`labels`, at most 8",
-    "an attribute of `OTEL_RESOURCE_ATTRIBUTES`": "`otlp_resource`, which names it; at most 8",
+    "<attribute>": "`otlp_resource`, which names it among `OTEL_RESOURCE_ATTRIBUTES`; at most 8",
 }
 DECLARED = {
     "app": "the package's name",
