@@ -9,12 +9,10 @@ A line that is no slice (a whole epoch, energy, times of other ranks) is copied 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from profiler.config.folder import append_to
 from profiler.records.run import Run
 from profiler.records.slices import groups_of, length_of_joined
 from profiler.storage.log_lines import lines
@@ -58,15 +56,7 @@ def make_shorter(log: RunLog, swap: Callable[[Callable[[], None]], None], yield_
         OSError: the disk refuses it; the log stays as it is.
     """
     size = log.size()
-    descriptor = log.open_beside()
-    try:
-        for line in joined_lines(log.path, size, yield_gil):
-            append_to(descriptor, line)
-        os.fsync(descriptor)
-        swap(lambda: log.continue_in(descriptor, size))
-    except BaseException:
-        log.drop_beside(descriptor)
-        raise
+    log.write_anew(joined_lines(log.path, size, yield_gil), size, swap)
 
 
 def joined_lines(path: Path, upto: int, yield_gil: Callable[[], None] = lambda: None) -> Iterator[bytes]:

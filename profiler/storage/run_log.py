@@ -16,15 +16,17 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from profiler.config.folder import Folder, append_to
-from profiler.config.locks import hold, is_held
+from profiler.config.folder import Folder
+from profiler.config.locks import is_held
 from profiler.config.place import POSIX
 from profiler.records.histogram import NS
 from profiler.storage import otlp_json
 from profiler.storage.log_lines import lines_from
+from profiler.storage.own_file import OwnFile, identity_of
 from profiler.storage.points import epoch_attributes, epoch_points, local_resource
 
 TYPE_CHECKING = False
@@ -53,9 +55,7 @@ class RunLog:
         stamp = datetime.fromtimestamp(run.started_unix_ns / NS, timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
         self.path = folder / f"{stamp}-{run.id}{SUFFIX}"
         self._folder = Folder(folder)
-        self._descriptor: int | None = None
-        self._identity: tuple[int, int] | None = None  # device and inode of the log
-        self._is_locked = False
+        self._file: OwnFile | None = None
         self._is_synced = True
 
     def append(self, run: Run, part: EpochRecord) -> None:
@@ -64,104 +64,94 @@ class RunLog:
         Raises:
             OSError: the folder or the disk refuses it.
         """
-        descriptor = self._opened()
-        append_to(descriptor, line_of(run, part))  # the kernel keeps it when this process is killed
+        file = self._opened()
+        file.append(line_of(run, part))  # the kernel keeps it when this process is killed
         self._is_synced = False
 
     def sync(self) -> None:
         """Wait until the disk has what was written: that outlasts the machine's power. Never called by the loop."""
-        descriptor = None if self._is_synced else self._ours()
-        if descriptor is not None:
+        if self._file is not None and not self._is_synced:
             self._is_synced = True
             with contextlib.suppress(OSError):  # the program has closed it meanwhile, or this kind of file has no disk
-                os.fsync(descriptor)
+                self._file.sync()
 
     def touch(self) -> None:
         """Note on the file that the run was alive now: an export said how long it has lasted, and no line of the log does."""
-        descriptor = self._ours()
+        descriptor = None if self._file is None else self._file.descriptor
         with contextlib.suppress(OSError, NotImplementedError, TypeError):  # not every system can, for a descriptor
             if descriptor is not None:
                 os.utime(descriptor)
 
     def size(self) -> int:
         """Return the length of the log in bytes, 0 while there is none."""
-        descriptor = self._ours()
+        descriptor = None if self._file is None else self._file.descriptor
         return 0 if descriptor is None else os.fstat(descriptor).st_size
 
-    def open_beside(self) -> int:
-        """Return the descriptor of an empty file beside the log, into which it is written anew.
-
-        Raises:
-            OSError: the folder or the disk refuses it.
-        """
-        descriptor = self._folder.open_append(self.path.name + BESIDE)
-        os.ftruncate(descriptor, 0)
-        return descriptor
-
-    def drop_beside(self, descriptor: int) -> None:
-        """Remove that file."""
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
-        with contextlib.suppress(OSError):
-            self._folder.remove(self.path.name + BESIDE)
-
-    def continue_in(self, descriptor: int, written: int) -> None:
-        """Let that file take the log's place. Call it while nobody writes.
+    def write_anew(self, content: Iterable[bytes], upto: int, swap: Callable[[Callable[[], None]], None]) -> None:
+        """Write the log anew in a file beside it, and let that file take its place.
 
         Args:
-            descriptor: of the file beside the log.
-            written: how many bytes of the log are in it, in their new form. The rest is added as it is.
+            content: the log's first ``upto`` bytes in their new form. The rest is added as it is.
+            upto: see there.
+            swap: calls a function while nobody writes to the log.
 
         Raises:
-            OSError: it cannot be; the log stays as it is.
+            OSError: the disk refuses it; the log stays as it is.
         """
-        old = self._ours()
-        if old is None or self.has_vanished():
+        beside = OwnFile(self._folder.open_append(self.path.name + BESIDE))
+        try:
+            beside.empty()
+            for line in content:
+                beside.append(line)
+            beside.sync()
+            swap(lambda: self._continue_in(beside, upto))
+        finally:
+            if self._file is not beside:
+                beside.close()
+                self._remove_beside()
+
+    def _continue_in(self, beside: OwnFile, upto: int) -> None:
+        old = self._file
+        if old is None or old.descriptor is None or self.has_vanished():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
-        for line in lines_from(self.path, written):
-            append_to(descriptor, line)
-        identity, is_locked = _identity(os.fstat(descriptor)), hold(descriptor)  # before it has the name: it is never free
-        if not POSIX:  # where an open file cannot be replaced, the next append opens it again
-            os.close(descriptor)
-            self.close()
-        self._folder.move(self.path.name + BESIDE, self._folder, self.path.name)
-        if POSIX:
-            os.close(old)
-            self._descriptor, self._identity, self._is_locked = descriptor, identity, is_locked
+        for line in lines_from(self.path, upto):
+            beside.append(line)
+        beside.lock()  # before it has the name: the log is never free
+        if not POSIX:  # where an open file cannot be replaced, the log is free for a moment
+            beside.close()
+            old.close()
+        try:
+            self._folder.move(self.path.name + BESIDE, self._folder, self.path.name)
+            old.close()
+            self._file = beside
+        finally:
+            self._opened()
 
     def has_vanished(self) -> bool:
         """Return True if the log was removed, or another file stands in its place."""
-        if self._identity is None:
+        if self._file is None:
             return False
         try:
-            return _identity(os.stat(self.path, follow_symlinks=False)) != self._identity
+            return identity_of(os.stat(self.path, follow_symlinks=False)) != self._file.identity
         except OSError:
             return True
 
     def close(self) -> None:
         """Close the file, which releases its lock. The next append opens it again, or makes it anew."""
-        descriptor = self._ours()
-        if descriptor is not None:
-            os.close(descriptor)
-        self._descriptor, self._identity, self._is_locked = None, None, False
-        with contextlib.suppress(OSError):
-            self._folder.remove(self.path.name + BESIDE)  # it is no log, and would stay if the process ends now
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._remove_beside()  # it is no log, and would stay if the process ends now
 
-    def _opened(self) -> int:
-        descriptor = self._ours()
-        if descriptor is None:
-            descriptor = self._descriptor = self._folder.open_append(self.path.name)
-            self._identity, self._is_locked = _identity(os.fstat(descriptor)), False
-        if not self._is_locked:
-            self._is_locked = hold(descriptor)
-        return descriptor
+    def _opened(self) -> OwnFile:
+        if self._file is None or self._file.descriptor is None:
+            self._file = OwnFile(self._folder.open_append(self.path.name))
+        self._file.lock()
+        return self._file
 
-    def _ours(self) -> int | None:
-        """Return the descriptor, or None if it is not open, or another file's by now."""
+    def _remove_beside(self) -> None:
         with contextlib.suppress(OSError):
-            if self._descriptor is not None and _identity(os.fstat(self._descriptor)) == self._identity:
-                return self._descriptor
-        return None
+            self._folder.remove(self.path.name + BESIDE)
 
 
 def line_of(run: Run, part: EpochRecord) -> bytes:
@@ -171,10 +161,6 @@ def line_of(run: Run, part: EpochRecord) -> bytes:
     ended = began + part.duration_ns if has_times else run.started_unix_ns + run.duration_ns
     content = otlp_json.request(local_resource(run, part.slice), epoch_points(run, part), began, ended, epoch_attributes(part))
     return (json.dumps(content, separators=(",", ":")) + "\n").encode("utf-8")
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
