@@ -39,6 +39,7 @@ PHASES = (
 GPU_IDS = tuple(f"gpu-{index}" for index in range(16))
 GPU_OR_MIG_IDS = (*GPU_IDS, *(f"{gpu}/mig-{instance}" for gpu in GPU_IDS for instance in range(15)))
 CORES = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+OWN_DESTINATIONS = ("otlp", "prometheus")  # that may be the user's own
 MOST_RANKS = 2**24
 GIB_CLASSES = tuple(2**power for power in range(13))
 GPU_MEMORY_CLASSES = (4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 141, 192, 256, 288)
@@ -79,7 +80,7 @@ class ListedMetric:
     attributes: Mapping[str, Rule] = field(default_factory=dict)
     digits: int | None = None
     sizes: tuple[int, ...] = ()
-    destinations: tuple[str, ...] = ("otlp", "prometheus")
+    destinations: tuple[str, ...] = OWN_DESTINATIONS
     optional: tuple[str, ...] = ()
 
 
@@ -101,7 +102,6 @@ class ListedFact:
 
 EVERYWHERE = ("otlp", "prometheus", "ga")
 WITH_CRASHES = (*EVERYWHERE, "crash")
-OWN_DESTINATIONS = ("otlp", "prometheus")  # that may be the user's own
 USAGE_DESTINATIONS = ("otlp", "ga")  # counts of a program that has ended cannot be fetched from it
 STAGE: Mapping[str, Rule] = {"epochmeter.stage": Words(STAGES)}
 STAGE_COLD: Mapping[str, Rule] = {**STAGE, "epochmeter.cold": Words((False, True))}
@@ -319,12 +319,12 @@ METRICS = (
 RESOURCE = (
     ListedFact(
         *("service.name", Words(("epochmeter",)), "Tells our metrics from others."),
-        destinations=("otlp", "prometheus"),
+        destinations=OWN_DESTINATIONS,
     ),
     ListedFact("service.version", Words(("0.1.0", DEV, OTHER)), "To know which version measured."),
     ListedFact(
         *("service.instance.id", Random(12), "Keeps the metrics of two runs apart; drawn anew for each run."),
-        destinations=("otlp", "prometheus"),
+        destinations=OWN_DESTINATIONS,
     ),
     ListedFact("epochmeter.app.name", OfApp("app"), "Which package counted or measured.", destinations=WITH_CRASHES),
     ListedFact("epochmeter.app.version", Version(), "Which versions of it are in use.", destinations=WITH_CRASHES),
@@ -370,7 +370,7 @@ RESOURCE = (
         for place in ("container", "notebook", "colab", "kaggle", "ci", "cloud_job")
     ),
     *(
-        ListedFact(f"epochmeter.distributed.{name}", Whole(MOST_RANKS), purpose, destinations=("otlp", "prometheus"))
+        ListedFact(f"epochmeter.distributed.{name}", Whole(MOST_RANKS), purpose, destinations=OWN_DESTINATIONS)
         for name, purpose in (
             ("rank", "Which rank of a distributed run measured."),
             ("world_size", "Speed by number of ranks."),
@@ -379,7 +379,7 @@ RESOURCE = (
     ),
     ListedFact(
         *("epochmeter.distributed.job", Random(12), "Tells which ranks are of one run; drawn anew for each run."),
-        destinations=("otlp", "prometheus"),
+        destinations=OWN_DESTINATIONS,
     ),
     ListedFact("epochmeter.cpu.family", Words((*CPU_FAMILIES, OTHER)), "Speed by kind of CPU."),
     ListedFact("epochmeter.cpu.logical_cores", Words(CORES, upward=True), "Speed by number of cores."),

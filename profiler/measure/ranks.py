@@ -18,7 +18,6 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping
-from statistics import median
 from typing import Any, NamedTuple
 
 from profiler.records.run import MEDIANS, RankStage
@@ -237,6 +236,8 @@ def _all_times(ranks: Mapping[int, dict[str, RankStage]]) -> dict[tuple[str, str
 
 
 def _medians(ranks: Mapping[int, dict[str, RankStage]]) -> dict[str, RankStage]:
+    from statistics import median  # few runs have so many ranks
+
     found: dict[str, RankStage] = {}
     for (name, phase), times in _all_times(ranks).items():
         stage, middle = found.setdefault(name, RankStage()), round(median(times.values()))

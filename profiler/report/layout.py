@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich import box
 from rich.table import Table
 
+CPU, MEMORY, GPU = "epochmeter.process.cpu.utilization", "process.memory.usage", "hw.gpu.utilization"  # readings of every view
+
 
 def duration(seconds: float) -> str:
     """Return a duration with three significant digits and the unit that fits."""

@@ -16,7 +16,7 @@ from profiler.records.plain_text import printable_in
 from profiler.records.run import Run
 from profiler.report.bench import tables
 from profiler.report.document import document
-from profiler.report.layout import duration, new_table
+from profiler.report.layout import CPU, GPU, MEMORY, duration, new_table
 from profiler.report.when_text import when_lines, when_table
 
 MAX_EPOCH_ROWS = 24
@@ -161,7 +161,7 @@ def _energy(used: dict[str, Any]) -> str:
 
 
 GPU_COLUMNS = (  # heading, metric, the distinguishing value of an attribute, and the statistic
-    ("busy", "hw.gpu.utilization", "", "mean", "share"),
+    ("busy", GPU, "", "mean", "share"),
     ("SM", "epochmeter.gpu.sm.utilization", "", "mean", "share"),
     ("tensor", "epochmeter.gpu.tensor.utilization", "", "mean", "share"),
     ("DRAM", "epochmeter.gpu.dram.utilization", "", "mean", "share"),
@@ -257,8 +257,8 @@ def _lines(data: dict[str, Any]) -> Iterator[Text]:
 
 
 READING_WORDS = {
-    "epochmeter.process.cpu.utilization": ("CPU", "share"),
-    "process.memory.usage": ("process memory", "bytes"),
+    CPU: ("CPU", "share"),
+    MEMORY: ("process memory", "bytes"),
 }
 
 

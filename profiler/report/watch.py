@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from profiler.records.plain_text import printable
-from profiler.report.layout import duration, new_table, shortened
+from profiler.report.layout import CPU, GPU, MEMORY, duration, new_table, shortened
 from profiler.report.progress import LEAST_SHARE, Progress, hanging, left, pace, progress, where
 
 TYPE_CHECKING = False
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 LONGEST = 30  # letters of a phase
-CPU, MEMORY = "epochmeter.process.cpu.utilization", "process.memory.usage"
 
 
 def screen(run: Run, now_unix_ns: int | None = None) -> RenderableType:
@@ -54,9 +53,9 @@ def _readings(seen: Progress) -> list[str]:
     if MEMORY in seen.readings:
         words.append(f"memory {seen.readings[MEMORY] / 2**30:.2f} GiB")
     lines = [", ".join(words)] if words else []
-    gpus = sorted(key.rpartition(" ")[2] for key in seen.readings if key.startswith("hw.gpu.utilization gpu-"))
+    gpus = sorted(key.rpartition(" ")[2] for key in seen.readings if key.startswith(f"{GPU} gpu-"))
     for gpu in gpus:
         memory = seen.readings.get(f"hw.gpu.memory.usage {gpu}")
         used = "" if memory is None else f", {memory / 2**30:.1f} GiB"
-        lines.append(f"{gpu} {seen.readings[f'hw.gpu.utilization {gpu}']:.0%}{used}")
+        lines.append(f"{gpu} {seen.readings[f'{GPU} {gpu}']:.0%}{used}")
     return lines

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
-from statistics import median
+from statistics import StatisticsError, correlation, linear_regression, median
 from typing import Any
 
 from profiler.records.histogram import NS
@@ -181,6 +181,11 @@ def _where(kept: list[SlowStep], stage: StageRecord, excess: float) -> str | Non
     for step in kept:
         times.update(step.phases)
     more = {name: (spent / len(kept) - usual.get(name, 0.0)) / NS for name, spent in times.items()}
+    return _most_of(excess, more)
+
+
+def _most_of(excess: float, more: Mapping[str, float]) -> str | None:
+    """Return the phase in which more than half of an excess (s) lies, or None."""
     name = max(more, key=lambda one: more[one], default=None)
     return name if name is not None and more[name] > excess / 2 else None
 
@@ -235,10 +240,8 @@ def _outlier(paces: Mapping[Any, Pace]) -> tuple[Any, dict[str, Any]] | None:
         return None
     result: dict[str, Any] = {"times": step / usual, "step_mean_s": step, "usual_s": usual}
     more = {name: spent - median(other.get(name, 0.0) for _, other in paces.values()) for name, spent in phases.items()}
-    name = max(more, key=lambda one: more[one], default=None)
-    if name is not None and more[name] > (step - usual) / 2:
-        result["phase"] = name
-    return slow, result
+    phase = _most_of(step - usual, more)
+    return slow, result if phase is None else {**result, "phase": phase}
 
 
 # ---- growth --------------------------------------------------------------------------------------------------------
@@ -327,11 +330,8 @@ class _Squares:
 
 def _line(points: list[tuple[float, float]]) -> tuple[float, float]:
     """Return the slope of the line that fits best, and the share of the variance that it explains."""
-    t0 = points[0][0]
-    mean_t = sum(t - t0 for t, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    spread = sum((t - t0 - mean_t) ** 2 for t, _ in points)
-    together = sum((t - t0 - mean_t) * (y - mean_y) for t, y in points)
-    variance = sum((y - mean_y) ** 2 for _, y in points)
-    slope = together / spread if spread else 0.0
-    return slope, (slope * together / variance if variance else 0.0)
+    times, values = [t for t, _ in points], [y for _, y in points]
+    try:
+        return linear_regression(times, values).slope, correlation(times, values) ** 2
+    except StatisticsError:  # all at one moment, or all equal
+        return 0.0, 0.0

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from profiler.records.slices import sum_of
 from profiler.records.vocabulary import STAGES
-from profiler.report.layout import duration, new_table, shortened
+from profiler.report.layout import CPU, GPU, MEMORY, duration, new_table, shortened
 from profiler.report.when import timeline_of
 
 TYPE_CHECKING = False
@@ -25,9 +25,8 @@ LONGEST = 16  # letters of a phase
 SHOWN_SLOW = 3
 NOTABLE_TIMES = 3.0  # the usual step: a step below that is no news
 NOTABLE_S, NOTABLE_SHARE = 0.05, 0.005  # how much longer: absolute, and of the stage's time
-CPU, MEMORY, GPU = "epochmeter.process.cpu.utilization", "process.memory.usage", "hw.gpu.utilization"
 MEMORY_WORDS = {
-    "process.memory.usage": "the process's memory",
+    MEMORY: "the process's memory",
     "epochmeter.torch.memory.allocated": "the memory of torch's tensors",
     "hw.gpu.memory.usage": "the GPU's memory",
 }

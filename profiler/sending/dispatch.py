@@ -195,8 +195,7 @@ def entries_for(key: DestinationKey, declared: Collection[Declared | None] | Non
     """
 
     def takes(head: Head) -> bool:
-        of_package = None if head.declared is None else head.declared.of_package
-        is_declared = declared is None or of_package in declared
+        is_declared = declared is None or package_of(head.declared) in declared
         return head.key == key and is_declared and (head.what == "run" or not resolve().unwanted(head.what))
 
     return takes
@@ -238,6 +237,11 @@ def forget_old(resolved: Resolved) -> None:
 
     prune(Folder(sent_path()), resolved.settings.retention_days)
     outbox_of(resolved).forget_marks(resolved.settings.retention_days)
+
+
+def package_of(declared: Declared | None) -> Declared | None:
+    """Return the declarations of the package alone, without the user's own words; None if there is no package."""
+    return None if declared is None else declared.of_package
 
 
 def declared_of(run: Run) -> Declared | None:

@@ -14,7 +14,7 @@ from profiler.config.switch_off import empty_outbox
 from profiler.errors import SettingsError
 from profiler.sending.consent import Consent, state_of
 from profiler.sending.destination import destination, logs_address
-from profiler.sending.dispatch import Dispatch, entries_for, forget_old, key_of, lock_named, outbox_of, record
+from profiler.sending.dispatch import Dispatch, entries_for, forget_old, key_of, lock_named, outbox_of, package_of, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _undeclared(outbox: Outbox, key: DestinationKey, known: Collection[Declared 
     for entry in outbox.waiting():
         with contextlib.suppress(OSError, UnreadableError):
             head = outbox.head(entry)
-            of_package = None if head.declared is None else head.declared.of_package
+            of_package = package_of(head.declared)
             if head.key == key and of_package is not None and of_package not in known:
                 found[of_package.app] += 1
     cure = "its own next run sends them, or 'epochmeter telemetry flush --adopt'"

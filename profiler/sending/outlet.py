@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from profiler.records.faults import Faults
-from profiler.sending.dispatch import LAST, SO_FAR, Dispatch, declared_of, entries_for, outbox_of
+from profiler.sending.dispatch import LAST, SO_FAR, Dispatch, declared_of, entries_for, outbox_of, package_of
 from profiler.sending.yielding import no_pause, pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from exporters.config import Config
-    from exporters.rules import Declared
     from profiler.config.resolve import Resolved
     from profiler.records.run import Run
 
@@ -64,7 +63,7 @@ class OutboxOutlet(Outlet):
         self._run_export = run_export
         self._faults = Faults(run_export.note)
         self._dispatch = Dispatch(resolved, outbox_of(resolved), config, gate, apart=apart)
-        takes = entries_for(self._dispatch.key, {None, _package_of(run_export.run)})
+        takes = entries_for(self._dispatch.key, {None, package_of(declared_of(run_export.run))})
         self._courier = self._dispatch.courier(run_export.consent, run_export.record, takes, self._yield_gil)
         self._thread = threading.Thread(target=self._main, name="epochmeter-courier", daemon=True)
         self._wake, self._ending = threading.Event(), threading.Event()
@@ -249,11 +248,6 @@ class PrometheusOutlet(Outlet):
     def finish(self, timeout: float) -> None:
         """Close the page."""
         self.withdraw()
-
-
-def _package_of(run: Run) -> Declared | None:
-    declared = declared_of(run)
-    return None if declared is None else declared.of_package
 
 
 def _start(thread: threading.Thread, note: Callable[[str], None]) -> None:

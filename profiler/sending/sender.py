@@ -17,7 +17,7 @@ from profiler.config.switch_off import empty_outbox
 from profiler.records.faults import warn_once
 from profiler.sending.consent import Consent, state_of
 from profiler.sending.destination import destination, in_clear
-from profiler.sending.dispatch import declared_of, forget_old, record
+from profiler.sending.dispatch import declared_of, forget_old, package_of, record
 from profiler.sending.notices import announce, announcement_of_runs, may_send_for
 from profiler.sending.outlet import ExporterOutlet, OutboxOutlet, PrometheusOutlet, RunExport
 
@@ -79,9 +79,8 @@ class Sending:
         forget_old(resolved)
         apart = resolved.tells_apart(self._app, self._exporter)
         if self._exporter is not None:
-            declared = declared_of(self._run)  # the program's own exporter is not the user's collector: no words of the user's
-            of_package = None if declared is None else declared.of_package
-            gated = exporters.behind_gate(self._exporter, self.consent, self._record, of_package)
+            declared = package_of(declared_of(self._run))  # the program's own exporter gets no words of the user's
+            gated = exporters.behind_gate(self._exporter, self.consent, self._record, declared)
             self._outlet = ExporterOutlet(self._run_export, gated, apart=apart)
             return
         found = destination(resolved)

@@ -97,7 +97,17 @@ class RunKeeper:
 
     def save(self, *parts: EpochRecord) -> None:
         """Write lines of the log, after the slices that wait. A line that the disk refuses is kept, and tried again later."""
-        self._write(*parts)
+        with self._log_lock:
+            waiting = [self._slices.popleft() for _ in range(len(self._slices))]
+            if self._log is None:
+                return
+            self._unsaved += (*waiting, *parts)
+            self._faults.swallow("the run log could not be written", self._append_unsaved)
+            if len(self._unsaved) > MAX_APART:
+                self._unsaved = joined_slices(self._unsaved)
+            if len(self._unsaved) > MAX_UNSAVED:
+                self._run.note("a line of the run log was given up, because none could be written")
+                del self._unsaved[0]
 
     def take_slice(self, part: EpochRecord) -> None:
         """Let the sampling thread add a closed slice to its epoch, and write it.
@@ -124,7 +134,7 @@ class RunKeeper:
         self.add_slices()
         if self._slices:
             self._refresh()
-            self._write()
+            self.save()
             self._on_slices()
             self._look_after_log()
 
@@ -145,19 +155,6 @@ class RunKeeper:
     def _while_nobody_writes(self, action: Callable[[], None]) -> None:
         with self._log_lock:
             action()
-
-    def _write(self, *parts: EpochRecord) -> None:
-        with self._log_lock:
-            waiting = [self._slices.popleft() for _ in range(len(self._slices))]
-            if self._log is None:
-                return
-            self._unsaved += (*waiting, *parts)
-            self._faults.swallow("the run log could not be written", self._append_unsaved)
-            if len(self._unsaved) > MAX_APART:
-                self._unsaved = joined_slices(self._unsaved)
-            if len(self._unsaved) > MAX_UNSAVED:
-                self._run.note("a line of the run log was given up, because none could be written")
-                del self._unsaved[0]
 
     def add_ranks(self, told: EpochRecord | None) -> None:
         """Add and write the times of all ranks, which take the place of those before."""

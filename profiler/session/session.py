@@ -107,10 +107,8 @@ class Session:
         self.sampler.each_tick.append(lambda: self._keeper.add_ranks(self._ranks.look()))
         self._indices: set[int] = set()  # of the epochs begun so far
         self._names_epochs = False  # True if the loop says itself where its epochs begin
-        self._began = 0
         self._end_lock = threading.RLock()
         self._epoch_lock = threading.RLock()  # of threads that train beside each other, one tells the epochs
-        self._is_ending = False
 
     # ---- the run's life --------------------------------------------------------------------------------------------
 
@@ -133,7 +131,7 @@ class Session:
         resolved = self.resolve()
         self.faults.swallow("a part of the profiler could not be loaded", lambda: _load(resolved.settings.local))
         self.faults.swallow("nothing will be sent", lambda: self.sending.prepare(resolved))
-        self._began = self.timer.began_ns = clocks.host_clock()
+        self.timer.began_ns = clocks.host_clock()
         self.run.started_unix_ns = time.time_ns()
         _take_words(self.run, resolved)
         self._ranks.find()
@@ -162,8 +160,8 @@ class Session:
         Do nothing unless the run is running. Two threads may call it: the second one waits for the first.
         """
         with self._end_lock:
-            if self.state == "running" and not self._is_ending:
-                self._is_ending = self.slices.is_ending = True
+            if self.state == "running" and not self.slices.is_ending:
+                self.slices.is_ending = True
                 self._finish(state)
 
     def _finish(self, state: State) -> None:
@@ -280,7 +278,7 @@ class Session:
         self.timer.close_passes(keep_undecided=keep_undecided)
         last = self.slices.close_last(self._now() if at is None else at)
         began = clocks.host_clock()
-        self.timer.enter_epoch(None, None if at is None else at + self._began)
+        self.timer.enter_epoch(None, None if at is None else at + self.timer.began_ns)
         self.refresh()
         self._keeper.save(*(() if last is None else (last,)))
         self.faults.swallow("times could not be sent to other ranks", lambda: self._ranks.publish(epoch))
@@ -307,7 +305,7 @@ class Session:
         """Begin an epoch, and end the previous one; ``started`` is its start on the host's clock, if not now."""
         if self.state != "running":
             return EpochRecord(index)
-        began = self._now() if started is None else started - self._began
+        began = self._now() if started is None else started - self.timer.began_ns
         self.end_epoch(began, keep_undecided=started is not None)
         if index < 0 or index in self._indices:
             index = next(free for free in itertools.count(len(self._indices)) if free not in self._indices)
@@ -320,7 +318,7 @@ class Session:
         return epoch
 
     def _now(self) -> int:
-        return clocks.host_clock() - self._began
+        return clocks.host_clock() - self.timer.began_ns
 
     def _keep_outside(self) -> None:
         if self.slices.close_outside():

@@ -110,26 +110,11 @@ def test_google_and_packages_get_none(words: None, sink: Sink, monkeypatch: pyte
 
 
 def test_an_exporter_of_the_program_gets_none(words: None) -> None:
-    from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExporter, MetricExportResult
+    from profiler.testing import RecordingExporter  # it needs OpenTelemetry
 
-    class Keeps(MetricExporter):
-        def __init__(self) -> None:
-            super().__init__()
-            self.kept: list[Any] = []
-
-        def export(self, metrics_data: Any, timeout_millis: float = 0, **more: Any) -> MetricExportResult:
-            self.kept.append(metrics_data)
-            return MetricExportResult.SUCCESS
-
-        def force_flush(self, timeout_millis: float = 0) -> bool:
-            return True
-
-        def shutdown(self, timeout_millis: float = 0, **more: Any) -> None: ...
-
-    assert InMemoryMetricReader is not None
-    keeps = Keeps()
+    keeps = RecordingExporter()
     train(exporter=keeps)
-    attributes = [dict(part.resource.attributes) for kept in keeps.kept for part in kept.resource_metrics]
+    attributes = [dict(part.resource.attributes) for kept in keeps.exports for part in kept.resource_metrics]
     assert attributes and all(found["service.name"] == "epochmeter" and not said_in(found) for found in attributes)
 
 

@@ -415,7 +415,7 @@ LAYERS = (
     Layer(
         "an entry cannot vouch for its own declarations",
         "profiler/sending/dispatch.py",
-        "is_declared = declared is None or of_package in declared",
+        "is_declared = declared is None or package_of(head.declared) in declared",
         "is_declared = True",
         "privacy/test_folder.py::test_undeclared_names_wait_for_the_users_word",
     ),
