@@ -62,6 +62,9 @@ docs: $(VENV)/.dev  ## make the pages that are generated from the list: all of i
 	sed '/^<!-- made by/q' examples/digitreader/README.md > examples/digitreader/README.new
 	$(BIN)/digitreader telemetry schema --markdown >> examples/digitreader/README.new
 	mv examples/digitreader/README.new examples/digitreader/README.md
+	sed '/^<!-- rules -->/q' docs/causes.md > docs/causes.new
+	$(BIN)/python -c "from profiler.report import rules; print(rules.markdown(), end='')" >> docs/causes.new
+	mv docs/causes.new docs/causes.md
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## what the profiler costs, measured here

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from statistics import median, stdev
 from typing import NamedTuple
 
+from profiler.records.student import student
+
 CONFIDENCE = 0.95
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5 % quantiles of t, 1 to 9 degrees
 
 
 class Estimate(NamedTuple):
@@ -74,7 +75,7 @@ def estimate(launches: Sequence[Sequence[float]]) -> Estimate:
     between = 0.0
     if len(known) > 1:
         logs = [math.log(median(launch)) for launch in known]
-        between = STUDENT[min(len(known) - 1, len(STUDENT)) - 1] * stdev(logs) / math.sqrt(len(known))
+        between = student(len(known) - 1) * stdev(logs) / math.sqrt(len(known))
     below, above = math.hypot(math.log(middle / low), between), math.hypot(math.log(high / middle), between)
     return Estimate(middle, middle * math.exp(-below), middle * math.exp(above))
 

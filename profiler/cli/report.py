@@ -28,18 +28,21 @@ def report(
 ) -> None:
     """Show one run: its epochs, stages, phases, readings, and its bottleneck."""
     from profiler.config.paths import runs_path
+    from profiler.config.resolve import resolve
     from profiler.report.document import document
     from profiler.report.text import renderable, text
     from profiler.storage.run_reader import believed, find, load
 
     gc.disable()  # reading a long run makes millions of objects, and none of them is garbage
     recorded = load(find(runs_path(), run))
+    tariff = resolve().settings.tariff
     with believed(recorded):
-        content = (json.dumps(document(recorded), indent=2) if form is Format.json else text(recorded)) + "\n"
+        made = json.dumps(document(recorded, tariff=tariff), indent=2) if form is Format.json else text(recorded, tariff=tariff)
+        content = made + "\n"
     if output is not None:
         _write(output, content)
     elif form is Format.text and sys.stdout.isatty():
-        Console().print(renderable(recorded))
+        Console().print(renderable(recorded, tariff))
     else:
         say(content, nl=False)
 

@@ -36,7 +36,7 @@ def run(
 
         Profiler(name)  # says what is wrong with it
     resolve()
-    command = _command(target, arguments or [], module)
+    command = python_command(target, arguments or [], module)
     environment = environment_for_run({"name": name, "quiet": quiet, "live": live})
     if sys.platform == "win32":  # where a process cannot take another's place
         raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)  # noqa: S603
@@ -44,7 +44,7 @@ def run(
     os.execvpe(command[0], command, environment)  # noqa: S606
 
 
-def _command(target: str, arguments: list[str], module: bool) -> list[str]:
+def python_command(target: str, arguments: list[str], module: bool) -> list[str]:
     """Return the program to start: Python with the script, or the launcher itself.
 
     Raises:

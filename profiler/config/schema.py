@@ -44,6 +44,8 @@ class Settings:
     labels: str | None = setting(None, "your words for it, for your own collector: team:vision,job:nightly")
     otlp_resource: str | None = setting(None, "names of OTEL_RESOURCE_ATTRIBUTES that your own collector gets")
     slice_s: float = setting(10.0, "seconds after which what a run has measured is on disk at the latest")
+    lines: bool = setting(True, "sample which line of the run's code is busy; for the run log on this machine alone")
+    tariff: str | None = setting(None, "what a kWh costs, such as 0.30 or 0.30 EUR, for the report's ledger")
     export_interval: float = setting(60.0, "seconds between exports during a run; a run always exports at its end")
     exit_timeout: float = setting(1.0, "seconds that the end of a run waits for a delivery; 0: not at all")
     outbox_mb: int = setting(64, "megabytes that may wait for delivery; the oldest go first")
@@ -54,7 +56,7 @@ class Settings:
 
 KEYS: dict[str, Any] = {entry.name: entry.default for entry in fields(Settings)}
 HELP: dict[str, str] = {entry.name: entry.metadata["help"] for entry in fields(Settings)}
-CONSENT = ("sync", "crash_reports", "usage", "local")  # an explicit False of these is final, whoever set it
+CONSENT = ("sync", "crash_reports", "usage", "local", "lines")  # an explicit False of these is final, whoever set it
 DESTINATION = ("sync", "exporter", "otlp_endpoint", "ga_measurement_id", "ga_endpoint")  # a change of these sets a new date
 WHERE = (  # a destination is chosen as a whole
     *("exporter", "otlp_endpoint", "otlp_protocol", "otlp_certificate", "otlp_client_certificate", "otlp_client_key"),

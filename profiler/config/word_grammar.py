@@ -66,4 +66,19 @@ def names_in(text: str) -> tuple[str, ...]:
     return found
 
 
-CHECKS = {"service_name": check_service_name, "labels": labels_in, "otlp_resource": names_in}
+TARIFF = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(?: ?([A-Za-z]{3}|[$€£¥]))?")
+
+
+def tariff_in(text: str) -> tuple[float, str]:
+    """Return the price of a kWh and its currency ("" for none) from a text such as ``0.30 EUR``.
+
+    Raises:
+        SettingsError: it is no such text.
+    """
+    found = TARIFF.fullmatch(text.strip())
+    if found is None:
+        raise SettingsError(f"tariff takes what a kWh costs, such as 0.30 or '0.30 EUR', not {text!r}.")
+    return float(found[1]), found[2] or ""
+
+
+CHECKS = {"tariff": tariff_in, "service_name": check_service_name, "labels": labels_in, "otlp_resource": names_in}

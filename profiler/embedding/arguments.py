@@ -20,7 +20,7 @@ DSN = re.compile(  # in the grammar of profiler.config.address, which a program'
 )
 EXPORTERS = ("otlp", "ga", "none")
 HOST_KEYS = (  # the settings that a package may ask for; all others are the user's
-    *("sync", "usage", "local", "crash_reports", "exporter", "otlp_endpoint", "otlp_protocol", "otlp_certificate"),
+    *("sync", "usage", "local", "lines", "crash_reports", "exporter", "otlp_endpoint", "otlp_protocol", "otlp_certificate"),
     # not `ga_endpoint`: the secret that is sent there is the user's
     *("otlp_client_certificate", "otlp_client_key", "ga_measurement_id", "export_interval", "exit_timeout"),
 )

@@ -1,13 +1,20 @@
-"""This process's CPU time and memory. Its command, arguments and owner are not read."""
+"""This process's CPU time, memory, and waits for disks. Its command, arguments and owner are not read."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from profiler.hardware.cgroup import Cgroups
 from profiler.records.readings import MetricSpec, Reading, Sample
+
+resource: Any
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +28,12 @@ CPU_WHOLE = MetricSpec(  # stays on this machine: OpenTelemetry's metric is that
 )
 CPU_UTILIZATION = MetricSpec("process.cpu.utilization", "1", "gauge", "The same, by mode.")
 MEMORY_USAGE = MetricSpec("process.memory.usage", "By", "updowncounter", "Physical memory of this process.")
+DISK_IO = MetricSpec("process.disk.io", "By", "counter", "What this process has read from disks, and written to them.")
+FAULTS = MetricSpec("process.paging.faults", "{fault}", "counter", "Page faults that waited for a disk.")
+READ, WRITTEN = {"disk.io.direction": "read"}, {"disk.io.direction": "write"}
+MAJOR = {"system.paging.fault.type": "major"}
 USER, SYSTEM = {"cpu.mode": "user"}, {"cpu.mode": "system"}
-SPECS = (CPU_TIME, CPU_WHOLE, CPU_UTILIZATION, MEMORY_USAGE)
+SPECS = (CPU_TIME, CPU_WHOLE, CPU_UTILIZATION, MEMORY_USAGE, DISK_IO, FAULTS)
 
 SHORTEST_S = 0.05  # that a share of CPU time is of
 
@@ -55,7 +66,16 @@ class ProcessProbe:
         def memory() -> Iterable[Sample]:
             yield Sample(MEMORY_USAGE, process.memory_info().rss)
 
+        def disks() -> Iterable[Sample]:
+            counters = process.io_counters()
+            return Sample(DISK_IO, counters.read_bytes, READ), Sample(DISK_IO, counters.write_bytes, WRITTEN)
+
+        def faults() -> Iterable[Sample]:
+            return (Sample(FAULTS, resource.getrusage(resource.RUSAGE_SELF).ru_majflt, MAJOR),)
+
         return (
+            *([Reading((DISK_IO,), disks)] if hasattr(process, "io_counters") else []),  # not on macOS
+            *([Reading((FAULTS,), faults)] if resource is not None else []),
             Reading((CPU_TIME,), _cpu_time),
             Reading((CPU_WHOLE, CPU_UTILIZATION), self._utilization),
             Reading((MEMORY_USAGE,), memory),

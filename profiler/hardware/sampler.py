@@ -94,6 +94,7 @@ class Sampler:
         self.every = every
         self.look_s = interval  # how often `each_tick` is called at least
         self.each_tick: list[Callable[[], object]] = []  # functions to call after each reading, and each `look_s`
+        self.rest: Callable[[threading.Event, float], bool] = threading.Event.wait  # between two of these rounds
         names = tuple(probes)
         self._quick = ProbeThread(name for name in names if name not in DRIVERS)
         self._drivers = ProbeThread(name for name in names if name in DRIVERS)
@@ -235,7 +236,7 @@ class Sampler:
                 last = time.monotonic()
                 self._faults.swallow("export", self.every[1])
             probes.cpu_ns = time.thread_time_ns()
-            if self._stop.wait(min(self.look_s, max(due - time.monotonic(), 0))):
+            if self.rest(self._stop, min(self.look_s, max(due - time.monotonic(), 0))):
                 break
         self._tick(probes)
         self._end(probes)

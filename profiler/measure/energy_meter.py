@@ -55,6 +55,10 @@ class Edges:
         self.on_edge: Callable[[], None] = lambda: None
         self._nudged_at = 0
 
+    def has_begun(self) -> bool:
+        """Return True once a pass or a named epoch has begun in the run's own thread."""
+        return self.last.at > 0
+
     def add(self, at: int, of: Staged | None) -> None:
         """Note that from now on the loop is in this pass, or in none."""
         self.last = edge = Edge(at, self.epoch, of)

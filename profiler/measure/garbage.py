@@ -1,4 +1,4 @@
-"""Python's garbage collections: how many there were, and how long the program stood still for them.
+"""Python's garbage collections: how many there were, how long the program stood still for them, and in which phase.
 
 They are a known cause of steps that are slow now and then. The interpreter calls ``gc.callbacks`` at both ends of each.
 
@@ -11,14 +11,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import itertools
+import operator
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from profiler.measure.whereabouts import place_of
+from profiler.records.causes import COLLECTION, CausePlace, add_cost
 from profiler.records.histogram import NS
 from profiler.records.readings import MetricSpec, Reading, Sample
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.measure.hot_path import Span
+    from profiler.measure.passes import ThreadState
+    from profiler.records.causes import Costs
 
 COLLECTIONS = MetricSpec("cpython.gc.collections", "{collection}", "counter", "Garbage collections, by generation.")
 COLLECTED = MetricSpec("epochmeter.gc.time", "s", "counter", "Time for which they stopped the program.")
@@ -30,16 +40,24 @@ NOTABLE_NS = 100_000  # shorter collections are added up, and explain no slow st
 class GarbageWatch:
     """The collections of this process while a run watches them.
 
+    Args:
+        state: the place of the loop's thread.
+        has_begun: returns True once a pass has begun.
+
     Attributes:
         spent_ns: their time so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, state: ThreadState, has_begun: Callable[[], bool]) -> None:
         self.spent_ns = 0
+        self._has_begun = has_begun
+        self._costs: Costs = {}
         self._recent: deque[tuple[int, int]] = deque(maxlen=64)  # start and duration of notable ones that are added up
         self._times: deque[int] = deque(maxlen=KEPT)  # of the begin and the end of each, in turns
+        self._spans: deque[Span] = deque(maxlen=KEPT)  # the loop's innermost open span at each of these times
         self._lock = threading.Lock()
-        self._callback = functools.partial(getattr, _noting(self._times))  # called as `getattr(noting, "start", facts)`
+        noting = _noting(self._times, self._spans, state)
+        self._callback = functools.partial(getattr, noting)  # called as `getattr(noting, "start", facts)`
 
     def start(self) -> None:
         """Begin to watch."""
@@ -58,14 +76,28 @@ class GarbageWatch:
         return sum(spent for began, spent in found.items() if began >= moment and spent >= NOTABLE_NS)
 
     def add_up(self) -> None:
-        """Add up the collections that wait; called by the sampling thread."""
+        """Add up the collections that wait; called by the sampling thread, and when a slice ends."""
         with self._lock:
-            while len(self._times) >= 2:
+            has_begun = self._has_begun()
+            while len(self._times) >= 2 and len(self._spans) >= 2:
                 began = self._times.popleft()
                 spent = self._times.popleft() - began
+                span, _ = self._spans.popleft(), self._spans.popleft()
                 self.spent_ns += spent
+                add_cost(self._costs, CausePlace(COLLECTION, *place_of(span, has_begun=has_begun)), spent)
                 if spent >= NOTABLE_NS:
                     self._recent.append((began, spent))
+
+    def take(self) -> Costs:
+        """Remove and return the time that collections have taken since the last call."""
+        self.add_up()
+        with self._lock:
+            taken, self._costs = self._costs, {}
+        return taken
+
+    def forget_threads(self) -> None:
+        """Reset the lock after a fork: its holder does not exist here."""
+        self._lock = threading.Lock()
 
     def reading(self) -> Reading:
         """Return the collections as a row for the sampler."""
@@ -79,10 +111,11 @@ class GarbageWatch:
         return Reading((COLLECTIONS, COLLECTED), read)
 
 
-def _noting(times: deque[int]) -> Any:
-    """Return an object that adds the time to a queue when its attribute ``start`` or ``stop`` is read, without Python code."""
+def _noting(times: deque[int], spans: deque[Span], state: ThreadState) -> Any:
+    """Return an object that notes the time and the open span when its ``start`` or ``stop`` is read, without Python code."""
     # A property calls its getter, which is a method of a dictionary, which calls its factory, which takes the next value of
-    # an iterator, which reads the clock and appends the time.
+    # an iterator, which reads the clock and the loop's open span, and appends both.
     clock = map(times.append, iter(time.perf_counter_ns, -1))
-    getter = property(defaultdict(clock.__next__).__missing__)
+    place = map(spans.append, map(operator.attrgetter("current"), itertools.repeat(state)))
+    getter = property(defaultdict(zip(clock, place).__next__).__missing__)  # noqa: B905  # both are endless
     return type("Noting", (), {"start": getter, "stop": getter})()

@@ -10,7 +10,7 @@ from typing import Any
 
 from profiler.measure import hot_path
 from profiler.measure.hot_path import ASKED, ASKED_BEFORE, HotPass, ThreadBadge
-from profiler.measure.spans import BUFFER_SIZE, Tree, drop_mark
+from profiler.measure.spans import BUFFER_SIZE, StepCounts, Tree, drop_mark
 from profiler.records.histogram import NS
 from profiler.records.timing import Timing
 from profiler.records.vocabulary import Phase, Stage
@@ -55,7 +55,19 @@ class Concurrency:
 class ThreadState:
     """The place of one thread (or one task of asyncio): the innermost open span, and the passes it is in."""
 
-    __slots__ = ("badge", "buffer_size", "current", "is_owner", "outside", "segments", "thread", "timer", "too_deep", "trees")
+    __slots__ = (
+        "badge",
+        "buffer_size",
+        "counts",
+        "current",
+        "is_owner",
+        "outside",
+        "segments",
+        "thread",
+        "timer",
+        "too_deep",
+        "trees",
+    )
 
     def __init__(self, timer: Timer, is_owner: bool, buffer_size: int = BUFFER_SIZE) -> None:
         self.timer = timer
@@ -65,9 +77,14 @@ class ThreadState:
         self.badge = ThreadBadge(is_held=is_owner)
         self.segments: list[Segment] = []
         self.trees: list[Tree] = []
+        self.counts: dict[Stage, StepCounts] = {}
         self.too_deep = 0  # open phases that are not measured, because they are nested too deep
         self.outside = Tree(self, None)
         self.current: Span = self.outside.root
+
+    def counts_of(self, stage: Stage | None) -> StepCounts:
+        """Return the counts of a stage's steps in this thread; of a pass without a stage, counts of its own."""
+        return StepCounts() if stage is None else self.counts.setdefault(stage, StepCounts())
 
     def tree_for(self, stage: Stage | None) -> Tree:
         """Return a tree of that stage that no open pass uses."""
@@ -127,6 +144,7 @@ class ThreadState:
             elapsed = max(at - segment.started, 0)  # another thread may have begun the pass a moment ago
             segment.started += elapsed  # first: what a signal's exception interrupts is missing then, not told twice
             segment.tree.record.duration_ns += elapsed
+            segment.count_operations()
             segment.resumed_at, segment.handed_at = max(segment.resumed_at, at), max(segment.handed_at, at)
             self.shift(elapsed, position)
 
@@ -179,7 +197,7 @@ class ThreadState:
 class Segment(HotPass):
     """One pass over a loader by one thread, or the part of it that lies in one epoch."""
 
-    __slots__ = ("closed", "handed_at", "is_call", "length", "loop", "resume", "resumed_at", "started", "task")
+    __slots__ = ("closed", "handed_at", "is_call", "length", "loop", "nodes", "resume", "resumed_at", "started", "task")
 
     def __init__(self, state: ThreadState, tree: Tree, loop: weakref.ref[Any] | None = None) -> None:
         self.loop = loop
@@ -189,6 +207,7 @@ class Segment(HotPass):
         self.tree = tree
         self.resume = state.current
         self.started = self.step_started = self.handed_at = self.resumed_at = hot_path.now()
+        self.nodes = gradient_nodes()
         self.closed = False
         self.in_step = False
         self.samples: int | None = None
@@ -303,6 +322,7 @@ class Segment(HotPass):
                 end = min(end, later[0].started)
             self.closed = True  # and its time counts: no call, and so no signal's handler, comes between the two
             tree.record.duration_ns += end - self.started
+            self.count_operations()
             if later:
                 later[0].resume = self.resume
             else:
@@ -325,6 +345,13 @@ class Segment(HotPass):
                 tree.set_aside(None)
             timer.cool_down(tree)
 
+    def count_operations(self) -> None:
+        """Count the operations that autograd has recorded since the last call, if this is the pass's own thread."""
+        before, after = self.nodes, gradient_nodes()
+        if before is not None and after is not None and get_ident() == self.state.thread:
+            record, self.nodes = self.tree.record, after
+            record.operations = (record.operations or 0) + max(after - before, 0)
+
     def close_at_handed(self) -> None:
         """End a pass that was complete before now, and the last step with it."""
         if self.in_step and not self.closed:
@@ -343,6 +370,15 @@ class Segment(HotPass):
         while span.parent is not None and span.tree is self.tree:
             span.record(end - span.t0)
             span = span.parent
+
+
+def gradient_nodes() -> int | None:
+    """Return how many operations autograd has recorded in this thread so far, or None without torch."""
+    count = getattr(sys.modules.get("torch.autograd"), "_get_sequence_nr", None)
+    try:
+        return None if count is None else int(count())
+    except (RuntimeError, TypeError):  # torch is being imported, or counts in another way
+        return None
 
 
 def current_task() -> object:

@@ -108,6 +108,20 @@ class LateMarks(NamedTuple):
     end: Mark
 
 
+class StepCounts:
+    """How many steps of a stage one thread has made before the last `take`: in the open epoch, and in the run."""
+
+    __slots__ = ("in_epoch", "in_run")
+
+    def __init__(self) -> None:
+        self.in_epoch = self.in_run = 0
+
+    def add(self, steps: int) -> None:
+        """Add the steps that were taken."""
+        self.in_epoch += steps
+        self.in_run += steps
+
+
 class Tree:
     """The spans of one stage in one thread.
 
@@ -115,8 +129,8 @@ class Tree:
     """
 
     __slots__ = (
-        *("batch", "cold", "device", "in_use", "in_epoch", "is_empty", "is_inference", "latency", "limit", "pending"),
-        *("record", "root", "slow", "span_type", "stage", "state", "step", "top", "total"),
+        *("batch", "cold", "counts", "device", "in_use", "is_empty", "is_inference", "latency", "limit", "pending"),
+        *("record", "root", "slow", "span_type", "stage", "state", "step", "top"),
     )
 
     def __init__(self, state: ThreadState, stage: Stage | None, device: DeviceClock | None = None) -> None:
@@ -139,7 +153,7 @@ class Tree:
         self.limit = 0  # ns; a step above it is one of the slowest. -1 while a slice is due, so that the next step closes it
         self.top: list[int] = []  # a heap of the durations of the slowest steps so far
         self.slow: list[SlowStep] = []  # those of them since the last `take`
-        self.in_epoch = self.total = 0  # steps before the last `take`, in this epoch and in the run
+        self.counts = state.counts_of(stage)
 
     @property
     def stage_name(self) -> str:
@@ -184,8 +198,9 @@ class Tree:
             (heapq.heapreplace if is_full else heapq.heappush)(top, duration)
             done = self.record.steps - 1
             at = end - self.state.timer.began_ns
-            phases, collected = self._phases_of_step(end - duration), self.state.timer.garbage.since(end - duration)
-            self.slow.append(SlowStep(self.in_epoch + done, self.total + done, at, duration, phases, collected, is_first))
+            phases, collected = self._phases_of_step(end - duration), self.state.timer.causes.garbage.since(end - duration)
+            numbers = self.counts.in_epoch + done, self.counts.in_run + done
+            self.slow.append(SlowStep(*numbers, at, duration, phases, collected, is_first))
             if len(self.slow) > 2 * SLOWEST_KEPT:
                 self.slow = slowest_of(self.slow)
         self.limit = top[0] if len(top) >= SLOWEST_KEPT else 0
@@ -205,7 +220,8 @@ class Tree:
     def become(self, stage: Stage | None) -> None:
         """Assign the tree, with everything measured in it so far, to a stage."""
         if stage is not self.stage:
-            self.top, self.slow, self.limit, self.in_epoch, self.total = [], [], 0, 0, 0
+            self.top, self.slow, self.limit = [], [], 0
+            self.counts = self.state.counts_of(stage)
         self.stage = stage
         self.is_inference = stage is Stage.INFERENCE
         self.record.stage = stage.value if stage else ""
@@ -269,8 +285,7 @@ class Tree:
             else:
                 merge_phases(taken.phases, {path: timing})
         taken.slowest, self.slow = self.slow, []
-        self.in_epoch += taken.steps
-        self.total += taken.steps
+        self.counts.add(taken.steps)
         self.record = StageRecord(taken.stage)  # last: what an exception of a signal's handler interrupts is taken later
         return taken
 

@@ -22,10 +22,10 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from profiler.measure import hot_path, spans
 from profiler.measure.batch_size import call_size
+from profiler.measure.cause_watches import CauseWatches
 from profiler.measure.clocks import find_device_clock
 from profiler.measure.energy_meter import Edges
 from profiler.measure.frames import drop_own_frame
-from profiler.measure.garbage import GarbageWatch
 from profiler.measure.lengths import known_length
 from profiler.measure.passes import Concurrency, Segment, ThreadState
 from profiler.measure.places import Alive, Places
@@ -66,7 +66,7 @@ class Timer:
         self.places = Places(self, self.owner)
         self.state = self.places.state
         self.late: list[LateMarks] = []
-        self.garbage = GarbageWatch()
+        self.causes = CauseWatches(self)
         self.began_ns = 0  # the run's start on the host's clock
         self.longest_gap_ns = 0  # between two passes of the own thread
         self.is_slice_due = False
@@ -163,7 +163,9 @@ class Timer:
                 try:
                     if iterator is None:
                         iterator = iter(items)
-                    item = next(iterator)
+                        item = self.causes.loaders.first(segment, items, iterator)
+                    else:
+                        item = next(iterator)
                 except StopIteration:
                     segment.wait.__exit__()  # the wait that ends the pass is a wait, too
                     partial = False
@@ -249,8 +251,8 @@ class Timer:
         """
         segments = self.owner.segments
         self.edges.epoch = index
-        for tree in [tree for state in self.places.all for tree in state.trees]:
-            tree.in_epoch = 0
+        for counts in [counts for state in self.places.all for counts in list(state.counts.values())]:
+            counts.in_epoch = 0
         self.edges.add(hot_path.now() if at is None else at, segments[-1].tree if segments else None)
 
     def close_passes(self, *, keep_undecided: bool = False) -> None:
@@ -303,6 +305,7 @@ class Timer:
                     else:
                         into.stages[taken.stage].merge(taken)
                 merge_phases(into.phases, state.asked() if is_written else state.outside.take().phases)
+            self.causes.take(into)
             if into.index in known:
                 into.merge(known.pop(into.index))
         return list(known.values())
@@ -341,5 +344,6 @@ class Timer:
     def forget_threads(self) -> None:
         """Reset after a fork: the lock may be held by a thread that does not exist here, and CUDA cannot be used."""
         self.lock = threading.RLock()
+        self.causes.forget_threads()
         if self._device_clock is not None:
             self._device_clock.fault = "fork"

@@ -171,6 +171,15 @@ class Histogram:
         first = bucket_index(value_ns, self.scale)
         return sum(count for index, count in self.counts.items() if index >= first)
 
+    def above(self, value_ns: int) -> tuple[int, int]:
+        """Return how many values are in the buckets above that of this value, and about what they add up to (ns)."""
+        if not self.counts or self.max_ns is None:
+            return 0, 0
+        first = bucket_index(max(value_ns, 1), self.scale) + 1
+        found = {index: count for index, count in self.counts.items() if index >= first}
+        total = sum(count * min(2.0 ** ((index + 0.5) * 2.0**-self.scale) * NS, self.max_ns) for index, count in found.items())
+        return sum(found.values()), round(total)
+
     def dense(self) -> tuple[int, list[int]]:
         """Return ``(offset, counts)`` with every bucket from the lowest to the highest in use, as in OpenTelemetry's format."""
         if not self.counts:

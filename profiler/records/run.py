@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from profiler.records.case import add_cases
+from profiler.records.causes import merge_costs, merge_lines
 from profiler.records.energy import merge_energy
 from profiler.records.histogram import NS, Histogram
 from profiler.records.reading_record import merge_readings
@@ -19,7 +20,9 @@ from profiler.records.timing import StageRecord, merge_phases
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.case import CaseRecord
+    from profiler.records.causes import Costs, Lines
     from profiler.records.energy import Energies
+    from profiler.records.loader import LoaderFacts
     from profiler.records.reading_record import Readings
     from profiler.records.slices import Slice
     from profiler.records.timing import Path, Timing
@@ -62,6 +65,8 @@ class EpochRecord:
     stages: dict[str, StageRecord] = field(default_factory=dict)
     phases: dict[Path, Timing] = field(default_factory=dict)  # outside stages, such as a checkpoint between two
     readings: Readings = field(default_factory=dict)
+    costs: Costs = field(default_factory=dict)  # time inside its phases that had a cause of its own
+    lines: Lines = field(default_factory=dict)  # samples of the run's own code; they stay on this machine
     ranks: dict[int, dict[str, RankStage]] = field(default_factory=dict)  # outside epochs, of the first rank: see `RankStage`
     rank_epochs: int = 0  # how many epochs are in these times
     rank_missing: list[int] = field(default_factory=list)  # ranks that have not told of the last of them
@@ -82,6 +87,8 @@ class EpochRecord:
             self.stage(name).merge(stage)
         merge_phases(self.phases, other.phases)
         merge_readings(self.readings, other.readings)
+        merge_costs(self.costs, other.costs)
+        merge_lines(self.lines, other.lines)
         add_cases(self.cases, other.cases)
 
     @property
@@ -91,14 +98,16 @@ class EpochRecord:
 
     def copied(self) -> EpochRecord:
         """Return a copy that later measurements do not change."""
-        copied = replace(self, duration_ns=0, stages={}, phases={}, readings={}, cases=[], energy=deepcopy(self.energy))
+        empty: dict[str, Any] = {name: {} for name in ("stages", "phases", "readings", "costs", "lines")}
+        copied = replace(self, duration_ns=0, cases=[], energy=deepcopy(self.energy), **empty)
         copied.merge(self)
         return copied
 
     @property
     def is_empty(self) -> bool:
         """True if nothing was measured."""
-        return not (self.stages or self.phases or self.readings or self.ranks or self.energy or self.cases)
+        measured = (self.stages, self.phases, self.readings, self.costs, self.lines, self.ranks, self.energy, self.cases)
+        return not any(measured)
 
 
 @dataclass
@@ -130,6 +139,21 @@ class OpenStep:
     def is_stalled(self) -> bool:
         """True if no step has ended for ten times the slowest one: the run hangs, or something is very wrong."""
         return 0 < self.slowest_ns * STALLED_TIMES <= self.step_ns and self.step_ns >= STALLED_NS
+
+
+@dataclass(frozen=True)
+class MemoryGrowth:
+    """How the peak of the process's physical memory has grown since the first pass began.
+
+    Attributes:
+        by: bytes, along the line that fits best.
+        over_ns: the time for which it was watched.
+        fit: the share of the variance that the line explains.
+    """
+
+    by: int
+    over_ns: int
+    fit: float
 
 
 @dataclass
@@ -194,6 +218,7 @@ class Run:
     node: int | None = None  # the number of its machine in the job
     job: str = ""  # a random id that all ranks of a run share
     said: dict[str, str] = field(default_factory=dict)  # the user's own words for it, as resource attributes
+    way: str = "code"  # how it is measured: "script" by ``epochmeter run``, "code" by the program itself
     app: dict[str, str] = field(default_factory=dict)  # of a package that embeds us: name, version, install
     hardware: Hardware = field(default_factory=Hardware)
     epochs: list[EpochRecord] = field(default_factory=list)
@@ -201,6 +226,8 @@ class Run:
     overhead_ns: int | None = None  # of the loop's own threads
     background_ns: int | None = None  # CPU time of the sampling thread
     notes: dict[str, int] = field(default_factory=dict)  # our own faults, each with its number
+    loaders: dict[str, LoaderFacts] = field(default_factory=dict)  # by stage
+    growth: MemoryGrowth | None = None
     slices: list[Slice] = field(default_factory=list)  # in the order of time, joined where there are many
     open_step: OpenStep | None = None  # when the run was last heard of
     by_index: dict[int, EpochRecord] = field(default_factory=dict, repr=False)  # the epochs of a run that is being read

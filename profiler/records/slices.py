@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+K = TypeVar("K")
 MOST = 180  # slices of a run, once they have been joined
 FRESH = 60  # of them, the newest, which are left as they are
 
@@ -70,6 +71,7 @@ class Slice:
     stages: dict[str, SliceStage] = field(default_factory=dict)
     phases: dict[str, int] = field(default_factory=dict)  # outside stages
     readings: dict[ReadingKey, SliceReading] = field(default_factory=dict)
+    costs: dict[tuple[str, str], int] = field(default_factory=dict)  # ns, by cause and stage
 
     @property
     def ended_ns(self) -> int:
@@ -91,8 +93,9 @@ class Slice:
             mine.step_ns += stage.step_ns
             if stage.samples is not None:
                 mine.samples = (mine.samples or 0) + stage.samples
-            _add_phases(mine.phases, stage.phases)
-        _add_phases(self.phases, later.phases)
+            _add_up(mine.phases, stage.phases)
+        _add_up(self.phases, later.phases)
+        _add_up(self.costs, later.costs)
         for key, reading in later.readings.items():
             if key in self.readings:
                 self.readings[key].merge(reading)
@@ -108,6 +111,8 @@ def slice_of(part: EpochRecord) -> Slice:
         times = (stage.elapsed_ns, stage.duration_ns)
         made.stages[name] = SliceStage(*times, stage.steps, stage.samples, stage.step.total_ns, 0, phases)
     made.phases = {path[0]: timing.total_ns for path, timing in part.phases.items() if len(path) == 1}
+    for place, cost in part.costs.items():
+        _add_up(made.costs, {(place.cause, place.stage): cost.ns})
     return made
 
 
@@ -121,7 +126,7 @@ def _readings(readings: Readings) -> dict[ReadingKey, SliceReading]:
     return found
 
 
-def _add_phases(into: dict[str, int], more: dict[str, int]) -> None:
+def _add_up(into: dict[K, int], more: dict[K, int]) -> None:
     for name, spent in more.items():
         into[name] = into.get(name, 0) + spent
 

@@ -92,6 +92,7 @@ class StageRecord:
     latency: Timing = field(default_factory=Timing)  # inference alone: a step without its wait for data
     batch: Histogram = field(default_factory=Histogram)  # inference alone: samples in a step, times 1e9
     phases: dict[Path, Timing] = field(default_factory=dict)
+    operations: int | None = None  # that autograd recorded in its passes, None without torch
     beside_ns: int = 0  # of the duration, what overlapping calls of inference count more than once
     slowest: list[SlowStep] = field(default_factory=list)  # at most `SLOWEST_KEPT`, in no order
 
@@ -142,6 +143,8 @@ class StageRecord:
         self.steps += other.steps
         if other.samples is not None:
             self.samples = (self.samples or 0) + other.samples
+        if other.operations is not None:
+            self.operations = (self.operations or 0) + other.operations
         self.passes += other.passes
         self.partial_passes += other.partial_passes
         self.step.merge(other.step)

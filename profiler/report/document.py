@@ -14,21 +14,25 @@ from profiler.records.histogram import NS, Histogram
 from profiler.records.reading_record import ReadingRecord
 from profiler.records.run import EpochRecord, Run
 from profiler.records.timing import Path, StageRecord, Timing
+from profiler.report.ledger import ledger_of
 from profiler.report.stragglers import rank_table
-from profiler.report.verdict import judge
+from profiler.report.verdict import Verdict, judge
 from profiler.report.when import growing, recurring, rfc3339, slow_part, slowest, timeline
 
 SCHEMA = 1
 METERED_SHARE = 0.9  # of the time: less is said
 
 
-def document(run: Run, whole: EpochRecord | None = None, *, with_epochs: bool = True) -> dict[str, Any]:
+def document(
+    run: Run, whole: EpochRecord | None = None, *, with_epochs: bool = True, tariff: str | None = None
+) -> dict[str, Any]:
     """Return the whole run as plain dictionaries, lists, numbers and strings.
 
     Args:
         run: the run.
         whole: the result of ``run.whole()``, if the caller has it.
         with_epochs: list each epoch, too.
+        tariff: the setting of that name, for the price of the energy.
     """
     whole = run.whole() if whole is None else whole
     energy = run.energy()
@@ -40,8 +44,11 @@ def document(run: Run, whole: EpochRecord | None = None, *, with_epochs: bool = 
         "epochs": epochs(run) if with_epochs else [],
         "stages": {name: _stage(run, stage, energy) for name, stage in whole.stages.items()},
         "readings": [_reading(reading) for reading in _in_order(whole.readings.values())],
-        "verdict": {"kind": verdict.kind, "evidence": verdict.evidence},
+        "verdict": _verdict(verdict),
     }
+    ledger = ledger_of(run, whole, tariff)
+    if ledger:
+        result["ledger"] = ledger
     if whole.phases:
         result["phases"] = _phases(whole.phases)
     if energy:
@@ -57,6 +64,14 @@ def document(run: Run, whole: EpochRecord | None = None, *, with_epochs: bool = 
     if run.notes:
         result["notes"] = dict(run.notes)
     return result
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    told: dict[str, Any] = {"kind": verdict.kind, "evidence": verdict.evidence}
+    told["findings"] = [finding.to_dict() for finding in verdict.findings]
+    if verdict.next:
+        told["next"] = verdict.next
+    return told
 
 
 def _when(run: Run, whole: EpochRecord) -> dict[str, Any]:

@@ -27,9 +27,13 @@ class RunSummary:
         run: the run, which nobody changes any more.
         whole: its sums.
         spend: counts the time (ns) that making the parts takes.
+        tariff: the setting of that name.
     """
 
-    def __init__(self, run: Run, whole: EpochRecord, spend: Callable[[int], None] = lambda ns: None) -> None:
+    def __init__(
+        self, run: Run, whole: EpochRecord, spend: Callable[[int], None] = lambda ns: None, tariff: str | None = None
+    ) -> None:
+        self._tariff = tariff
         self._run = run
         self._whole = whole
         self._spend = spend
@@ -37,7 +41,7 @@ class RunSummary:
     @cached_property
     def _document(self) -> dict[str, Any]:
         """Everything but the epochs, whose number may be large."""
-        return self._made(lambda: document(self._run, self._whole, with_epochs=False))
+        return self._made(lambda: document(self._run, self._whole, with_epochs=False, tariff=self._tariff))
 
     @cached_property
     def _epochs(self) -> list[dict[str, Any]]:
@@ -104,7 +108,7 @@ class RunSummary:
     def __str__(self) -> str:
         from profiler.report.text import text  # loads rich, which a run that prints nothing does not need
 
-        return text(self._run)
+        return text(self._run, tariff=self._tariff)
 
     def __repr__(self) -> str:
         return f"<RunSummary {self.name!r} {self.id} {self.state}: {len(self._run.epochs)} epochs>"

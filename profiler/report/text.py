@@ -15,6 +15,7 @@ from rich.text import Text
 from profiler.records.plain_text import printable_in
 from profiler.records.run import Run
 from profiler.report.bench import tables
+from profiler.report.cause_text import ledger_lines, verdict_lines
 from profiler.report.document import document
 from profiler.report.layout import CPU, GPU, MEMORY, duration, new_table
 from profiler.report.when_text import when_lines, when_table
@@ -23,19 +24,20 @@ MAX_EPOCH_ROWS = 24
 WIDTH = 100
 
 
-def text(run: Run, width: int = WIDTH) -> str:
+def text(run: Run, width: int = WIDTH, tariff: str | None = None) -> str:
     """Return the report without colours, at most ``width`` columns wide."""
     shown = io.StringIO()
     Console(file=shown, width=width, no_color=True, color_system=None, force_terminal=False, highlight=False).print(
-        renderable(run)
+        renderable(run, tariff)
     )
     return "\n".join(line.rstrip() for line in shown.getvalue().splitlines())
 
 
-def renderable(run: Run) -> RenderableType:
-    """Return the report for a rich console."""
-    data = printable_in(document(run))
-    parts: list[RenderableType] = [_title(data)]
+def renderable(run: Run, tariff: str | None = None) -> RenderableType:
+    """Return the report for a rich console; ``tariff`` is the setting of that name."""
+    data = printable_in(document(run, tariff=tariff))
+    parts: list[RenderableType] = [_title(data), *verdict_lines(data["verdict"])]
+    parts += [*ledger_lines(data.get("ledger", {})), Text("")]
     if data["epochs"]:
         parts.append(_epochs(data))
     parts += when_table(run)
@@ -252,8 +254,6 @@ def _lines(data: dict[str, Any]) -> Iterator[Text]:
         yield Text(f"overhead   {duration(data['overhead']['measured_s'])} on the loop{ratio}{beside}")
     for what, times in data.get("notes", {}).items():
         yield Text(f"note       {what} ({times}x)")
-    verdict = data["verdict"]
-    yield Text.assemble("verdict    ", (verdict["kind"], "bold"), ": ", "; ".join(verdict["evidence"]))
 
 
 READING_WORDS = {

@@ -1,15 +1,20 @@
-"""The verdict: what held the run back, with the measurements as evidence.
+"""The verdict: the cause that held the run back, with the measurements as evidence, and the next step.
 
-The rules are few and visible. Each has a named threshold, and the evidence quotes the numbers that crossed it. If the
-numbers do not decide, the verdict is "unknown" or "balanced", never a guess.
+`rules` has the thresholds, `findings` the cost of each cause. Here it is decided which finding stands first. If the numbers do
+not decide, the verdict is "unknown" or "balanced", never a guess.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from profiler.records.histogram import NS
 from profiler.records.run import UNREAD
-from profiler.report.stragglers import rank_table
+from profiler.report import rules
+from profiler.report.accounts import COMPUTE_PHASES, LOSS_GAP, UNNAMED, USEFUL
+from profiler.report.findings import Finder, Finding, rank_finding
+from profiler.report.silence import why_no_steps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,26 +23,28 @@ if TYPE_CHECKING:
     from profiler.records.timing import StageRecord
 
 
-MIN_STEPS = 8  # below this a share of the time says little
-THROTTLED_SHARE = 0.10  # of the run's time, stopped by the CPU quota
-MEMORY_SHARE = 0.95  # of a memory limit
-WAIT_SHARE = 0.30  # of training time, spent waiting for the loader
-COMPUTE_SHARE = 0.60  # of training time, in forward, loss, backward and optimizer
-OTHER_SHARE = 0.50  # of training time, in no phase, when compute is timed
-HELD_DOWN_SHARE = 0.10  # of the run's time, or of the readings, in which heat or a brake slowed a GPU's clocks
 HELD_DOWN_BY = {"thermal": "heat", "sw_thermal": "heat", "hw_thermal": "heat", "power_brake": "a power brake"}
 AHEAD = 1.2  # phases take so much longer on the GPU than here: the host runs ahead, and the GPU always has work
 GPU_BUSY = 0.80
 GPU_IDLE = 0.40
-COMPUTE_PHASES = ("forward", "loss", "backward", "optimizer")
+BESIDE_THE_GPU = ("host", "tail", "growth", "transfer")  # losses of the host's time that cost nothing while a GPU is at work
 
 
 @dataclass
 class Verdict:
-    """``kind`` is input-bound, compute-bound, host-bound, memory-bound, throttled, balanced or unknown."""
+    """The verdict on a run.
+
+    Attributes:
+        kind: that of the first finding's rule, or balanced, or unknown.
+        evidence: the measurements, in words; the first finding's comes first.
+        findings: the causes, the one that stands first, and then the dearest.
+        next: the next step, or the next thing to measure.
+    """
 
     kind: str
     evidence: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    next: str = ""
 
 
 def judge(run: Run, whole: EpochRecord | None = None) -> Verdict:
@@ -51,14 +58,23 @@ def judge(run: Run, whole: EpochRecord | None = None) -> Verdict:
     if whole.cases and not whole.stages:
         return Verdict("unknown", ["a benchmark: each case is held against this machine's limits, not judged"])
     stage = whole.stages.get("train") or next(iter(whole.stages.values()), None)
-    if stage is None or stage.steps < MIN_STEPS or not stage.duration_ns:
-        steps = stage.steps if stage else 0
-        return Verdict("unknown", [f"{steps} steps were timed; at least {MIN_STEPS} are needed"])
+    if stage is None or stage.steps < rules.MIN_STEPS or not stage.duration_ns:
+        why, step = why_no_steps(run, whole, stage)
+        return Verdict("unknown", [why], next=step)
     readings = _own(run, list(whole.readings.values()))
-    waited = _waited(run, stage)
-    if waited is not None:
-        return waited
-    return _throttled(run, readings) or _memory(readings) or _time(run, stage, readings)
+    finder = Finder(run, whole, stage)
+    losses = finder.losses()
+    pressing = rank_finding(run, stage) or _throttled(run, readings, finder) or _memory(readings)
+    start_up = finder.start_up()
+    late = [] if start_up is None else [start_up]
+    if pressing is not None:
+        return _of([pressing, *losses, *late], [])
+    return _by_time(run, stage, readings, finder, losses, late)
+
+
+def _of(findings: list[Finding], more: list[str], evidence: list[str] | None = None) -> Verdict:
+    first = findings[0]
+    return Verdict(first.kind, [*(first.evidence if evidence is None else evidence), *more], findings, first.next)
 
 
 def _own(run: Run, readings: list[ReadingRecord]) -> list[ReadingRecord]:
@@ -69,87 +85,124 @@ def _own(run: Run, readings: list[ReadingRecord]) -> list[ReadingRecord]:
     return [r for r in readings if not r.spec.name.startswith(("hw.", "epochmeter.gpu."))]
 
 
-def _waited(run: Run, stage: StageRecord) -> Verdict | None:
-    """Return the verdict on a rank that waits for another: the bottleneck is the phase in which that one is behind."""
-    for wait in rank_table(run).get("waits", ()):
-        if wait["stage"] == stage.stage and wait["waited_s"] >= WAIT_SHARE * stage.duration_ns / 1e9:
-            kinds = {"data_wait": "input-bound", **dict.fromkeys(COMPUTE_PHASES, "compute-bound")}
-            behind = f"rank {wait['rank']} was {wait['behind_s']:.2g} s behind in {wait['phase']}"
-            waited = f"the others waited for it {wait['waited_s']:.2g} s in {wait['waited_in']}"
-            return Verdict(kinds.get(wait["phase"], "host-bound"), [behind, waited])
-    return None
+# ---- causes that count wherever the time goes ------------------------------------------------------------------------
 
 
-def _throttled(run: Run, readings: list[ReadingRecord]) -> Verdict | None:
+def _throttled(run: Run, readings: list[ReadingRecord], finder: Finder) -> Finding | None:
     stopped = sum(r.last for r in readings if r.spec.name == "epochmeter.container.cpu.throttled_time")
-    share = stopped / (run.duration_ns / 1e9) if run.duration_ns else 0.0
-    if share >= THROTTLED_SHARE:
-        return Verdict("throttled", [f"the container's CPU quota stopped it for {stopped:.1f} s, {share:.0%} of the run"])
+    share = stopped / (run.duration_ns / NS) if run.duration_ns else 0.0
+    if share >= rules.THROTTLED_SHARE:
+        words = f"the container's CPU quota stopped it for {stopped:.1f} s, {share:.0%} of the run"
+        step = f"raise the container's CPU quota, or use fewer threads and workers: at most {share:.0%}"
+        return Finding("throttled", round(stopped * NS), share, [words], step, gain_at_most=share)
     return _held_down(run, readings)
 
 
-def _held_down(run: Run, readings: list[ReadingRecord]) -> Verdict | None:
+def _held_down(run: Run, readings: list[ReadingRecord]) -> Finding | None:
     """Return the throttling by the driver's time counters, or else by the state that is sampled now and then."""
+    step = "cool the machine, or raise the card's power limit: how much that brings, only a cool card shows"
     for reading in readings:
         by = HELD_DOWN_BY.get(reading.attributes.get("epochmeter.gpu.throttle_reason", ""))
-        share = reading.last / (run.duration_ns / 1e9) if run.duration_ns else 0.0
-        if by is not None and share >= HELD_DOWN_SHARE:
+        share = reading.last / (run.duration_ns / NS) if run.duration_ns else 0.0
+        if by is not None and share >= rules.HELD_DOWN_SHARE:
             gpu = reading.attributes.get("hw.id", "a GPU")
-            return Verdict(
-                "throttled", [f"{by} held the clocks of {gpu} down for {reading.last:.1f} s, {share:.0%} of the run"]
-            )
+            words = f"{by} held the clocks of {gpu} down for {reading.last:.1f} s, {share:.0%} of the run"
+            return Finding("throttled", round(reading.last * NS), share, [words], step)
     for reading in readings:
         if reading.spec.name == "hw.status" and reading.attributes.get("hw.state") == "degraded" and reading.count:
             held = reading.total / reading.count
-            if held >= HELD_DOWN_SHARE:
+            if held >= rules.HELD_DOWN_SHARE:
                 gpu = reading.attributes.get("hw.id", "a GPU")
-                return Verdict("throttled", [f"heat or a power brake slowed {gpu} in {held:.0%} of the readings"])
+                words = f"heat or a power brake slowed {gpu} in {held:.0%} of the readings"
+                return Finding("throttled", round(held * run.duration_ns), held, [words], step)
     return None
 
 
-def _memory(readings: list[ReadingRecord]) -> Verdict | None:
+def _memory(readings: list[ReadingRecord]) -> Finding | None:
     used = {r.spec.name: r for r in readings if r.spec.name.startswith("container.memory.")}
     working_set, available = used.get("container.memory.working_set"), used.get("container.memory.available")
     if working_set and available:
         limit = working_set.last + available.last
-        if limit and working_set.maximum / limit >= MEMORY_SHARE:
-            return Verdict("memory-bound", [f"memory reached {working_set.maximum / limit:.0%} of the container's limit"])
+        if limit and working_set.maximum / limit >= rules.MEMORY_SHARE:
+            words = f"memory reached {working_set.maximum / limit:.0%} of the container's limit"
+            step = "raise the limit, or lower the batch size or the number of workers, before the kernel ends the run"
+            return Finding("memory", 0, 0.0, [words], step)
     return None
 
 
-def _time(run: Run, stage: StageRecord, readings: list[ReadingRecord]) -> Verdict:
+# ---- by time -------------------------------------------------------------------------------------------------------
+
+
+def _by_time(
+    run: Run, stage: StageRecord, readings: list[ReadingRecord], finder: Finder, losses: list[Finding], late: list[Finding]
+) -> Verdict:
     shares = {path[0]: t.total_ns / stage.duration_ns for path, t in stage.phases.items() if len(path) == 1}
     wait = shares.get("data_wait", 0.0)
-    compute = sum(shares.get(phase, 0.0) for phase in COMPUTE_PHASES)
-    other = stage.other_ns / stage.duration_ns
-    waited = [f"{wait:.0%} of {stage.stage} time was spent waiting for data"] if "data_wait" in shares else []
-    if wait >= WAIT_SHARE:
-        return Verdict("input-bound", waited)
+    waited = [f"{wait:.0%} of {stage.stage} time was spent waiting for data"] if wait >= rules.WORTH_SAYING else []
+    compute = finder.accounts.total(USEFUL) / finder.loop_ns
     utilization = (r.total / r.count for r in readings if r.spec.name == "hw.gpu.utilization" and r.count)
     busy = max(utilization, default=None)
-    device = _device(stage, busy)
-    if device is not None:
-        return Verdict(device.kind, [*device.evidence, *waited])
-    if busy is not None and busy >= GPU_BUSY:
-        return Verdict("compute-bound", [f"the busiest GPU ran kernels {busy:.0%} of the time", *waited])
-    if busy is not None and 0 < busy < GPU_IDLE:
-        return Verdict("host-bound", [f"the busiest GPU ran kernels only {busy:.0%} of the time", *waited])
-    unread = run.notes.get(UNREAD)
-    if unread:
-        return Verdict("unknown", [f"the GPU was still at work on {unread} phases when the run ended", *waited])
-    if stage.device_share is not None:  # with a GPU, the host's clock measures only the launching of work
-        return Verdict("unknown", [_undecided(stage, busy), *waited])
-    if compute >= COMPUTE_SHARE:
-        return Verdict("compute-bound", [f"{compute:.0%} of {stage.stage} time was spent in {_named(shares)}", *waited])
-    if compute and other >= OTHER_SHARE:
-        return Verdict("host-bound", [f"{other:.0%} of {stage.stage} time was spent outside every phase", *waited])
-    if len(shares) < 2:
-        return Verdict("unknown", [*waited, "nothing else was timed: name the phases of a step with prof.phase(...)"])
-    return Verdict("balanced", [*waited, f"compute took {compute:.0%}, everything else {1 - compute - wait:.0%}"])
+    has_gpu = stage.device_share is not None or (busy is not None and busy > 0) or UNREAD in run.notes
+    leading = [loss for loss in losses if not (has_gpu and loss.cause in BESIDE_THE_GPU)]
+    if leading and (leading[0].share >= rules.CERTAIN or (not has_gpu and compute < rules.COMPUTE_SHARE)):
+        rest = [loss for loss in losses if loss is not leading[0]]
+        return _of([leading[0], *rest, *late], [] if leading[0].cause == "data_wait" else waited)
+    if has_gpu:
+        return _on_gpu(run, stage, busy, losses, late, waited, finder)
+    if compute >= rules.COMPUTE_SHARE:
+        found = _launch(stage, finder, compute) or _compute(stage, finder, compute)
+        return _of([found, *losses, *late], waited)
+    if finder.accounts.total(UNNAMED) >= rules.NOTABLE * finder.loop_ns:
+        words = [*waited, "nothing else was timed: name the phases of a step with prof.phase(...)"]
+        return Verdict(
+            "unknown", words, [*losses, *late], "name the phases of a step with prof.phase(...), or prof.attach(model)"
+        )
+    words = [*waited, f"compute took {compute:.0%}, everything else {max(1 - compute - wait, 0):.0%}"]
+    step = "nothing stands out: see the phases, and epochmeter bench for what this machine can do"
+    return Verdict("balanced", words, [*losses, *late], step)
 
 
-def _device(stage: StageRecord, busy: float | None) -> Verdict | None:
-    """Return the verdict from the GPU's own clock.
+def _on_gpu(
+    run: Run,
+    stage: StageRecord,
+    busy: float | None,
+    losses: list[Finding],
+    late: list[Finding],
+    waited: list[str],
+    finder: Finder,
+) -> Verdict:
+    """Return the verdict of a run with a GPU: the host's clock shows only the launching of its work."""
+    decided = _device(stage, busy)
+    if decided is None and busy is not None and busy >= GPU_BUSY:
+        decided = "compute", [f"the busiest GPU ran kernels {busy:.0%} of the time"]
+    elif decided is None and busy is not None and 0 < busy < GPU_IDLE:
+        decided = "host", [f"the busiest GPU ran kernels only {busy:.0%} of the time"]
+    if decided is None:
+        unread = run.notes.get(UNREAD)
+        why = _undecided(stage, busy)
+        if unread:
+            why = f"the GPU was still at work on {unread} phases when the run ended"
+        step = "measure where the GPU waits: epochmeter bench, or torch.profiler for a few steps"
+        return Verdict("unknown", [why, *waited], [*losses, *late], step)
+    cause, evidence = decided
+    if cause == "compute":
+        found = _compute(stage, finder, finder.accounts.total(USEFUL) / finder.loop_ns)
+        return _of([found, *losses, *late], waited, evidence)
+    idle = 1 - (stage.device_share if stage.device_share is not None else busy or 0.0)
+    hosts = [loss for loss in losses if loss.cause in BESIDE_THE_GPU]
+    if hosts:
+        return _of(
+            [hosts[0], *(loss for loss in losses if loss is not hosts[0]), *late], waited, [*evidence, *hosts[0].evidence]
+        )
+    step = f"keep the GPU busy: larger batches, torch.compile or CUDA graphs, less Python a step: at most {idle:.0%}"
+    found = Finding("launch", round(idle * finder.loop_ns), idle, evidence, step, {"stage": stage.stage}, gain_at_most=idle)
+    verdict = _of([found, *losses, *late], waited)
+    verdict.kind = "host-bound"
+    return verdict
+
+
+def _device(stage: StageRecord, busy: float | None) -> tuple[str, list[str]] | None:
+    """Return the answer of the GPU's own clock: "compute" or "host", and the evidence.
 
     Time outside phases is idle if the work is named. Time inside phases may be idle, too, unless the host runs ahead.
 
@@ -163,10 +216,10 @@ def _device(stage: StageRecord, busy: float | None) -> Verdict | None:
     named = {path[0] for path in stage.phases}
     is_named = named >= ({"forward", "backward"} if stage.stage == "train" else {"forward"})
     if on_device < GPU_IDLE and is_named and (busy is None or busy < GPU_BUSY):
-        return Verdict("host-bound", [f"the GPU was in no phase for {1 - on_device:.0%} of a {stage.stage} step"])
+        return "host", [f"the GPU was in no phase for {1 - on_device:.0%} of a {stage.stage} step"]
     if on_device >= GPU_BUSY and on_device >= here * AHEAD:
         longer = f"phases take {on_device / here:.1f} times as long there as here: the host runs ahead"
-        return Verdict("compute-bound", [f"the GPU was in a phase for {on_device:.0%} of a {stage.stage} step", longer])
+        return "compute", [f"the GPU was in a phase for {on_device:.0%} of a {stage.stage} step", longer]
     return None
 
 
@@ -179,5 +232,51 @@ def _undecided(stage: StageRecord, busy: float | None) -> str:
     return f"phases take as long on the GPU as here: {why}; {utilization}"
 
 
-def _named(shares: dict[str, float]) -> str:
-    return ", ".join(phase for phase in COMPUTE_PHASES if phase in shares)
+# ---- useful work -----------------------------------------------------------------------------------------------------
+
+
+def _compute(stage: StageRecord, finder: Finder, compute: float) -> Finding:
+    """Return the finding that the work itself takes the time, with the largest phase of it."""
+    shares = {path[0]: t.total_ns / max(stage.duration_ns, 1) for path, t in stage.phases.items() if len(path) == 1}
+    named = [phase for phase in COMPUTE_PHASES if phase in shares]
+    cost = finder.accounts.total(USEFUL)
+    if not named:
+        words = f"by samples of its lines, {compute:.0%} of the loop was spent in torch"
+        step = "name the phases of a step with prof.phase(...), to see which of them it is"
+        return Finding("compute", cost, compute, [words], step, {"stage": stage.stage})
+    inside = sum(shares[phase] for phase in named)
+    evidence = [f"{inside:.0%} of {stage.stage} time was spent in {', '.join(named)}"]
+    largest = max(named, key=lambda phase: shares[phase])
+    evidence.append(f"the most in {largest}, {shares[largest]:.0%}")
+    half = shares[largest] / 2
+    how = {"optimizer": "a fused or foreach optimizer, or fewer and larger batches"}.get(
+        largest, "mixed precision, torch.compile, or a faster machine (epochmeter bench shows this one's limits)"
+    )
+    step = f"{how}: with {largest} twice as fast, at most {half:.0%}"
+    where = {"stage": stage.stage, "phase": largest}
+    return Finding("compute", cost, compute, evidence, step, where, gain_at_most=half)
+
+
+def _launch(stage: StageRecord, finder: Finder, compute: float) -> Finding | None:
+    """Return the finding that operations are so small that their fixed costs are most of them; on CPUs alone."""
+    if not stage.operations or not stage.steps or stage.stage != "train":
+        return None
+    phases = {path[0]: timing for path, timing in stage.phases.items() if len(path) == 1}
+    forward = [phases[name] for name in ("forward", "loss", LOSS_GAP) if name in phases]
+    steady = sum(timing.steady.sum_ns for timing in forward)
+    steps = max((timing.steady.count for timing in forward), default=0)
+    operations = stage.operations / stage.steps
+    samples = stage.samples / stage.steps if stage.samples else None
+    is_small = samples is not None and samples <= rules.SMALL_BATCH
+    each = steady / steps / operations if steps and operations else math.inf
+    if each >= (rules.OPERATION_OF_SMALL_BATCH_NS if is_small else rules.OPERATION_NS):
+        return None
+    size = "" if samples is None else f", with {samples:.0f} samples"
+    evidence = [
+        f"{compute:.0%} of the loop is torch's work, and each of its operations took {each / 1e3:.0f} us of forward and loss",
+        f"a step has {operations:.0f} of them{size}: most of that is the fixed cost of an operation",
+    ]
+    half = compute / 2
+    step = f"larger batches, or fewer and larger operations (torch.compile): with batches twice as large, at most {half:.0%}"
+    cost = finder.accounts.total(USEFUL)
+    return Finding("launch", cost, compute, evidence, step, {"stage": stage.stage}, gain_at_most=half)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from statistics import StatisticsError, correlation, linear_regression, median
-from typing import Any
+from typing import Any, NamedTuple
 
 from profiler.records.histogram import NS
 from profiler.records.slices import Slice, joined, sum_of
@@ -30,6 +30,7 @@ SLOW_TIMES = 1.5  # the median step: a step below that is no slow one
 MEMBERS = 4  # slow steps that must keep a rhythm, at least
 MEMBER_SHARE = 0.7  # and of all slow ones
 AS_SLOW = 0.8  # of the fastest of them
+HEAVY_SHARE = 0.8  # of the time that slow steps take too long
 KEPT_SHARE = 0.5  # of the steps that a rhythm says are slow, so many must be
 HOUR_NS = 3600 * NS
 SLOW_PART_TIMES = 1.25  # the median epoch or hour
@@ -134,18 +135,50 @@ def recurring(stage: StageRecord) -> dict[str, Any] | None:
     usual step they are, and ``phase`` where most of that lies: a top-level phase, or "garbage collection".
     """
     usual = stage.step.steady.percentile(0.5)
-    if usual is None:
+    rhythm = None if usual is None else rhythm_of(stage, usual)
+    if usual is None or rhythm is None:
         return None
+    excess = sum(step.duration_ns for step in rhythm.steps) / len(rhythm.steps) / NS - usual
+    found = {"every": rhythm.every, "first": rhythm.first, "steps": len(rhythm.steps), "excess_s": excess}
+    where = _where(rhythm.steps, stage, excess)
+    return found if where is None else {**found, "phase": where}
+
+
+class Rhythm(NamedTuple):
+    """Slow steps at equal distances: every so many steps, from the first one on."""
+
+    every: int
+    first: int
+    steps: list[SlowStep]
+
+
+def rhythm_of(stage: StageRecord, usual: float) -> Rhythm | None:
+    """Return the rhythm of a stage's slow steps, or None; ``usual`` is its median step (s).
+
+    It is looked for among all slow steps, and then among the few that hold most of their time: small ones that are slow by
+    chance would hide it.
+    """
     slow = [step for step in stage.slowest if not step.is_first and step.duration_ns > SLOW_TIMES * usual * NS]
-    for numbers in ([step.number for step in slow], [step.step for step in slow]):
-        every, members = _rhythm(numbers)
-        kept = [step for step, number in zip(slow, numbers, strict=True) if every and number % every == members]
-        if kept and _is_kept(kept, every, stage):
-            excess = sum(step.duration_ns for step in kept) / len(kept) / NS - usual
-            found = {"every": every, "first": members, "steps": len(kept), "excess_s": excess}
-            where = _where(kept, stage, excess)
-            return found if where is None else {**found, "phase": where}
+    for steps in (slow, _heaviest(slow, usual)):
+        for numbers in ([step.number for step in steps], [step.step for step in steps]):
+            every, first = _rhythm(numbers)
+            kept = [step for step, number in zip(steps, numbers, strict=True) if every and number % every == first]
+            if kept and _is_kept(kept, every, stage):
+                return Rhythm(every, first, kept)
     return None
+
+
+def _heaviest(slow: list[SlowStep], usual: float) -> list[SlowStep]:
+    """Return the slowest of these steps that together hold most of what all of them take too long."""
+    ordered = sorted(slow, key=lambda step: -step.duration_ns)
+    whole = sum(step.duration_ns - usual * NS for step in ordered)
+    kept, sum_ns = [], 0.0
+    for step in ordered:
+        if sum_ns >= HEAVY_SHARE * whole:
+            break
+        kept.append(step)
+        sum_ns += step.duration_ns - usual * NS
+    return sorted(kept, key=lambda step: step.number)
 
 
 def _is_kept(kept: list[SlowStep], every: int, stage: StageRecord) -> bool:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from profiler.records.slices import sum_of
 from profiler.records.vocabulary import STAGES
+from profiler.report.findings import ordinal
 from profiler.report.layout import CPU, GPU, MEMORY, duration, new_table, shortened
 from profiler.report.when import timeline_of
 
@@ -95,7 +96,7 @@ def when_lines(data: dict[str, Any]) -> Iterator[Text]:
     for name, rhythm in data.get("recurring", {}).items():
         where = f", most of it in {rhythm['phase']}" if "phase" in rhythm else ""
         yield Text(
-            f"recurs     {name}: every {_ordinal(rhythm['every'])} step is slow, by {duration(rhythm['excess_s'])}{where}"
+            f"recurs     {name}: every {ordinal(rhythm['every'])} step is slow, by {duration(rhythm['excess_s'])}{where}"
             f" ({rhythm['steps']} of the slowest steps)"
         )
     if "slow_part" in data:
@@ -121,8 +122,3 @@ def _in(step: dict[str, Any]) -> str:
         return ", garbage collection"
     name = max(step["phases"], key=lambda one: step["phases"][one], default=None)
     return f", {name} {duration(step['phases'][name])}" if name is not None else ""
-
-
-def _ordinal(number: int) -> str:
-    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{ending}"

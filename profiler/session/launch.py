@@ -34,19 +34,24 @@ def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
     Args:
         kind: "script" or "module".
         target: its path or name.
-        request: ``name`` (None: the script's), ``quiet`` and ``live``.
+        request: ``name`` (None: the script's), ``quiet``, ``live`` and, for a proof, ``proof``; see `proof_changes.install`.
     """
     from profiler.session.profiler import Profiler  # the command asks this module, too, and has no need of that one
 
     try:
         prof = Profiler(request["name"] or name_of(kind, target), live=bool(request["live"]))
         atexit.register(_show, prof, os.getpid(), bool(request["quiet"]))  # runs after the session's own, which ends it
+        prof.session.run.way = "script"
         prof.start()
     except ProfilerError as error:
         _say(f"nothing is measured: {error}")
         return
     sys.excepthook = _hook_without_us(sys.excepthook)
     session = prof.session
+    if "proof" in request:
+        from profiler.session.proof_changes import install  # only if the user has asked for it
+
+        when_imported("torch", lambda: install(request["proof"]))
     when_imported("torch", lambda: session.faults.swallow("torch could not be followed", lambda: _follow(session, request)))
 
 
@@ -81,6 +86,7 @@ class Rank:
         prof = Profiler(self._name)
         session, observation = prof.session, prof.session.observation
         error: BaseException | None = None
+        session.run.way = "script"
         session.start()
         when_imported("torch", lambda: session.faults.swallow("torch could not be followed", observation.follow_everything))
         try:

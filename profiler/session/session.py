@@ -99,9 +99,11 @@ class Session:
         )
         self.slices = SliceCutter(self.timer, self.sampler, self._keeper, self._now, self.faults)
         self.timer.on_slice = self.slices.close_in_loop
-        self.sampler.add_reading("garbage", self.timer.garbage.reading())
+        self.sampler.add_reading("garbage", self.timer.causes.garbage.reading())
+        self.sampler.add_reading("loaders", self.timer.causes.loaders.reading())
         self.sampler.each_tick += [self._keeper.sum_up, self.slices.look]
         self.timer.edges.on_edge = self.sampler.nudge
+        self.sampler.rest = self.timer.causes.loop.rest
         self.sending = Sending(self.run, self.resolve, exporter, self._snapshot, self.run.note)
         self._ranks = RankExchange(self.run, distributed, self.resolve)
         self.sampler.each_tick.append(lambda: self._keeper.add_ranks(self._ranks.look()))
@@ -143,7 +145,7 @@ class Session:
             self.sampler.every = (resolved.settings.export_interval, self.export)
             self.sampler.each_tick.append(self.sending.consent)
         self.sampler.look_s = self.slices.start(resolved.settings.slice_s)
-        self.timer.garbage.start()
+        self.timer.causes.start(samples_lines=resolved.settings.lines and self._app is None)
         self.sampler.start()
         _live.add(self)
         atexit.register(self._at_exit)
@@ -166,7 +168,7 @@ class Session:
 
     def _finish(self, state: State) -> None:
         self.faults.swallow("hooks could not be removed", self.observation.remove)
-        self.timer.garbage.stop()
+        self.timer.causes.stop()
         self.end_epoch()
         self.timer.close_passes()
         self.state = "over"
@@ -183,7 +185,7 @@ class Session:
         whole = self._keeper.whole()
         _note_unread(self.run, whole, self.timer.unread)
         self.run.state = state
-        self.run.overhead_ns = self.timer.overhead_ns + hot_path_ns(whole)
+        self.run.overhead_ns = self.timer.overhead_ns + self.timer.causes.loop.spent_ns + hot_path_ns(whole)
         self.refresh()
         self._keeper.save()
         self._send_last()
@@ -219,6 +221,7 @@ class Session:
         run = self.run
         run.duration_ns = self._now()
         run.open_step = open_step(self.timer, expects_steps=self._names_epochs and self.epoch is not None)
+        run.loaders, run.growth = self.timer.causes.loaders.facts(), self.timer.causes.loop.memory.growth()
         self._ranks.find()
         run.hardware = self.sampler.hardware()
         run.background_ns = self.sampler.cpu_ns
@@ -229,7 +232,6 @@ class Session:
         self.retire()
         atexit.unregister(self._at_exit)
         self._end_lock, self._epoch_lock = threading.RLock(), threading.RLock()
-        self.timer.garbage.stop()
         self.timer.forget_threads()
         self.observation.forget()
         self.sampler.forget_threads()

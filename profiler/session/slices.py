@@ -109,7 +109,9 @@ class SliceCutter:
             if epoch is None:
                 return None
             if is_whole:
-                epoch.stages, epoch.phases, epoch.readings = self._part.stages, self._part.phases, self._sampler.take()
+                part = self._part
+                epoch.stages, epoch.phases, epoch.readings = part.stages, part.phases, self._sampler.take()
+                epoch.costs, epoch.lines = part.costs, part.lines
                 epoch.duration_ns = max(at - epoch.started_ns, 0)
                 merge_energy(epoch.energy, self._part.energy)
                 self._keeper.add_to_timeline(epoch)

@@ -17,6 +17,16 @@ from profiler.records.case import NUMBERS
 from profiler.records.histogram import NS
 from profiler.records.run import OpenStep
 from profiler.records.timing import SlowStep
+from profiler.storage.cause_values import (
+    read_cost,
+    read_growth,
+    read_line,
+    read_loader,
+    write_costs,
+    write_growth,
+    write_lines,
+    write_loaders,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,6 +148,15 @@ def _read_steps(stage: StageRecord, at: Attributes, value: float) -> None:
 
 def _read_samples(stage: StageRecord, at: Attributes, value: float) -> None:
     stage.samples = (stage.samples or 0) + int(value)
+
+
+def _read_operations(stage: StageRecord, at: Attributes, value: float) -> None:
+    stage.operations = (stage.operations or 0) + int(value)
+
+
+def _write_operations(stage: StageRecord) -> Values:
+    if stage.operations is not None:
+        yield stage.operations, {}
 
 
 def _read_passes(stage: StageRecord, at: Attributes, value: float) -> None:
@@ -277,8 +296,24 @@ ROWS = (
         *(_write_open_step, _read_open_step),
     ),
     MetricRow(
+        *("epochmeter.loader.workers", "{process}", "Workers of a stage's DataLoader, with its settings.", "gauge", "run"),
+        *(write_loaders, read_loader),
+    ),
+    MetricRow(
+        *("epochmeter.process.memory.growth", "By", "Growth of the peak of physical memory in the loop.", "gauge", "run"),
+        *(write_growth, read_growth),
+    ),
+    MetricRow(
         *("epochmeter.epoch.time", "s", "Time spent in epochs.", "sum", "epoch"),
         *(_write_epoch_time, _read_epoch_time),
+    ),
+    MetricRow(
+        *("epochmeter.cause.time", "s", "Time in a phase that a cause of its own took; on_cpu: on a CPU.", "sum", "epoch"),
+        *(write_costs, read_cost),
+    ),
+    MetricRow(
+        *("epochmeter.line.samples", "{sample}", "Samples that found the loop at a line; they stay here.", "sum", "epoch"),
+        *(write_lines, read_line),
     ),
     MetricRow(
         *("epochmeter.stage.time", "s", "Time spent in training, validation and inference.", "sum", "stage"),
@@ -295,6 +330,10 @@ ROWS = (
     MetricRow(
         *("epochmeter.stage.samples", "{sample}", "Samples in those batches.", "sum", "stage"),
         *(_write_samples, _read_samples),
+    ),
+    MetricRow(
+        *("epochmeter.stage.operations", "{operation}", "Operations that autograd recorded.", "sum", "stage"),
+        *(_write_operations, _read_operations),
     ),
     MetricRow(
         *("epochmeter.stage.passes", "{pass}", "Passes over a loader; a partial one did not reach the loader's end."),

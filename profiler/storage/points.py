@@ -33,7 +33,7 @@ SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE = "epochmeter"
 CUSTOM_PHASE = "custom"
 KNOWN_PHASES = frozenset(phase.value for phase in Phase)
-LOCAL_ROWS = rows_of("stage", "epochmeter.inference.batch_size", "epochmeter.step.slowest")
+LOCAL_ROWS = rows_of("stage", "epochmeter.inference.batch_size", "epochmeter.step.slowest", "epochmeter.stage.operations")
 STAGE_ROWS = tuple(row for row in rows_of("stage") if row not in LOCAL_ROWS)
 SENT_ENERGY = ("epochmeter.gpu.energy.used", "epochmeter.gpu.energy.uncertain", "epochmeter.gpu.energy.metered")
 
@@ -162,6 +162,7 @@ def local_resource(run: Run, number: int | None = None) -> dict[str, Any]:
     local: dict[str, Any] = {
         "epochmeter.run.name": run.name,
         "epochmeter.run.state": run.state,
+        "epochmeter.run.way": run.way,
         "epochmeter.run.started": run.started_unix_ns,
     }
     if run.said:

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 APP_PREFIX = "epochmeter.app."
-OWN_PREFIXES = ("epochmeter.run.", "epochmeter.stage.", "epochmeter.rank.", "epochmeter.gpu.energy.", "epochmeter.bench.")
+OWN_PREFIXES = (
+    "epochmeter.cause.",
+    "epochmeter.line.",
+    "epochmeter.run.",
+    "epochmeter.stage.",
+    "epochmeter.rank.",
+    "epochmeter.gpu.energy.",
+    "epochmeter.bench.",
+    "epochmeter.loader.workers",
+)
 MAX_TIME = 2**62  # ns since 1970, and of a run
 MAX_RANKS = 2**24
 TEXTS = ("epochmeter.stage", "epochmeter.phase", "hw.id", "what")  # attributes of points
@@ -38,7 +47,8 @@ BEGINNING, METRICS, END = '{"resourceMetrics":[{"resource":', '"metrics":[', '"}
 OUTLINED = ("service.name", "epochmeter.run.", "epochmeter.distributed.")
 LATEST = (
     *("name", "state", "started_unix_ns", "planned_epochs", "rank", "world_size", "node", "job"),
-    *("said", "app", "hardware", "open_step"),
+    *("said", "app", "way", "hardware", "open_step"),
+    *("loaders", "growth"),
 )
 RUN_METRICS = {row.name for row in rows_of("run")}
 FACTS = {name: fact for fact, name in FACT_NAMES.items()}
@@ -262,6 +272,7 @@ def _read_resource(run: Run, resource: Mapping[str, Any]) -> bool:
     run.job = of_type(str, resource.get("epochmeter.distributed.job", ""))
     run.app = {name.removeprefix(APP_PREFIX): value for name, value in resource.items() if name.startswith(APP_PREFIX)}
     run.said = _said(resource.get("epochmeter.run.said", []))
+    run.way = of_type(str, resource.get("epochmeter.run.way", run.way))
     run.hardware = _hardware(resource)
     return True
 

@@ -20,6 +20,7 @@ import pytest
 from profiler import Profiler
 from profiler.config.paths import runs_path
 from profiler.measure.garbage import GarbageWatch
+from profiler.measure.timer import Timer
 from profiler.records.run import EpochRecord, Run
 from profiler.records.slices import MOST, Slice, add_slice
 from profiler.storage.compaction import joined_lines
@@ -351,7 +352,7 @@ class TestSlowestSteps:
 def test_garbage_collections_are_counted() -> None:
     import gc
 
-    watch = GarbageWatch()
+    watch = GarbageWatch(Timer().owner, lambda: True)
     watch.start()
     try:
         moment = time.perf_counter_ns()

@@ -18,9 +18,11 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
 
 from profiler import Profiler, RunLogError, RunNotFoundError
 from profiler.config.folder import Folder, append_to
+from profiler.records.causes import CausePlace, Cost, Line
+from profiler.records.loader import LoaderFacts
 from profiler.records.reading_record import reading_of
 from profiler.records.readings import MetricSpec, Sample
-from profiler.records.run import EpochRecord, Hardware, RankStage, Run
+from profiler.records.run import EpochRecord, Hardware, MemoryGrowth, RankStage, Run
 from profiler.records.timing import Timing
 from profiler.report.document import document
 from profiler.session.keeper import VANISHED
@@ -433,3 +435,40 @@ def test_summaries_share_the_sums() -> None:
         assert prof.session.timer.overhead_ns > before
         list(prof.train(range(5)))
         assert len(summary.epochs) == 30 and summary.stages["train"]["steps"] == 60
+
+
+def test_causes_come_back_from_the_log(home: Path) -> None:
+    run = Run("0a1b2c3d4e5f", "causes", 1_700_000_000_000_000_000, "finished", 10**9, way="script")
+    run.loaders = {"train": LoaderFacts(2, 64, True, 4, True), "val": LoaderFacts(0)}
+    run.growth = MemoryGrowth(2**29, 10**9, 0.97)
+    part = EpochRecord(0, duration_ns=10**9)
+    part.stage("train").operations = 1840
+    part.costs = {CausePlace("starved", "train", "forward"): Cost(1_500_000, 3), CausePlace("collection", "", ""): Cost(7, 1)}
+    part.lines = {Line("train", "forward", "träin.py", 12, "<lambda>", "os.fsync"): 5, Line("", "", "", 0, "", ""): 2}
+    log = RunLog(home / "runs", run)
+    log.append(run, part)
+    log.append(run, EpochRecord(1, duration_ns=5, lines=dict(part.lines)))
+    log.close()
+    again = load(log.path)
+    assert (again.loaders, again.growth, again.way) == (run.loaders, run.growth, "script")
+    assert again.epochs[0].costs == part.costs and again.epochs[0].lines == part.lines
+    assert again.whole().lines == {line: 2 * samples for line, samples in part.lines.items()}
+    assert again.whole().stages["train"].operations == 1840
+    assert again.slices[0].costs == {("starved", "train"): 1_500_000, ("collection", ""): 7}
+
+
+@pytest.mark.parametrize("key", ["epochmeter.line.file", "epochmeter.cause", "epochmeter.stage"])
+def test_odd_causes_spoil_their_line_alone(key: str, home: Path) -> None:
+    run = Run("0a1b2c3d4e5f", "causes", 1_700_000_000_000_000_000, "finished", 10**9)
+    log = RunLog(home / "runs", run)
+    part = EpochRecord(0, duration_ns=10**9, lines={Line("train", "", "a.py", 1, "f", ""): 1})
+    part.costs = {CausePlace("starved", "train", ""): Cost(5, 1)}
+    log.append(run, part)
+    log.append(run, EpochRecord(1, duration_ns=10**9))
+    log.close()
+    text = log.path.read_text()
+    spoilt = text.replace(f'{{"key":"{key}","value":{{"stringValue"', f'{{"key":"{key}","value":{{"intValue"', 1)
+    assert spoilt != text
+    log.path.write_text(spoilt)
+    again = load(log.path)
+    assert [epoch.index for epoch in again.epochs] == [1] and again.notes == {"unreadable line in the run log": 1}

@@ -6,6 +6,7 @@ The rule it keeps: nothing raises into the loop. A fault is counted, and after `
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
@@ -208,8 +209,8 @@ class LoaderObserver:
                 self.inference.reopen(inferred)
                 inferred.segment.begin_step(batch_size(item))
             feed.handed += 1
-            if feed.length is not None and feed.handed >= feed.length:
-                self._hand_out_last(feed)
+            if feed.handed >= feed.notable:
+                self._note_batch(feed, wait)
             self.phases.begin_gap(feed.following, DATA_WAIT)
         except Exception as error:
             self.fault(error)
@@ -222,6 +223,15 @@ class LoaderObserver:
             return
         wait.__exit__()
         self._exhaust(feed)
+
+    def _note_batch(self, feed: LoaderFeed, wait: Span) -> None:
+        """Note the first batch of a loader, or its last one."""
+        if feed.handed == 1 and feed.note_first is not None and feed.inferred is not None:
+            feed.note_first(feed.inferred.segment, hot_path.now() - wait.t0)
+        feed.note_first = None
+        feed.notable = math.inf if feed.length is None else feed.length
+        if feed.handed >= feed.notable:
+            self._hand_out_last(feed)
 
     def _hand_out_last(self, feed: LoaderFeed) -> None:
         """Note that this was the last batch by the loader's length: a loop may count instead of asking for one more."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Protocol
 
 from profiler.records.timing import GAPS
@@ -56,13 +56,15 @@ class Called(Protocol):
 class LoaderFeed:
     """One iteration over a loader: the iterator's side of a pass."""
 
-    __slots__ = ("following", "goes_along", "handed", "inferred", "key", "length", "start_ns", "watch")
+    __slots__ = ("following", "goes_along", "handed", "inferred", "key", "length", "notable", "note_first", "start_ns", "watch")
 
     def __init__(self, following: ThreadFollowing, key: Hashable, batches: int | None = None) -> None:
         self.following = following
         self.key = key
         self.length = batches  # how many it will hand out, or None if nobody knows
         self.handed = 0  # batches handed out
+        self.notable: float = 1  # the number of the batch at which something is to be noted: the first, and the last
+        self.note_first: Callable[[Segment, int], None] | None = None  # called with the pass and its first wait (ns)
         self.inferred: InferredPass | None = None  # the pass that it feeds, while that is open
         self.goes_along = False  # True if the next batch belongs to a pass that another loader feeds
         self.start_ns = 0  # how long its loader took to start, until the first wait has it

@@ -175,10 +175,16 @@ def _iter(original: Callable[..., Any]) -> Callable[..., Any]:
         with contextlib.suppress(AttributeError, TypeError):  # an iterator that takes no attributes is not observed
             setattr(iterator, FEEDS, feeds)
             for observer, feed in feeds:
+                feed.note_first = functools.partial(_note_first, observer, weakref.ref(self), weakref.ref(iterator))
                 feed.watch = weakref.ref(iterator, functools.partial(_dropped, observer, feed))
         return iterator
 
     return __iter__
+
+
+def _note_first(observer: LoopObserver, loader: weakref.ref[Any], iterator: weakref.ref[Any], *first: Any) -> None:
+    segment, waited_ns = first
+    observer.timer.causes.loaders.note(segment, loader(), iterator(), waited_ns)
 
 
 def _feeds_of_known(iterator: Any) -> list[tuple[LoopObserver, LoaderFeed]]:

@@ -1,0 +1,105 @@
+"""The cost of looking for causes: samples of a loop's lines, and reading the scheduler's times of its thread.
+
+One process, a small net on scikit-learn's digits. Blocks of steps with and without the samples take turns, so that the
+machine's mood is in both. Told are the ratio of the mean steps, and the time that the samples held the interpreter's lock,
+which ``overhead`` counts. The benchmark writes ``results/causes.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import threading
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from profiler import Profiler
+from profiler.measure.loop_watch import LoopWatch
+from profiler.measure.timer import Timer
+from profiler.records.vocabulary import Stage
+
+BLOCK_S = 0.5
+BLOCKS = 120  # of each kind
+RESULT = Path(__file__).parent / "results" / "causes.json"
+
+
+def main() -> None:
+    blocks = int(sys.argv[1]) if len(sys.argv) > 1 else BLOCKS
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    digits = load_digits()
+    x, y = torch.tensor(digits.data[:64], dtype=torch.float32) / 16, torch.tensor(digits.target[:64])
+    net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    timer = Timer()
+    segment = timer.begin(Stage.TRAIN)
+
+    def train(step_count: list[int]) -> float:
+        began = time.perf_counter()
+        steps = 0
+        while time.perf_counter() - began < BLOCK_S:
+            with timer.phase("forward"):
+                loss = nn.functional.cross_entropy(net(x), y)
+            with timer.phase("backward"):
+                optimizer.zero_grad()
+                loss.backward()
+            with timer.phase("optimizer"):
+                optimizer.step()
+            steps += 1
+        step_count[0] += steps
+        return (time.perf_counter() - began) / steps
+
+    count = [0]
+    train(count)
+    ratios, held, watched = [], 0, 0.0
+    for block in range(blocks):
+        times = {}
+        for samples in (True, False) if block % 2 else (False, True):
+            watch, stop = LoopWatch(timer), threading.Event()
+            thread = threading.Thread(target=_sample, args=(watch, stop), daemon=True)
+            watch.start(samples_lines=True)
+            if samples:
+                thread.start()
+            times[samples] = train(count)
+            stop.set()
+            if samples:
+                thread.join()
+                held, watched = held + watch.spent_ns, watched + BLOCK_S
+        ratios.append(times[True] / times[False])
+    segment.close(partial=False)
+    error = 1.96 * stdev(ratios) / math.sqrt(len(ratios))
+    found = {
+        "blocks": blocks,
+        "block_s": BLOCK_S,
+        "step_us": BLOCK_S * 2 * blocks / count[0] * 1e6,
+        "step_ratio": mean(ratios),
+        "step_ratio_interval": [mean(ratios) - error, mean(ratios) + error],
+        "held_share": held / 1e9 / watched,
+        "samples_per_s": _rate(),
+    }
+    RESULT.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+
+
+def _sample(watch: LoopWatch, stop: threading.Event) -> None:
+    while not watch.rest(stop, 1.0):
+        pass
+
+
+def _rate() -> float:
+    """Return how many samples a second a real run takes."""
+    with Profiler("rate", settings={"local": False}) as prof:
+        for _ in prof.train(range(30)):
+            time.sleep(0.1)
+    lines = prof.session.run.whole().lines
+    return sum(lines.values()) / 3.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""``epochmeter whatif``: the cost of each cause of a run, with an interval, and the proof by running steps again."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any
+
+import typer
+
+from profiler.cli.options import AsJson
+from profiler.cli.output import complain, say
+from profiler.errors import ArgumentValueError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.report.whatif import WhatIf
+    from profiler.session.proof import Proof
+
+CONTEXT = {"allow_interspersed_args": True}
+RUN_ID = re.compile("last|[0-9a-fA-F]{1,12}")
+
+
+def whatif(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN] [-- SCRIPT ARGS...]", help="A run; with --prove also its script.")
+    ] = None,
+    proves: Annotated[bool, typer.Option("--prove", help="Run the script again for some steps, and measure it.")] = False,
+    module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module's name, as for python -m.")] = False,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=20, help="How often each proof is run.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Show the time that a run would have taken without each of its causes.
+
+    Example: epochmeter whatif last --prove -- train.py --lr 0.1
+    """
+    from profiler.config.paths import runs_path
+    from profiler.report.whatif import whatifs
+    from profiler.storage.run_reader import believed, find, load
+
+    named, command = _split(words or [])
+    recorded = load(find(runs_path(), named))
+    with believed(recorded):
+        rows = whatifs(recorded)
+    if not rows:
+        complain(f"run {recorded.id} shows nothing to do without: see 'epochmeter report {recorded.id}'")
+    proofs: list[Proof] = []
+    if proves:
+        proofs = _proofs(recorded, rows, command, module, rounds)
+    elif command:
+        raise ArgumentValueError(f"{command[0]!r} is run again with --prove alone; {_example(recorded.id)}")
+    if as_json:
+        typer.echo(json.dumps(_document(recorded.id, rows, proofs), indent=2))
+        return
+    if rows:
+        for line in _table(rows):
+            say(line)
+    for line in map(_proof_line, proofs):
+        say(line)
+
+
+def _split(words: list[str]) -> tuple[str, list[str]]:
+    """Return the run that is named, "last" for none, and the script with its arguments."""
+    if words and RUN_ID.fullmatch(words[0]):
+        return words[0].lower(), words[1:]
+    return "last", words
+
+
+def _example(run: str) -> str:
+    return f"such as: epochmeter whatif {run} --prove -- train.py --lr 0.1"
+
+
+def _proofs(recorded: Any, rows: list[WhatIf], command: list[str], module: bool, rounds: int) -> list[Proof]:
+    from profiler.cli.run import python_command
+    from profiler.session.proof import PROVABLE, prove
+
+    if recorded.way != "script":
+        what = f"run {recorded.id} was not recorded by 'epochmeter run', so its steps cannot be run again"
+        raise ArgumentValueError(f"{what}; record the script with it first")
+    if not command:
+        raise ArgumentValueError(f"arguments are not kept, so --prove needs the script and its own: {_example(recorded.id)}")
+    if "train" not in recorded.whole().stages:
+        raise ArgumentValueError(f"run {recorded.id} has no training step to run again")
+    provable = [row for row in rows if row.key in PROVABLE]
+    if not provable:
+        complain(
+            "nothing here can be proved by running steps again: only waiting for data, collections, checkpoints and logging"
+        )
+        return []
+    return prove(
+        recorded, provable, python_command(command[0], command[1:], module), lambda line: say(line, err=True), rounds=rounds
+    )
+
+
+def _table(rows: list[WhatIf]) -> list[str]:
+    from profiler.report.layout import duration
+
+    heads = ("what if", "saves", "95 % interval", "an epoch takes", "instead of", "")
+    cells = [
+        (
+            row.what,
+            f"{row.saved:.1%}",
+            "" if row.low is None or row.high is None else f"{row.low:.1%} to {row.high:.1%}",
+            duration(row.then_s),
+            duration(row.now_s),
+            row.bound,
+        )
+        for row in rows
+    ]
+    widths = [max(len(cell[column]) for cell in (heads, *cells)) for column in range(len(heads))]
+    return ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in (heads, *cells)]
+
+
+def _proof_line(proof: Proof) -> str:
+    predicted = proof.predicted
+    span = "" if predicted.low is None or predicted.high is None else f" ({predicted.low:.1%} to {predicted.high:.1%})"
+    verdict = "as predicted" if proof.is_kept else "not as predicted"
+    measured = f"measured {proof.measured:.1%} ({proof.low:.1%} to {proof.high:.1%}) in {proof.steps} steps"
+    return f"{predicted.what}: predicted {predicted.saved:.1%}{span}, {measured}: {verdict}"
+
+
+def _document(run: str, rows: list[WhatIf], proofs: list[Proof]) -> dict[str, Any]:
+    told: dict[str, Any] = {"schema": 1, "run": run, "whatif": [row.to_dict() for row in rows]}
+    if proofs:
+        told["proofs"] = [
+            {
+                "key": proof.predicted.key,
+                "predicted": proof.predicted.saved,
+                "measured": proof.measured,
+                "interval": [proof.low, proof.high],
+                "steps": proof.steps,
+                "as_predicted": proof.is_kept,
+            }
+            for proof in proofs
+        ]
+    return told

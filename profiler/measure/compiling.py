@@ -1,0 +1,79 @@
+"""The compilations of ``torch.compile``: how many, how long, and in which phase.
+
+torch calls back at both ends of each (``torch._dynamo.callback``, from torch 2.4 on). It is looked up once the program has
+imported it; nothing is imported for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from profiler.measure import hot_path
+from profiler.measure.whereabouts import place_of
+from profiler.records.causes import COMPILATION, CausePlace, add_cost
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.measure.passes import ThreadState
+    from profiler.records.causes import Costs
+
+
+class CompileWatch:
+    """The compilations of this process while a run watches them.
+
+    Args:
+        state: the place of the loop's thread.
+        has_begun: returns True once a pass has begun.
+    """
+
+    def __init__(self, state: ThreadState, has_begun: Callable[[], bool]) -> None:
+        self._state = state
+        self._has_begun = has_begun
+        self._handler: Any = None
+        self._began = 0
+        self._place = ("", "")
+        self._costs: Costs = {}
+        self._lock = threading.Lock()
+
+    def look(self) -> None:
+        """Register the callbacks once torch has them, and again if ``torch._dynamo.reset`` has removed them."""
+        handler = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
+        starts = getattr(handler, "start_callbacks", None)
+        if handler is None or not isinstance(starts, list) or self._begins in starts:
+            return
+        self._handler = handler
+        handler.register_start_callback(self._begins)
+        handler.register_end_callback(self._ends)
+
+    def stop(self) -> None:
+        """Remove the callbacks. A second call does nothing."""
+        handler, self._handler = self._handler, None
+        if handler is not None:
+            with contextlib.suppress(ValueError, AttributeError):
+                handler.start_callbacks.remove(self._begins)
+            with contextlib.suppress(ValueError, AttributeError):
+                handler.end_callbacks.remove(self._ends)
+
+    def take(self) -> Costs:
+        """Remove and return the time that compilations have taken since the last call."""
+        with self._lock:
+            taken, self._costs = self._costs, {}
+        return taken
+
+    def forget_threads(self) -> None:
+        """Reset the lock after a fork: its holder does not exist here."""
+        self._lock = threading.Lock()
+
+    def _begins(self, *_: object) -> None:
+        self._place = place_of(self._state.current, has_begun=self._has_begun())
+        self._began = hot_path.now()
+
+    def _ends(self, *_: object) -> None:
+        began, self._began = self._began, 0
+        if began:
+            with self._lock:
+                add_cost(self._costs, CausePlace(COMPILATION, *self._place), hot_path.now() - began)

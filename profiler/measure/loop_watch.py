@@ -1,0 +1,156 @@
+"""Watch the loop's thread from the sampling thread: its line, whether it has a CPU, and its memory.
+
+About twenty times a second one sample is taken and joined to the phase that is open at that moment. Phases are timed
+exactly, and lines are only counted: a line's share of its phase is an estimate, the phase's own time is not.
+
+The rule it keeps: the loop's thread does nothing for a sample. It only waits while the sampling thread holds the
+interpreter's lock, and that time is counted (`spent_ns`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+from profiler.measure import hot_path
+from profiler.measure.compiling import CompileWatch
+from profiler.measure.lines import Found, LineFinder
+from profiler.measure.memory_growth import PeakMemory
+from profiler.measure.scheduling import Scheduled, read_scheduled
+from profiler.measure.whereabouts import looping_state, place_of
+from profiler.records.causes import (
+    IMPORTS,
+    ON_CPU,
+    START_UP,
+    STARVED,
+    CausePlace,
+    Costs,
+    Line,
+    Lines,
+    add_cost,
+    busiest,
+    merge_costs,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.measure.hot_path import Span
+    from profiler.measure.timer import Timer
+
+
+SAMPLE_S = 0.05
+GOLDEN = 0.6180339887498949  # its multiples fill the unit interval evenly, and keep step with no loop
+SELDOM = 4  # samples; reading the scheduler's times lets go of the interpreter's lock three times
+MOST_WAITING = 4_096  # different lines between two slices
+
+
+class LoopWatch:
+    """The samples of one run's loop.
+
+    Args:
+        timer: the run's timer.
+    """
+
+    def __init__(self, timer: Timer) -> None:
+        self._timer = timer
+        self._finder = LineFinder()
+        self._compiling = CompileWatch(timer.owner, timer.edges.has_begun)
+        self._lines: Lines = {}
+        self._costs: Costs = {}
+        self._before: Scheduled | None = None
+        self._waiting: list[tuple[Span, bool, bool, Found | None]] = []  # samples that are not counted yet
+        self._native = threading.get_native_id()  # of the timer's own thread, which makes this
+        self._lock = threading.Lock()
+        self._turn = itertools.count()
+        self.memory = PeakMemory()
+        self.samples_lines = False
+        self.spent_ns = 0  # for which the sampling thread has kept the loop from running, at most
+
+    def start(self, *, samples_lines: bool) -> None:
+        """Begin with the run; called in the loop's thread."""
+        self.samples_lines = samples_lines
+        self._before = read_scheduled(self._native)
+        self._compiling.look()  # the first step may compile
+
+    def rest(self, stop: threading.Event, seconds: float) -> bool:
+        """Wait for the sampler's next round, and sample meanwhile. Return True if the sampler is to stop."""
+        until = time.monotonic() + seconds
+        while True:
+            left = until - time.monotonic()
+            turn = next(self._turn)
+            pause = SAMPLE_S * (0.5 + turn * GOLDEN % 1) if self.samples_lines else left
+            if stop.wait(max(min(pause, left), 0)):
+                return True
+            self.look(turn)
+            if left <= pause:
+                return False
+
+    def look(self, turn: int = 0) -> None:
+        """Take one sample; called in the sampling thread. What can wait is done once for several of them."""
+        began = hot_path.now()
+        timer = self._timer
+        state = timer.owner if timer.owner.segments else looping_state(timer)
+        span, has_begun = state.current, timer.edges.last.at > 0
+        found = self._finder.find(state.thread) if self.samples_lines else None
+        is_import = not has_begun and self.samples_lines and self._finder.is_importing(state.thread)
+        self._waiting.append((span, has_begun, is_import, found))
+        if has_begun and self.memory.is_young:
+            self.memory.look()
+        self.spent_ns += hot_path.now() - began
+        if turn % SELDOM == 0 or not self.samples_lines:
+            self._catch_up(has_begun=has_begun)
+
+    def _catch_up(self, *, has_begun: bool) -> None:
+        """Count the last samples, and look at everything that changes slowly."""
+        began = hot_path.now()
+        places = self._count_waiting()
+        self._compiling.look()
+        if has_begun and not self.memory.is_young:
+            self.memory.look()
+        self.spent_ns += hot_path.now() - began
+        self._share_out_scheduled(places)
+
+    def take(self) -> tuple[Costs, Lines]:
+        """Remove and return the costs and lines since the last call."""
+        costs = self._compiling.take()
+        with self._lock:
+            merge_costs(costs, self._costs)
+            lines, self._lines, self._costs = self._lines, {}, {}
+        return costs, busiest(lines)
+
+    def stop(self) -> None:
+        """Count the last samples, and remove the callbacks in torch."""
+        self._share_out_scheduled(self._count_waiting())
+        self._compiling.stop()
+
+    def forget_threads(self) -> None:
+        """Reset the locks after a fork: their holder does not exist here."""
+        self._lock = threading.Lock()
+        self._compiling.forget_threads()
+        self._compiling.stop()
+
+    def _count_waiting(self) -> list[tuple[str, str]]:
+        """Count the samples that wait, and return their stages and phases."""
+        waiting, self._waiting = self._waiting, []
+        places = []
+        with self._lock:
+            for span, has_begun, is_import, found in waiting:
+                stage, phase = place_of(span, has_begun=has_begun)
+                phase = IMPORTS if is_import and phase == START_UP else phase
+                places.append((stage, phase))
+                if found is not None and len(self._lines) < MOST_WAITING:
+                    line = Line(stage, phase, *self._finder.busy(found))
+                    self._lines[line] = self._lines.get(line, 0) + 1
+        return places
+
+    def _share_out_scheduled(self, places: list[tuple[str, str]]) -> None:
+        """Give the times of the loop's thread since the last reading to the phases that its samples were in."""
+        before, now = self._before, read_scheduled(self._native)
+        if now is None or before is None or not places:
+            return
+        self._before = now
+        with self._lock:
+            for stage, phase in places:
+                add_cost(self._costs, CausePlace(ON_CPU, stage, phase), (now.on_cpu - before.on_cpu) // len(places))
+                add_cost(self._costs, CausePlace(STARVED, stage, phase), (now.waiting - before.waiting) // len(places))

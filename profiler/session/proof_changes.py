@@ -1,0 +1,110 @@
+"""Run a script for a few steps with one cause taken away: the part of ``epochmeter whatif --prove`` in the script's process.
+
+The rule it keeps: only a process that the command has started for this is changed, and only if its user asked for it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import gc
+import importlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+CHANGES = ("none", "data_wait", "collection", "checkpoint", "logging")
+
+
+def install(request: Mapping[str, Any]) -> None:
+    """Make one change, and end the script after so many steps of an optimizer.
+
+    Args:
+        request: ``change``, a word of `CHANGES`, and ``steps``.
+    """
+    {
+        "none": lambda: None,
+        "data_wait": _cache_batches,
+        "collection": _freeze_collections,
+        "checkpoint": _skip_checkpoints,
+        "logging": _silence,
+    }[request["change"]]()
+    _end_after(int(request["steps"]))
+
+
+def _end_after(steps: int) -> None:
+    optimizers = importlib.import_module("torch.optim.optimizer")
+    made = 0
+
+    def count(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made >= steps:
+            raise SystemExit(0)
+
+    optimizers.register_optimizer_step_post_hook(count)
+
+
+def _cache_batches() -> None:
+    """Let each loader make its first batch, and hand out that one again and again, as many times as it has batches."""
+    loaders = importlib.import_module("torch.utils.data.dataloader")
+    original = loaders._BaseDataLoaderIter.__next__
+    first: dict[int, Any] = {}  # by the data set, which lives as long as its loader
+
+    @functools.wraps(original)
+    def __next__(self: Any) -> Any:
+        key, handed = id(self.__dict__["_dataset"]), self.__dict__.get("_epochmeter_handed", 0)
+        if handed >= len(self):
+            raise StopIteration
+        self.__dict__["_epochmeter_handed"] = handed + 1
+        if key not in first:
+            first[key] = original(self)
+        return first[key]
+
+    loaders._BaseDataLoaderIter.__next__ = __next__
+
+
+def _freeze_collections() -> None:
+    gc.disable()
+    for name, answer in (("collect", 0), ("enable", None), ("set_threshold", None)):
+        setattr(gc, name, _answering(answer))
+
+
+def _skip_checkpoints() -> None:
+    vars(importlib.import_module("torch"))["save"] = _answering(None)
+
+
+def _silence() -> None:
+    """Let nothing be printed, logged or synced. What the script writes to files of its own, it writes into memory."""
+    logging.disable(logging.CRITICAL)
+    vars(builtins)["print"] = vars(os)["fsync"] = _answering(None)
+    sys.stdout = io.StringIO()
+    original = builtins.open
+
+    @functools.wraps(original)
+    def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if any(letter in mode for letter in "wax") and "b" not in mode:
+            return _Unwritten()
+        return original(file, mode, *args, **kwargs)
+
+    vars(builtins)["open"] = opened
+
+
+class _Unwritten(io.StringIO):
+    """A file for text that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def fileno(self) -> int:
+        return 1
+
+
+def _answering(answer: Any) -> Callable[..., Any]:
+    def answering(*_: Any, **__: Any) -> Any:
+        return answer
+
+    return answering

@@ -1,0 +1,80 @@
+"""``epochmeter whatif``: the table, the proof by running steps again, and what it refuses."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from profiler import Profiler
+from support.processes import epochmeter, python
+
+LOOPS = str(Path(__file__).parents[1] / "support" / "known_loops.py")
+
+
+def record(script: str, *arguments: str) -> str:
+    answer = epochmeter("run", "--quiet", script, *arguments)
+    assert answer.code == 0, answer.err
+    (listed,) = epochmeter("runs", "--json").json
+    found: str = listed["id"]
+    return found
+
+
+def test_table_of_a_run(home: Path) -> None:
+    with Profiler("waits") as prof:
+        for _ in prof.epochs(4):
+            for _ in prof.train(time.sleep(0.002) for _ in range(10)):
+                time.sleep(0.001)
+    answer = epochmeter("whatif")
+    assert answer.code == 0 and "no waiting for data" in answer.out and "95 % interval" in answer.out
+    (row,) = (row for row in epochmeter("whatif", "last", "--json").json["whatif"] if row["key"] == "data_wait")
+    assert 0.3 < row["saved"] < 0.95 and row["interval"][0] <= row["saved"] <= row["interval"][1]
+    assert row["then_s"] == pytest.approx(row["now_s"] * (1 - row["saved"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nosuchrun",), "is run again with --prove alone"),
+        (("ffffffffffff",), "there is no run 'ffffffffffff'"),
+        (("last", "--prove"), "was not recorded by 'epochmeter run'"),
+        (("last", "--rounds", "0"), "--rounds"),
+    ],
+)
+def test_bad_input_is_told(arguments: tuple[str, ...], says: str) -> None:
+    with Profiler("code") as prof:
+        for _ in prof.train(range(10)):
+            pass
+    answer = epochmeter("whatif", *arguments)
+    assert answer.code == 2 and says in answer.err and "Traceback" not in answer.err
+
+
+def test_no_run_at_all() -> None:
+    answer = epochmeter("whatif")
+    assert answer.code == 2 and "epochmeter demo" in answer.err
+
+
+@pytest.mark.slow
+def test_proof_needs_the_script(tmp_path: Path) -> None:
+    script = tmp_path / "nothing.py"
+    script.write_text("import torch\n")
+    run = record(str(script))
+    answer = epochmeter("whatif", run, "--prove")
+    assert answer.code == 2 and "the script and its own" in answer.err
+    answer = epochmeter("whatif", run, "--prove", "--", str(script))
+    assert answer.code == 2 and "no training step" in answer.err
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("collate", "data_wait"), ("busy loader", "data_wait"), ("collections", "collection"), ("checkpoints", "checkpoint")],
+)
+def test_proof_agrees_with_prediction(kind: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = record(LOOPS, kind, "plain")
+    answer = python("-m", "profiler.cli", "whatif", run, "--prove", "--json", "--", LOOPS, kind, "plain", timeout=300)
+    assert answer.code == 0, answer.err
+    (proof,) = (proof for proof in answer.json["proofs"] if proof["key"] == key)
+    assert proof["measured"] == pytest.approx(proof["predicted"], abs=0.12), answer.json
