@@ -72,7 +72,7 @@ def _example(run: str) -> str:
 
 def _proofs(recorded: Any, rows: list[WhatIf], command: list[str], module: bool, rounds: int) -> list[Proof]:
     from profiler.cli.run import python_command
-    from profiler.session.proof import PROVABLE, prove
+    from profiler.session.proof import is_provable, prove
 
     if recorded.way != "script":
         what = f"run {recorded.id} was not recorded by 'epochmeter run', so its steps cannot be run again"
@@ -81,7 +81,7 @@ def _proofs(recorded: Any, rows: list[WhatIf], command: list[str], module: bool,
         raise ArgumentValueError(f"arguments are not kept, so --prove needs the script and its own: {_example(recorded.id)}")
     if "train" not in recorded.whole().stages:
         raise ArgumentValueError(f"run {recorded.id} has no training step to run again")
-    provable = [row for row in rows if row.key in PROVABLE]
+    provable = [row for row in rows if is_provable(row)]
     if not provable:
         complain(
             "nothing here can be proved by running steps again: only waiting for data, collections, checkpoints and logging"

@@ -34,6 +34,7 @@ class CompileWatch:
         self._state = state
         self._has_begun = has_begun
         self._handler: Any = None
+        self._is_over = False
         self._began = 0
         self._place = ("", "")
         self._costs: Costs = {}
@@ -43,14 +44,15 @@ class CompileWatch:
         """Register the callbacks once torch has them, and again if ``torch._dynamo.reset`` has removed them."""
         handler = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
         starts = getattr(handler, "start_callbacks", None)
-        if handler is None or not isinstance(starts, list) or self._begins in starts:
+        if self._is_over or handler is None or not isinstance(starts, list) or self._begins in starts:
             return
         self._handler = handler
         handler.register_start_callback(self._begins)
         handler.register_end_callback(self._ends)
 
     def stop(self) -> None:
-        """Remove the callbacks. A second call does nothing."""
+        """Remove the callbacks for good. A second call does nothing."""
+        self._is_over = True
         handler, self._handler = self._handler, None
         if handler is not None:
             with contextlib.suppress(ValueError, AttributeError):

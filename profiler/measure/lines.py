@@ -96,7 +96,7 @@ class LineFinder:
         known = self._words.get(key)
         if known is None:
             if len(self._words) >= MAX_KNOWN:
-                self._words.clear()
+                self._forget()
             code, below = found.code, found.below
             called = called_at(code, found.at) if below is None else f"{found.module}.{below.co_name}".lstrip(".")
             words = (PurePath(code.co_filename).name, code.co_name, called)
@@ -115,11 +115,15 @@ class LineFinder:
             below, frame = frame, frame.f_back
         return None
 
+    def _forget(self) -> None:
+        """Forget all code objects, and hold none any more: a program may make new ones without end."""
+        self._whose.clear()
+        self._words.clear()
+        self._held.clear()
+
     def _classify(self, code: CodeType) -> int:
         if len(self._whose) >= MAX_KNOWN:
-            self._whose.clear()
-            self._words.clear()
-            self._held.clear()
+            self._forget()
         name = code.co_filename
         if name.startswith(OURS):
             kind = PROFILER

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rich.table import Table
 from rich.text import Text
 
 from profiler.report.layout import duration
+from profiler.report.ledger import J_PER_KWH
 
 SHOWN_FINDINGS = 4
+LABEL = 10  # letters of a row's label, as in the lines further down
+LEAST_SHOWN = 0.001  # of the run
 LEDGER_WORDS = {
     "useful_s": "useful",
     "data_wait_s": "waiting for data",
@@ -28,19 +32,28 @@ LEDGER_WORDS = {
 }
 
 
-def verdict_lines(verdict: dict[str, Any]) -> Iterator[Text]:
-    """Return the verdict, where it comes from, the next step, and the other findings, which a reader looks for first."""
-    yield Text.assemble("verdict    ", (verdict["kind"], "bold"), ": ", "; ".join(verdict["evidence"]))
+def cause_table(data: dict[str, Any]) -> Table:
+    """Return the verdict, where it comes from, the next step, the other findings and the ledger: one row each."""
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True, min_width=LABEL)
+    table.add_column()
+    for label, text in [*_verdict(data["verdict"]), *_ledger(data.get("ledger", {}))]:
+        table.add_row(label, text)
+    return table
+
+
+def _verdict(verdict: dict[str, Any]) -> Iterator[tuple[str, Text]]:
+    yield "verdict", Text.assemble((verdict["kind"], "bold"), ": ", "; ".join(verdict["evidence"]))
     findings = verdict["findings"]
     if findings and "line" in findings[0]:
-        yield Text(f"line       {findings[0]['line']}")
+        yield "line", Text(findings[0]["line"])
     if findings and "at" in findings[0]["where"]:
-        yield Text(f"when       {_when(findings[0]['where'])}")
+        yield "when", Text(_when(findings[0]["where"]))
     if "next" in verdict:
-        yield Text.assemble("next       ", (verdict["next"], "bold"))
+        yield "next", Text(verdict["next"], "bold")
     for finding in findings[1:SHOWN_FINDINGS]:
         line = f", at {finding['line']}" if "line" in finding else ""
-        yield Text(f"also       {finding['evidence'][0]}{line}. Next: {finding['next']}")
+        yield "also", Text(f"{finding['evidence'][0]}{line}. Next: {finding['next']}")
 
 
 def _when(where: dict[str, Any]) -> str:
@@ -48,18 +61,16 @@ def _when(where: dict[str, Any]) -> str:
     return f"the slowest at step {where['step']}{epoch}, {where['at'][11:23]} UTC"
 
 
-def ledger_lines(ledger: dict[str, Any]) -> Iterator[Text]:
-    """Return the run's time by cause, the most first, and its energy."""
+def _ledger(ledger: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     times = {name: ledger[name] for name in LEDGER_WORDS if name in ledger}
     whole = sum(times.values())
-    ordered = sorted(times, key=lambda name: -times[name])
-    shown = [name for name in ordered if times[name] >= 0.001 * whole]
+    shown = [name for name in sorted(times, key=lambda name: -times[name]) if times[name] >= LEAST_SHOWN * whole]
     if whole:
         words = [f"{LEDGER_WORDS[name]} {duration(times[name])} ({times[name] / whole:.1%})" for name in shown]
-        yield Text(f"ledger     {', '.join(words)}")
+        yield "ledger", Text(", ".join(words))
     energy = ledger.get("energy")
     if energy:
         wasted = sum(value for name, value in energy.items() if name.endswith("_j") and name != "useful_j")
-        share = wasted / (energy["kwh"] * 3_600_000)
+        share = wasted / (energy["kwh"] * J_PER_KWH)
         price = f", {energy['price']:.2f} {energy.get('currency', '')}".rstrip() if "price" in energy else ""
-        yield Text(f"energy     {energy['kwh']:.4g} kWh{price}; {share:.0%} of it while no useful work was done")
+        yield "energy", Text(f"{energy['kwh']:.4g} kWh{price}; {share:.0%} of it while no useful work was done")

@@ -97,7 +97,7 @@ class RunSummary:
 
     @property
     def verdict(self) -> dict[str, Any]:
-        """The bottleneck of the run: ``kind`` and ``evidence``."""
+        """The bottleneck of the run: ``kind``, ``evidence``, ``findings`` and ``next``; see docs/causes.md."""
         verdict: dict[str, Any] = self._document["verdict"]
         return verdict
 

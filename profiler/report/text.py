@@ -15,7 +15,7 @@ from rich.text import Text
 from profiler.records.plain_text import printable_in
 from profiler.records.run import Run
 from profiler.report.bench import tables
-from profiler.report.cause_text import ledger_lines, verdict_lines
+from profiler.report.cause_text import cause_table
 from profiler.report.document import document
 from profiler.report.layout import CPU, GPU, MEMORY, duration, new_table
 from profiler.report.when_text import when_lines, when_table
@@ -36,8 +36,7 @@ def text(run: Run, width: int = WIDTH, tariff: str | None = None) -> str:
 def renderable(run: Run, tariff: str | None = None) -> RenderableType:
     """Return the report for a rich console; ``tariff`` is the setting of that name."""
     data = printable_in(document(run, tariff=tariff))
-    parts: list[RenderableType] = [_title(data), *verdict_lines(data["verdict"])]
-    parts += [*ledger_lines(data.get("ledger", {})), Text("")]
+    parts: list[RenderableType] = [_title(data), cause_table(data), Text("")]
     if data["epochs"]:
         parts.append(_epochs(data))
     parts += when_table(run)

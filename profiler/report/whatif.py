@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 LEAST = 0.001  # of the loop: a smaller saving is no row
 FEWEST_SLICES = 3
+# Between two long waits the rest of a step runs with cold caches, and at a lower clock. Without the waits it took down to half
+# as long (`epochmeter whatif --prove` on the loops of tests/support/known_loops.py).
+MOSTLY_SAVED, WARM = 0.5, 0.5
+Z = 1.96  # of the normal distribution, for 95 %
 LOGGING_CALLS = ("print", "fsync", "flush", "write", "info", "debug", "warning", "log", "add_scalar", "writelines")
 
 
@@ -98,6 +102,10 @@ def whatifs(run: Run, whole: EpochRecord | None = None) -> list[WhatIf]:
         share = min(max(saved_ns / loop_ns, 0.0), 1.0)
         if share >= LEAST:
             low, high = (None, None) if of_slice is None else interval(run.slices, of_slice, share)
+            if key == "logging":
+                low, high = (accounts.total(HOST) / loop_ns * end for end in _logging_ends(accounts))
+            if high is not None and share >= MOSTLY_SAVED:
+                high = 1 - (1 - high) * WARM
             found.append(WhatIf(key, what, share, low, high, loop_ns / parts / NS, _bound(key, run, whole)))
     return sorted(found, key=lambda one: -one.saved)
 
@@ -141,11 +149,26 @@ def _tail_in(tails: dict[str, Tail]) -> Callable[[Slice], float]:
 
 def _logging_share(accounts: Accounts) -> float:
     """Return the share of the host's own time in which its lines were printing or writing, by their samples."""
+    writing, whole = _logging_samples(accounts)
+    return writing / whole if whole else 0.0
+
+
+def _logging_ends(accounts: Accounts) -> tuple[float, float]:
+    """Return the ends of that share's 95 % interval, after E. B. Wilson (1927)."""
+    writing, whole = _logging_samples(accounts)
+    share, weight = writing / whole, Z * Z / whole
+    middle = (share + weight / 2) / (1 + weight)
+    error = Z / (1 + weight) * math.sqrt(share * (1 - share) / whole + weight / (4 * whole))
+    return max(middle - error, 0.0), min(middle + error, 1.0)
+
+
+def _logging_samples(accounts: Accounts) -> tuple[int, int]:
+    """Return how many samples of the host's own time found it printing or writing, and how many there are."""
     places = {(one.stage, "" if one.phase in ("other", "between passes") else one.phase) for one in accounts.of(HOST)}
     inside = {line: samples for line, samples in accounts.lines.items() if (line.stage, line.phase) in places}
     whole = sum(inside.values())
     writing = sum(samples for line, samples in inside.items() if line.called.rpartition(".")[2] in LOGGING_CALLS)
-    return writing / whole if whole else 0.0
+    return writing, whole
 
 
 def _bound(key: str, run: Run, whole: EpochRecord) -> str:

@@ -48,14 +48,14 @@ def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
         return
     sys.excepthook = _hook_without_us(sys.excepthook)
     session = prof.session
-    if "proof" in request:
-        from profiler.session.proof_changes import install  # only if the user has asked for it
-
-        when_imported("torch", lambda: install(request["proof"]))
     when_imported("torch", lambda: session.faults.swallow("torch could not be followed", lambda: _follow(session, request)))
 
 
 def _follow(session: Session, request: Mapping[str, Any]) -> None:
+    if "proof" in request:
+        from profiler.session.proof_changes import install  # only if the user has asked for it
+
+        install(request["proof"])
     session.observation.follow_everything()
     spawning = importlib.import_module("torch.multiprocessing.spawn")
     start = spawning.start_processes

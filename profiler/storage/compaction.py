@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from profiler.records.causes import busiest
 from profiler.records.run import Run
 from profiler.records.slices import groups_of, length_of_joined
 from profiler.storage.log_lines import lines
@@ -113,6 +114,7 @@ def _joined(parts: list[bytes]) -> bytes:
         number = int(NUMBER.search(line)[1])  # type: ignore[index]  # `_seen` has found it
     part = whole.epochs[0] if whole.epochs else whole.outside
     part.slice = number
+    part.lines = busiest(part.lines)  # no more than a slice that is not joined has
     whole.id = _instance(parts[-1])
     return line_of(whole, part)
 

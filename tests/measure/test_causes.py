@@ -124,6 +124,7 @@ class TestCompilations:
         assert len(handler.start_callbacks) == 1
         watch.stop()
         watch.stop()
+        watch.look()
         assert not handler.start_callbacks and not handler.end_callbacks
 
     def test_an_end_alone_counts_nothing(self) -> None:

@@ -82,6 +82,17 @@ class TestFinding:
         thread.join()
         assert thread.ident is not None and LineFinder().find(thread.ident) is None
 
+    def test_endless_code_is_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("profiler.measure.lines.MAX_KNOWN", 10)
+        finder = LineFinder()
+        for number in range(50):
+            scope: dict[str, object] = {"finder": finder, "get_ident": threading.get_ident}
+            source = f"def made_{number}():\n    return finder.busy(finder.find(get_ident()))"
+            exec(compile(source, "made.py", "exec"), scope)  # noqa: S102  # code that is made while it runs
+            found = scope[f"made_{number}"]()  # type: ignore[operator]
+            assert found.function == f"made_{number}"
+        assert max(map(len, (finder._whose, finder._words, finder._held))) <= 30
+
     def test_no_frame_is_kept(self) -> None:
         class Held:
             pass

@@ -217,6 +217,7 @@ class TestCompaction:
             for stage in (*part.stages.values(), *other.stages.values()):
                 stage.slowest.sort(key=lambda slow: slow.number)
             assert part.stages == other.stages or same(part, other)
+            assert part.costs == other.costs and sum(part.lines.values()) == sum(other.lines.values())
             assert (part.index, part.started_ns, part.duration_ns) == (other.index, other.started_ns, other.duration_ns)
         for name in ("train", "val"):
             cuts = [sum(cut.stages[name].duration_ns for cut in run.slices if name in cut.stages) for run in (before, after)]

@@ -388,7 +388,7 @@ class TestWhatIf:
         rows = {row.key: row for row in whatifs(made)}
         assert list(rows) == ["data_wait", "logging", "checkpoint", "collection"]
         assert rows["data_wait"].saved == pytest.approx(3 / 12) and rows["checkpoint"].saved == pytest.approx(2 / 12)
-        assert rows["logging"].saved == pytest.approx(0.8 * 3 / 12) and rows["logging"].low is None
+        assert rows["logging"].saved == pytest.approx(0.8 * 3 / 12) and rows["logging"].low is not None
         wait = rows["data_wait"]
         assert wait.low is not None and wait.high is not None and wait.low <= wait.saved <= wait.high
         assert wait.then_s == pytest.approx(9 / 8)

@@ -80,6 +80,7 @@ LOADER = DataLoader(
 VAL_LOADER = DataLoader(Digits(8192 if KIND == "validation" else 64), batch_size=64)
 EPOCHS = 3
 KEPT: list[Any] = []
+MORE = torch.ones(25_000_000 if KIND == "step checkpoints" else 1)
 steps = 0
 
 
@@ -97,7 +98,7 @@ def clip() -> None:
 
 def log(epoch: int, loss: torch.Tensor) -> None:
     with Path("log.txt").open("a") as file:
-        for _ in range(20):
+        for _ in range(60):
             file.write(f"{loss.item()}\n")
             file.flush()
             os.fsync(file.fileno())
@@ -128,7 +129,7 @@ def sleep_now_and_then(epoch: int, loss: torch.Tensor) -> None:
 
 def save_now_and_then(epoch: int, loss: torch.Tensor) -> None:
     if steps % 4 == 0:
-        torch.save({"net": MODEL.state_dict(), "more": torch.ones(6_000_000)}, io.BytesIO())
+        torch.save({"net": MODEL.state_dict(), "more": MORE}, io.BytesIO())
 
 
 AFTER_STEP = {
