@@ -24,8 +24,8 @@ from profiler.measure.loop_watch import LoopWatch
 from profiler.measure.timer import Timer
 from profiler.records.vocabulary import Stage
 
-BLOCK_S = 0.5
-BLOCKS = 120  # of each kind
+BLOCK_S = 0.2
+BLOCKS = 300  # of each kind
 RESULT = Path(__file__).parent / "results" / "causes.json"
 
 

@@ -23,6 +23,7 @@ from typing import Any
 
 SECOND = 1_000_000_000
 STEPS, HOURS = 10_000_000, 24.0
+SAMPLES, LINES = 4, 24  # of lines: how many a simulated second, of how many different ones
 RUNS, RANKS, EPOCHS = 5_000, 10_000, 1_000
 
 
@@ -58,6 +59,8 @@ def day(steps: int, hours: float) -> dict[str, Any]:
     path = session._keeper.log_path
     assert path is not None
     step_ns = round(hours * 3600 * SECOND / steps)
+    session.timer.causes.loop.start(samples_lines=True)
+    places = [eval(compile("lambda look, turn: look(turn)", f"busy_{n}.py", "eval")) for n in range(LINES)]  # noqa: S307
     due, largest, looks, peak = at + SECOND, 0, 0, 0
     began = time.perf_counter()
     for _ in prof.epochs():
@@ -73,6 +76,8 @@ def day(steps: int, hours: float) -> dict[str, Any]:
             if at >= due:
                 due += SECOND
                 session.sampler.tick()
+                for sample in range(SAMPLES):
+                    places[(looks + 7 * sample) % len(places)](session.timer.causes.loop.look, sample)
                 for look in session.sampler.each_tick:
                     look()
                 looks += 1

@@ -84,7 +84,8 @@ def _proofs(recorded: Any, rows: list[WhatIf], command: list[str], module: bool,
     provable = [row for row in rows if is_provable(row)]
     if not provable:
         complain(
-            "nothing here can be proved by running steps again: only waiting for data, collections, checkpoints and logging"
+            "nothing here can be proved by running steps again: "
+            "only waiting for data, collections, checkpoints and logging, each from 5 % of the loop on"
         )
         return []
     return prove(

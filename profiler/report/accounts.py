@@ -128,12 +128,16 @@ class Accounts:
         return Line("", "", file, number, function, what), by_line[best] / sum(found.values())
 
     def on_cpu_share(self, places: Iterable[tuple[str, str]]) -> float | None:
-        """Return the share of these phases' time in which the loop's thread was on a CPU, or None if nobody counted."""
+        """Return the share of these phases' time in which the loop's thread was on a CPU.
+
+        None if nobody counted, or if other phases have much of the loop: the scheduler's times are shared out by samples, so
+        each phase gets some of those of its neighbours.
+        """
         wanted = {(stage, "" if phase in (OTHER, BETWEEN) else phase) for stage, phase in places}
         on_cpu = [cost.ns for place, cost in self.costs.items() if place.cause == ON_CPU and place[1:] in wanted]
         starved = [cost.ns for place, cost in self.costs.items() if place.cause == STARVED and place[1:] in wanted]
         whole = sum(one.ns for one in self.all if (one.stage, "" if one.phase in (OTHER, BETWEEN) else one.phase) in wanted)
-        if not on_cpu or whole < SHORTEST_NS:
+        if not on_cpu or whole < max(SHORTEST_NS, MOSTLY * self.loop_ns):
             return None
         return min(sum(on_cpu) / max(whole - sum(starved), sum(on_cpu), 1), 1.0)
 

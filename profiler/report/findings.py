@@ -179,12 +179,17 @@ class Finder:
         return self._finding("compilation", cost, evidence, f"{step}: {self._gain(cost)}", self.accounts.of(COMPILATION))
 
     def _data_wait(self) -> Finding | None:
-        cost = self.accounts.total(DATA_WAIT)
+        start = self.accounts.total(LOADER_START)
+        causes = (DATA_WAIT,) if self._is_notable(start) else (DATA_WAIT, LOADER_START)
+        cost = self.accounts.total(*causes)
         if not self._is_notable(cost):
             return None
-        places = self.accounts.of(DATA_WAIT)
-        share = sum(one.ns for one in places if one.stage == self.stage.stage) / max(self.stage.elapsed_ns, 1)
-        evidence = [f"{share:.0%} of {self.stage.stage} time was spent waiting for data"]
+        places = self.accounts.of(*causes)
+        name = places[0].stage
+        record = self.whole.stages.get(name)
+        whole_ns = self.loop_ns if record is None else max(record.elapsed_ns, 1)
+        share = sum(one.ns for one in places if one.stage == name) / whole_ns
+        evidence = [f"{share:.0%} of {f'{name} time' if name else 'the loop'} was spent waiting for data"]
         finding = self._finding("data_wait", cost, evidence, "", places)
         facts = self.run.loaders.get(places[0].stage)
         if facts is not None and facts.workers:  # they deliver in bursts, and their lines are not seen
@@ -263,7 +268,8 @@ class Finder:
             "growth": f"see what {at} keeps: what a step makes should be free when it ends (.detach(), .item())",
             "host": f"do what {at} does less often, or beside the loop",
         }
-        finding.next = f"{steps[cause]}: {self._gain(cost)}"
+        finding.next = f"{steps[cause]}: {self._gain(largest.ns)}"
+        finding.gain_at_most = largest.ns / self.loop_ns
         return finding
 
     def _where_words(self, largest: Account) -> str:

@@ -157,6 +157,23 @@ class TestTheReport:
         assert run.duration_ns > 0
         assert run.hardware.cpu
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("script", "code", "says"),
+        [
+            ("print(1)\n", 0, "the script did not import torch"),
+            ("import torch\nprint(torch.ones(2).sum())\n", 0, "neither a DataLoader nor an optimizer's step was seen"),
+            ("import torch\nraise SystemExit(3)\n", 3, "the script failed before its first step"),
+            ("import torch\ntorch.ones(2) @ torch.ones(3)\n", 1, "the script failed before its first step"),
+        ],
+    )
+    def test_run_without_a_step_says_why(self, script: str, code: int, says: str) -> None:
+        Path("script.py").write_text(script, encoding="utf-8")
+        answer = epochmeter("run", "script.py")
+        shown = " ".join(answer.err.split())
+        assert answer.code == code and says in shown and "next " in shown
+        assert "verdict unknown" in shown.replace("  ", " ")
+
     def test_quiet_says_nothing(self) -> None:
         _, measured = both("print(1)\n")
         assert (measured.out, measured.err) == ("1\n", "")
