@@ -38,7 +38,7 @@ def whatif(
     from profiler.report.whatif import whatifs
     from profiler.storage.run_reader import believed, find, load
 
-    named, command = _split(words or [])
+    named, command = _split(words or []) if proves or not words else (words[0], words[1:])
     recorded = load(find(runs_path(), named))
     with believed(recorded):
         rows = whatifs(recorded)
@@ -115,9 +115,8 @@ def _table(rows: list[WhatIf]) -> list[str]:
 def _proof_line(proof: Proof) -> str:
     predicted = proof.predicted
     span = "" if predicted.low is None or predicted.high is None else f" ({predicted.low:.1%} to {predicted.high:.1%})"
-    verdict = "as predicted" if proof.is_kept else "not as predicted"
     measured = f"measured {proof.measured:.1%} ({proof.low:.1%} to {proof.high:.1%}) in {proof.steps} steps"
-    return f"{predicted.what}: predicted {predicted.saved:.1%}{span}, {measured}: {verdict}"
+    return f"{predicted.what}: predicted {predicted.saved:.1%}{span}, {measured}: {proof.outcome}"
 
 
 def _document(run: str, rows: list[WhatIf], proofs: list[Proof]) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def _document(run: str, rows: list[WhatIf], proofs: list[Proof]) -> dict[str, An
                 "measured": proof.measured,
                 "interval": [proof.low, proof.high],
                 "steps": proof.steps,
-                "as_predicted": proof.is_kept,
+                "outcome": proof.outcome.partition(":")[0],
             }
             for proof in proofs
         ]

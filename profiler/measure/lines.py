@@ -98,7 +98,9 @@ class LineFinder:
             if len(self._words) >= MAX_KNOWN:
                 self._forget()
             code, below = found.code, found.below
-            called = called_at(code, found.at) if below is None else f"{found.module}.{below.co_name}".lstrip(".")
+            called = called_at(code, found.at)  # by the name that the line gives it, not that of a decorator inside
+            if below is not None:
+                called = f"{found.module}.{called or below.co_name}".lstrip(".")
             words = (PurePath(code.co_filename).name, code.co_name, called)
             file, function, called = map(printable, words)
             known = Busy(file, found.line or code.co_firstlineno, function, called)
@@ -151,6 +153,8 @@ def called_at(code: CodeType, at: int) -> str:
     if sys.version_info < (3, 11):
         return ""
     bytecode, position = code.co_code, at // 2
+    while 0 < position < len(bytecode) // 2 and opname[bytecode[2 * position]] == "CACHE":  # of a call that is going on
+        position -= 1
     if not 0 <= position * 2 < len(bytecode) or opname[bytecode[2 * position]] not in CALLS:
         return ""
     first = max(position - FARTHEST, 0)

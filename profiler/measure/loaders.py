@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from profiler.measure import hot_path
 from profiler.measure.frames import drop_own_frame
+from profiler.measure.scheduling import read_scheduled
 from profiler.records.causes import LOADER_START, CausePlace, add_cost
 from profiler.records.loader import LoaderFacts
 from profiler.records.readings import MetricSpec, Reading, Sample
@@ -24,6 +25,10 @@ T = TypeVar("T")
 WORKER_CPU = MetricSpec(
     *("epochmeter.loader.worker.cpu.utilization", "1", "gauge"),
     "Share of a CPU that a loader's worker has taken since its start; the mean of all.",
+)
+WORKER_DEMAND = MetricSpec(
+    *("epochmeter.loader.worker.cpu.demand", "1", "gauge"),
+    "Share of the time in which a worker's own thread was on a CPU or ready for one; the mean of all.",
 )
 WORKER_MEMORY = MetricSpec(
     "epochmeter.loader.worker.memory.usage", "By", "updowncounter", "Physical memory of a loader's workers together."
@@ -91,7 +96,7 @@ class LoaderWatch:
                 return
             import psutil  # few runs have workers
 
-            shares, memory = [], 0
+            shares, demands, memory = [], [], 0
             for number in self._workers:
                 try:
                     process = psutil.Process(number)
@@ -99,13 +104,18 @@ class LoaderWatch:
                     memory += process.memory_info().rss
                 except psutil.Error:  # it has ended
                     continue
-                shares += [(times.user + times.system) / age] if age >= YOUNGEST_S else []
+                if age >= YOUNGEST_S:
+                    shares.append((times.user + times.system) / age)
+                    scheduled = read_scheduled(number, number)
+                    demands += [] if scheduled is None else [min(sum(scheduled) / 1e9 / age, 1.0)]
             if memory:
                 yield Sample(WORKER_MEMORY, memory)
             if shares:
                 yield Sample(WORKER_CPU, sum(shares) / len(shares))
+            if demands:
+                yield Sample(WORKER_DEMAND, sum(demands) / len(demands))
 
-        return Reading((WORKER_CPU, WORKER_MEMORY), read)
+        return Reading((WORKER_CPU, WORKER_DEMAND, WORKER_MEMORY), read)
 
 
 def facts_of(loader: Any) -> LoaderFacts | None:

@@ -10,6 +10,7 @@ interpreter's lock, and that time is counted (`spent_ns`).
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 import time
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 
 SAMPLE_S = 0.05
+LATE_S = 0.001  # a sample that comes later than this has waited for the interpreter's lock
 GOLDEN = 0.6180339887498949  # its multiples fill the unit interval evenly, and keep step with no loop
 SELDOM = 4  # samples; reading the scheduler's times lets go of the interpreter's lock three times
 MOST_WAITING = 4_096  # different lines between two slices
@@ -59,7 +61,8 @@ class LoopWatch:
         self._lines: Lines = {}
         self._costs: Costs = {}
         self._before: Scheduled | None = None
-        self._waiting: list[tuple[Span, bool, bool, Found | None]] = []  # samples that are not counted yet
+        self._switch_s = sys.getswitchinterval()
+        self._waiting: list[tuple[Span, bool, bool, bool, Found | None]] = []  # samples that are not counted yet
         self._native = threading.get_native_id()  # of the timer's own thread, which makes this
         self._lock = threading.Lock()
         self._turn = itertools.count()
@@ -80,21 +83,30 @@ class LoopWatch:
             left = until - time.monotonic()
             turn = next(self._turn)
             pause = SAMPLE_S * (0.5 + turn * GOLDEN % 1) if self.samples_lines else left
+            due = time.monotonic() + min(pause, left)
             if stop.wait(max(min(pause, left), 0)):
                 return True
-            self.look(turn)
+            self.look(turn, late_s=time.monotonic() - due)
             if left <= pause:
                 return False
 
-    def look(self, turn: int = 0) -> None:
-        """Take one sample; called in the sampling thread. What can wait is done once for several of them."""
+    def look(self, turn: int = 0, late_s: float = 0.0) -> None:
+        """Take one sample; called in the sampling thread. What can wait is done once for several of them.
+
+        Args:
+            turn: the number of the sample.
+            late_s: how much later (s) than planned it comes.
+        """
         began = hot_path.now()
         timer = self._timer
         state = timer.owner if timer.owner.segments else looping_state(timer)
         span, has_begun = state.current, timer.edges.last.at > 0
         found = self._finder.find(state.thread) if self.samples_lines else None
         is_import = not has_begun and self.samples_lines and self._finder.is_importing(state.thread)
-        self._waiting.append((span, has_begun, is_import, found))
+        # Until the switch interval is over, the interpreter's lock is handed over only by a call that lets go of it: a write
+        # after a long call that did not. The sample then shows the line, but not the call that took the time.
+        is_sure = not LATE_S < late_s < self._switch_s
+        self._waiting.append((span, has_begun, is_import, is_sure, found))
         if has_begun and self.memory.is_young:
             self.memory.look()
         self.spent_ns += hot_path.now() - began
@@ -135,12 +147,13 @@ class LoopWatch:
         waiting, self._waiting = self._waiting, []
         places = []
         with self._lock:
-            for span, has_begun, is_import, found in waiting:
+            for span, has_begun, is_import, is_sure, found in waiting:
                 stage, phase = place_of(span, has_begun=has_begun)
                 phase = IMPORTS if is_import and phase == START_UP else phase
                 places.append((stage, phase))
                 if found is not None and len(self._lines) < MOST_WAITING:
-                    line = Line(stage, phase, *self._finder.busy(found))
+                    busy = self._finder.busy(found)
+                    line = Line(stage, phase, *(busy if is_sure else busy._replace(called="")))
                     self._lines[line] = self._lines.get(line, 0) + 1
         return places
 

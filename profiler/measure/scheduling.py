@@ -17,16 +17,17 @@ class Scheduled(NamedTuple):
     waiting: int
 
 
-def read_scheduled(thread: int | None) -> Scheduled | None:
-    """Return the times of a thread of this process, or None if the system does not count them.
+def read_scheduled(thread: int | None, process: int | str = "self") -> Scheduled | None:
+    """Return the times of a thread, or None if the system does not count them.
 
     Args:
         thread: its number in the system, as of `threading.get_native_id`; None if unknown.
+        process: the number of its process; "self" for this one.
     """
     if thread is None or sys.platform != "linux":
         return None
     try:
-        file = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(f"/proc/{process}/task/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         try:
             on_cpu, waiting, runs = (int(word) for word in os.read(file, 128).split())
         finally:

@@ -127,6 +127,27 @@ class Accounts:
         what = max(called, key=lambda one: called[one]).called if called else ""
         return Line("", "", file, number, function, what), by_line[best] / sum(found.values())
 
+    def time_at(self, places: Iterable[tuple[str, str]]) -> int:
+        """Return the time (ns) of the line that is busiest in these phases, in all phases of the run: by its samples."""
+        found = self.busiest_line(places)
+        if found is None:
+            return 0
+        file, number, function = found[0].file, found[0].line, found[0].function
+        whole: dict[tuple[str, str], int] = {}
+        inside: dict[tuple[str, str], int] = {}
+        for line, samples in self.lines.items():
+            place = (line.stage, line.phase)
+            whole[place] = whole.get(place, 0) + samples
+            if (line.file, line.line, line.function) == (file, number, function):
+                inside[place] = inside.get(place, 0) + samples
+        spent: dict[tuple[str, str], int] = {}
+        for account in self.all:
+            if account.cause in (START_UP, OUTSIDE):  # not of the loop
+                continue
+            place = (account.stage, "" if account.phase in (OTHER, BETWEEN) else account.phase)
+            spent[place] = spent.get(place, 0) + account.ns
+        return sum(round(spent.get(place, 0) * samples / whole[place]) for place, samples in inside.items())
+
     def on_cpu_share(self, places: Iterable[tuple[str, str]]) -> float | None:
         """Return the share of these phases' time in which the loop's thread was on a CPU.
 

@@ -53,6 +53,7 @@ class Finding:
         line: the line of the run's own code, such as "train.py:19 log_step -> fsync", or None.
         next: the next step, and the most that it would bring.
         gain_at_most: the share of the loop's time that would be saved at most.
+        weight: the share that it is ranked by: its own, less if it is made of small parts.
     """
 
     cause: str
@@ -63,6 +64,10 @@ class Finding:
     where: dict[str, Any] = field(default_factory=dict)
     line: str | None = None
     gain_at_most: float | None = None
+    weight: float = 0.0  # the share that it is ranked by
+
+    def __post_init__(self) -> None:
+        self.weight = self.weight or self.share
 
     @property
     def kind(self) -> str:
@@ -104,7 +109,7 @@ class Finder:
             *(self._transfer(), self._checkpoint(), self._host(), self._validation()),
         ]
         notable = [finding for finding in found if finding is not None]
-        return sorted(notable, key=lambda finding: -finding.cost_ns)
+        return sorted(notable, key=lambda finding: -finding.weight)
 
     def start_up(self) -> Finding | None:
         """Return the time before the first epoch, if it was long. Imports are not counted: every run has them."""
@@ -134,7 +139,9 @@ class Finder:
             step = f"{workers} loader workers share {cores:g} CPUs with the loop: use fewer"
         else:
             step = "free CPUs for it: end or move other programs, or use fewer threads"
-        return self._finding("starved", cost, evidence, f"{step}: {self._gain(cost)}", self.accounts.of(STARVED))
+        finding = self._finding("starved", cost, evidence, f"{step}: {self._gain(cost)}", self.accounts.of(STARVED))
+        finding.line = None  # no line is to blame for other programs
+        return finding
 
     def _others_on_cpu(self) -> list[str]:
         """Return how busy the machine was, and how much of that was this process."""
@@ -155,7 +162,7 @@ class Finder:
         if times:
             evidence.append(f"{times} collections, {duration(spent / NS / times)} each")
         places = self.accounts.of(COLLECTION)
-        finding = self._finding("collection", cost, evidence, "", places)
+        finding = self._finding("collection", cost, evidence, "", places[:1])
         if finding.line is not None and finding.line.endswith("-> collect"):
             step = f"call gc.collect less often than at {finding.line.partition(' ->')[0]}"
         else:
@@ -198,9 +205,13 @@ class Finder:
             evidence += self._tail_words(cost, places)
         place = [(one.stage, one.phase) for one in places]
         on_cpu = self.accounts.on_cpu_share(place)
-        more, step = loader_advice(self.run, self.whole, facts, self._line(place), on_cpu, self._disk_words())
-        finding.evidence += more
-        finding.next = f"{step}: {self._gain(cost)}"
+        advice = loader_advice(self.run, self.whole, facts, self._line(place), on_cpu, self._share(cost))
+        finding.evidence += [*advice.evidence, *(self._disk_words() if advice.is_blocked else ())]
+        saved = cost
+        if advice.most_workers is not None:  # the work stays, and so many of them share it
+            left = max(self.loop_ns - cost, round(advice.work * self.loop_ns / advice.most_workers))
+            saved = max(self.loop_ns - left, 0)
+        finding.next, finding.gain_at_most = f"{advice.step}: {self._gain(saved)}", saved / self.loop_ns
         return finding
 
     def _loader_start(self) -> Finding | None:
@@ -268,8 +279,10 @@ class Finder:
             "growth": f"see what {at} keeps: what a step makes should be free when it ends (.detach(), .item())",
             "host": f"do what {at} does less often, or beside the loop",
         }
-        finding.next = f"{steps[cause]}: {self._gain(largest.ns)}"
-        finding.gain_at_most = largest.ns / self.loop_ns
+        gain = max(largest.ns, 0 if finding.line is None else self.accounts.time_at([(largest.stage, largest.phase)]))
+        finding.next, finding.gain_at_most = f"{steps[cause]}: {self._gain(gain)}", gain / self.loop_ns
+        # Several small gaps are less of one cause than a single large one: each loop has some.
+        finding.weight = max(gain / self.loop_ns, rules.SMALL_GAPS * finding.share)
         return finding
 
     def _where_words(self, largest: Account) -> str:
@@ -328,7 +341,10 @@ class Finder:
             return [f"every {ordinal(tail.rhythm)} step took {took}"]
         if tail.epoch is not None:
             return [f"in epoch {tail.epoch}, {tail.steps} steps took {took}"]
-        return [f"{tail.steps} of {self.whole.stages[places[0].stage].steps} steps took {took}, at no fixed distance"]
+        many = f"{tail.steps} of {self.whole.stages[places[0].stage].steps} steps took {took}"
+        if tail.at_steps:
+            return [f"{many}, at step {' and '.join(map(str, tail.at_steps))} of the epochs"]
+        return [f"{many}, at no fixed distance"]
 
     def _growth_words(self) -> list[str]:
         """Return how fast memory grows, if it does so steadily and fast."""
@@ -384,7 +400,7 @@ class Finder:
 def rank_finding(run: Run, stage: StageRecord) -> Finding | None:
     """Return the rank that the others wait for, if that costs much."""
     for wait in rank_table(run).get("waits", ()):
-        if wait["stage"] == stage.stage and wait["waited_s"] >= rules.CERTAIN * stage.duration_ns / NS:
+        if wait["stage"] == stage.stage and wait["waited_s"] >= rules.WAITED_FOR * stage.duration_ns / NS:
             behind = f"rank {wait['rank']} was {wait['behind_s']:.2g} s behind in {wait['phase']}"
             waited = f"the others waited for it {wait['waited_s']:.2g} s in {wait['waited_in']}"
             cost = round(wait["waited_s"] * NS)

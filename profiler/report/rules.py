@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 NOTABLE = 0.20  # of the loop's time: a smaller loss is no finding
-CERTAIN = 0.30  # of the loop's time: a loss that stands first whatever else there is
+CERTAIN_WAIT = 0.30  # of the loop's time: waiting for data, of which each loop has some, then stands first beside useful work
+SMALL_GAPS = 0.75  # of the host's own time in small gaps, which each loop has, too
+WAITED_FOR = 0.30  # of a stage's time, that ranks wait for one of them
 COMPUTE_SHARE = 0.60  # of the loop's time in forward, loss, backward and optimizer: then the work itself is the limit
 THROTTLED_SHARE = 0.10
 HELD_DOWN_SHARE = 0.10

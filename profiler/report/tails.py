@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from profiler.records.histogram import NS
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 
 TAIL_TIMES = 3  # the median step: a slower one belongs to the tail
-ONE_TIME = 0.9  # of the tail's time within one epoch, or a quarter of the loop: it came at one time
-QUARTER = 0.25
+ONE_TIME = 0.9  # of the tail within one epoch, or at a few steps of the epochs
+FEW_STEPS, AGAIN = 3, 3  # steps of an epoch, and in how many epochs each is slow
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Tail:
         phases: where the excess of the slowest ones lies: shares, by top-level phase ("other" for none).
         rhythm: every how many steps they recur, None if they do not.
         epoch: the one epoch in which they came, None if there is none.
+        at_steps: the few steps of each epoch at which they come, empty if there are more.
         slowest: the slowest step that is kept.
     """
 
@@ -42,6 +44,7 @@ class Tail:
     phases: dict[str, float]
     rhythm: int | None
     epoch: int | None
+    at_steps: tuple[int, ...]
     slowest: SlowStep
 
 
@@ -63,7 +66,15 @@ def tail_of(run: Run, stage: StageRecord) -> Tail | None:
     slowest = max(kept, key=lambda step: step.duration_ns)
     every = None if rhythm is None else rhythm.every
     epoch = slowest.epoch if in_one and every is None else _slow_epoch(run, stage.stage, excess)
-    return Tail(steps, steps / max(stage.steps, 1), excess, usual_ns, total // steps, phases, every, epoch, slowest)
+    share = steps / max(stage.steps, 1)
+    return Tail(steps, share, excess, usual_ns, total // steps, phases, every, epoch, _at_steps(kept), slowest)
+
+
+def _at_steps(slow: list[SlowStep]) -> tuple[int, ...]:
+    """Return the steps of an epoch at which nearly all slow ones are, if they are few and come again in other epochs."""
+    counts = Counter(step.step for step in slow)
+    few = [step for step, times in counts.most_common(FEW_STEPS) if times >= AGAIN]
+    return tuple(sorted(few)) if few and sum(counts[step] for step in few) >= ONE_TIME * len(slow) else ()
 
 
 def _slow_epoch(run: Run, name: str, excess: int) -> int | None:

@@ -37,7 +37,7 @@ def renderable(run: Run, tariff: str | None = None) -> RenderableType:
     """Return the report for a rich console; ``tariff`` is the setting of that name."""
     data = printable_in(document(run, tariff=tariff))
     parts: list[RenderableType] = [_title(data), cause_table(data), Text("")]
-    if data["epochs"]:
+    if any(epoch["stages"] for epoch in data["epochs"]):
         parts.append(_epochs(data))
     parts += when_table(run)
     parts += [_phases(name, stage) for name, stage in data["stages"].items()]

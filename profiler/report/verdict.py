@@ -144,9 +144,11 @@ def _by_time(
     busy = max(utilization, default=None)
     has_gpu = stage.device_share is not None or (busy is not None and busy > 0) or UNREAD in run.notes
     leading = [loss for loss in losses if not (has_gpu and loss.cause in BESIDE_THE_GPU)]
-    if leading and (leading[0].share >= rules.CERTAIN or (not has_gpu and compute < rules.COMPUTE_SHARE)):
+    certain = rules.CERTAIN_WAIT if leading and leading[0].cause == "data_wait" else rules.NOTABLE
+    if leading and (leading[0].weight >= certain or (not has_gpu and compute < rules.COMPUTE_SHARE)):
         rest = [loss for loss in losses if loss is not leading[0]]
-        return _of([leading[0], *rest, *late], [] if leading[0].cause == "data_wait" else waited)
+        is_of_stage = leading[0].cause != "data_wait" and leading[0].where.get("stage") == stage.stage
+        return _of([leading[0], *rest, *late], waited if is_of_stage else [])
     if has_gpu:
         return _on_gpu(run, stage, busy, losses, late, waited, finder)
     if compute >= rules.COMPUTE_SHARE:

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from profiler.records.causes import COLLECTION
+from profiler.records.causes import COLLECTION, COMPILATION, STARVED
 from profiler.records.histogram import NS
 from profiler.records.student import student
-from profiler.report.accounts import CHECKPOINT, DATA_WAIT, HOST, Accounts
+from profiler.report.accounts import CHECKPOINT, DATA_WAIT, HOST, OTHER, Accounts
 from profiler.report.stragglers import rank_table
 from profiler.report.tails import tail_of
 
@@ -40,7 +40,7 @@ class WhatIf:
     """One counterfactual.
 
     Attributes:
-        key: its word: "data_wait", "ranks", "collection", "tail", "checkpoint" or "logging".
+        key: its word; see `whatifs`.
         what: the difference, in words.
         saved: the share of the loop's time that would be saved.
         low: the lower end of its 95 % interval, or None if the run has too few slices.
@@ -91,7 +91,10 @@ def whatifs(run: Run, whole: EpochRecord | None = None) -> list[WhatIf]:
     rows: list[tuple[str, str, float, Callable[[Slice], float] | None]] = [
         ("data_wait", "no waiting for data", accounts.total(DATA_WAIT) - cold_wait, _waited_in),
         ("ranks", "the slowest rank as fast as the median", waited, None),
-        ("collection", "no garbage collections", accounts.total(COLLECTION), _collected_in),
+        ("collection", "no garbage collections", accounts.total(COLLECTION), _costs_in(COLLECTION)),
+        ("compilation", "no compilations", accounts.total(COMPILATION), _costs_in(COMPILATION)),
+        ("starved", "a free CPU whenever the loop was ready", accounts.total(STARVED), _costs_in(STARVED)),
+        ("host", "none of the loop's own code", accounts.total(HOST), _own_code_in(accounts)),
         ("tail", "no step above three times the median", sum(t.excess_ns for t in tails.values()), _tail_in(tails)),
         ("checkpoint", "checkpoints in the background", accounts.total(CHECKPOINT), _saved_in),
         ("logging", "nothing printed, written or synced to disk in the loop", logging, None),
@@ -131,8 +134,21 @@ def _waited_in(one: Slice) -> float:
     return float(sum(stage.phases.get(DATA_WAIT, 0) for stage in one.stages.values()))
 
 
-def _collected_in(one: Slice) -> float:
-    return float(sum(ns for (cause, _), ns in one.costs.items() if cause == COLLECTION))
+def _costs_in(cause: str) -> Callable[[Slice], float]:
+    return lambda one: float(sum(ns for (found, _), ns in one.costs.items() if found == cause))
+
+
+def _own_code_in(accounts: Accounts) -> Callable[[Slice], float]:
+    places = {(one.stage, one.phase) for one in accounts.of(HOST)}
+
+    def spent(one: Slice) -> float:
+        found = 0
+        for name, stage in one.stages.items():
+            found += sum(ns for phase, ns in stage.phases.items() if (name, phase) in places)
+            found += max(stage.duration_ns - sum(stage.phases.values()), 0) if (name, OTHER) in places else 0
+        return float(found + sum(ns for phase, ns in one.phases.items() if ("", phase) in places))
+
+    return spent
 
 
 def _saved_in(one: Slice) -> float:

@@ -28,6 +28,7 @@ ROUNDS = 3
 MOST_STEPS, LONGEST_S = 200, 20.0
 FEWEST_STEPS = 8
 PROVABLE = tuple(change for change in CHANGES if change != "none")
+SHARPEST = 0.1  # an interval wider than that, and than the saving, decides nothing
 LEAST_PROVED = 0.05  # of the loop: a smaller saving is lost in how much two runs of a script differ
 
 
@@ -48,6 +49,13 @@ class Proof:
     low: float
     high: float
     steps: int
+
+    @property
+    def outcome(self) -> str:
+        """Say "as predicted", "not as predicted", or "cannot tell" if the runs differed too much among each other."""
+        if self.high - self.low > max(self.predicted.saved, SHARPEST):
+            return "cannot tell: the runs differ too much; try more --rounds on a quiet machine"
+        return "as predicted" if self.is_kept else "not as predicted"
 
     @property
     def is_kept(self) -> bool:

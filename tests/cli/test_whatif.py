@@ -36,7 +36,8 @@ def test_table_of_a_run(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("nosuchrun",), "is run again with --prove alone"),
+        (("nosuchrun",), "there is no run 'nosuchrun'"),
+        (("last", "train.py"), "is run again with --prove alone"),
         (("ffffffffffff",), "there is no run 'ffffffffffff'"),
         (("last", "--prove"), "was not recorded by 'epochmeter run'"),
         (("last", "--rounds", "0"), "--rounds"),

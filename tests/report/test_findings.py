@@ -167,20 +167,21 @@ class TestLoaderAdvice:
         if free is not None:
             with_reading(made, "system.cpu.utilization", 1 - free / 4)
         if busy is not None:
-            with_reading(made, "epochmeter.loader.worker.cpu.utilization", busy)
+            with_reading(made, "epochmeter.loader.worker.cpu.demand", busy)
         return first(made)
 
     @pytest.mark.parametrize(
         ("made", "step"),
         [
             ({"workers": None}, "make a batch cheaper"),
-            ({"workers": 0, "free": 3.0}, "num_workers=3"),
+            ({"workers": 0, "free": 3.0}, "num_workers=4): at most 80%"),
             ({"workers": 0, "free": 0.1}, "no CPU is free"),
             ({"workers": 0, "free": 0.1, "sleeps": True}, "workers wait beside the loop"),
-            ({"workers": 2, "free": 2.0, "busy": 0.98}, "num_workers=4"),
+            ({"workers": 0, "free": 0.6}, "num_workers=1): at most 20%"),
+            ({"workers": 2, "free": 2.0, "busy": 0.98}, "num_workers=4: at most 50%"),
             ({"workers": 2, "free": 0.1, "busy": 0.98}, "no CPU is free for more workers"),
             ({"workers": 2, "free": 3.0, "busy": 0.05}, "the workers wait themselves"),
-            ({"workers": 2, "free": 0.8, "busy": 0.9}, "the workers are busy"),
+            ({"workers": 2, "free": 0.8, "busy": 0.9}, "see whether more workers help"),
             ({"workers": 2}, "epochmeter bench loader"),
         ],
     )
@@ -203,6 +204,25 @@ class TestPlaces:
         found = first(run({**HEALTHY, "backward": 1.0, "after optimizer": 4.0}, lines=lines))
         assert found.line == "train.py:7 log_step -> fsync"
         assert "train.py:7 log_step" in found.next
+
+    def test_gain_counts_the_line_in_all_phases(self) -> None:
+        lines = {
+            ("train", "after optimizer", "save", "dump"): 90,
+            ("train", "checkpoint", "save", "dump"): 10,
+            ("", "", "f", ""): 9,
+        }
+        made = run({**HEALTHY, "backward": 1.0, "after optimizer": 3.0, "checkpoint": 1.0}, lines=lines)
+        made.epochs[0].started_ns += 60 * NS
+        made.duration_ns += 60 * NS
+        found = first(made)
+        assert found.cause == "host" and found.gain_at_most == pytest.approx(0.4)
+
+    def test_small_gaps_weigh_less_than_one_cause(self) -> None:
+        phases = {"forward": 3.0, "backward": 3.5, "after forward": 0.9, "after backward": 0.9, "after optimizer": 0.9}
+        costs = {(COLLECTION, "train", "backward"): 2.4}
+        lines = {("train", "after forward", "f", ""): 20}
+        made = run({**phases, "after data_wait": 0.8}, costs=costs, lines=lines)
+        assert [one.cause for one in judge(made).findings][:2] == ["collection", "host"]
 
     def test_calls_of_one_line_are_joined(self) -> None:
         lines = {("train", "", "log_step", call): 10 for call in ("fsync", "flush", "write")}
@@ -386,7 +406,7 @@ class TestWhatIf:
         for epoch in made.epochs:
             add_slice(made.slices, slice_of(epoch))
         rows = {row.key: row for row in whatifs(made)}
-        assert list(rows) == ["data_wait", "logging", "checkpoint", "collection"]
+        assert list(rows) == ["data_wait", "host", "logging", "checkpoint", "collection"]
         assert rows["data_wait"].saved == pytest.approx(3 / 12) and rows["checkpoint"].saved == pytest.approx(2 / 12)
         assert rows["logging"].saved == pytest.approx(0.8 * 3 / 12) and rows["logging"].low is not None
         wait = rows["data_wait"]
