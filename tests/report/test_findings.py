@@ -211,17 +211,18 @@ class TestPlaces:
             ("train", "checkpoint", "save", "dump"): 10,
             ("", "", "f", ""): 9,
         }
-        made = run({**HEALTHY, "backward": 1.0, "after optimizer": 3.0, "checkpoint": 1.0}, lines=lines)
+        phases = {**HEALTHY, "backward": 1.0, "after optimizer": 3.0, "checkpoint": 1.0}
+        made = run(phases, lines=lines)
         made.epochs[0].started_ns += 60 * NS
         made.duration_ns += 60 * NS
         found = first(made)
         assert found.cause == "host" and found.gain_at_most == pytest.approx(0.4)
 
     def test_small_gaps_weigh_less_than_one_cause(self) -> None:
-        phases = {"forward": 3.0, "backward": 3.5, "after forward": 0.9, "after backward": 0.9, "after optimizer": 0.9}
-        costs = {(COLLECTION, "train", "backward"): 2.4}
+        phases = {"forward": 3.0, "backward": 3.5, "after forward": 0.8, "after backward": 0.8, "metrics": 0.8}
+        costs = {(COLLECTION, "train", "backward"): 3.0}
         lines = {("train", "after forward", "f", ""): 20}
-        made = run({**phases, "after data_wait": 0.8}, costs=costs, lines=lines)
+        made = run(phases, costs=costs, lines=lines)
         assert [one.cause for one in judge(made).findings][:2] == ["collection", "host"]
 
     def test_calls_of_one_line_are_joined(self) -> None:
