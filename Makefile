@@ -69,6 +69,7 @@ docs: $(VENV)/.dev  ## make the pages that are generated from the list: all of i
 .PHONY: bench
 bench: $(VENV)/.dev  ## what the profiler costs, measured here
 	$(BIN)/python benchmarks/bench_overhead.py
+	$(BIN)/python benchmarks/bench_causes.py
 	$(BIN)/python benchmarks/bench_delivery.py
 	$(BIN)/python benchmarks/bench_attach.py
 	$(BIN)/python benchmarks/bench_telemetry.py

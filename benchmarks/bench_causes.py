@@ -55,22 +55,23 @@ def main() -> None:
         step_count[0] += steps
         return (time.perf_counter() - began) / steps
 
+    watch = LoopWatch(timer)
+    watch.start(samples_lines=True)
     count = [0]
     train(count)
     ratios, held, watched = [], 0, 0.0
     for block in range(blocks):
         times = {}
         for samples in (True, False) if block % 2 else (False, True):
-            watch, stop = LoopWatch(timer), threading.Event()
+            stop, before = threading.Event(), watch.spent_ns
             thread = threading.Thread(target=_sample, args=(watch, stop), daemon=True)
-            watch.start(samples_lines=True)
             if samples:
                 thread.start()
             times[samples] = train(count)
             stop.set()
             if samples:
                 thread.join()
-                held, watched = held + watch.spent_ns, watched + BLOCK_S
+                held, watched = held + watch.spent_ns - before, watched + BLOCK_S
         ratios.append(times[True] / times[False])
     segment.close(partial=False)
     error = 1.96 * stdev(ratios) / math.sqrt(len(ratios))

@@ -37,14 +37,9 @@ class Busy(NamedTuple):
     called: str
 
 
-class Found(NamedTuple):
-    """The place that a sample has found, kept as cheaply as can be: `LineFinder.busy` makes words of it later."""
-
-    code: CodeType
-    at: int  # the offset of the instruction
-    line: int | None
-    below: CodeType | None  # what it was calling
-    module: str  # of that
+# What a sample has found, as cheaply as can be (`LineFinder.busy` makes words of it later): the code, the offset of its
+# instruction, the line, and the code that it was calling, with the name of that one's module.
+Found = tuple[CodeType, int, "int | None", "CodeType | None", str]
 
 
 class LineFinder:
@@ -75,7 +70,9 @@ class LineFinder:
             if kind is None:
                 kind = self._classify(code)
             if kind == OWN:
-                return _found(frame, below)
+                if below is None:
+                    return code, frame.f_lasti, frame.f_lineno, None, ""
+                return code, frame.f_lasti, frame.f_lineno, below.f_code, below.f_globals.get("__name__") or ""
             if kind != PROFILER:
                 below = frame
             frame = frame.f_back
@@ -92,18 +89,18 @@ class LineFinder:
 
     def busy(self, found: Found) -> Busy:
         """Return a sample in words."""
-        key = (id(found.code), found.at, None if found.below is None else id(found.below))
+        code, at, line, below, module = found
+        key = (id(code), at, None if below is None else id(below))
         known = self._words.get(key)
         if known is None:
             if len(self._words) >= MAX_KNOWN:
                 self._forget()
-            code, below = found.code, found.below
-            called = called_at(code, found.at)  # by the name that the line gives it, not that of a decorator inside
+            called = called_at(code, at)  # by the name that the line gives it, not that of a decorator inside
             if below is not None:
-                called = f"{found.module}.{called or below.co_name}".lstrip(".")
+                called = f"{module}.{called or below.co_name}".lstrip(".")
             words = (PurePath(code.co_filename).name, code.co_name, called)
             file, function, called = map(printable, words)
-            known = Busy(file, found.line or code.co_firstlineno, function, called)
+            known = Busy(file, line or code.co_firstlineno, function, called)
             self._words[key] = known
             self._held += [code] if below is None else [code, below]
         return known
@@ -113,7 +110,8 @@ class LineFinder:
         below = None
         while frame is not None:
             if frame.f_globals.get("__name__") == "__main__":
-                return _found(frame, below)
+                called = (None, "") if below is None else (below.f_code, below.f_globals.get("__name__") or "")
+                return frame.f_code, frame.f_lasti, frame.f_lineno, *called
             below, frame = frame, frame.f_back
         return None
 
@@ -136,12 +134,6 @@ class LineFinder:
         self._held.append(code)
         self._whose[id(code)] = kind
         return kind
-
-
-def _found(frame: FrameType, below: FrameType | None) -> Found:
-    if below is None:
-        return Found(frame.f_code, frame.f_lasti, frame.f_lineno, None, "")
-    return Found(frame.f_code, frame.f_lasti, frame.f_lineno, below.f_code, str(below.f_globals.get("__name__", "")))
 
 
 def called_at(code: CodeType, at: int) -> str:

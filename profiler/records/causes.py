@@ -16,7 +16,7 @@ COLLECTION = "collection"  # Python's garbage collector stopped it
 COMPILATION = "compilation"  # torch.compile compiled
 LOADER_START = "loader_start"  # the first batch of a loader with workers, which had to start
 START_UP, IMPORTS = "start-up", "imports"  # in the place of a phase, before the first pass
-MOST_LINES = 16  # of a slice; the samples of the others are counted together
+MOST_LINES = 12  # of a slice; the samples of the others are counted together
 MOST_LINES_OF_RUN = 400
 
 

@@ -20,7 +20,7 @@ from profiler.records.timing import SlowStep
 from profiler.storage.cause_values import (
     read_cost,
     read_growth,
-    read_line,
+    read_lines,
     read_loader,
     write_costs,
     write_growth,
@@ -313,7 +313,7 @@ ROWS = (
     ),
     MetricRow(
         *("epochmeter.line.samples", "{sample}", "Samples that found the loop at a line; they stay here.", "sum", "epoch"),
-        *(write_lines, read_line),
+        *(write_lines, read_lines),
     ),
     MetricRow(
         *("epochmeter.stage.time", "s", "Time spent in training, validation and inference.", "sum", "stage"),

@@ -457,8 +457,19 @@ def test_causes_come_back_from_the_log(home: Path) -> None:
     assert again.slices[0].costs == {("starved", "train"): 1_500_000, ("collection", ""): 7}
 
 
-@pytest.mark.parametrize("key", ["epochmeter.line.file", "epochmeter.cause", "epochmeter.stage"])
-def test_odd_causes_spoil_their_line_alone(key: str, home: Path) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"epochmeter.line.file","value":{"arrayValue"', '"epochmeter.line.file","value":{"stringValue"'),
+        (
+            '"epochmeter.line.number","value":{"arrayValue":{"values":[',
+            '"epochmeter.line.number","value":{"arrayValue":{"no":[',
+        ),
+        ('"epochmeter.cause","value":{"stringValue"', '"epochmeter.cause","value":{"intValue"'),
+        ('"epochmeter.stage","value":{"stringValue"', '"epochmeter.stage","value":{"intValue"'),
+    ],
+)
+def test_odd_causes_spoil_their_line_alone(old: str, new: str, home: Path) -> None:
     run = Run("0a1b2c3d4e5f", "causes", 1_700_000_000_000_000_000, "finished", 10**9)
     log = RunLog(home / "runs", run)
     part = EpochRecord(0, duration_ns=10**9, lines={Line("train", "", "a.py", 1, "f", ""): 1})
@@ -467,7 +478,7 @@ def test_odd_causes_spoil_their_line_alone(key: str, home: Path) -> None:
     log.append(run, EpochRecord(1, duration_ns=10**9))
     log.close()
     text = log.path.read_text()
-    spoilt = text.replace(f'{{"key":"{key}","value":{{"stringValue"', f'{{"key":"{key}","value":{{"intValue"', 1)
+    spoilt = text.replace(old, new, 1)
     assert spoilt != text
     log.path.write_text(spoilt)
     again = load(log.path)
