@@ -12,6 +12,7 @@ from profiler.records.causes import COLLECTION, COMPILATION, LOADER_START, START
 from profiler.records.histogram import NS
 from profiler.report import rules
 from profiler.report.accounts import BETWEEN, CHECKPOINT, DATA_WAIT, HOST, OTHER, TRANSFER, USEFUL, Accounts
+from profiler.report.cause_words import disk_words, growth_words, others_on_cpu
 from profiler.report.layout import duration
 from profiler.report.loader_advice import BLOCKED, loader_advice
 from profiler.report.stragglers import rank_table
@@ -132,7 +133,7 @@ class Finder:
         if not self._is_notable(cost):
             return None
         waited = f"the loop's thread was ready to run for {duration(cost / NS)}, and no CPU was free for it"
-        evidence = [f"{waited}: {self._share(cost):.0%} of the loop", *self._others_on_cpu()]
+        evidence = [f"{waited}: {self._share(cost):.0%} of the loop", *others_on_cpu(self.whole)]
         workers = max((facts.workers for facts in self.run.loaders.values()), default=0)
         cores = self.run.hardware.cpu.get("available_cores")
         if isinstance(cores, (int, float)) and workers >= cores:
@@ -142,16 +143,6 @@ class Finder:
         finding = self._finding("starved", cost, evidence, f"{step}: {self._gain(cost)}", self.accounts.of(STARVED))
         finding.line = None  # no line is to blame for other programs
         return finding
-
-    def _others_on_cpu(self) -> list[str]:
-        """Return how busy the machine was, and how much of that was this process."""
-        readings = {key[0]: reading for key, reading in self.whole.readings.items()}
-        system, own = readings.get("system.cpu.utilization"), readings.get("epochmeter.process.cpu.utilization")
-        if system is None or own is None or not system.count or not own.count:
-            return []
-        return [
-            f"the machine's CPUs were busy for {system.total / system.count:.0%}, this process took {own.total / own.count:.0%}"
-        ]
 
     def _collection(self) -> Finding | None:
         cost = self.accounts.total(COLLECTION)
@@ -206,7 +197,7 @@ class Finder:
         place = [(one.stage, one.phase) for one in places]
         on_cpu = self.accounts.on_cpu_share(place)
         advice = loader_advice(self.run, self.whole, facts, self._line(place), on_cpu, self._share(cost))
-        finding.evidence += [*advice.evidence, *(self._disk_words() if advice.is_blocked else ())]
+        finding.evidence += [*advice.evidence, *(disk_words(self.whole) if advice.is_blocked else ())]
         saved = cost
         if advice.most_workers is not None:  # the work stays, and so many of them share it
             left = max(self.loop_ns - cost, round(advice.work * self.loop_ns / advice.most_workers))
@@ -264,12 +255,12 @@ class Finder:
             words = f"{words}; with the other gaps, the host's own time is {self._share(cost):.0%} of the loop"
         evidence = [words]
         tail = self._tail_words(cost, places)
-        cause = "tail" if tail else "growth" if self._growth_words() else "host"
-        evidence += tail or self._growth_words()
+        cause = "tail" if tail else "growth" if growth_words(self.run, self.stage.steps) else "host"
+        evidence += tail or growth_words(self.run, self.stage.steps)
         on_cpu = self.accounts.on_cpu_share([(largest.stage, largest.phase)])
         if on_cpu is not None and on_cpu < BLOCKED:
             evidence.append("the loop's thread mostly slept there, or waited for a disk, a network or a device")
-            evidence += self._disk_words()
+            evidence += disk_words(self.whole)
         elif on_cpu is not None and on_cpu > RUNNING:
             evidence.append(f"the loop's thread computed there, {on_cpu:.0%} of the time on a CPU")
         finding = self._finding(cause, cost, evidence, "", [largest])
@@ -345,27 +336,6 @@ class Finder:
         if tail.at_steps:
             return [f"{many}, at step {' and '.join(map(str, tail.at_steps))} of the epochs"]
         return [f"{many}, at no fixed distance"]
-
-    def _growth_words(self) -> list[str]:
-        """Return how fast memory grows, if it does so steadily and fast."""
-        growth, steps = self.run.growth, self.stage.steps
-        if growth is None or not steps or growth.fit < rules.GROWTH_FIT:
-            return []
-        if growth.by < max(rules.GROWTH_BYTES, rules.GROWTH_PER_STEP * steps):
-            return []
-        by, each = growth.by / 2**20, growth.by / steps / 2**20
-        return [f"the process's memory grew by {by:,.0f} MiB in {duration(growth.over_ns / NS)}, about {each:.1f} MiB a step"]
-
-    def _disk_words(self) -> list[str]:
-        """Return words on the waits for disks, if they were long."""
-        grown = {key: one.last for key, one in self.whole.readings.items() if one.spec.kind == "counter"}
-        at_disk = ("disk.io.direction", "read")
-        read = sum(value for (name, at), value in grown.items() if name == "process.disk.io" and at_disk in at)
-        faults = sum(value for (name, _), value in grown.items() if name == "process.paging.faults")
-        words = [f"the process read {read / 2**20:,.0f} MiB from disks"] if read >= rules.READ_BYTES else []
-        if faults >= rules.MAJOR_FAULTS:
-            words.append(f"{faults:,.0f} pages had to come from a disk: memory is short")
-        return words
 
     def _gain(self, cost: int) -> str:
         """Return the most that saving a cost would bring, from this run's own times."""

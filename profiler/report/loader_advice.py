@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from profiler.report import rules
+from profiler.report.cause_words import mean_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def loader_advice(
 
 
 def _with_workers(whole: EpochRecord, facts: LoaderFacts, free: float | None, told: str) -> LoaderAdvice:
-    wanted = _mean_of(whole, "epochmeter.loader.worker.cpu.demand")
+    wanted = mean_of(whole, "epochmeter.loader.worker.cpu.demand")
     evidence = [f"the loader has {facts.workers} workers{told}"]
     if wanted is not None:
         words = f"each of the loader's {facts.workers} workers was on a CPU, or ready for one, for {wanted:.0%} of the time"
@@ -87,12 +88,6 @@ def _with_workers(whole: EpochRecord, facts: LoaderFacts, free: float | None, to
     return LoaderAdvice(evidence, f"more workers: num_workers={more}", more, facts.workers)
 
 
-def _mean_of(whole: EpochRecord, name: str) -> float | None:
-    """Return the mean of a reading, or None if nobody took it."""
-    found = [one for key, one in whole.readings.items() if key[0] == name and one.count]
-    return found[0].total / found[0].count if found else None
-
-
 def _cpus(run: Run) -> float:
     cores = run.hardware.cpu.get("available_cores", 0)
     return float(cores) if isinstance(cores, (int, float)) else 0.0
@@ -100,5 +95,5 @@ def _cpus(run: Run) -> float:
 
 def _free_cpus(run: Run, whole: EpochRecord) -> float | None:
     """Return how many of the CPUs that the run may use were idle, or None if that was not read."""
-    busy = _mean_of(whole, "system.cpu.utilization")
+    busy = mean_of(whole, "system.cpu.utilization")
     return None if busy is None or not _cpus(run) else _cpus(run) * (1 - busy)

@@ -16,6 +16,7 @@ from profiler.records.run import EpochRecord, MemoryGrowth, RankStage, Run
 from profiler.records.timing import SlowStep, StageRecord, Timing
 from profiler.report import rules
 from profiler.report.accounts import Accounts
+from profiler.report.cause_words import disk_words, others_on_cpu
 from profiler.report.document import document
 from profiler.report.findings import Finding, ordinal
 from profiler.report.text import text
@@ -320,6 +321,28 @@ class TestMemoryAndLaunches:
     @pytest.mark.parametrize(("operations", "samples"), [(150_000, 64_000), (10_000, 2_000), (0, 64_000)])
     def test_large_operations_are_work(self, operations: int, samples: int) -> None:
         assert first(self.small(operations, samples)).cause == "compute"
+
+
+class TestEvidence:
+    def test_disks_and_others_are_told(self) -> None:
+        made = run({**HEALTHY, "backward": 1.0, "after optimizer": 4.0})
+        for name, value, at in (
+            ("process.disk.io", 256 * 2**20, {"disk.io.direction": "read"}),
+            ("process.disk.io", 2**40, {"disk.io.direction": "write"}),
+            ("process.paging.faults", 5_000, {"system.paging.fault.type": "major"}),
+        ):
+            reading_of(made.epochs[0].readings, Sample(MetricSpec(name, "1", "counter", ""), value, at)).add(value)
+        assert disk_words(made.whole()) == [
+            "the process read 256 MiB from disks",
+            "5,000 pages had to come from a disk: memory is short",
+        ]
+        with_reading(made, "system.cpu.utilization", 0.9, 1.0)
+        assert others_on_cpu(made.whole()) == []
+        with_reading(made, "epochmeter.process.cpu.utilization", 0.25)
+        assert others_on_cpu(made.whole()) == ["the machine's CPUs were busy for 95%, this process took 25%"]
+
+    def test_nothing_read_is_nothing_said(self) -> None:
+        assert disk_words(run(HEALTHY).whole()) == others_on_cpu(run(HEALTHY).whole()) == []
 
 
 class TestStartUp:
