@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from profiler.storage.run_log import RunLog
 
 
-KEPT_BYTES = 1_200_000
+KEPT_BYTES = 1_500_000
 FEWEST = 24  # slices that are kept, however long their lines are
 MOST_FRESH = 60  # slices that stay as they are: ten minutes
 NUMBER = re.compile(rb'"epochmeter.run.slice","value":\{"intValue":"(\d+)"\}')
