@@ -14,6 +14,7 @@ from profiler.records.histogram import NS, Histogram
 from profiler.records.reading_record import ReadingRecord
 from profiler.records.run import EpochRecord, Run
 from profiler.records.timing import Path, StageRecord, Timing
+from profiler.report.cause_document import causes
 from profiler.report.ledger import ledger_of
 from profiler.report.stragglers import rank_table
 from profiler.report.verdict import Verdict, judge
@@ -57,7 +58,7 @@ def document(
         result["bench"] = {"cases": [bench_case(case) for case in sorted(whole.cases, key=_suite_order)]}
     if run.overhead_ns is not None:
         result["overhead"] = _overhead(run, run.overhead_ns)
-    result.update({key: value for key, value in _when(run, whole).items() if value})
+    result.update({key: value for key, value in {**_when(run, whole), **causes(run, whole)}.items() if value})
     gathered = rank_table(run)
     if gathered:
         result["ranks"] = gathered

@@ -391,6 +391,36 @@ class TestLedger:
         assert ledger["throttled_s"] == pytest.approx(3.0) and sum(ledger.values()) == pytest.approx(made.duration_ns / NS)
 
 
+class TestDocument:
+    def test_measured_causes_are_in_it(self) -> None:
+        made = run(
+            HEALTHY,
+            costs={(COLLECTION, "train", "backward"): 1.0},
+            lines={("train", "backward", "main", "torch._tensor.backward"): 5},
+        )
+        made.loaders["train"] = LoaderFacts(2, 64, True, 4)
+        made.growth = MemoryGrowth(2**20, NS, 0.5)
+        data = document(made)
+        assert data["causes"] == [{"stage": "train", "phase": "backward", "cause": "collection", "total_s": 1.0, "count": 4}]
+        assert data["lines"] == [
+            {
+                "stage": "train",
+                "phase": "backward",
+                "file": "train.py",
+                "line": 7,
+                "function": "main",
+                "called": "torch._tensor.backward",
+                "samples": 5,
+            }
+        ]
+        settings = {"workers": 2, "batch_size": 64, "pin_memory": True, "prefetch_factor": 4, "persistent_workers": False}
+        assert data["loaders"] == {"train": settings}
+        assert data["memory_growth"] == {"by": 2**20, "over_s": 1.0, "fit": 0.5}
+
+    def test_nothing_measured_is_left_out(self) -> None:
+        assert not {"causes", "lines", "loaders", "memory_growth"} & set(document(run(HEALTHY)))
+
+
 class TestSilence:
     @pytest.mark.parametrize(
         ("way", "state", "torch", "says", "step"),
