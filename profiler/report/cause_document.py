@@ -34,8 +34,8 @@ def causes(run: Run, whole: EpochRecord) -> dict[str, Any]:
     }
 
 
-def _line(line: Line) -> dict[str, str | int]:
-    known = {"file": line.file, "line": line.line, "function": line.function, "called": line.called}
+def _line(line: Line) -> dict[str, Any]:
+    known: dict[str, Any] = {"file": line.file, "line": line.line, "function": line.function, "called": line.called}
     return {**_place(line.stage, line.phase), **{key: value for key, value in known.items() if value}}
 
 
