@@ -144,8 +144,9 @@ def _by_time(
     busy = max(utilization, default=None)
     has_gpu = stage.device_share is not None or (busy is not None and busy > 0) or UNREAD in run.notes
     leading = [loss for loss in losses if not (has_gpu and loss.cause in BESIDE_THE_GPU)]
-    certain = rules.CERTAIN_WAIT if leading and leading[0].cause == "data_wait" else rules.NOTABLE
-    if leading and (leading[0].weight >= certain or (not has_gpu and compute < rules.COMPUTE_SHARE)):
+    if has_gpu or compute >= rules.COMPUTE_SHARE:
+        leading = [loss for loss in leading if loss.weight >= _certain(loss)]
+    if leading:
         rest = [loss for loss in losses if loss is not leading[0]]
         is_of_stage = leading[0].cause != "data_wait" and leading[0].where.get("stage") == stage.stage
         return _of([leading[0], *rest, *late], waited if is_of_stage else [])
@@ -162,6 +163,11 @@ def _by_time(
     words = [*waited, f"compute took {compute:.0%}, everything else {max(1 - compute - wait, 0):.0%}"]
     step = "nothing stands out: see the phases, and epochmeter bench for what this machine can do"
     return Verdict("balanced", words, [*losses, *late], step)
+
+
+def _certain(loss: Finding) -> float:
+    """Return the share of the loop's time from which on a loss stands before useful work."""
+    return rules.CERTAIN_WAIT if loss.cause == "data_wait" else rules.NOTABLE
 
 
 def _on_gpu(

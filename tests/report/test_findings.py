@@ -127,6 +127,12 @@ class TestCauses:
         assert [one.cause for one in found] == ["checkpoint", "data_wait"]
         assert [one.cost_ns for one in found] == sorted((one.cost_ns for one in found), reverse=True)
 
+    def test_some_waiting_hides_no_other_cause(self) -> None:
+        phases = {"data_wait": 2.5, "forward": 3.0, "backward": 3.5}
+        made = run(phases, costs={(COLLECTION, "train", "backward"): 0.4}, outside={"checkpoint": 2.6})
+        assert judge(made).kind == "checkpoint-bound"
+        assert judge(run({**phases, "backward": 4.3})).kind == "compute-bound"
+
     def test_cost_of_a_phase_is_not_counted_twice(self) -> None:
         made = run(HEALTHY, costs={(STARVED, "train", "backward"): 4.0, (COLLECTION, "train", "backward"): 4.0})
         accounts = Accounts(made, made.whole())
