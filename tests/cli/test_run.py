@@ -163,7 +163,7 @@ class TestTheReport:
         [
             ("print(1)\n", 0, "the script did not import torch"),
             ("import torch\nprint(torch.ones(2).sum())\n", 0, "neither a DataLoader nor an optimizer's step was seen"),
-            ("import torch\nraise SystemExit(3)\n", 3, "the script failed before its first step"),
+            ("import torch\nraise SystemExit(3)\n", 3, "neither a DataLoader nor an optimizer's step was seen"),
             ("import torch\ntorch.ones(2) @ torch.ones(3)\n", 1, "the script failed before its first step"),
         ],
     )
