@@ -155,9 +155,23 @@ LAYERS = (
     Layer(
         "sync=False in the file",
         "profiler/config/schema.py",
-        'CONSENT = ("sync", "crash_reports", "usage", "local")',
-        'CONSENT = ("crash_reports", "usage", "local")',
+        'CONSENT = ("sync", "crash_reports", "usage", "local", "lines")',
+        'CONSENT = ("crash_reports", "usage", "local", "lines")',
         "sending/test_otlp.py::test_off_in_file_wins",
+    ),
+    Layer(
+        "an off for lines is final",
+        "profiler/config/schema.py",
+        'CONSENT = ("sync", "crash_reports", "usage", "local", "lines")',
+        'CONSENT = ("sync", "crash_reports", "usage", "local")',
+        "measure/test_lines.py::TestRun::test_any_off_wins",
+    ),
+    Layer(
+        "a run of a package samples no lines",
+        "profiler/session/session.py",
+        "samples_lines=resolved.settings.lines and self._app is None",
+        "samples_lines=resolved.settings.lines",
+        "measure/test_lines.py::TestRun::test_packages_that_embed_us_get_none",
     ),
     Layer(
         "an explicit none wins",
