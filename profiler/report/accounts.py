@@ -100,6 +100,10 @@ class Accounts:
         """Return the time (ns) of these causes."""
         return sum(account.ns for account in self.all if account.cause in causes)
 
+    def without(self, cause: str) -> int:
+        """Return the time (ns) that would be gone without a cause: its own, and all that went by in the phase of its name."""
+        return sum(account.ns for account in self.all if cause in (account.cause, account.phase))
+
     def by_cause(self) -> dict[str, int]:
         """Return the time (ns) of each cause; together, that of the run."""
         found: dict[str, int] = {}

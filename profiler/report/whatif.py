@@ -89,14 +89,14 @@ def whatifs(run: Run, whole: EpochRecord | None = None) -> list[WhatIf]:
     waited = round(sum(wait["waited_s"] for wait in rank_table(run).get("waits", ())) * NS)
     logging = accounts.total(HOST) * _logging_share(accounts)
     rows: list[tuple[str, str, float, Callable[[Slice], float] | None]] = [
-        ("data_wait", "no waiting for data", accounts.total(DATA_WAIT) - cold_wait, _waited_in),
+        ("data_wait", "no waiting for data", accounts.without(DATA_WAIT) - cold_wait, _waited_in),
         ("ranks", "the slowest rank as fast as the median", waited, None),
         ("collection", "no garbage collections", accounts.total(COLLECTION), _costs_in(COLLECTION)),
         ("compilation", "no compilations", accounts.total(COMPILATION), _costs_in(COMPILATION)),
         ("starved", "a free CPU whenever the loop was ready", accounts.total(STARVED), _costs_in(STARVED)),
         ("host", "none of the loop's own code", accounts.total(HOST), _own_code_in(accounts)),
         ("tail", "no step above three times the median", sum(t.excess_ns for t in tails.values()), _tail_in(tails)),
-        ("checkpoint", "checkpoints in the background", accounts.total(CHECKPOINT), _saved_in),
+        ("checkpoint", "checkpoints in the background", accounts.without(CHECKPOINT), _saved_in),
         ("logging", "nothing printed, written or synced to disk in the loop", logging, None),
     ]
     parts = len(run.epochs) or 1

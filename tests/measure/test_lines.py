@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from profiler import Profiler, Telemetry
+from profiler import settings as saved
 from profiler.config.paths import runs_path
 from profiler.measure.lines import Busy, LineFinder, called_at
 from profiler.records.causes import MOST_LINES, MOST_LINES_OF_RUN, Line, Lines, busiest, merge_lines
@@ -133,6 +134,10 @@ class TestRun:
 
     def test_any_off_wins(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("EPOCHMETER_LINES", "0")
+        assert self.train(settings={"lines": True}) == {}
+
+    def test_off_in_the_file_is_final(self) -> None:
+        saved.update(lines=False)
         assert self.train(settings={"lines": True}) == {}
 
     def test_packages_that_embed_us_get_none(self) -> None:

@@ -490,6 +490,11 @@ class TestWhatIf:
         made.loaders["train"] = LoaderFacts(2)
         assert "the workers share the CPUs" in whatifs(made)[0].bound
 
+    def test_whole_phase_is_gone_with_its_cause(self) -> None:
+        made = run({"data_wait": 5.0, "forward": 4.0}, costs={(STARVED, "train", "data_wait"): 3.0})
+        rows = {row.key: row.saved for row in whatifs(made)}
+        assert rows["data_wait"] == pytest.approx(0.5) and rows["starved"] == pytest.approx(0.3)
+
     def test_nothing_to_do_without(self) -> None:
         assert whatifs(Run("0a1b", "empty", 0)) == []
 

@@ -164,7 +164,7 @@ LAYERS = (
         "profiler/config/schema.py",
         'CONSENT = ("sync", "crash_reports", "usage", "local", "lines")',
         'CONSENT = ("sync", "crash_reports", "usage", "local")',
-        "measure/test_lines.py::TestRun::test_any_off_wins",
+        "measure/test_lines.py::TestRun::test_off_in_the_file_is_final",
     ),
     Layer(
         "a run of a package samples no lines",
