@@ -273,7 +273,7 @@ class Finder:
         gain = max(largest.ns, 0 if finding.line is None else self.accounts.time_at([(largest.stage, largest.phase)]))
         finding.next, finding.gain_at_most = f"{steps[cause]}: {self._gain(gain)}", gain / self.loop_ns
         # Several small gaps are less of one cause than a single large one: each loop has some.
-        finding.weight = max(gain / self.loop_ns, rules.SMALL_GAPS * finding.share)
+        finding.weight = max(largest.ns / self.loop_ns, rules.SMALL_GAPS * finding.share)
         return finding
 
     def _where_words(self, largest: Account) -> str:

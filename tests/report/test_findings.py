@@ -225,6 +225,11 @@ class TestPlaces:
         found = first(made)
         assert found.cause == "host" and found.gain_at_most == pytest.approx(0.4)
 
+    def test_line_elsewhere_adds_no_weight(self) -> None:
+        lines = {("train", "after optimizer", "save", ""): 20, ("", "checkpoint", "save", "torch.serialization.save"): 80}
+        phases = {"forward": 3.0, "backward": 4.5, "after optimizer": 2.4}
+        assert judge(run(phases, lines=lines, outside={"checkpoint": 5.0})).kind == "checkpoint-bound"
+
     def test_small_gaps_weigh_less_than_one_cause(self) -> None:
         phases = {"forward": 3.0, "backward": 3.5, "after forward": 0.8, "after backward": 0.8, "metrics": 0.8}
         costs = {(COLLECTION, "train", "backward"): 3.0}

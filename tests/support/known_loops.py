@@ -78,7 +78,8 @@ LOADER = DataLoader(
     Digits(LENGTH), batch_size=SMALL.get(KIND, 64), shuffle=True, collate_fn=collate, num_workers=WORKERS.get(KIND, 0)
 )
 VAL_LOADER = DataLoader(Digits(8192 if KIND == "validation" else 64), batch_size=64)
-EPOCHS = 3
+QUICK = ("leak", "copies", "clipping", "host before", "healthy", "healthy with validation", "small batch", "logging")
+EPOCHS = 9 if KIND in QUICK else 3  # a second or more: less has too few samples
 KEPT: list[Any] = []
 MORE = torch.ones(25_000_000 if KIND == "step checkpoints" else 1)
 steps = 0
