@@ -36,6 +36,7 @@ GAP_WORDS = {
     OTHER: "in no phase",
     BETWEEN: "between passes",
 }
+NO_RHYTHM = "at no fixed distance"
 RUNNING = 0.6  # of a phase's time on a CPU: above, its thread mostly computed
 SHOWN_SHARE = 0.05  # of a place's samples: a line with fewer is not named
 
@@ -255,8 +256,12 @@ class Finder:
             words = f"{words}; with the other gaps, the host's own time is {self._share(cost):.0%} of the loop"
         evidence = [words]
         tail = self._tail_words(cost, places)
-        cause = "tail" if tail else "growth" if growth_words(self.run, self.stage.steps) else "host"
-        evidence += tail or growth_words(self.run, self.stage.steps)
+        growth = growth_words(self.run, self.stage.steps)
+        if growth and (not tail or tail[0].endswith(NO_RHYTHM)):  # new memory is dear now and then
+            cause, more = "growth", growth
+        else:
+            cause, more = ("tail", tail) if tail else ("host", [])
+        evidence += more
         on_cpu = self.accounts.on_cpu_share([(largest.stage, largest.phase)])
         if on_cpu is not None and on_cpu < BLOCKED:
             evidence.append("the loop's thread mostly slept there, or waited for a disk, a network or a device")
@@ -335,7 +340,7 @@ class Finder:
         many = f"{tail.steps} of {self.whole.stages[places[0].stage].steps} steps took {took}"
         if tail.at_steps:
             return [f"{many}, at step {' and '.join(map(str, tail.at_steps))} of the epochs"]
-        return [f"{many}, at no fixed distance"]
+        return [f"{many}, {NO_RHYTHM}"]
 
     def _gain(self, cost: int) -> str:
         """Return the most that saving a cost would bring, from this run's own times."""
