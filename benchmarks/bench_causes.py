@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from profiler import Profiler
+from profiler.measure.cause_book import CauseBook
 from profiler.measure.loop_watch import LoopWatch
 from profiler.measure.timer import Timer
 from profiler.records.vocabulary import Stage
@@ -55,7 +56,7 @@ def main() -> None:
         step_count[0] += steps
         return (time.perf_counter() - began) / steps
 
-    watch = LoopWatch(timer)
+    watch = LoopWatch(timer, CauseBook())
     watch.start(samples_lines=True)
     count = [0]
     train(count)

@@ -236,7 +236,9 @@ class Sampler:
                 last = time.monotonic()
                 self._faults.swallow("export", self.every[1])
             probes.cpu_ns = time.thread_time_ns()
-            if self.rest(self._stop, min(self.look_s, max(due - time.monotonic(), 0))):
+            seconds = min(self.look_s, max(due - time.monotonic(), 0))
+            has_ended = self._faults.swallow("samples of the loop", lambda: self.rest(self._stop, seconds))  # noqa: B023
+            if self._stop.wait(seconds) if has_ended is None else has_ended:
                 break
         self._tick(probes)
         self._end(probes)

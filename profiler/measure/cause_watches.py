@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from profiler.measure.cause_book import CauseBook
 from profiler.measure.garbage import GarbageWatch
 from profiler.measure.loaders import LoaderWatch
 from profiler.measure.loop_watch import LoopWatch
@@ -21,9 +22,10 @@ class CauseWatches:
     """
 
     def __init__(self, timer: Timer) -> None:
-        self.garbage = GarbageWatch(timer.owner, timer.edges.has_begun)
-        self.loop = LoopWatch(timer)
-        self.loaders = LoaderWatch()
+        self._book = CauseBook()
+        self.garbage = GarbageWatch(timer.owner, timer.edges.has_begun, self._book)
+        self.loop = LoopWatch(timer, self._book)
+        self.loaders = LoaderWatch(self._book)
 
     def start(self, *, samples_lines: bool) -> None:
         """Begin to watch; called in the loop's thread."""
@@ -37,13 +39,15 @@ class CauseWatches:
 
     def take(self, into: EpochRecord) -> None:
         """Move the costs and the lines since the last call into a record."""
-        costs, lines = self.loop.take()
-        for more in (costs, self.garbage.take(), self.loaders.take()):
-            merge_costs(into.costs, more)
+        self.garbage.add_up()
+        self.loaders.settle()
+        costs, lines = self._book.take()
+        merge_costs(into.costs, costs)
         merge_lines(into.lines, lines)
 
     def forget_threads(self) -> None:
         """Stop after a fork, and reset the locks: their holders do not exist here."""
+        self._book.forget_threads()
         self.garbage.forget_threads()
-        self.loop.forget_threads()
         self.garbage.stop()
+        self.loop.forget()

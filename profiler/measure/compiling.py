@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from profiler.measure import hot_path
 from profiler.measure.whereabouts import place_of
-from profiler.records.causes import COMPILATION, CausePlace, add_cost
+from profiler.records.causes import COMPILATION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from profiler.measure.cause_book import CauseBook
     from profiler.measure.passes import ThreadState
-    from profiler.records.causes import Costs
 
 
 class CompileWatch:
@@ -28,17 +27,17 @@ class CompileWatch:
     Args:
         state: the place of the loop's thread.
         has_begun: returns True once a pass has begun.
+        book: receives their time, by phase.
     """
 
-    def __init__(self, state: ThreadState, has_begun: Callable[[], bool]) -> None:
+    def __init__(self, state: ThreadState, has_begun: Callable[[], bool], book: CauseBook) -> None:
         self._state = state
         self._has_begun = has_begun
         self._handler: Any = None
         self._is_over = False
         self._began = 0
         self._place = ("", "")
-        self._costs: Costs = {}
-        self._lock = threading.Lock()
+        self._book = book
 
     def look(self) -> None:
         """Register the callbacks once torch has them, and again if ``torch._dynamo.reset`` has removed them."""
@@ -60,16 +59,6 @@ class CompileWatch:
             with contextlib.suppress(ValueError, AttributeError):
                 handler.end_callbacks.remove(self._ends)
 
-    def take(self) -> Costs:
-        """Remove and return the time that compilations have taken since the last call."""
-        with self._lock:
-            taken, self._costs = self._costs, {}
-        return taken
-
-    def forget_threads(self) -> None:
-        """Reset the lock after a fork: its holder does not exist here."""
-        self._lock = threading.Lock()
-
     def _begins(self, *_: object) -> None:
         self._place = place_of(self._state.current, has_begun=self._has_begun())
         self._began = hot_path.now()
@@ -77,5 +66,4 @@ class CompileWatch:
     def _ends(self, *_: object) -> None:
         began, self._began = self._began, 0
         if began:
-            with self._lock:
-                add_cost(self._costs, CausePlace(COMPILATION, *self._place), hot_path.now() - began)
+            self._book.add_cost(COMPILATION, self._place, hot_path.now() - began)

@@ -20,15 +20,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from profiler.measure.whereabouts import place_of
-from profiler.records.causes import COLLECTION, CausePlace, add_cost
+from profiler.records.causes import COLLECTION
 from profiler.records.histogram import NS
 from profiler.records.readings import MetricSpec, Reading, Sample
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from profiler.measure.cause_book import CauseBook
     from profiler.measure.hot_path import Span
     from profiler.measure.passes import ThreadState
-    from profiler.records.causes import Costs
+
 
 COLLECTIONS = MetricSpec("cpython.gc.collections", "{collection}", "counter", "Garbage collections, by generation.")
 COLLECTED = MetricSpec("epochmeter.gc.time", "s", "counter", "Time for which they stopped the program.")
@@ -43,15 +44,16 @@ class GarbageWatch:
     Args:
         state: the place of the loop's thread.
         has_begun: returns True once a pass has begun.
+        book: receives their time, by phase.
 
     Attributes:
         spent_ns: their time so far.
     """
 
-    def __init__(self, state: ThreadState, has_begun: Callable[[], bool]) -> None:
+    def __init__(self, state: ThreadState, has_begun: Callable[[], bool], book: CauseBook) -> None:
         self.spent_ns = 0
         self._has_begun = has_begun
-        self._costs: Costs = {}
+        self._book = book
         self._recent: deque[tuple[int, int]] = deque(maxlen=64)  # start and duration of notable ones that are added up
         self._times: deque[int] = deque(maxlen=KEPT)  # of the begin and the end of each, in turns
         self._spans: deque[Span] = deque(maxlen=KEPT)  # the loop's innermost open span at each of these times
@@ -76,24 +78,22 @@ class GarbageWatch:
         return sum(spent for began, spent in found.items() if began >= moment and spent >= NOTABLE_NS)
 
     def add_up(self) -> None:
-        """Add up the collections that wait; called by the sampling thread, and when a slice ends."""
-        with self._lock:
+        """Add up the collections that wait, unless somebody does so now; called by the sampling thread and at a slice's end."""
+        # Never waited for: within it, the collector may close a forgotten loop in the same thread, whose end comes here again.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             has_begun = self._has_begun()
             while len(self._times) >= 2 and len(self._spans) >= 2:
                 began = self._times.popleft()
                 spent = self._times.popleft() - began
                 span, _ = self._spans.popleft(), self._spans.popleft()
                 self.spent_ns += spent
-                add_cost(self._costs, CausePlace(COLLECTION, *place_of(span, has_begun=has_begun)), spent)
+                self._book.add_cost(COLLECTION, place_of(span, has_begun=has_begun), spent)
                 if spent >= NOTABLE_NS:
                     self._recent.append((began, spent))
-
-    def take(self) -> Costs:
-        """Remove and return the time that collections have taken since the last call."""
-        self.add_up()
-        with self._lock:
-            taken, self._costs = self._costs, {}
-        return taken
+        finally:
+            self._lock.release()
 
     def forget_threads(self) -> None:
         """Reset the lock after a fork: its holder does not exist here."""

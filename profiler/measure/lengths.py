@@ -1,4 +1,4 @@
-"""How many batches a loader will hand out, asked only where asking changes nothing."""
+"""Whether a loader is one of torch, and how many batches it will hand out, asked only where asking changes nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ def known_length(loader: Any) -> int | None:
     """
     if type(loader) in (list, tuple, range):
         return len(loader)
-    data: Any = getattr(sys.modules.get("torch"), "utils", None)
-    data = getattr(data, "data", None)
-    if data is None or not isinstance(loader, data.DataLoader) or isinstance(loader.dataset, data.IterableDataset):
+    if not is_data_loader(loader) or isinstance(loader.dataset, _torch_data().IterableDataset):
         return None
     try:
         return len(loader) or None
     except Exception:  # the program's own sampler
         return None
+
+
+def is_data_loader(thing: Any) -> bool:
+    """Return True for a DataLoader of torch, which is looked up and not imported."""
+    data = _torch_data()
+    return data is not None and isinstance(thing, data.DataLoader)
+
+
+def _torch_data() -> Any:
+    return getattr(getattr(sys.modules.get("torch"), "utils", None), "data", None)

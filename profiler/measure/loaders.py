@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from profiler.measure import hot_path
 from profiler.measure.frames import drop_own_frame
+from profiler.measure.lengths import is_data_loader
 from profiler.measure.scheduling import read_scheduled
-from profiler.records.causes import LOADER_START, CausePlace, add_cost
+from profiler.records.causes import LOADER_START
 from profiler.records.loader import LoaderFacts
 from profiler.records.readings import MetricSpec, Reading, Sample
 from profiler.records.vocabulary import Phase
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from profiler.measure.cause_book import CauseBook
     from profiler.measure.passes import Segment
     from profiler.measure.spans import Tree
-    from profiler.records.causes import Costs
 
 T = TypeVar("T")
 WORKER_CPU = MetricSpec(
@@ -39,13 +39,17 @@ YOUNGEST_S = 0.3  # a younger worker has not shown how busy it is
 
 
 class LoaderWatch:
-    """The loaders of one run, as far as they are DataLoaders of torch."""
+    """The loaders of one run, as far as they are DataLoaders of torch.
 
-    def __init__(self) -> None:
+    Args:
+        book: receives the time that their workers took to start.
+    """
+
+    def __init__(self, book: CauseBook) -> None:
+        self._book = book
         self._facts: dict[Tree, LoaderFacts] = {}  # of passes whose stage may not be known yet
         self._known: dict[str, LoaderFacts] = {}
         self._workers: tuple[int, ...] = ()  # the system's numbers of the newest loader's worker processes
-        self._costs: Costs = {}
 
     def first(self, segment: Segment, loader: Iterable[T], iterator: Iterator[T]) -> T:
         """Return the first batch of a loader, and note the loader."""
@@ -73,7 +77,7 @@ class LoaderWatch:
         workers = getattr(iterator, "_workers", None)
         if facts.workers and isinstance(workers, list):
             self._workers = tuple(number for number in (getattr(one, "pid", None) for one in workers) if number)
-            add_cost(self._costs, CausePlace(LOADER_START, segment.tree.stage_name, Phase.DATA_WAIT.value), waited_ns)
+            self._book.add_cost(LOADER_START, (segment.tree.stage_name, Phase.DATA_WAIT.value), waited_ns)
 
     def facts(self) -> dict[str, LoaderFacts]:
         """Return the settings of each stage's loader."""
@@ -81,12 +85,10 @@ class LoaderWatch:
         self._known.update(found)
         return dict(self._known)
 
-    def take(self) -> Costs:
-        """Remove and return the time that starting workers has taken since the last call."""
+    def settle(self) -> None:
+        """Keep the settings of passes whose stage is known: later, another stage may get their tree."""
         self.facts()
-        self._facts = {tree: facts for tree, facts in self._facts.items() if not tree.stage_name}  # another may get the tree
-        taken, self._costs = self._costs, {}
-        return taken
+        self._facts = {tree: facts for tree, facts in list(self._facts.items()) if not tree.stage_name}
 
     def reading(self) -> Reading:
         """Return the workers' use of CPUs and memory as a row for the sampler."""
@@ -120,15 +122,16 @@ class LoaderWatch:
 
 def facts_of(loader: Any) -> LoaderFacts | None:
     """Return the settings of a DataLoader, or None if the object is none."""
-    data: Any = getattr(sys.modules.get("torch"), "utils", None)
-    data = getattr(data, "data", None)
-    if data is None or not isinstance(loader, data.DataLoader):
+    try:
+        if not is_data_loader(loader):
+            return None
+        workers, batch_size, prefetch = loader.num_workers, loader.batch_size, loader.prefetch_factor
+        return LoaderFacts(
+            workers=workers if type(workers) is int else 0,
+            batch_size=batch_size if type(batch_size) is int else None,
+            pin_memory=bool(loader.pin_memory),
+            prefetch_factor=prefetch if type(prefetch) is int else None,
+            persistent_workers=bool(loader.persistent_workers),
+        )
+    except Exception:  # the program's own class
         return None
-    workers, prefetch = loader.num_workers, loader.prefetch_factor
-    return LoaderFacts(
-        workers=workers if type(workers) is int else 0,
-        batch_size=loader.batch_size if type(loader.batch_size) is int else None,
-        pin_memory=bool(loader.pin_memory),
-        prefetch_factor=prefetch if type(prefetch) is int else None,
-        persistent_workers=bool(loader.persistent_workers),
-    )

@@ -20,22 +20,11 @@ from profiler.measure.lines import Found, LineFinder
 from profiler.measure.memory_growth import PeakMemory
 from profiler.measure.scheduling import Scheduled, read_scheduled
 from profiler.measure.whereabouts import looping_state, place_of
-from profiler.records.causes import (
-    IMPORTS,
-    ON_CPU,
-    START_UP,
-    STARVED,
-    CausePlace,
-    Costs,
-    Line,
-    Lines,
-    add_cost,
-    busiest,
-    merge_costs,
-)
+from profiler.records.causes import IMPORTS, ON_CPU, START_UP, STARVED, Line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from profiler.measure.cause_book import CauseBook
     from profiler.measure.hot_path import Span
     from profiler.measure.timer import Timer
 
@@ -44,7 +33,6 @@ SAMPLE_S = 0.05
 LATE_S = 0.001  # a sample that comes later than this has waited for the interpreter's lock
 GOLDEN = 0.6180339887498949  # its multiples fill the unit interval evenly, and keep step with no loop
 SELDOM = 4  # samples; reading the scheduler's times lets go of the interpreter's lock three times
-MOST_WAITING = 4_096  # different lines between two slices
 
 
 class LoopWatch:
@@ -52,19 +40,18 @@ class LoopWatch:
 
     Args:
         timer: the run's timer.
+        book: receives the lines, and the times on a CPU and waiting for one.
     """
 
-    def __init__(self, timer: Timer) -> None:
+    def __init__(self, timer: Timer, book: CauseBook) -> None:
         self._timer = timer
+        self._book = book
         self._finder = LineFinder()
-        self._compiling = CompileWatch(timer.owner, timer.edges.has_begun)
-        self._lines: Lines = {}
-        self._costs: Costs = {}
+        self._compiling = CompileWatch(timer.owner, timer.edges.has_begun, book)
         self._before: Scheduled | None = None
         self._switch_s = sys.getswitchinterval()
         self._waiting: list[tuple[Span, bool, bool, bool, Found | None]] = []  # samples that are not counted yet
         self._native = threading.get_native_id()  # of the timer's own thread, which makes this
-        self._lock = threading.Lock()
         self._turn = itertools.count()
         self.memory = PeakMemory()
         self.samples_lines = False
@@ -123,38 +110,26 @@ class LoopWatch:
         self.spent_ns += hot_path.now() - began
         self._share_out_scheduled(places)
 
-    def take(self) -> tuple[Costs, Lines]:
-        """Remove and return the costs and lines since the last call."""
-        costs = self._compiling.take()
-        with self._lock:
-            merge_costs(costs, self._costs)
-            lines, self._lines, self._costs = self._lines, {}, {}
-        return costs, busiest(lines)
-
     def stop(self) -> None:
         """Count the last samples, and remove the callbacks in torch."""
         self._share_out_scheduled(self._count_waiting())
-        self._compiling.stop()
+        self.forget()
 
-    def forget_threads(self) -> None:
-        """Reset the locks after a fork: their holder does not exist here."""
-        self._lock = threading.Lock()
-        self._compiling.forget_threads()
+    def forget(self) -> None:
+        """Remove the callbacks in torch."""
         self._compiling.stop()
 
     def _count_waiting(self) -> list[tuple[str, str]]:
         """Count the samples that wait, and return their stages and phases."""
         waiting, self._waiting = self._waiting, []
         places = []
-        with self._lock:
-            for span, has_begun, is_import, is_sure, found in waiting:
-                stage, phase = place_of(span, has_begun=has_begun)
-                phase = IMPORTS if is_import and phase == START_UP else phase
-                places.append((stage, phase))
-                if found is not None and len(self._lines) < MOST_WAITING:
-                    busy = self._finder.busy(found)
-                    line = Line(stage, phase, *(busy if is_sure else busy._replace(called="")))
-                    self._lines[line] = self._lines.get(line, 0) + 1
+        for span, has_begun, is_import, is_sure, found in waiting:
+            stage, phase = place_of(span, has_begun=has_begun)
+            phase = IMPORTS if is_import and phase == START_UP else phase
+            places.append((stage, phase))
+            if found is not None:
+                busy = self._finder.busy(found)
+                self._book.add_line(Line(stage, phase, *(busy if is_sure else busy._replace(called=""))))
         return places
 
     def _share_out_scheduled(self, places: list[tuple[str, str]]) -> None:
@@ -163,7 +138,6 @@ class LoopWatch:
         if now is None or before is None or not places:
             return
         self._before = now
-        with self._lock:
-            for stage, phase in places:
-                add_cost(self._costs, CausePlace(ON_CPU, stage, phase), (now.on_cpu - before.on_cpu) // len(places))
-                add_cost(self._costs, CausePlace(STARVED, stage, phase), (now.waiting - before.waiting) // len(places))
+        for place in places:
+            self._book.add_cost(ON_CPU, place, (now.on_cpu - before.on_cpu) // len(places))
+            self._book.add_cost(STARVED, place, (now.waiting - before.waiting) // len(places))

@@ -253,6 +253,21 @@ def test_a_hanging_call_does_not_delay_the_end() -> None:
     assert time.perf_counter() - before < 1.0  # twice 0.05 s are given; the rest is this machine's noise
 
 
+def test_failing_samples_leave_readings_alone() -> None:
+    def fails(stop: threading.Event, seconds: float) -> bool:
+        raise ValueError
+
+    recorder = Sampler(0.01, probes=("process",))
+    recorder.rest = fails
+    recorder.start()
+    try:
+        wait_for(lambda: recorder.threads[0].ticks >= 3)
+    finally:
+        recorder.stop(5)
+        recorder.finish(5)
+    assert 2 <= recorder.notes["samples of the loop: ValueError"] <= recorder.threads[0].ticks
+
+
 def test_slow_probe_delays_no_quick_probe() -> None:
     def load(name: str) -> Probe:
         if name == "nvml":

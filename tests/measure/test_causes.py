@@ -16,13 +16,14 @@ import pytest
 from profiler import Profiler
 from profiler.config.paths import runs_path
 from profiler.measure import memory_growth
+from profiler.measure.cause_book import CauseBook
 from profiler.measure.compiling import CompileWatch
 from profiler.measure.garbage import GarbageWatch
 from profiler.measure.loop_watch import LoopWatch
 from profiler.measure.memory_growth import PeakMemory
 from profiler.measure.scheduling import read_scheduled
 from profiler.measure.timer import Timer
-from profiler.records.causes import COLLECTION, COMPILATION, LOADER_START, ON_CPU, STARVED, CausePlace, Costs
+from profiler.records.causes import COLLECTION, COMPILATION, LOADER_START, ON_CPU, STARVED, CausePlace, Cost, Costs
 from profiler.records.loader import LoaderFacts
 from profiler.records.run import Run
 from profiler.records.vocabulary import Stage
@@ -43,8 +44,8 @@ def spent(costs: Costs, cause: str, stage: str = "train", phase: str | None = No
 
 class TestCollections:
     def test_each_counts_in_its_phase(self) -> None:
-        timer = Timer()
-        watch = GarbageWatch(timer.owner, timer.edges.has_begun)
+        timer, book = Timer(), CauseBook()
+        watch = GarbageWatch(timer.owner, timer.edges.has_begun, book)
         segment = timer.begin(Stage.TRAIN)
         held = [[number] for number in range(200_000)]
         watch.start()
@@ -56,12 +57,14 @@ class TestCollections:
         finally:
             watch.stop()
         segment.close(partial=False)
-        taken = watch.take()
+        watch.add_up()
+        taken, _ = book.take()
         del held
         assert taken[CausePlace(COLLECTION, "train", "forward")].times >= 1
         assert taken[CausePlace(COLLECTION, "train", "")].times >= 2
         assert sum(cost.ns for cost in taken.values()) == watch.spent_ns > 0
-        assert watch.take() == {}
+        watch.add_up()
+        assert book.take() == ({}, {})
 
     def test_a_run_keeps_them_by_phase(self) -> None:
         held = [[number] for number in range(300_000)]
@@ -114,7 +117,7 @@ class TestCompilations:
         module = type(sys)("torch._dynamo.callback")
         vars(module)["callback_handler"] = handler
         monkeypatch.setitem(sys.modules, "torch._dynamo.callback", module)
-        watch = CompileWatch(timer.owner, timer.edges.has_begun)
+        watch = CompileWatch(timer.owner, timer.edges.has_begun, CauseBook())
         watch.look()
         watch.look()
         assert len(handler.start_callbacks) == len(handler.end_callbacks) == 1
@@ -128,10 +131,9 @@ class TestCompilations:
         assert not handler.start_callbacks and not handler.end_callbacks
 
     def test_an_end_alone_counts_nothing(self) -> None:
-        timer = Timer()
-        watch = CompileWatch(timer.owner, timer.edges.has_begun)
-        watch._ends()
-        assert watch.take() == {}
+        timer, book = Timer(), CauseBook()
+        CompileWatch(timer.owner, timer.edges.has_begun, book)._ends()
+        assert book.take() == ({}, {})
 
 
 @LINUX
@@ -202,6 +204,29 @@ class TestLoaders:
         busy = readings["epochmeter.loader.worker.cpu.utilization"]
         assert 0.2 < busy.total / busy.count <= 1.2
         assert readings["epochmeter.loader.worker.memory.usage"].maximum > 1e6
+
+    def test_loader_that_tells_nothing_is_left_alone(self) -> None:
+        data = pytest.importorskip("torch.utils.data")
+
+        class Odd(data.DataLoader):  # type: ignore[misc,name-defined]
+            @property
+            def num_workers(self) -> int:
+                if "is_made" in vars(self):
+                    raise RuntimeError("ask later")
+                return 0
+
+            @num_workers.setter
+            def num_workers(self, value: int) -> None:
+                pass
+
+            def __iter__(self) -> Any:
+                return iter(range(3))
+
+        odd = Odd([1, 2, 3])
+        vars(odd)["is_made"] = True
+        with Profiler("odd") as prof:
+            assert list(prof.train(odd)) == [0, 1, 2]
+        assert recorded().loaders == {}
 
     def test_other_iterables_are_no_loaders(self) -> None:
         with Profiler("lists") as prof:
@@ -288,12 +313,35 @@ def test_step_numbers_count_over_epochs() -> None:
 
 
 def test_watch_without_lines_still_sees_the_cpu() -> None:
-    timer = Timer()
-    watch = LoopWatch(timer)
+    timer, book = Timer(), CauseBook()
+    watch = LoopWatch(timer, book)
     watch.start(samples_lines=False)
     stop = threading.Event()
     thread = threading.Thread(target=lambda: watch.rest(stop, 0.05))
     thread.start()
     thread.join(5)
-    _, lines = watch.take()
+    _, lines = book.take()
     assert lines == {} and not thread.is_alive()
+
+
+def test_book_is_taken_while_it_is_written() -> None:
+    book = CauseBook()
+
+    class Forgotten:
+        def __del__(self) -> None:
+            taken.append(book.take())  # as the end of a forgotten loop does
+
+    taken: list[Any] = []
+    with book._lock:
+        forgotten: Any = Forgotten()
+        del forgotten
+    book.add_cost(COLLECTION, ("train", ""), 5)
+    assert taken == [({}, {})] and book.take()[0] == {CausePlace(COLLECTION, "train", ""): Cost(5, 1)}
+
+
+def test_collections_are_added_up_once_at_a_time() -> None:
+    timer, book = Timer(), CauseBook()
+    watch = GarbageWatch(timer.owner, timer.edges.has_begun, book)
+    with watch._lock:
+        watch.add_up()
+    assert book.take() == ({}, {})

@@ -19,6 +19,7 @@ import pytest
 
 from profiler import Profiler
 from profiler.config.paths import runs_path
+from profiler.measure.cause_book import CauseBook
 from profiler.measure.garbage import GarbageWatch
 from profiler.measure.timer import Timer
 from profiler.records.run import EpochRecord, Run
@@ -353,7 +354,7 @@ class TestSlowestSteps:
 def test_garbage_collections_are_counted() -> None:
     import gc
 
-    watch = GarbageWatch(Timer().owner, lambda: True)
+    watch = GarbageWatch(Timer().owner, lambda: True, CauseBook())
     watch.start()
     try:
         moment = time.perf_counter_ns()
