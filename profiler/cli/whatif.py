@@ -38,7 +38,7 @@ def whatif(
     from profiler.report.whatif import whatifs
     from profiler.storage.run_reader import believed, find, load
 
-    named, command = _split(words or []) if proves or not words else (words[0], words[1:])
+    named, command = _split(words or [], proves)
     recorded = load(find(runs_path(), named))
     with believed(recorded):
         rows = whatifs(recorded)
@@ -59,11 +59,11 @@ def whatif(
         say(line)
 
 
-def _split(words: list[str]) -> tuple[str, list[str]]:
-    """Return the run that is named, "last" for none, and the script with its arguments."""
-    if words and RUN_ID.fullmatch(words[0]):
-        return words[0].lower(), words[1:]
-    return "last", words
+def _split(words: list[str], proves: bool) -> tuple[str, list[str]]:
+    """Return the run that is named, "last" for none, and the script with its arguments; only a proof may begin with one."""
+    if not words or (proves and not RUN_ID.fullmatch(words[0])):
+        return "last", words
+    return words[0], words[1:]
 
 
 def _example(run: str) -> str:

@@ -6,6 +6,7 @@ phase itself stands for: waiting for data, a checkpoint, useful work, or the hos
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,6 @@ from profiler.records.causes import (
     Line,
     add_cost,
     merge_lines,
-    rest_of,
 )
 from profiler.records.histogram import NS
 from profiler.records.timing import StageRecord, Timing
@@ -80,11 +80,14 @@ class Accounts:
         self._whole = whole
         self.costs = _placed(whole.costs, whole)
         self.lines = _placed_lines(whole.lines, whole)
+        self._samples: Counter[tuple[str, str]] = Counter()  # by stage and phase
+        for line, samples in self.lines.items():
+            self._samples[line.stage, line.phase] += samples
         self.all: list[Account] = []
         for stage in whole.stages.values():
             self._add_stage(stage)
         for phase, timing in _top_level(whole.phases):
-            self._add_phase("", phase, timing.total_ns, self._cause("", phase, ()))
+            self._add_phase("", phase, timing.total_ns, self._cause("", phase))
         self._add("", BETWEEN, _between(run, whole), HOST)
         self.loop_ns = sum(account.ns for account in self.all)
         start_up = _start_up(run)
@@ -113,44 +116,28 @@ class Accounts:
 
     def busiest_line(self, places: Iterable[tuple[str, str]]) -> tuple[Line, float] | None:
         """Return the line that most samples in these stages and phases found, and its share of them."""
-        wanted = {(stage, "" if phase in (OTHER, BETWEEN) else phase) for stage, phase in places}
-        found: dict[Line, int] = {}
+        wanted = {_place(stage, phase) for stage, phase in places}
+        by_line: Counter[tuple[str, int, str]] = Counter()
+        calls: dict[tuple[str, int, str], Counter[str]] = {}
         for line, samples in self.lines.items():
             if (line.stage, line.phase) in wanted:
-                merged = line._replace(stage="", phase="") if line.file else rest_of(line)
-                found[merged] = found.get(merged, 0) + samples
-        named = {line: samples for line, samples in found.items() if line.file}
-        if not named:
+                by_line[line[2:5]] += samples
+                calls.setdefault(line[2:5], Counter())[line.called] += samples
+        whole = by_line.total()
+        del by_line["", 0, ""]  # the samples of all other lines
+        if not by_line:
             return None
-        by_line: dict[tuple[str, int, str], int] = {}
-        for line, samples in named.items():
-            key = (line.file, line.line, line.function)
-            by_line[key] = by_line.get(key, 0) + samples
-        file, number, function = best = max(by_line, key=lambda one: by_line[one])
-        called = {line: n for line, n in named.items() if (line.file, line.line, line.function) == best and line.called}
-        what = max(called, key=lambda one: called[one]).called if called else ""
-        return Line("", "", file, number, function, what), by_line[best] / sum(found.values())
+        ((best, samples),) = by_line.most_common(1)
+        called = max((name for name in calls[best] if name), key=lambda name: calls[best][name], default="")
+        return Line("", "", *best, called), samples / whole
 
-    def time_at(self, places: Iterable[tuple[str, str]]) -> int:
-        """Return the time (ns) of the line that is busiest in these phases, in all phases of the run: by its samples."""
-        found = self.busiest_line(places)
-        if found is None:
-            return 0
-        file, number, function = found[0].file, found[0].line, found[0].function
-        whole: dict[tuple[str, str], int] = {}
-        inside: dict[tuple[str, str], int] = {}
-        for line, samples in self.lines.items():
-            place = (line.stage, line.phase)
-            whole[place] = whole.get(place, 0) + samples
-            if (line.file, line.line, line.function) == (file, number, function):
-                inside[place] = inside.get(place, 0) + samples
-        spent: dict[tuple[str, str], int] = {}
-        for account in self.all:
-            if account.cause in (START_UP, OUTSIDE):  # not of the loop
-                continue
-            place = (account.stage, "" if account.phase in (OTHER, BETWEEN) else account.phase)
-            spent[place] = spent.get(place, 0) + account.ns
-        return sum(round(spent.get(place, 0) * samples / whole[place]) for place, samples in inside.items())
+    def time_at(self, line: Line) -> int:
+        """Return the time (ns) of a line in all phases of the loop: by its samples."""
+        inside: Counter[tuple[str, str]] = Counter()
+        for other, samples in self.lines.items():
+            if other[2:5] == line[2:5]:
+                inside[other.stage, other.phase] += samples
+        return sum(round(self._spent_in({place}) * samples / self._samples[place]) for place, samples in inside.items())
 
     def on_cpu_share(self, places: Iterable[tuple[str, str]]) -> float | None:
         """Return the share of these phases' time in which the loop's thread was on a CPU.
@@ -158,13 +145,15 @@ class Accounts:
         None if nobody counted, or if other phases have much of the loop: the scheduler's times are shared out by samples, so
         each phase gets some of those of its neighbours.
         """
-        wanted = {(stage, "" if phase in (OTHER, BETWEEN) else phase) for stage, phase in places}
-        on_cpu = [cost.ns for place, cost in self.costs.items() if place.cause == ON_CPU and place[1:] in wanted]
-        starved = [cost.ns for place, cost in self.costs.items() if place.cause == STARVED and place[1:] in wanted]
-        whole = sum(one.ns for one in self.all if (one.stage, "" if one.phase in (OTHER, BETWEEN) else one.phase) in wanted)
+        wanted = {_place(stage, phase) for stage, phase in places}
+        on_cpu, starved = (
+            sum(cost.ns for place, cost in self.costs.items() if place.cause == cause and place[1:] in wanted)
+            for cause in (ON_CPU, STARVED)
+        )
+        whole = self._spent_in(wanted)
         if not on_cpu or whole < max(SHORTEST_NS, MOSTLY * self.loop_ns):
             return None
-        return min(sum(on_cpu) / max(whole - sum(starved), sum(on_cpu), 1), 1.0)
+        return min(on_cpu / max(whole - starved, on_cpu), 1.0)
 
     def cost(self, cause: str) -> tuple[int, int]:
         """Return the time (ns) and the number of a cost in the loop."""
@@ -173,35 +162,39 @@ class Accounts:
 
     # ---- inside ----------------------------------------------------------------------------------------------------
 
+    def _spent_in(self, places: set[tuple[str, str]]) -> int:
+        """Return the time (ns) of the loop in these places."""
+        of_loop = (one for one in self.all if one.cause not in (START_UP, OUTSIDE))
+        return sum(one.ns for one in of_loop if _place(one.stage, one.phase) in places)
+
     def _add_stage(self, stage: StageRecord) -> None:
         # Calls that overlap have more phase time than time passes: the accounts are of the time that passes.
         share = stage.elapsed_ns / stage.duration_ns if stage.duration_ns else 0.0
-        named = [phase for phase, _ in _top_level(stage.phases)]
         for phase, timing in [*_top_level(stage.phases), (OTHER, None)]:
             total = stage.other_ns if timing is None else timing.total_ns
             if total > 0:
-                self._add_phase(stage.stage, phase, round(total * share), self._cause(stage.stage, phase, named))
+                self._add_phase(stage.stage, phase, round(total * share), self._cause(stage.stage, phase))
 
-    def _add_phase(self, stage: str, phase: str, total: int, cause: str) -> None:
-        at = "" if phase in (OTHER, BETWEEN) else phase
-        left = total
+    def _add_phase(self, stage: str, phase: str, left: int, cause: str) -> None:
+        """Share out the time (ns) of a phase: first to the costs inside it, then as samples show, and the rest to its cause."""
+
+        def give(ns: int, to: str) -> None:
+            nonlocal left
+            given = min(ns, left)
+            self._add(stage, phase, given, to)
+            left -= given
+
         for inside in INSIDE:
-            cost = self.costs.get(CausePlace(inside, stage, at))
-            spent = min(cost.ns, left) if cost is not None else 0
-            self._add(stage, phase, spent, inside)
-            left -= spent
+            cost = self.costs.get(CausePlace(inside, *_place(stage, phase)))
+            give(0 if cost is None else cost.ns, inside)
         if cause == DATA_WAIT:
-            spent = min(self._loader_start(stage), left)
-            self._add(stage, phase, spent, LOADER_START)
-            left -= spent
+            give(self._loader_start(stage), LOADER_START)
         if cause == HOST:
-            saving = round(left * self._share_in(stage, phase, SAVING))
-            self._add(stage, phase, saving, CHECKPOINT)
-            left -= saving
-        useful = round(left * self._computing_share(stage, phase)) if cause == HOST and self._is_unnamed(stage, phase) else 0
-        self._add(stage, phase, useful, USEFUL)
-        unknown = cause == HOST and self._is_unnamed(stage, phase) and not self._samples_in(stage, phase)
-        self._add(stage, phase, left - useful, UNNAMED if unknown else cause)
+            give(round(left * self._share_in(stage, phase, SAVING)), CHECKPOINT)
+            if self._is_unnamed(stage, phase):
+                give(round(left * self._computing_share(stage, phase)), USEFUL)
+                cause = HOST if self._samples_in(stage, phase) else UNNAMED
+        give(left, cause)
 
     def _loader_start(self, stage: str) -> int:
         """Return how long a stage's loaders took to start, without the making of their first batches."""
@@ -217,7 +210,7 @@ class Accounts:
         if ns > 0:
             self.all.append(Account(cause, stage, phase, ns))
 
-    def _cause(self, stage: str, phase: str, named: Iterable[str]) -> str:
+    def _cause(self, stage: str, phase: str) -> str:
         """Return the cause that a phase stands for. Samples decide where its name does not."""
         if phase in CAUSE_OF_PHASE:
             return CAUSE_OF_PHASE[phase]
@@ -234,8 +227,8 @@ class Accounts:
         return phase == OTHER and not names & {"forward", "backward"}
 
     def _samples_in(self, stage: str, phase: str) -> int:
-        at = "" if phase in (OTHER, BETWEEN) else phase
-        found = sum(samples for line, samples in self.lines.items() if (line.stage, line.phase) == (stage, at))
+        """Return the number of a phase's samples, 0 if they are too few to say anything."""
+        found = self._samples[_place(stage, phase)]
         return found if found >= FEWEST_SAMPLES else 0
 
     def _computing_share(self, stage: str, phase: str) -> float:
@@ -244,17 +237,21 @@ class Accounts:
 
     def _share_in(self, stage: str, phase: str, called: tuple[str, ...], function: str | None = None) -> float:
         """Return the share of a phase's samples that were in calls of these modules, or in a function of that name."""
-        whole, at = self._samples_in(stage, phase), "" if phase in (OTHER, BETWEEN) else phase
+        whole, place = self._samples_in(stage, phase), _place(stage, phase)
         inside = sum(
             samples
             for line, samples in self.lines.items()
-            if (line.stage, line.phase) == (stage, at)
-            and (line.called.startswith(called) or line.function == (function or None))
+            if (line.stage, line.phase) == place and (line.called.startswith(called) or line.function == function)
         )
         return inside / whole if whole else 0.0
 
 
 _GAPS_AND_HOST = ("after loader_start", "after data_wait", "after backward", "after optimizer", "metrics", "logging")
+
+
+def _place(stage: str, phase: str) -> tuple[str, str]:
+    """Return the stage and the phase that samples and costs have there: "" for the time in no phase."""
+    return stage, "" if phase in (OTHER, BETWEEN) else phase
 
 
 def _top_level(phases: Mapping[Path, Timing]) -> list[tuple[str, Timing]]:

@@ -21,6 +21,7 @@ from profiler.report.when import moment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from profiler.records.causes import Line
     from profiler.records.run import EpochRecord, Run
     from profiler.records.timing import StageRecord
     from profiler.report.accounts import Account
@@ -239,7 +240,8 @@ class Finder:
         cost = self.accounts.total(CHECKPOINT)
         if not self._is_notable(cost):
             return None
-        times = sum(timing.count for path, timing in self._phases(CHECKPOINT) if path[-1] == CHECKPOINT)
+        parts = [self.whole.phases, *(stage.phases for stage in self.whole.stages.values())]
+        times = sum(phases[CHECKPOINT,].count for phases in parts if (CHECKPOINT,) in phases)
         each = f", {times} of {duration(cost / NS / times)}" if times else ""
         evidence = [f"checkpoints took {duration(cost / NS)}{each}: {self._share(cost):.0%} of the loop"]
         step = f"save less often, or copy to memory and write beside the loop: {self._gain(cost)}"
@@ -275,7 +277,8 @@ class Finder:
             "growth": f"see what {at} keeps: what a step makes should be free when it ends (.detach(), .item())",
             "host": f"do what {at} does less often, or beside the loop",
         }
-        gain = max(largest.ns, 0 if finding.line is None else self.accounts.time_at([(largest.stage, largest.phase)]))
+        busiest = self._busiest([(largest.stage, largest.phase)])
+        gain = max(largest.ns, 0 if busiest is None else self.accounts.time_at(busiest))
         finding.next, finding.gain_at_most = f"{steps[cause]}: {self._gain(gain)}", gain / self.loop_ns
         # Several small gaps are less of one cause than a single large one: each loop has some.
         finding.weight = max(largest.ns / self.loop_ns, rules.SMALL_GAPS * finding.share)
@@ -308,10 +311,8 @@ class Finder:
             where = {key: value for key, value in (("stage", places[0].stage), ("phase", places[0].phase)) if value}
         tail = self._tail(places[0].stage) if places else None
         if tail is not None and self._is_tail(cost, places):
-            if tail.epoch is not None:
-                where["epoch"] = tail.epoch
-            elif tail.slowest.epoch is not None:
-                where["epoch"] = tail.slowest.epoch
+            epoch = tail.slowest.epoch if tail.epoch is None else tail.epoch
+            where.update({} if epoch is None else {"epoch": epoch})
             where.update(step=tail.slowest.step, at=moment(self.run, tail.slowest.at_ns))
         line = self._line([(one.stage, one.phase) for one in places])
         return Finding(cause, cost, self._share(cost), evidence, step, where, line, cost / self.loop_ns)
@@ -352,17 +353,17 @@ class Finder:
             before, after, what = self.loop_ns, left, "the loop"
         return f"at most {cost / self.loop_ns:.0%}; {what} would take {duration(after / NS)} instead of {duration(before / NS)}"
 
+    def _busiest(self, places: list[tuple[str, str]]) -> Line | None:
+        """Return the busiest line of these phases, if it has some of their samples."""
+        found = self.accounts.busiest_line(places)
+        return found[0] if found is not None and found[1] >= SHOWN_SHARE else None
+
     def _line(self, places: list[tuple[str, str]]) -> str | None:
-        found = self.accounts.busiest_line(places) if places else None
-        if found is None or found[1] < SHOWN_SHARE:
+        line = self._busiest(places)
+        if line is None:
             return None
-        line, _ = found
         called = f" -> {line.called.rpartition('.')[2]}" if line.called else ""
         return f"{line.file}:{line.line} {line.function}{called}"
-
-    def _phases(self, name: str) -> list[tuple[tuple[str, ...], Any]]:
-        parts = [stage.phases for stage in self.whole.stages.values()] + [self.whole.phases]
-        return [(path, timing) for phases in parts for path, timing in phases.items() if path == (name,)]
 
     def _share(self, ns: int) -> float:
         return ns / self.loop_ns

@@ -25,7 +25,6 @@ class Tail:
 
     Attributes:
         steps: how many there were.
-        step_share: their share of all steps.
         excess_ns: how much longer they took than as many median steps.
         usual_ns: the median step.
         mean_ns: their mean.
@@ -37,7 +36,6 @@ class Tail:
     """
 
     steps: int
-    step_share: float
     excess_ns: int
     usual_ns: int
     mean_ns: int
@@ -66,8 +64,7 @@ def tail_of(run: Run, stage: StageRecord) -> Tail | None:
     slowest = max(kept, key=lambda step: step.duration_ns)
     every = None if rhythm is None else rhythm.every
     epoch = slowest.epoch if in_one and every is None else _slow_epoch(run, stage.stage, excess)
-    share = steps / max(stage.steps, 1)
-    return Tail(steps, share, excess, usual_ns, total // steps, phases, every, epoch, _at_steps(kept), slowest)
+    return Tail(steps, excess, usual_ns, total // steps, phases, every, epoch, _at_steps(kept), slowest)
 
 
 def _at_steps(slow: list[SlowStep]) -> tuple[int, ...]:

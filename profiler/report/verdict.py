@@ -64,7 +64,7 @@ def judge(run: Run, whole: EpochRecord | None = None) -> Verdict:
     readings = _own(run, list(whole.readings.values()))
     finder = Finder(run, whole, stage)
     losses = finder.losses()
-    pressing = rank_finding(run, stage) or _throttled(run, readings, finder) or _memory(readings)
+    pressing = rank_finding(run, stage) or _throttled(run, readings) or _memory(readings)
     start_up = finder.start_up()
     late = [] if start_up is None else [start_up]
     if pressing is not None:
@@ -88,7 +88,7 @@ def _own(run: Run, readings: list[ReadingRecord]) -> list[ReadingRecord]:
 # ---- causes that count wherever the time goes ------------------------------------------------------------------------
 
 
-def _throttled(run: Run, readings: list[ReadingRecord], finder: Finder) -> Finding | None:
+def _throttled(run: Run, readings: list[ReadingRecord]) -> Finding | None:
     stopped = sum(r.last for r in readings if r.spec.name == "epochmeter.container.cpu.throttled_time")
     share = stopped / (run.duration_ns / NS) if run.duration_ns else 0.0
     if share >= rules.THROTTLED_SHARE:

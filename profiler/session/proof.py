@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from profiler.report.whatif import WhatIf
 
 
-ROUNDS = 3
 MOST_STEPS, LONGEST_S = 200, 20.0
 FEWEST_STEPS = 8
 PROVABLE = tuple(change for change in CHANGES if change != "none")
@@ -89,13 +88,13 @@ def prove(
     command: Sequence[str],
     say: Callable[[str], None],
     *,
-    rounds: int = ROUNDS,
+    rounds: int,
 ) -> list[Proof]:
-    """Return the proofs of these counterfactuals, as far as they can be made.
+    """Return the proofs of these counterfactuals.
 
     Args:
         run: the recorded run.
-        predictions: from `whatif.whatifs`.
+        predictions: from `whatif.whatifs`, those that `is_provable`.
         command: the script and its arguments, as Python is to run them.
         say: takes a line on each run that is made.
         rounds: how often each run is made.
@@ -104,13 +103,12 @@ def prove(
         ProfilerError: the script could not be run, or made no step.
     """
     steps = steps_of(run)
-    wanted = [one for one in predictions if is_provable(one)]
     times: dict[str, list[float]] = {}
     for number in range(rounds):
-        for change in ("none", *(one.key for one in wanted)):
+        for change in ("none", *(one.key for one in predictions)):
             say(f"round {number + 1} of {rounds}: {steps} steps, {'as it is' if change == 'none' else 'without ' + change}")
             times.setdefault(change, []).append(_step_s(command, change, steps))
-    return [_proof(one, times["none"], times[one.key], steps) for one in wanted]
+    return [_proof(one, times["none"], times[one.key], steps) for one in predictions]
 
 
 def _proof(predicted: WhatIf, before: list[float], after: list[float], steps: int) -> Proof:

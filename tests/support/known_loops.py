@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +167,9 @@ def validate(batches: Any) -> None:
         MODEL.train()
 
 
-def plain() -> None:
-    for epoch in range(EPOCHS):
-        for x, y in LOADER:
+def unnamed(epochs: Any, train: Callable[[Any], Any], val: Callable[[Any], Any]) -> None:
+    for epoch in epochs:
+        for x, y in train(LOADER):
             x = augment(x)
             OPTIMIZER.zero_grad()
             loss = LOSS(MODEL(x), y)
@@ -177,7 +177,7 @@ def plain() -> None:
             clip()
             OPTIMIZER.step()
             after_step(epoch, loss)
-        validate(VAL_LOADER)
+        validate(val(VAL_LOADER))
         after_epoch()
 
 
@@ -199,18 +199,8 @@ def named(prof: Any) -> None:
             after_epoch()
 
 
-def bare(prof: Any) -> None:
-    for epoch in prof.epochs():
-        for x, y in prof.train(LOADER):
-            x = augment(x)
-            OPTIMIZER.zero_grad()
-            loss = LOSS(MODEL(x), y)
-            loss.backward()
-            clip()
-            OPTIMIZER.step()
-            after_step(epoch, loss)
-        validate(prof.validate(VAL_LOADER))
-        after_epoch()
+def as_it_is(loader: Any) -> Any:
+    return loader
 
 
 def hogs() -> Iterator[subprocess.Popen[bytes]]:
@@ -222,12 +212,15 @@ def main() -> None:
     started = list(hogs())
     try:
         if WAY == "plain":
-            plain()
+            unnamed(range(EPOCHS), as_it_is, as_it_is)
             return
         from profiler import Profiler
 
         with Profiler(KIND, epochs=EPOCHS) as prof:
-            {"named": named, "bare": bare}[WAY](prof)
+            if WAY == "named":
+                named(prof)
+            else:
+                unnamed(prof.epochs(), prof.train, prof.validate)
     finally:
         for hog in started:
             hog.kill()
