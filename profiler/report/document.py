@@ -14,6 +14,7 @@ from profiler.records.histogram import NS, Histogram
 from profiler.records.reading_record import ReadingRecord
 from profiler.records.run import EpochRecord, Run
 from profiler.records.timing import Path, StageRecord, Timing
+from profiler.report.accounts import Accounts
 from profiler.report.cause_document import causes
 from profiler.report.ledger import ledger_of
 from profiler.report.stragglers import rank_table
@@ -37,7 +38,8 @@ def document(
     """
     whole = run.whole() if whole is None else whole
     energy = run.energy()
-    verdict = judge(run, whole)
+    accounts = Accounts(run, whole)
+    verdict = judge(run, whole, accounts)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "run": _run(run),
@@ -47,7 +49,7 @@ def document(
         "readings": [_reading(reading) for reading in _in_order(whole.readings.values())],
         "verdict": _verdict(verdict),
     }
-    ledger = ledger_of(run, whole, tariff)
+    ledger = ledger_of(run, whole, accounts, tariff)
     if ledger:
         result["ledger"] = ledger
     if whole.phases:

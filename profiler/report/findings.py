@@ -95,13 +95,14 @@ class Finder:
         run: the run.
         whole: its sums.
         stage: the stage that is judged.
+        accounts: those of the run.
     """
 
-    def __init__(self, run: Run, whole: EpochRecord, stage: StageRecord) -> None:
+    def __init__(self, run: Run, whole: EpochRecord, stage: StageRecord, accounts: Accounts) -> None:
         self.run = run
         self.whole = whole
         self.stage = stage
-        self.accounts = Accounts(run, whole)
+        self.accounts = accounts
         self.loop_ns = max(self.accounts.loop_ns, 1)
         self._tails: dict[str, Tail | None] = {}
 

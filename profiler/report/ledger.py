@@ -7,12 +7,12 @@ from typing import Any
 from profiler.config.word_grammar import tariff_in
 from profiler.records.energy import energy_by_gpu, sum_of
 from profiler.records.histogram import NS
-from profiler.report.accounts import Accounts
 from profiler.report.stragglers import rank_table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.run import EpochRecord, Run
+    from profiler.report.accounts import Accounts
 
 
 WORDS = {  # cause: its name in the ledger
@@ -34,7 +34,7 @@ WORDS = {  # cause: its name in the ledger
 J_PER_KWH = 3_600_000
 
 
-def ledger_of(run: Run, whole: EpochRecord, tariff: str | None = None) -> dict[str, Any]:
+def ledger_of(run: Run, whole: EpochRecord, accounts: Accounts, tariff: str | None = None) -> dict[str, Any]:
     """Return the time (s) of a run by cause, as ``<cause>_s``; together they are the run's duration.
 
     ``energy`` has kWh of all GPUs, joules by cause (each stage's energy, shared out by the stage's time), and its price.
@@ -42,11 +42,11 @@ def ledger_of(run: Run, whole: EpochRecord, tariff: str | None = None) -> dict[s
     Args:
         run: the run.
         whole: its sums.
+        accounts: those of the run.
         tariff: the price of a kWh, as in the setting; None for no price.
     """
     if not whole.stages:
         return {}
-    accounts = Accounts(run, whole)
     found = accounts.by_cause()
     _move(found, "ranks", round(sum(wait["waited_s"] for wait in rank_table(run).get("waits", ())) * NS), ("useful", "host"))
     stopped = sum(r.last for r in whole.readings.values() if r.spec.name == "epochmeter.container.cpu.throttled_time")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from profiler.records.histogram import NS
 from profiler.records.run import UNREAD
 from profiler.report import rules
-from profiler.report.accounts import COMPUTE_PHASES, LOSS_GAP, UNNAMED, USEFUL
+from profiler.report.accounts import COMPUTE_PHASES, LOSS_GAP, UNNAMED, USEFUL, Accounts
 from profiler.report.findings import Finder, Finding, rank_finding
 from profiler.report.silence import why_no_steps
 
@@ -47,12 +47,13 @@ class Verdict:
     next: str = ""
 
 
-def judge(run: Run, whole: EpochRecord | None = None) -> Verdict:
+def judge(run: Run, whole: EpochRecord | None = None, accounts: Accounts | None = None) -> Verdict:
     """Return the verdict on a run, from its training stage (or its only stage) and its readings.
 
     Args:
         run: the run.
         whole: the result of ``run.whole()``, if the caller has it.
+        accounts: those of the run, if the caller has them.
     """
     whole = run.whole() if whole is None else whole
     if whole.cases and not whole.stages:
@@ -62,7 +63,7 @@ def judge(run: Run, whole: EpochRecord | None = None) -> Verdict:
         why, step = why_no_steps(run, whole, stage)
         return Verdict("unknown", [why], next=step)
     readings = _own(run, list(whole.readings.values()))
-    finder = Finder(run, whole, stage)
+    finder = Finder(run, whole, stage, Accounts(run, whole) if accounts is None else accounts)
     losses = finder.losses()
     pressing = rank_finding(run, stage) or _throttled(run, readings) or _memory(readings)
     start_up = finder.start_up()
@@ -203,10 +204,8 @@ def _on_gpu(
             [hosts[0], *(loss for loss in losses if loss is not hosts[0]), *late], waited, [*evidence, *hosts[0].evidence]
         )
     step = f"keep the GPU busy: larger batches, torch.compile or CUDA graphs, less Python a step: at most {idle:.0%}"
-    found = Finding("launch", round(idle * finder.loop_ns), idle, evidence, step, {"stage": stage.stage}, gain_at_most=idle)
-    verdict = _of([found, *losses, *late], waited)
-    verdict.kind = "host-bound"
-    return verdict
+    found = Finding("host", round(idle * finder.loop_ns), idle, evidence, step, {"stage": stage.stage}, gain_at_most=idle)
+    return _of([found, *losses, *late], waited)
 
 
 def _device(stage: StageRecord, busy: float | None) -> tuple[str, list[str]] | None:

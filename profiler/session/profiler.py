@@ -121,7 +121,7 @@ class Profiler:
         from profiler.report.summary import RunSummary  # few runs need its imports
 
         began = clocks.host_clock()
-        made = RunSummary(*self.session.record_so_far(), self._timer.spend, self.session.resolve().settings.tariff)
+        made = RunSummary(*self.session.record_so_far(), self._timer.spend, self.session.tariff)
         self._timer.spend(clocks.host_clock() - began)
         return made
 

@@ -108,6 +108,7 @@ class Session:
         self._ranks = RankExchange(self.run, distributed, self.resolve)
         self.sampler.each_tick.append(lambda: self._keeper.add_ranks(self._ranks.look()))
         self._indices: set[int] = set()  # of the epochs begun so far
+        self.tariff: str | None = None  # the setting, as it was when the run began
         self._names_epochs = False  # True if the loop says itself where its epochs begin
         self._end_lock = threading.RLock()
         self._epoch_lock = threading.RLock()  # of threads that train beside each other, one tells the epochs
@@ -136,6 +137,7 @@ class Session:
         self.timer.began_ns = clocks.host_clock()
         self.run.started_unix_ns = time.time_ns()
         _take_words(self.run, resolved)
+        self.tariff = resolved.settings.tariff
         self._ranks.find()
         for problem in resolved.problems:
             warn_once(problem)
