@@ -2,7 +2,8 @@
 
 One process, a small net on scikit-learn's digits. Blocks of steps with and without the samples take turns, so that the
 machine's mood is in both. Told are the ratio of the mean steps, and the time that the samples held the interpreter's lock,
-which ``overhead`` counts. The benchmark writes ``results/causes.json``.
+which ``overhead`` counts. How long an operation takes in small and in large nets is told as well: the limit of "launch-bound"
+lies between. The benchmark writes ``results/causes.json``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 import torch
 from sklearn.datasets import load_digits
@@ -22,11 +23,19 @@ from torch import nn
 from profiler import Profiler
 from profiler.measure.cause_book import CauseBook
 from profiler.measure.loop_watch import LoopWatch
+from profiler.measure.passes import gradient_nodes
 from profiler.measure.timer import Timer
 from profiler.records.vocabulary import Stage
 
 BLOCK_S = 0.2
 BLOCKS = 300  # of each kind
+REPEATS = 100
+NETS = {  # layers between the first and the last one, their width, and the batch
+    "60 layers of 64, batch 4": (60, 64, 4),
+    "1 layer of 256, batch 2": (1, 256, 2),
+    "1 layer of 256, batch 64": (1, 256, 64),
+    "1 layer of 1400, batch 64": (1, 1400, 64),
+}
 RESULT = Path(__file__).parent / "results" / "causes.json"
 
 
@@ -84,6 +93,7 @@ def main() -> None:
         "step_ratio_interval": [mean(ratios) - error, mean(ratios) + error],
         "held_share": held / 1e9 / watched,
         "samples_per_s": _rate(),
+        "operation_us": {name: _operation_us(*shape) for name, shape in NETS.items()},
     }
     RESULT.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
@@ -92,6 +102,23 @@ def main() -> None:
 def _sample(watch: LoopWatch, stop: threading.Event) -> None:
     while not watch.rest(stop, 1.0):
         pass
+
+
+def _operation_us(layers: int, width: int, batch: int) -> float:
+    """Return how long (us) forward and loss take for each operation that autograd records; the median of many steps."""
+    hidden = [part for _ in range(layers) for part in (nn.Linear(width, width), nn.ReLU())]
+    net = nn.Sequential(nn.Linear(64, width), nn.ReLU(), *hidden, nn.Linear(width, 10))
+    x, y = torch.randn(batch, 64), torch.randint(0, 10, (batch,))
+    times = []
+    for _ in range(REPEATS):
+        before, began = gradient_nodes(), time.perf_counter()
+        loss = nn.functional.cross_entropy(net(x), y)
+        took, after = time.perf_counter() - began, gradient_nodes()
+        loss.backward()
+        if before is None or after is None:
+            raise SystemExit("this torch does not count what autograd records")
+        times.append(took / (after - before) * 1e6)
+    return round(median(times), 1)
 
 
 def _rate() -> float:

@@ -88,7 +88,7 @@ RULES = (
     ),
     Rule(
         *("data_wait", "input-bound", "time inside the loader's iterator"),
-        *("30 % of the loop, or 20 % if compute has less than 60 %", "TraceML and Lightning warn at 30 to 40 %; " + OURS),
+        *("30 % of the loop, or 20 % if compute has less than 60 %", "30 %: the limit of the first version; " + OURS),
         "let workers load (num_workers), or make an item cheaper",
     ),
     Rule(
@@ -127,7 +127,7 @@ RULES = (
     ),
     Rule(
         *("validation", "compute-bound", "time of validation beside training"),
-        *("30 % of the loop", "a fifth of the data, forward alone, takes about a tenth"),
+        *("30 % of the loop", OURS),
         "validate less often, or on a part of the data",
     ),
     Rule(
@@ -138,7 +138,7 @@ RULES = (
         ),
         *(
             "16 us of forward and loss for each operation, 30 us with at most 8 samples a step",
-            "an operation of torch on a CPU costs 5 to 10 us whatever its size",
+            "between small nets and a batch of 64 in `benchmarks/bench_causes.py`",
         ),
         "larger batches, or fewer and larger operations: torch.compile, foreach or fused optimizers",
     ),

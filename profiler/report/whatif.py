@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 LEAST = 0.001  # of the loop: a smaller saving is no row
 FEWEST_SLICES = 3
-# Between two long waits the rest of a step runs with cold caches, and at a lower clock. Without the waits it took down to half
-# as long (`epochmeter whatif --prove` on the loops of tests/support/known_loops.py).
+# Between two long waits the rest of a step runs with cold caches, and at a lower clock. Without the waits it takes down to about
+# half as long: `epochmeter whatif last --prove` after `epochmeter run tests/support/known_loops.py collate` shows it.
 MOSTLY_SAVED, WARM = 0.5, 0.5
 Z = 1.96  # of the normal distribution, for 95 %
 LOGGING_CALLS = ("print", "fsync", "flush", "write", "info", "debug", "warning", "log", "add_scalar", "writelines")
