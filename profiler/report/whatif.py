@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LEAST = 0.001  # of the loop: a smaller saving is no row
 FEWEST_SLICES = 3
-# Between two long waits the rest of a step runs with cold caches, and at a lower clock. Without the waits it takes down to about
+# Between long waits the rest of a step runs with cold caches, and at a lower clock. Without the waits it takes down to about
 # half as long: `epochmeter whatif last --prove` after `epochmeter run tests/support/known_loops.py collate` shows it.
 MOSTLY_SAVED, WARM = 0.5, 0.5
 Z = 1.96  # of the normal distribution, for 95 %
