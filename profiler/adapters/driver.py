@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from profiler.measure.batch_size import batch_size
 from profiler.measure.passes import Segment
+from profiler.records.faults import is_of_a_signal
 from profiler.records.vocabulary import Stage
 from profiler.report.summary import RunSummary
 from profiler.session.profiler import Profiler
@@ -35,6 +36,8 @@ def guarded(method: Method) -> Method:
         try:
             method(self, *args, **kwargs)
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             self.count(error)
 
     return called  # type: ignore[return-value]

@@ -75,6 +75,17 @@ def host_settings(exporter: Any, settings: Any) -> dict[str, Any]:
     return {**(settings or {}), **({"exporter": exporter} if isinstance(exporter, str) else {})}
 
 
+def allowed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a package may decide of its settings: it can lower consent, and not raise it.
+
+    Raises:
+        SettingsError: a value cannot be used.
+    """
+    from profiler.config.schema import CONSENT, check_settings
+
+    return {key: value for key, value in check_settings(settings).items() if key not in CONSENT or value is False}
+
+
 def checked_flag(name: str, value: Any) -> bool:
     """Return True or False, and nothing that only looks like it."""
     if not isinstance(value, bool):

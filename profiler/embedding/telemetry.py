@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from profiler.embedding.arguments import (
+    allowed_settings,
     checked_dsn,
     checked_flag,
     checked_modules,
@@ -31,6 +32,7 @@ from profiler.embedding.counters import Counters
 from profiler.embedding.guard import Guard
 from profiler.embedding.shipper import Shipper
 from profiler.errors import ArgumentValueError, SettingsError
+from profiler.records.faults import is_of_a_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,7 +114,9 @@ class Telemetry:
         """Count one use of a declared feature. An undeclared name is counted as undeclared, and never leaves."""
         try:
             self._features[name]()
-        except Exception:  # of a program's own class of names, anything
+        except Exception as error:  # of a program's own class of names, anything
+            if is_of_a_signal(error):
+                raise
             self._swallow("a feature could not be counted", lambda: self._miss("feature", name))
         if now() > self._look_at:
             self._send_if_due()
@@ -127,7 +131,9 @@ class Telemetry:
         """
         try:
             self._counters.count(called, options := tuple(options))
-        except Exception:  # a context, a namespace, or anything else
+        except Exception as error:  # a context, a namespace, or anything else
+            if is_of_a_signal(error):
+                raise
             self._swallow("a command could not be counted", lambda: self._commands.count(called, options))
         if now() > self._look_at:
             self._send_if_due()
@@ -213,7 +219,7 @@ class Telemetry:
         Raises:
             SettingsError: they cannot; the text says which and why.
         """
-        self._wishes()
+        allowed_settings(self._settings)
 
     def facts(self) -> dict[str, str]:
         """Return the package's ``name``, ``version``, ``install`` (index, direct or source) and ``installer``."""
@@ -290,19 +296,12 @@ class Telemetry:
         from profiler.config.resolve import EmbeddingApp
 
         try:
-            return self._wishes()
+            allowed = allowed_settings(self._settings)
         except SettingsError as error:
             if not self._has_warned:
                 self._shipper.note(f"nothing is sent: {error}")
             self._warn(f"nothing is sent: {error}")
-            return EmbeddingApp(self._name, {"exporter": "none"}, self._began_ns, self._joint_facts)
-
-    def _wishes(self) -> EmbeddingApp:
-        from profiler.config.resolve import EmbeddingApp
-        from profiler.config.schema import CONSENT, check_settings
-
-        # a package can lower consent, and not raise it
-        allowed = {key: value for key, value in check_settings(self._settings).items() if key not in CONSENT or value is False}
+            allowed = {"exporter": "none"}
         return EmbeddingApp(self._name, allowed, self._began_ns, self._joint_facts)
 
     def _send_if_due(self) -> None:
@@ -321,12 +320,15 @@ class Telemetry:
 
     def _swallow(self, what: str, action: Any) -> None:
         """Do the action; a fault is counted. The author also sees a warning about settings that cannot be used."""
-        try:
-            action()
-        except SettingsError as error:
-            self._warn(f"{self._shipper.faults.count(what, error)} 'epochmeter doctor' shows more.")
-        except Exception as error:
-            self._shipper.faults.count(what, error)
+
+        def warned() -> None:
+            try:
+                action()
+            except SettingsError as error:
+                self._warn(f"{what}: {error} 'epochmeter doctor' shows more.")
+                raise
+
+        self._shipper.faults.swallow(what, warned)
 
     def _warn(self, what: str) -> None:
         """Warn the package's author, once in a process. pytest and ``python -X dev`` show it; users do not see it."""
@@ -334,10 +336,7 @@ class Telemetry:
             self._has_warned = True
             import warnings
 
-            level = 1
-            while str(sys._getframe(level).f_globals.get("__name__")).startswith("profiler.embedding."):  # up to the caller
-                level += 1
-            warnings.warn(f"epochmeter, for {self._name}: {what}", ResourceWarning, stacklevel=level + 1)
+            warnings.warn(f"epochmeter, for {self._name}: {what}", ResourceWarning, stacklevel=_frames_of_ours() + 1)
 
     def _hear_of_workers(self) -> None:
         """Register with multiprocessing, whose processes end without `atexit` but call finalizers of their own."""
@@ -348,6 +347,14 @@ class Telemetry:
 
     def _in_worker(self) -> None:
         sys.modules["multiprocessing.util"].Finalize(None, self._at_exit, exitpriority=100)
+
+
+def _frames_of_ours() -> int:
+    """Return how many frames there are from the calling function up to the first one that is not ours."""
+    level = 1
+    while str(sys._getframe(level).f_globals.get("__name__")).startswith("profiler."):
+        level += 1
+    return level - 1
 
 
 def _before_fork() -> None:

@@ -18,7 +18,7 @@ from profiler.errors import ProbeUnavailableError
 from profiler.hardware import DRIVERS, PROBES, load_probe
 from profiler.hardware.accumulator import Accumulator
 from profiler.hardware.gpu import FIRST_BACKOFF_S, LONGEST_BACKOFF_S
-from profiler.records.faults import Faults
+from profiler.records.faults import Faults, is_of_a_signal
 from profiler.records.readings import EnergySource
 from profiler.records.run import Hardware
 
@@ -338,14 +338,15 @@ class Sampler:
                 self._refuse(row)
             return None
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             self.note(f"{probe}: {type(error).__name__}")
             if row is not None:
                 _back_off(row)
             return None
         if row is not None:
             row.failures = 0
-            if answer:
-                row.has_answered = True
+            row.has_answered = row.has_answered or bool(answer)
         return answer
 
     def _refuse(self, row: _ReadingRow) -> None:

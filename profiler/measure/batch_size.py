@@ -12,6 +12,8 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from profiler.records.faults import is_of_a_signal
+
 PLAIN = frozenset((int, float, str, bytes, bool, type(None)))  # types without a shape, skipped at once
 DEPTH = 4  # levels that are searched
 LOOKS = 32  # objects that are looked at: a list of numbers may be long, and wide on every level
@@ -31,7 +33,9 @@ def batch_size(item: Any) -> int | None:
     try:
         usual = _usual(item)
         return next(filter(_is_known, islice(_looks(item, DEPTH), LOOKS)), None) if usual is None else usual
-    except Exception:  # the attributes of a user's class may raise anything
+    except Exception as error:  # the attributes of a user's class may raise anything
+        if is_of_a_signal(error):
+            raise
         return None
 
 
@@ -51,6 +55,8 @@ def told_size(function: Callable[[Any], Any], note: Callable[[str], None]) -> Ca
         try:
             value = function(item)
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             note(f"samples= raised {type(error).__name__}: samples unknown")
             return None
         if value is None:
@@ -184,6 +190,8 @@ def _whole(value: Any) -> int | None:
         if getattr(device, "type", device) != "cpu":
             return None
         size = int(value) if isinstance(value, float) and value.is_integer() else operator.index(value)
-    except Exception:  # an object of any class
+    except Exception as error:  # an object of any class
+        if is_of_a_signal(error):
+            raise
         return None
     return size if size >= 0 else None

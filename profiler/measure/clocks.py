@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from profiler.records.faults import is_of_a_signal
+
 Clock = Callable[[], int]
 host_clock: Clock = time.perf_counter_ns
 
@@ -64,6 +66,8 @@ class DeviceClock:
             event.record(stream)
             return Mark(event, stream)
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             self.fault = type(error).__name__
             return None
 
@@ -80,6 +84,8 @@ class DeviceClock:
                 return None
             elapsed = round(begin.event.elapsed_time(end.event) * 1e6)  # torch answers in milliseconds
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             self.fault = type(error).__name__
             return None
         self._pool.append(begin.event)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from profiler.records.faults import is_of_a_signal
+
 
 def known_length(loader: Any) -> int | None:
     """Return the number of batches, or None if the loader does not know it, or if asking could change anything.
@@ -18,7 +20,9 @@ def known_length(loader: Any) -> int | None:
         return None
     try:
         return len(loader) or None
-    except Exception:  # the program's own sampler
+    except Exception as error:  # the program's own sampler
+        if is_of_a_signal(error):
+            raise
         return None
 
 

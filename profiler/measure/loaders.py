@@ -11,6 +11,7 @@ from profiler.measure.frames import drop_own_frame
 from profiler.measure.lengths import is_data_loader
 from profiler.measure.scheduling import read_scheduled
 from profiler.records.causes import LOADER_START
+from profiler.records.faults import is_of_a_signal
 from profiler.records.loader import LoaderFacts
 from profiler.records.readings import MetricSpec, Reading, Sample
 from profiler.records.vocabulary import Phase
@@ -133,5 +134,7 @@ def facts_of(loader: Any) -> LoaderFacts | None:
             prefetch_factor=prefetch if type(prefetch) is int else None,
             persistent_workers=bool(loader.persistent_workers),
         )
-    except Exception:  # the program's own class
+    except Exception as error:  # the program's own class
+        if is_of_a_signal(error):
+            raise
         return None

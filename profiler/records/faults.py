@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import TracebackType
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -50,11 +51,13 @@ class Faults:
 
 def is_of_a_signal(error: BaseException) -> bool:
     """Return True if the program's handler of a signal has raised this, while our code happened to run: it is not ours."""
+    if error.__traceback__ is None or error.__traceback__.tb_next is None:
+        return False  # it was raised where it was caught: no handler has run
     import signal  # only an error needs it
 
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     codes = {getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers} - {None}
-    traceback = error.__traceback__
+    traceback: TracebackType | None = error.__traceback__
     while traceback is not None and traceback.tb_frame.f_code not in codes:
         traceback = traceback.tb_next
     return traceback is not None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from profiler.records.faults import Faults
+from profiler.records.faults import Faults, is_of_a_signal
 from profiler.sending.dispatch import LAST, SO_FAR, Dispatch, declared_of, entries_for, outbox_of, package_of
 from profiler.sending.yielding import no_pause, pause
 
@@ -197,6 +197,8 @@ class ExporterOutlet(Outlet):
         try:
             self._gated.export(data)
         except Exception as error:  # the program's exporter may raise anything; its text is not kept
+            if is_of_a_signal(error):
+                raise
             self._run_export.note(f"an export failed: {type(error).__name__}")
         if self._gated.reason:
             self._run_export.note(self._gated.reason)

@@ -125,3 +125,17 @@ def test_test_names_have_eight_words_at_most() -> None:
     for path in [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "examples").rglob("test_*.py")]:
         for node in functions(tree(path)):
             assert not node.name.startswith("test_") or len(node.name.split("_")) <= 9, f"{path}: {node.name}"
+
+
+@pytest.mark.parametrize("room", ["measure", "adapters", "embedding"])
+def test_what_a_signal_raises_goes_on(room: str) -> None:
+    """The program's handler of a signal may raise while our code runs in its thread; no handler of ours may keep that."""
+    broad = [
+        (path, node)
+        for path in sorted((ROOT / "profiler" / room).rglob("*.py"))
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ExceptHandler) and isinstance(node.type, ast.Name) and node.type.id == "Exception"
+    ]
+    assert broad
+    swallowing = [f"{path.name}:{node.lineno}" for path, node in broad if "is_of_a_signal" not in ast.dump(node.body[0])]
+    assert not swallowing

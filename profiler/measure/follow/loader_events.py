@@ -213,6 +213,8 @@ class LoaderObserver:
                 self._note_batch(feed, wait)
             self.phases.begin_gap(feed.following, DATA_WAIT)
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             self.fault(error)
 
     @counted

@@ -29,6 +29,7 @@ from profiler.measure.follow.torch_modules import HookedModule, find_torch, has_
 from profiler.measure.follow.torch_patches import PATCHES
 from profiler.measure.hot_path import phase_begins, phase_ends
 from profiler.measure.lengths import known_length
+from profiler.records.faults import is_of_a_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ class TorchHooks:
             for hooked in self.hooked_modules():
                 hooked.look_for_compiled()
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             self.observer.fault(error)
         self.observer.optimizer_begins(fast)
 
@@ -195,6 +198,8 @@ class TorchHooks:
             key, batches = self._keys.key(loader), known_length(loader)
             return self.observer.loader_begins(key, batches=batches, one_iterator=is_persistent)
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             self.observer.fault(error)
             return None
 
@@ -248,6 +253,8 @@ class TorchHooks:
             elif self._quiet_calls > MAX_QUIET_CALLS:
                 CALLS.ignore(self._module_called)
         except Exception as error:
+            if is_of_a_signal(error):
+                raise
             CALLS.ignore(self._module_called)
             self.observer.fault(error)
 

@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+from profiler.records.faults import is_of_a_signal
+
 
 class _Known(NamedTuple):
     """A data set that was seen, without keeping it alive."""
@@ -27,7 +29,9 @@ class LoaderKeys:
         data = getattr(loader, "dataset", getattr(loader, "_dataset", loader))
         try:
             kind: Any = (type(data), len(data))
-        except Exception:  # user code: a data set without a length may raise anything
+        except Exception as error:  # user code: a data set without a length may raise anything
+            if is_of_a_signal(error):
+                raise
             kind = type(data)
         seen = _Known(_life_of(data, loader), id(data), kind)
         places = range(len(self._known))
