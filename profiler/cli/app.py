@@ -14,8 +14,8 @@ from profiler.cli.output import say
 
 app = typer.Typer(
     name="epochmeter",
-    help="Where did training, validation and inference time go, and what held the run back?",
-    add_completion=False,
+    help="Where did training, validation and inference time go, and what held the run back?\n\n"
+    "Example: epochmeter run train.py, and then epochmeter report",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

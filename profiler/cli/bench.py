@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from profiler.cli.options import percentage
 from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.records.plain_text import printable_in
 
@@ -39,7 +39,10 @@ def bench(
     fail_on: Annotated[str | None, typer.Option(metavar="PERCENT", help="With --compare: slower by this exits with 1.")] = None,
     time_limit: Annotated[float | None, typer.Option(min=1, help="Seconds that a case may take in each launch.")] = None,
 ) -> None:
-    """Measure the limits of this machine in training and inference. Nothing is installed or sent."""
+    """Measure the limits of this machine in training and inference. Nothing is installed or sent.
+
+    Example: epochmeter bench --quick, or epochmeter bench resnet50 --dtype bfloat16 --json today.json
+    """
     outputs = {"json": json_file, "csv": csv_file, "markdown": markdown_file}
     before = _before(compare)
     limit = _limit(fail_on, compare)
@@ -223,10 +226,7 @@ def _limit(text: str | None, compare: Path | None) -> float | None:
         return None
     if compare is None:
         raise ArgumentValueError("--fail-on needs --compare FILE: without a FILE there is nothing to compare")
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%?", text)
-    if not found:
-        raise ArgumentValueError(f"--fail-on takes a percentage such as 5%, not {text!r}")
-    return float(found[1]) / 100
+    return percentage(text)
 
 
 def _compared(before: Sequence[dict[str, Any]], document: dict[str, Any], limit: float | None, to_stderr: bool) -> bool:

@@ -10,7 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 def demo(epochs: Annotated[int, typer.Option(min=1, max=1000, help="How many epochs to train.")] = 10) -> None:
-    """Train a small net on 1,797 real images, profiled, and show the report."""
+    """Train a small net on 1,797 real images, profiled, and show the report.
+
+    Example: epochmeter demo
+    """
     from profiler.report.text import renderable
     from profiler.session.demo import BATCH, TRAIN_IMAGES, prepare, train
     from profiler.session.profiler import Profiler

@@ -40,7 +40,10 @@ def doctor(
     full: Annotated[bool, typer.Option("--full", help="Also ask py-cpuinfo about the CPU, which takes a second.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check each part of the profiler on this machine, and say how to mend its faults."""
+    """Check each part of the profiler on this machine, and say how to mend its faults.
+
+    Example: epochmeter doctor --full
+    """
     checks = [check for look in LOOKS for check in _alone(look)]
     if full:
         checks += list(_cpu())

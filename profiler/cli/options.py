@@ -2,8 +2,60 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from profiler.errors import ArgumentValueError, ProfilerError
+from profiler.records.plain_text import printable
+
+MOST_OFFERED = 20  # runs, by a shell's completion
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")]
+
+
+def run_ids(incomplete: str) -> list[tuple[str, str]]:
+    """Return the recorded runs whose id begins so, newest first, with their names: for a shell's completion."""
+    from profiler.config.paths import runs_path
+    from profiler.storage.run_log import run_id, run_paths
+    from profiler.storage.run_reader import outline
+
+    found = []
+    try:
+        for path in run_paths(runs_path()):
+            if run_id(path).startswith(incomplete):
+                found.append((run_id(path), printable(outline(path).name)))
+            if len(found) == MOST_OFFERED:
+                break
+    except (OSError, ProfilerError):
+        pass  # a shell shows what there is
+    return found
+
+
+OneRun = Annotated[str, typer.Argument(help="A run's id, the beginning of one, or 'last'.", autocompletion=run_ids)]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")]
+
+
+def percentage(text: str) -> float:
+    """Return the share that ``--fail-on`` names: 0.05 for "5%".
+
+    Raises:
+        ArgumentValueError: it is no percentage.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%?", text)
+    if not found:
+        raise ArgumentValueError(f"--fail-on takes a percentage such as 5%, not {text!r}")
+    return float(found[1]) / 100
+
+
+def write_to(output: Path, content: str) -> None:
+    """Write what a command was to show into a file.
+
+    Raises:
+        ProfilerError: it cannot be written.
+    """
+    try:
+        output.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise ProfilerError(f"{output} cannot be written: {error.strerror}") from None

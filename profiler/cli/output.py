@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -13,6 +14,29 @@ import typer
 
 from profiler.errors import ProfilerError
 from profiler.records.plain_text import printable, printable_lines
+
+PLAINER = "epochmeter.plainer"  # what is done about a character that a stream does not have
+PLAIN = {  # what our reports, and the pages of --help, are made of
+    **dict.fromkeys("█▌", "#"),
+    **dict.fromkeys("─━╌═", "-"),
+    **dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼", "+"),
+    "│": "|",
+    "µ": "u",
+    "…": "...",
+    "±": "+-",
+    "°": "deg ",
+}
+
+
+def plainer(error: UnicodeError) -> tuple[str, int]:
+    """Return the plain letters that stand for a character of ours, or the number of one of the user's."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    missing = error.object[error.start : error.end]
+    return "".join(PLAIN.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in missing), error.end
+
+
+codecs.register_error(PLAINER, plainer)
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
@@ -26,13 +50,13 @@ def complain(what: object) -> None:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr show what they can: a character that they do not have as its number, and nothing if closed."""
+    """Let stdout and stderr show what they can: a character that they do not have in plain letters, and nothing if closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=PLAINER)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,10 @@ def run(
     live: Annotated[bool, typer.Option("--live", help="Write a line on stderr every ten seconds or so.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no report at the end.")] = False,
 ) -> None:
-    """Run a training script unchanged and show where its time went. Its output, exit code and signals are its own."""
+    """Run a training script unchanged and show where its time went. Its output, exit code and signals are its own.
+
+    Example: epochmeter run train.py --lr 0.1, or epochmeter run -- torchrun --nproc-per-node 2 train.py
+    """
     import os
 
     from profiler.config.environment import environment_for_run

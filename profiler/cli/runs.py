@@ -3,93 +3,220 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from profiler.cli.options import AsJson
 from profiler.cli.output import complain, say
+from profiler.errors import ArgumentValueError
 from profiler.records.plain_text import printable_in
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.storage.list_cache import ListCache
+
+
+Row = dict[str, Any]
 LONGEST = 24  # letters of a name
+WIDTH = 120  # where nobody says how wide
+SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
-def runs(as_json: AsJson = False) -> None:
-    """List recorded runs, newest first."""
+class Order(str, Enum):
+    started = "started"
+    duration = "duration"
+    speed = "speed"
+    energy = "energy"
+    memory = "memory"
+    name = "name"
+
+
+KEYS = {
+    Order.started: "started",
+    Order.duration: "duration_s",
+    Order.speed: "samples_per_s",
+    Order.energy: "energy_j",
+    Order.memory: "memory_peak_bytes",
+    Order.name: "name",
+}
+
+
+def runs(
+    name: Annotated[str, typer.Option("--name", help="Only runs with this in their name or command.")] = "",
+    state: Annotated[str, typer.Option("--state", help="Only finished, interrupted, crashed or running ones.")] = "",
+    verdict: Annotated[str, typer.Option("--verdict", help="Only runs with this verdict, such as input-bound.")] = "",
+    since: Annotated[str, typer.Option("--since", help="Only runs begun then or later: 2026-11-01, or 7d, 12h, 30m ago.")] = "",
+    most: Annotated[int | None, typer.Option("-n", min=1, help="Show so many runs at most.")] = None,
+    sort: Annotated[Order, typer.Option("--sort", help="By what, the highest first; a name from a to z.")] = Order.started,
+    as_json: AsJson = False,
+) -> None:
+    """List recorded runs, newest first, and add them up.
+
+    Example: epochmeter runs --since 7d --verdict input-bound --sort duration
+    """
+    begin = _moment(since) if since else ""
+    rows = [row for row in _rows() if _fits(row, name, state, verdict, begin)]
+    if sort is not Order.started:
+        rows = _sorted(rows, KEYS[sort])
+    shown = rows[:most]
+    if as_json:
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    if not rows:
+        found_none = "no run is like that; 'epochmeter runs' lists all"
+        is_asked = name or state or verdict or since
+        say(found_none if is_asked else "no run has been recorded on this machine yet; 'epochmeter demo' records one", err=True)
+        return
+    for line in _table(list(map(printable_in, shown))):
+        say(line)
+
+
+# ---- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _rows() -> Iterator[Row]:
+    """Yield a row for each recorded run, newest first."""
     from profiler.config.folder import Folder
     from profiler.config.paths import runs_path
     from profiler.config.place import UntrustedError
+    from profiler.storage.list_cache import ListCache
     from profiler.storage.run_log import run_paths
 
+    folder = runs_path()
     try:
-        Folder(runs_path()).check()
+        Folder(folder).check()
     except UntrustedError as error:
         complain(f"{error.filename} {error.strerror}: its runs are not shown; {error.cure}")
     except OSError as error:
         complain(f"the runs cannot be read: {error.strerror}")
-    rows = [row for row in map(_row, run_paths(runs_path())) if row is not None]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    if not rows:
-        say("no run has been recorded on this machine yet; 'epochmeter demo' records one", err=True)
-        return
-    for line in _table(list(map(printable_in, rows))):
-        say(line)
+    cache = ListCache(folder)
+    for path in run_paths(folder):
+        row = cache.find(path)
+        if not _is_row(row):
+            row = _read(path, cache)
+        if row is not None:
+            yield row
+    cache.save()
 
 
-def _table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Yield the lines of the list. A table of rich takes seconds for thousands of runs."""
-    from profiler.report.layout import duration, shortened
-
-    is_ranked = any("rank" in row for row in rows)
-    heads = ("id", "name", *(["rank"] if is_ranked else []), "state", "started", "duration")
-    cells = [
-        (
-            row["id"],
-            shortened(row["name"], LONGEST),
-            *([f"{row['rank']} of {row['world_size']}" if "rank" in row else ""] if is_ranked else []),
-            row["state"]
-            if "stalled" not in row
-            else f"stalled in {shortened(row['stalled'].get('phase', 'no phase'), LONGEST)}",
-            row.get("started", "")[:19].replace("T", " "),
-            duration(row["duration_s"]),
-        )
-        for row in rows
-    ]
-    widths = [max(_width(cell[column]) for cell in (heads, *cells)) for column in range(len(heads))]
-    for cell in (heads, *cells):
-        yield "  ".join(text + " " * (width - _width(text)) for text, width in zip(cell, widths, strict=True)).rstrip()
+def _is_row(row: Any) -> bool:
+    """Return True for a row as we make it: the file may have been written by another hand."""
+    texts = ("id", "name", "state", "started")
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in texts):
+        return False
+    others = {key: value for key, value in row.items() if key not in (*texts, "verdict", "command")}
+    words = all(isinstance(row.get(key, ""), str) for key in ("verdict", "command"))
+    return words and "duration_s" in others and all(type(value) in (int, float) for value in others.values())
 
 
-def _width(text: str) -> int:
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len
-
-    return cell_len(text)
-
-
-def _row(path: Any) -> dict[str, Any] | None:
+def _read(path: Path, cache: ListCache) -> Row | None:
+    """Return the row of a log that is not known yet, or has changed; None if it holds no run."""
     from profiler.errors import RunLogError
     from profiler.report.progress import stalled
-    from profiler.report.when import rfc3339
-    from profiler.storage.run_reader import outline
+    from profiler.report.run_row import outline_row, run_row
+    from profiler.storage.run_reader import believed, load, outline
 
+    stamp = cache.stamp_of(path)
     try:
         run = outline(path)
+        if run.state == "running":
+            hangs = stalled(run)
+            return outline_row(run) | ({} if hangs is None else {"stalled": hangs})
+        whole = load(path)
+        with believed(whole):
+            row = run_row(whole)
     except RunLogError as error:
         complain(error)
         return None
-    hangs = stalled(run)
-    ranked = {} if run.rank is None else {"rank": run.rank, "world_size": run.world_size}
-    return {
-        "id": run.id,
-        "name": run.name,
-        "state": run.state,
-        "started": rfc3339(run.started_unix_ns),
-        "duration_s": run.duration_ns / 1e9,
-        **ranked,
-        **({} if hangs is None else {"stalled": hangs}),
-    }
+    cache.keep(path, row, stamp)
+    return row
+
+
+def _moment(since: str) -> str:
+    """Return a moment as it stands in a row.
+
+    Raises:
+        ArgumentValueError: it is none.
+    """
+    ago = re.fullmatch(r"(\d{1,6})([mhdw])", since)
+    if ago:
+        then = time.time() - int(ago[1]) * SECONDS[ago[2]]
+    else:
+        try:
+            named = datetime.fromisoformat(since)
+        except ValueError:
+            raise ArgumentValueError(
+                f"--since is a day such as 2026-11-01, or a time such as 7d or 12h, not {since!r}"
+            ) from None
+        then = named.replace(tzinfo=named.tzinfo or timezone.utc).timestamp()
+    try:
+        return datetime.fromtimestamp(then, timezone.utc).isoformat()
+    except (ValueError, OverflowError, OSError):
+        raise ArgumentValueError(f"--since {since} is before all runs there can be") from None
+
+
+def _fits(row: Row, name: str, state: str, verdict: str, begin: str) -> bool:
+    named = name.casefold() in f"{row['name']} {row.get('command', '')}".casefold()
+    shown = "stalled" if "stalled" in row else row["state"]
+    return (
+        named and state in ("", row["state"], shown) and verdict in ("", row.get("verdict")) and row.get("started", "") >= begin
+    )
+
+
+def _sorted(rows: list[Row], key: str) -> list[Row]:
+    """Return the rows that have a value by it, and then the others."""
+    known = [row for row in rows if key in row]
+    return [*sorted(known, key=lambda row: row[key], reverse=key != "name"), *(row for row in rows if key not in row)]
+
+
+# ---- as text -------------------------------------------------------------------------------------------------------
+
+
+def _table(rows: list[Row]) -> Iterator[str]:
+    """Yield the lines of the list. A table of rich takes seconds for thousands of runs."""
+    from profiler.report.layout import LEAST_WORDS, Column, counts, duration, lines, numbers, shortened, words
+    from profiler.report.run_row import sums
+
+    def column(head: str, cell: Callable[[Row], str], rank: int = 0) -> Column:
+        return words(head, [cell(row) for row in rows], rank)
+
+    def values(key: str, factor: float = 1.0) -> Iterable[float | None]:
+        return (row[key] / factor if key in row else None for row in rows)
+
+    this_year = datetime.now(timezone.utc).strftime("%Y-")
+    shown: Sequence[Column] = (
+        column("id", lambda row: row["id"]),
+        column("name", lambda row: shortened(row["name"], LONGEST)),
+        column("rank", lambda row: f"{row['rank']} of {row['world_size']}" if "rank" in row else "", 6),
+        column("state", _state, 5),
+        column("started (UTC)", _started(this_year), 3),
+        Column("duration", [duration(row["duration_s"]) for row in rows], rank=1),
+        column("verdict", lambda row: row.get("verdict", ""), 1),
+        numbers("samples/s", values("samples_per_s"), 4),
+        numbers("kJ", values("energy_j", 1e3), 7),
+        numbers("memory GiB", values("memory_peak_bytes", 2**30), 9),
+        numbers("GPU GiB", values("gpu_memory_peak_bytes", 2**30), 8),
+        counts("steps", (row.get("steps") for row in rows), 11),
+        Column("command", [row.get("command", "") for row in rows], rank=2, is_words=True, room=LEAST_WORDS),
+    )
+    yield from lines(shown, shutil.get_terminal_size((WIDTH, 0)).columns)
+    yield ""
+    yield sums(rows)
+
+
+def _started(this_year: str) -> Callable[[Row], str]:
+    return lambda row: row["started"][:16].removeprefix(this_year).replace("T", " ")
+
+
+def _state(row: Row) -> str:
+    if "stalled" not in row:
+        return str(row["state"])
+    return f"stalled in {row['stalled'].get('phase', 'no phase')[:LONGEST]}"

@@ -22,7 +22,10 @@ def settings(
     explain: Annotated[bool, typer.Option("--explain", help="Show each value's source and meaning.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the settings, change them (sync=false), or restore the defaults (reset)."""
+    """Show the settings, change them (sync=false), or restore the defaults (reset).
+
+    Example: epochmeter settings exporter=otlp otlp_endpoint=http://localhost:4318
+    """
     from profiler.config import file as config_file
     from profiler.config.resolve import resolve
 

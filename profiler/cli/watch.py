@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from profiler.cli.options import OneRun
 from profiler.cli.output import say
 
 TYPE_CHECKING = False
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 
 
 def watch(
-    run: Annotated[str, typer.Argument(help="A run's id, the beginning of one, or 'last'.")] = "last",
+    run: OneRun = "last",
     every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
 ) -> None:
     """Show a run while it goes on: how far it is, where the last minute went, and in which phase it hangs.
 
     Ends with the run, or with Ctrl-C. In a pipe, and on a terminal that cannot move its cursor, each look is one line.
+
+    Example: epochmeter watch last --every 5
     """
     from profiler.config.paths import runs_path
     from profiler.report.progress import one_line

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
-from profiler.cli.options import AsJson
+from profiler.cli.options import AsJson, run_ids
 from profiler.cli.output import complain, say
 from profiler.errors import ArgumentValueError
 
@@ -18,12 +20,16 @@ if TYPE_CHECKING:
     from profiler.session.proof import Proof
 
 CONTEXT = {"allow_interspersed_args": True}
+WIDTH = 120  # where nobody says how wide
 RUN_ID = re.compile("last|[0-9a-fA-F]{1,12}")
 
 
 def whatif(
     words: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN] [-- SCRIPT ARGS...]", help="A run; with --prove also its script.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] [-- SCRIPT ARGS...]", help="A run; with --prove also its script.", autocompletion=run_ids
+        ),
     ] = None,
     proves: Annotated[bool, typer.Option("--prove", help="Run the script again for some steps, and measure it.")] = False,
     module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module's name, as for python -m.")] = False,
@@ -93,23 +99,19 @@ def _proofs(recorded: Any, rows: list[WhatIf], command: list[str], module: bool,
     )
 
 
-def _table(rows: list[WhatIf]) -> list[str]:
-    from profiler.report.layout import duration
+def _table(rows: list[WhatIf]) -> Iterator[str]:
+    from profiler.report.layout import Column, lines, shares, times, words
 
-    heads = ("what if", "saves", "95 % interval", "an epoch takes", "instead of", "")
-    cells = [
-        (
-            row.what,
-            f"{row.saved:.1%}",
-            "" if row.low is None or row.high is None else f"{row.low:.1%} to {row.high:.1%}",
-            duration(row.then_s),
-            duration(row.now_s),
-            row.bound,
-        )
-        for row in rows
-    ]
-    widths = [max(len(cell[column]) for cell in (heads, *cells)) for column in range(len(heads))]
-    return ["  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True)).rstrip() for cell in (heads, *cells)]
+    spans = ["" if row.low is None or row.high is None else f"{row.low:.1%} to {row.high:.1%}" for row in rows]
+    columns = (
+        words("what if", [row.what for row in rows]),
+        shares("saves", [row.saved for row in rows]),
+        Column("95 % interval", spans, rank=1),
+        times("an epoch takes", [row.then_s for row in rows], rank=2),
+        times("instead of", [row.now_s for row in rows], rank=3),
+        words("", [row.bound for row in rows], rank=4),
+    )
+    yield from lines(columns, shutil.get_terminal_size((WIDTH, 0)).columns)
 
 
 def _proof_line(proof: Proof) -> str:

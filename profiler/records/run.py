@@ -219,6 +219,7 @@ class Run:
     job: str = ""  # a random id that all ranks of a run share
     said: dict[str, str] = field(default_factory=dict)  # the user's own words for it, as resource attributes
     way: str = "code"  # how it is measured: "script" by ``epochmeter run``, "code" by the program itself
+    command: str = ""  # the words of ``epochmeter run``, without folders and secrets; they stay on this machine
     app: dict[str, str] = field(default_factory=dict)  # of a package that embeds us: name, version, install
     hardware: Hardware = field(default_factory=Hardware)
     epochs: list[EpochRecord] = field(default_factory=list)

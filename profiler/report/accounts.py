@@ -7,7 +7,7 @@ phase itself stands for: waiting for data, a checkpoint, useful work, or the hos
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from profiler.records.causes import (
@@ -103,9 +103,22 @@ class Accounts:
         """Return the time (ns) of these causes."""
         return sum(account.ns for account in self.all if account.cause in causes)
 
-    def without(self, cause: str) -> int:
-        """Return the time (ns) that would be gone without a cause: its own, and all that went by in the phase of its name."""
-        return sum(account.ns for account in self.all if cause in (account.cause, account.phase))
+    def steady(self, is_gone: Callable[[Account], bool]) -> float:
+        """Return the time (ns) of some accounts without what lay in the run's first step of each stage.
+
+        Of a phase, a cause has the same share in that step as in the others; but compilation comes first.
+        """
+        found = 0.0
+        for account in filter(is_gone, self.all):
+            stage = self._whole.stages.get(account.stage)
+            timing = None if stage is None else stage.phases.get((account.phase,))
+            if timing is None or not timing.total_ns:
+                found += account.ns
+            elif account.cause == COMPILATION:
+                found += max(account.ns - timing.cold.sum_ns, 0)
+            else:
+                found += account.ns * timing.steady.sum_ns / timing.total_ns
+        return found
 
     def by_cause(self) -> dict[str, int]:
         """Return the time (ns) of each cause; together, that of the run."""

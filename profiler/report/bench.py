@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import RenderableType
-from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from profiler.report.layout import duration, new_table
+from profiler.report.layout import ALWAYS, Column, Fitted, duration, words
 
 Case = Mapping[str, Any]
 RATES = {"operations_per_s": "FLOP/s", "bytes_per_s": "B/s"}
+LEFT_OUT = ("p99", "memory", "J/sample", "p50", "batch", "compile", "first", "first batch", "on")  # of a table; the last first
 KEY = ("suite", "name", "device", "stage", "dtype", "batch", "workers", "shape", "compiled")
 FLAT = (  # the columns of a CSV file, and the place of each
     *((key, (key,)) for key in (*KEY[:-1], "status")),
@@ -35,10 +34,9 @@ FLAT = (  # the columns of a CSV file, and the place of each
 def tables(cases: Sequence[Case]) -> Iterator[RenderableType]:
     """Yield a table for each suite, then remarks and failures."""
     for heading, rows, columns in _sheets(cases):
-        table = new_table(heading, *columns)
-        for row in rows:
-            table.add_row(*map(escape, row))
-        yield table
+        first, *others = zip(*rows, strict=True)
+        shown = [Column(name, cells, rank=_rank(name)) for name, cells in zip(columns, others, strict=True)]
+        yield Fitted(words(heading, first), *shown)
     for line in sentences(cases):
         yield Text(line)
 
@@ -102,7 +100,7 @@ def sentences(cases: Sequence[Case]) -> Iterator[str]:
 
 # ---- sheets --------------------------------------------------------------------------------------------------------
 
-Column = tuple[str, Callable[[Case], str]]
+Sheet = tuple[tuple[str, Callable[[Case], str]], ...]  # the columns of one table: a heading, and what makes a cell
 
 
 def _sheets(cases: Sequence[Case]) -> Iterator[tuple[str, list[tuple[str, ...]], tuple[str, ...]]]:
@@ -155,7 +153,7 @@ def _rate(case: Case) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-SPEED: tuple[Column, ...] = (
+SPEED: Sheet = (
     ("dtype", _plain("dtype")),
     ("batch", _plain("batch")),
     ("samples/s", _rate),
@@ -166,7 +164,7 @@ SPEED: tuple[Column, ...] = (
     ("first", _seconds("cold_s")),
     ("compile", _seconds("compile_s")),
 )
-USE: tuple[Column, ...] = (
+USE: Sheet = (
     ("dtype", _plain("dtype")),
     ("FLOP/s", lambda case: "" if "operations_per_s" not in case else _si(case["operations_per_s"], "")),
     ("of limit", _percent("operations")),
@@ -175,7 +173,7 @@ USE: tuple[Column, ...] = (
     ("memory", lambda case: "" if "memory_peak_bytes" not in case else f"{case['memory_peak_bytes'] / 2**20:,.0f} MiB"),
     ("J/sample", lambda case: "" if "joules_per_sample" not in case else f"{case['joules_per_sample']:.3g}"),
 )
-LIMIT: tuple[Column, ...] = (
+LIMIT: Sheet = (
     ("on", _plain("device")),
     ("dtype", _plain("dtype")),
     ("of", _plain("shape")),
@@ -183,14 +181,14 @@ LIMIT: tuple[Column, ...] = (
     ("", _spread),
     ("first", _seconds("cold_s")),
 )
-LOADER: tuple[Column, ...] = (
+LOADER: Sheet = (
     ("batch", _plain("batch")),
     ("samples/s", _rate),
     ("", _spread),
     ("batch every", _seconds("time_s", "median")),
     ("first batch", _seconds("cold_s")),
 )
-SHEETS: tuple[tuple[str, str, tuple[Column, ...]], ...] = (  # a suite, the table's heading, its columns
+SHEETS: tuple[tuple[str, str, Sheet], ...] = (  # a suite, the table's heading, its columns
     ("limits", "limits", LIMIT),
     ("models", "models", SPEED),
     ("models", "speed and limits", USE),
@@ -251,15 +249,20 @@ def compared(before: Sequence[Case], after: Sequence[Case], difference: Callable
     return [*found, *(Compared(case, None, "not measured now") for case in then.values())]
 
 
-def comparison(rows: Sequence[Compared]) -> Table:
+def comparison(rows: Sequence[Compared]) -> Fitted:
     """Return both benchmarks side by side, as a table."""
-    table = new_table("compared", "batch", "time", "interval", "")
-    table.columns[-1].justify = "left"
-    for row in rows:
-        change = row.change
-        figures = ("", "") if change is None else (f"{change.change:+.1%}", f"{change.low:+.1%} to {change.high:+.1%}")
-        table.add_row(escape(title(row.case)), str(row.case.get("batch", "")), *figures, escape(row.verdict))
-    return table
+    changes = [row.change for row in rows]
+    return Fitted(
+        words("compared", [title(row.case) for row in rows]),
+        Column("batch", [str(row.case.get("batch", "")) for row in rows], rank=1),
+        Column("time", ["" if change is None else f"{change.change:+.1%}" for change in changes]),
+        Column("interval", ["" if change is None else f"{change.low:+.1%} to {change.high:+.1%}" for change in changes]),
+        words("", [row.verdict for row in rows]),
+    )
+
+
+def _rank(name: str) -> int:
+    return LEFT_OUT.index(name) + 1 if name in LEFT_OUT else ALWAYS
 
 
 def _key(case: Case) -> tuple[Any, ...]:

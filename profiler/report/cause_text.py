@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from profiler.report.layout import duration
 from profiler.report.ledger import J_PER_KWH
 
 SHOWN_FINDINGS = 4
-LABEL = 10  # letters of a row's label, as in the lines further down
 LEAST_SHOWN = 0.001  # of the run
 LEDGER_WORDS = {
     "useful_s": "useful",
@@ -32,14 +30,10 @@ LEDGER_WORDS = {
 }
 
 
-def cause_table(data: dict[str, Any]) -> Table:
-    """Return the verdict, where it comes from, the next step, the other findings and the ledger: one row each."""
-    table = Table.grid(padding=(0, 1, 0, 0))
-    table.add_column(no_wrap=True, min_width=LABEL)
-    table.add_column()
-    for label, text in [*_verdict(data["verdict"]), *_ledger(data.get("ledger", {}))]:
-        table.add_row(label, text)
-    return table
+def cause_rows(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
+    """Yield the verdict, where it comes from, the next step, the other findings and the ledger, a label and a text each."""
+    yield from _verdict(data["verdict"])
+    yield from _ledger(data.get("ledger", {}))
 
 
 def _verdict(verdict: dict[str, Any]) -> Iterator[tuple[str, Text]]:

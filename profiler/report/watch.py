@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.text import Text
 
 from profiler.records.plain_text import printable
-from profiler.report.layout import CPU, GPU, MEMORY, duration, new_table, shortened
+from profiler.report.layout import CPU, GPU, MEMORY, Column, Fitted, duration, shortened, words
 from profiler.report.progress import LEAST_SHARE, Progress, hanging, left, pace, progress, where
 
 TYPE_CHECKING = False
@@ -38,12 +37,15 @@ def screen(run: Run, now_unix_ns: int | None = None) -> RenderableType:
 
 
 def _shares(seen: Progress) -> RenderableType:
-    table = new_table(seen.stage, "last minute", "whole run")
-    for name in sorted({*seen.recent, *seen.whole}, key=lambda one: -max(seen.recent.get(one, 0), seen.whole.get(one, 0))):
-        shares = [shares.get(name) for shares in (seen.recent, seen.whole)]
-        if max(share or 0.0 for share in shares) >= LEAST_SHARE:
-            table.add_row(escape(shortened(printable(name), LONGEST)), *("" if s is None else f"{s:.0%}" for s in shares))
-    return table
+    names = sorted({*seen.recent, *seen.whole}, key=lambda one: -max(seen.recent.get(one, 0), seen.whole.get(one, 0)))
+    shown = [name for name in names if max(seen.recent.get(name, 0.0), seen.whole.get(name, 0.0)) >= LEAST_SHARE]
+    return Fitted(
+        words(seen.stage, [shortened(printable(name), LONGEST) for name in shown]),
+        *(
+            Column(head, ["" if name not in found else f"{found[name]:.0%}" for name in shown])
+            for head, found in (("last minute", seen.recent), ("whole run", seen.whole))
+        ),
+    )
 
 
 def _readings(seen: Progress) -> list[str]:

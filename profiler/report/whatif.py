@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 LEAST = 0.001  # of the loop: a smaller saving is no row
 FEWEST_SLICES = 3
-# Between long waits the rest of a step runs with cold caches, and at a lower clock. Without the waits it takes down to about
-# half as long: `epochmeter whatif last --prove` after `epochmeter run tests/support/known_loops.py collate` shows it.
-MOSTLY_SAVED, WARM = 0.5, 0.5
+# Between long waits the rest of a step runs with cold caches, and at a lower clock. Without the waits it takes down to 0.4
+# times as long: `python benchmarks/bench_proofs.py` measures it.
+MOSTLY_SAVED, WARM = 0.5, 0.4
 Z = 1.96  # of the normal distribution, for 95 %
 LOGGING_CALLS = ("print", "fsync", "flush", "write", "info", "debug", "warning", "log", "add_scalar", "writelines")
 
@@ -84,19 +84,25 @@ def whatifs(run: Run, whole: EpochRecord | None = None) -> list[WhatIf]:
     loop_ns = accounts.loop_ns - cold_ns
     if loop_ns <= 0 or not whole.stages:
         return []
-    cold_wait = sum(stage.phases[DATA_WAIT,].cold.sum_ns for stage in whole.stages.values() if (DATA_WAIT,) in stage.phases)
+
+    def of_cause(cause: str) -> float:
+        return accounts.steady(lambda account: account.cause == cause)
+
+    def of_phase(cause: str) -> float:
+        return accounts.steady(lambda account: cause in (account.cause, account.phase))
+
     tails = {name: tail for name, stage in whole.stages.items() if (tail := tail_of(run, stage)) is not None}
     waited = round(sum(wait["waited_s"] for wait in rank_table(run).get("waits", ())) * NS)
-    logging = accounts.total(HOST) * _logging_share(accounts)
+    logging = of_cause(HOST) * _logging_share(accounts)
     rows: list[tuple[str, str, float, Callable[[Slice], float] | None]] = [
-        ("data_wait", "no waiting for data", accounts.without(DATA_WAIT) - cold_wait, _waited_in),
+        ("data_wait", "no waiting for data", of_phase(DATA_WAIT), _waited_in),
         ("ranks", "the slowest rank as fast as the median", waited, None),
-        ("collection", "no garbage collections", accounts.total(COLLECTION), _costs_in(COLLECTION)),
-        ("compilation", "no compilations", accounts.total(COMPILATION), _costs_in(COMPILATION)),
-        ("starved", "a free CPU whenever the loop was ready", accounts.total(STARVED), _costs_in(STARVED)),
-        ("host", "none of the loop's own code", accounts.total(HOST), _own_code_in(accounts)),
+        ("collection", "no garbage collections", of_cause(COLLECTION), _costs_in(COLLECTION)),
+        ("compilation", "no compilations", of_cause(COMPILATION), _costs_in(COMPILATION)),
+        ("starved", "a free CPU whenever the loop was ready", of_cause(STARVED), _costs_in(STARVED)),
+        ("host", "none of the loop's own code", of_cause(HOST), _own_code_in(accounts)),
         ("tail", "no step above three times the median", sum(t.excess_ns for t in tails.values()), _tail_in(tails)),
-        ("checkpoint", "checkpoints in the background", accounts.without(CHECKPOINT), _saved_in),
+        ("checkpoint", "checkpoints in the background", of_phase(CHECKPOINT), _saved_in),
         ("logging", "nothing printed, written or synced to disk in the loop", logging, None),
     ]
     parts = len(run.epochs) or 1
@@ -106,7 +112,7 @@ def whatifs(run: Run, whole: EpochRecord | None = None) -> list[WhatIf]:
         if share >= LEAST:
             low, high = (None, None) if of_slice is None else interval(run.slices, of_slice, share)
             if key == "logging":
-                low, high = (accounts.total(HOST) / loop_ns * end for end in _logging_ends(accounts))
+                low, high = (of_cause(HOST) / loop_ns * end for end in _logging_ends(accounts))
             if high is not None and share >= MOSTLY_SAVED:
                 high = 1 - (1 - high) * WARM
             found.append(WhatIf(key, what, share, low, high, loop_ns / parts / NS, _bound(key, run, whole)))

@@ -12,7 +12,7 @@ from rich.text import Text
 from profiler.records.slices import sum_of
 from profiler.records.vocabulary import STAGES
 from profiler.report.findings import ordinal
-from profiler.report.layout import CPU, GPU, MEMORY, duration, new_table, shortened
+from profiler.report.layout import CPU, GPU, MEMORY, Column, Fitted, counts, duration, numbers, shortened, times, words
 from profiler.report.when import timeline_of
 
 TYPE_CHECKING = False
@@ -40,23 +40,28 @@ def when_table(run: Run) -> Iterator[RenderableType]:
         return
     rows = timeline_of(run, _in_rows(slices))
     shown = [name for name in (CPU, MEMORY, GPU) if any(_reading(row, name) for row in rows)]
-    heads = {CPU: "CPU", MEMORY: "memory", GPU: "GPU"}
-    table = new_table("from (UTC)", "epoch", "steps", "samples/s", "step", "most of it", *(heads[name] for name in shown))
-    for row in rows:
-        name = next((stage for stage in STAGES if row["stages"].get(stage, {}).get("steps")), None)
-        stage = row["stages"][name] if name else {}
-        epochs = [row["epoch"]] if "epoch" in row else row.get("epochs", [])
-        seconds = stage.get("duration_s", 0.0)
-        table.add_row(
-            row["start"][11:19],
-            "-".join(map(str, dict.fromkeys(epochs))),
-            str(stage.get("steps", "")),
-            f"{stage['samples'] / seconds:,.0f}" if seconds and "samples" in stage else "",
-            duration(stage["step_mean_s"]) if "step_mean_s" in stage else "",
-            _most(stage),
-            *(_reading(row, reading) for reading in shown),
-        )
-    yield table
+    heads = {CPU: "CPU", MEMORY: "memory GiB", GPU: "GPU"}
+    stages = [_first_stage(row) for row in rows]
+    epochs = [[row["epoch"]] if "epoch" in row else row.get("epochs", []) for row in rows]
+    yield Fitted(
+        words("from (UTC)", [row["start"][11:19] for row in rows]),
+        Column("epoch", ["-".join(map(str, dict.fromkeys(those))) for those in epochs], rank=1),
+        counts("steps", [stage.get("steps") for stage in stages], rank=4),
+        numbers("samples/s", map(_rate, stages), rank=2),
+        times("step", [stage.get("step_mean_s") for stage in stages]),
+        words("most of it", map(_most, stages)),
+        *(Column(heads[name], [_reading(row, name) for row in rows], rank=3) for name in shown),
+    )
+
+
+def _first_stage(row: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next((row["stages"][name] for name in STAGES if row["stages"].get(name, {}).get("steps")), {})
+    return found
+
+
+def _rate(stage: dict[str, Any]) -> float | None:
+    seconds = stage.get("duration_s", 0.0)
+    return stage["samples"] / seconds if seconds and "samples" in stage else None
 
 
 def _in_rows(slices: list[Slice]) -> list[Slice]:
@@ -80,35 +85,41 @@ def _reading(row: dict[str, Any], name: str) -> str:
     if not found:
         return ""
     if name == MEMORY:
-        return f"{found[0]['max'] / 2**30:.2f} GiB"
+        return f"{found[0]['max'] / 2**30:.2f}"
     return "/".join(f"{reading['mean']:.0%}" for reading in found[:4])
 
 
-def when_lines(data: dict[str, Any]) -> Iterator[Text]:
-    """Return what was slow, what recurs and what grows, a line each."""
+def when_rows(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
+    """Yield what was slow, what recurs and what grows, a label and a text each."""
     for name, steps in data.get("slowest", {}).items():
         stage = data["stages"][name]
         usual = stage.get("step", {}).get("p50_s", 0.0)
         least = max(NOTABLE_TIMES * usual, usual + min(NOTABLE_S, NOTABLE_SHARE * stage["duration_s"]))
         for step in [one for one in steps if "first" not in one and one["duration_s"] > least][:SHOWN_SLOW]:
             took = f"{duration(step['duration_s'])}, usually {duration(usual)}"
-            yield Text(f"slow       {name} step {_place(step)}: {took}{_in(step)}")
+            yield "slow", Text(f"{name} step {_place(step)}: {took}{_in(step)}")
     for name, rhythm in data.get("recurring", {}).items():
         where = f", most of it in {rhythm['phase']}" if "phase" in rhythm else ""
-        yield Text(
-            f"recurs     {name}: every {ordinal(rhythm['every'])} step is slow, by {duration(rhythm['excess_s'])}{where}"
-            f" ({rhythm['steps']} of the slowest steps)"
+        yield (
+            "recurs",
+            Text(
+                f"{name}: every {ordinal(rhythm['every'])} step is slow, by {duration(rhythm['excess_s'])}{where}"
+                f" ({rhythm['steps']} of the slowest steps)"
+            ),
         )
     if "slow_part" in data:
         part = data["slow_part"]
         which = f"epoch {part['epoch']}" if "epoch" in part else f"the hour from {part['start'][11:16]} UTC"
         where = f", most of it in {part['phase']}" if "phase" in part else ""
-        yield Text(f"slow       {which}: a train step took {part['times']:.1f} times as long as usual{where}")
+        yield "slow", Text(f"{which}: a train step took {part['times']:.1f} times as long as usual{where}")
     for growth in data.get("growing", ()):
         epoch = f" (epoch {growth['epoch']})" if "epoch" in growth else ""
-        yield Text(
-            f"growing    {MEMORY_WORDS[growth['metric']]} since {growth['since'][11:19]} UTC{epoch}:"
-            f" {growth['by_per_hour'] / 2**30:.2f} GiB an hour, {growth['by'] / 2**30:.2f} GiB so far"
+        yield (
+            "growing",
+            Text(
+                f"{MEMORY_WORDS[growth['metric']]} since {growth['since'][11:19]} UTC{epoch}:"
+                f" {growth['by_per_hour'] / 2**30:.2f} GiB an hour, {growth['by'] / 2**30:.2f} GiB so far"
+            ),
         )
 
 

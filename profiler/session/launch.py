@@ -21,6 +21,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from profiler.errors import ProfilerError
+from profiler.session.command_words import command_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
     try:
         prof = Profiler(request["name"] or name_of(kind, target), live=bool(request["live"]))
         atexit.register(_show, prof, os.getpid(), bool(request["quiet"]))  # runs after the session's own, which ends it
-        prof.session.run.way = "script"
+        prof.session.run.way, prof.session.run.command = "script", _command(target)
         prof.start()
     except ProfilerError as error:
         _say(f"nothing is measured: {error}")
@@ -63,7 +64,7 @@ def _follow(session: Session, request: Mapping[str, Any]) -> None:
     @functools.wraps(start)
     def start_processes(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         Rank.were_spawned = True
-        return start(Rank(fn, session.run.name, bool(request["quiet"])), *args, **kwargs)
+        return start(Rank(fn, session.run.name, bool(request["quiet"]), session.run.command), *args, **kwargs)
 
     for module in (spawning, importlib.import_module("torch.multiprocessing")):
         vars(module)["start_processes"] = start_processes
@@ -74,8 +75,9 @@ class Rank:
 
     were_spawned = False  # by this process, which then only waits for them
 
-    def __init__(self, function: Callable[..., Any], name: str, quiet: bool) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, quiet: bool, command: str) -> None:
         self._function = function
+        self._command = command
         self._name = name
         self._quiet = quiet
 
@@ -86,7 +88,7 @@ class Rank:
         prof = Profiler(self._name)
         session, observation = prof.session, prof.session.observation
         error: BaseException | None = None
-        session.run.way = "script"
+        session.run.way, session.run.command = "script", self._command
         session.start()
         when_imported("torch", lambda: session.faults.swallow("torch could not be followed", observation.follow_everything))
         try:
@@ -98,6 +100,12 @@ class Rank:
             session.finish(state_after(error))
             if session.run.rank is not None:
                 _show(prof, os.getpid(), self._quiet)
+
+
+def _command(target: str) -> str:
+    """Return the words with which this process was started, from the script on."""
+    words = sys.orig_argv
+    return command_words(target, words[words.index(target) + 1 :] if target in words else [])
 
 
 def name_of(kind: str, target: str) -> str:

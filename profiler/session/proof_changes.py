@@ -11,6 +11,7 @@ import gc
 import importlib
 import io
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -49,22 +50,43 @@ def _end_after(steps: int) -> None:
 
 
 def _cache_batches() -> None:
-    """Let each loader make its first batch, and hand out that one again and again, as many times as it has batches."""
+    """Let each loader make its first batch, and hand out that one again and again, as many times as it has batches.
+
+    No workers are started: they would make batches that nobody waits for, and be waited for at a pass's end.
+    """
     loaders = importlib.import_module("torch.utils.data.dataloader")
-    original = loaders._BaseDataLoaderIter.__next__
+    iterate, original = loaders.DataLoader.__iter__, loaders._BaseDataLoaderIter.__next__
     first: dict[int, Any] = {}  # by the data set, which lives as long as its loader
+
+    @functools.wraps(iterate)
+    def __iter__(self: Any) -> Any:
+        told = {name: self.__dict__[name] for name in ("num_workers", "timeout")}
+        self.__dict__.update(num_workers=0, timeout=0)
+        try:
+            return iterate(self)
+        finally:
+            self.__dict__.update(told)
 
     @functools.wraps(original)
     def __next__(self: Any) -> Any:
         key, handed = id(self.__dict__["_dataset"]), self.__dict__.get("_epochmeter_handed", 0)
-        if handed >= len(self):
+        if handed >= _length(self):
             raise StopIteration
         self.__dict__["_epochmeter_handed"] = handed + 1
         if key not in first:
             first[key] = original(self)
         return first[key]
 
+    loaders.DataLoader.__iter__ = __iter__
     loaders._BaseDataLoaderIter.__next__ = __next__
+
+
+def _length(batches: Any) -> float:
+    """Return how many batches an iterator hands out; one that does not know goes on until the script is ended."""
+    try:
+        return len(batches)
+    except TypeError:
+        return math.inf
 
 
 def _freeze_collections() -> None:

@@ -167,6 +167,8 @@ def local_resource(run: Run, number: int | None = None) -> dict[str, Any]:
     }
     if run.said:
         local["epochmeter.run.said"] = [f"{name}={value}" for name, value in run.said.items()]
+    if run.command:
+        local["epochmeter.run.command"] = run.command
     if number is not None:
         local["epochmeter.run.slice"] = number
     for index, gpu in run.hardware.gpus.items():

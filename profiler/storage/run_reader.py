@@ -47,7 +47,7 @@ BEGINNING, METRICS, END = '{"resourceMetrics":[{"resource":', '"metrics":[', '"}
 OUTLINED = ("service.name", "epochmeter.run.", "epochmeter.distributed.")
 LATEST = (
     *("name", "state", "started_unix_ns", "planned_epochs", "rank", "world_size", "node", "job"),
-    *("said", "app", "way", "hardware", "open_step"),
+    *("said", "app", "way", "command", "hardware", "open_step"),
     *("loaders", "growth"),
 )
 RUN_METRICS = {row.name for row in rows_of("run")}
@@ -120,7 +120,7 @@ def believed(run: Run) -> Iterator[None]:
     """
     try:
         yield
-    except ProfilerError:
+    except (ProfilerError, OSError):  # such as output that cannot be written
         raise
     except Exception as error:
         what = f"the log of run {run.id} holds numbers that do not fit together ({type(error).__name__})"
@@ -273,6 +273,7 @@ def _read_resource(run: Run, resource: Mapping[str, Any]) -> bool:
     run.app = {name.removeprefix(APP_PREFIX): value for name, value in resource.items() if name.startswith(APP_PREFIX)}
     run.said = _said(resource.get("epochmeter.run.said", []))
     run.way = of_type(str, resource.get("epochmeter.run.way", run.way))
+    run.command = of_type(str, resource.get("epochmeter.run.command", ""))
     run.hardware = _hardware(resource)
     return True
 

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from profiler import Profiler, __version__, settings
+from profiler.cli import COMMANDS
+from profiler.cli.telemetry import COMMANDS as TELEMETRY
+from profiler.config.paths import runs_path
+from profiler.storage.run_log import run_id, run_paths
 from support.processes import epochmeter, python
 
 
@@ -30,6 +34,23 @@ def test_version_and_help() -> None:
         assert command in said
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"telemetry {name}" for name in TELEMETRY)])
+def test_every_help_has_an_example(command: str) -> None:
+    said = epochmeter(*command.split(), "--help").out
+    assert f"Example: epochmeter {command}" in " ".join(said.split())
+
+
+def test_shells_complete_commands_and_runs() -> None:
+    first, second = recorded("first"), recorded("second")
+    asked = {"_EPOCHMETER_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+    program = "import sys; sys.argv = ['epochmeter']; from profiler.cli import main; main()"
+    assert python("-c", program, **asked, COMP_WORDS="epochmeter co").out.split() == ["compare"]
+    runs = python("-c", program, **{**asked, "COMP_CWORD": "2"}, COMP_WORDS="epochmeter report ")
+    assert runs.out.split() == [second, first]
+    shown = python("-c", program.replace("['epochmeter']", "['epochmeter', '--show-completion']"), SHELL="/bin/bash")
+    assert shown.code == 0 and "epochmeter" in shown.out
+
+
 def test_runs() -> None:
     empty = epochmeter("runs")
     assert (empty.code, empty.out) == (0, "")
@@ -38,7 +59,7 @@ def test_runs() -> None:
     first, second = recorded("first"), recorded("sec[bold]ond")
     listed = epochmeter("runs", "--json").json
     assert [run["id"] for run in listed] == [second, first]
-    assert set(listed[0]) == {"id", "name", "state", "started", "duration_s"}
+    assert {"id", "name", "state", "started", "duration_s", "verdict"} <= set(listed[0])
     table = epochmeter("runs").out
     assert "first" in table and "sec[bold]ond" in table
 
@@ -154,21 +175,32 @@ def test_no_colour_where_there_is_no_terminal() -> None:
 
 # ---- output that cannot be shown -----------------------------------------------------------------------------------
 
-SHOWN = ("runs", "report", "report --format json", "doctor", "settings", "telemetry schema", "--version", "--help")
+SHOWN = (
+    *("runs", "runs --json", "report", "report --json", "compare FIRST last", "compare FIRST last --format markdown"),
+    *("whatif", "watch --once", "doctor", "settings", "telemetry schema", "--version", "--help"),
+)
 
 
 @pytest.fixture
 def recorded_run(home: Path) -> None:
-    with Profiler("\N{ROCKET} é [bold]x[/nope]") as prof:
-        list(prof.train(range(3)))
+    for _ in range(2):
+        with Profiler("\N{ROCKET} é [bold]x[/nope]") as prof:
+            list(prof.train(range(3)))
+
+
+def with_first(command: str) -> str:
+    """Name the older one of two runs."""
+    return command.replace("FIRST", run_id(run_paths(runs_path())[-1]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-@pytest.mark.parametrize("command", ["runs", "report"])
+@pytest.mark.parametrize("command", ["runs", "report", "compare FIRST last"])
 def test_name_that_the_terminal_cannot_show(recorded_run: None, command: str, encoding: str) -> None:
     answer = subprocess.run(
-        [sys.executable, "-m", "profiler.cli", command], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
+        [sys.executable, "-m", "profiler.cli", *with_first(command).split()],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
     )
     assert (answer.returncode, answer.stderr) == (0, b"")
     assert b"\\U0001f680" in answer.stdout or "\N{ROCKET}".encode() in answer.stdout  # click writes UTF-8 to an ASCII stream
@@ -179,7 +211,8 @@ def test_name_that_the_terminal_cannot_show(recorded_run: None, command: str, en
 @pytest.mark.parametrize("command", SHOWN)
 def test_full_disk_is_said_in_one_line(recorded_run: None, command: str) -> None:
     with Path("/dev/full").open("w") as full:
-        answer = subprocess.run([sys.executable, "-m", "profiler.cli", *command.split()], stdout=full, stderr=subprocess.PIPE)
+        words = with_first(command).split()
+        answer = subprocess.run([sys.executable, "-m", "profiler.cli", *words], stdout=full, stderr=subprocess.PIPE)
     assert (answer.returncode, answer.stderr) == (2, b"epochmeter: the output cannot be written: No space left on device\n")
 
 
@@ -188,6 +221,6 @@ def test_full_disk_is_said_in_one_line(recorded_run: None, command: str) -> None
 @pytest.mark.parametrize("command", SHOWN)
 def test_closed_output_ends_in_no_traceback(recorded_run: None, command: str) -> None:
     for ending in (">&-", ">&- 2>&-", "| head -c 1 >/dev/null"):
-        line = f"{sys.executable} -m profiler.cli {command} {ending}"
+        line = f"{sys.executable} -m profiler.cli {with_first(command)} {ending}"
         answer = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
         assert (answer.returncode, answer.stderr) == (0, "")

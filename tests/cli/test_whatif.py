@@ -80,3 +80,40 @@ def test_proof_agrees_with_prediction(kind: str, key: str, tmp_path: Path, monke
     (proof,) = (proof for proof in answer.json["proofs"] if proof["key"] == key)
     if proof["outcome"] != "cannot tell":  # beside other tests, runs of a second differ much
         assert proof["measured"] == pytest.approx(proof["predicted"], abs=0.12), answer.json
+
+
+CACHED = """
+import sys, torch
+from torch.utils.data import DataLoader, IterableDataset
+from profiler.session.proof_changes import install
+
+class Counting(torch.utils.data.Dataset):
+    made = 0
+    def __len__(self): return 40
+    def __getitem__(self, index):
+        Counting.made += 1
+        return torch.tensor([index])
+
+class Endless(IterableDataset):
+    def __iter__(self): return iter(range(12))
+
+install({"change": "data_wait", "steps": 10**6})
+for more in ({}, {"num_workers": 2, "timeout": 5}, {"num_workers": 2, "persistent_workers": True}):
+    Counting.made = 0
+    loader = DataLoader(Counting(), batch_size=4, **more)
+    for epoch in range(3):
+        batches = list(loader)
+        assert len(batches) == len(loader) == 10, len(batches)
+        assert all(batch is batches[0] for batch in batches)
+    assert Counting.made == 4, Counting.made  # one batch, in this process
+    assert loader.num_workers == more.get("num_workers", 0) and loader.timeout == more.get("timeout", 0)
+handed = iter(DataLoader(Endless(), batch_size=4))
+assert len([next(handed) for _ in range(50)]) == 50
+"""
+
+
+@pytest.mark.slow
+def test_a_cached_batch_needs_no_workers() -> None:
+    pytest.importorskip("torch")
+    answer = python("-c", CACHED)
+    assert answer.code == 0, answer.err

@@ -241,7 +241,7 @@ class TestThreads:
         cold = stage["latency"]["cold"]
         assert cold["count"] == 1 and cold["total_s"] >= 0.05
         assert stage["latency"]["p50_s"] < 0.05
-        assert "inference batches of 1 to 8 samples" in str(prof.summary)
+        assert "inference: 1 to 8 samples" in str(prof.summary)
         assert load(run_paths(runs_path())[0]).whole().stages["inference"].batch.count == 31
 
     def test_samples_are_found_among_named_arguments_too(self) -> None:

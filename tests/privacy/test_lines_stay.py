@@ -110,3 +110,21 @@ def test_report_shows_them_on_this_machine(tmp_path: Path) -> None:
     finding = epochmeter("report", "--format", "json").json["verdict"]["findings"][0]
     assert finding["cause"] in ("compute", "host")
     assert "canarybird_file.py" in run_paths(runs_path())[0].read_text("utf-8")
+
+
+def test_the_words_of_a_command_stay(tmp_path: Path, sink: Sink) -> None:
+    settings.update(exporter="otlp", otlp_endpoint=sink.url)
+    script = tmp_path / "canarybird_file.py"
+    script.write_text("import time; time.sleep(0.1)")
+    answer = epochmeter("run", "-q", str(script), "canarybird", "--mode=canarybird")
+    assert answer.code == 0, answer.err
+    (path,) = run_paths(runs_path())
+    assert b"canarybird --mode=canarybird" in path.read_bytes()
+    assert str(tmp_path).encode() not in path.read_bytes()
+    assert "canarybird_file.py canarybird" in epochmeter("runs").out
+    assert sink.received
+    assert not [received for received in sink.received if CANARY in received.content.lower()]
+    kept = [path for path in data_path().rglob("*") if path.is_file() and path.parent != runs_path()]
+    assert kept and not [path for path in kept if CANARY in path.read_bytes().lower()]
+    for shown in (("telemetry", "preview"), ("telemetry", "schema"), ("telemetry", "log")):
+        assert CANARY.decode() not in epochmeter(*shown).out.lower()

@@ -20,7 +20,10 @@ Again = Annotated[bool, typer.Option("--again", help="Also send payloads that a 
 
 
 def flush(adopt: Adopt = False, again: Again = False, as_json: AsJson = False) -> None:
-    """Deliver all waiting payloads now. Exit code 3: some remain."""
+    """Deliver all waiting payloads now. Exit code 3: some remain.
+
+    Example: epochmeter telemetry flush --again
+    """
     from profiler.embedding.usage_delivery import declarations_known, export_waiting
     from profiler.errors import SettingsError
     from profiler.sending.flush import flush as deliver

@@ -19,7 +19,10 @@ def log(
     entry: Annotated[str | None, typer.Argument(help="The id of one entry, or its beginning: shows its content.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone, with the verbatim bodies.")] = False,
 ) -> None:
-    """List the payloads this machine sent, each with its time, destination, size and answer."""
+    """List the payloads this machine sent, each with its time, destination, size and answer.
+
+    Example: epochmeter telemetry log --json
+    """
     from exporters.sentlog import read
     from profiler.config.folder import Folder
     from profiler.config.paths import sent_path

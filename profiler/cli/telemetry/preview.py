@@ -33,7 +33,10 @@ def preview(
 ) -> None:
     """Show the exact bytes of a run's final payload, of usage counters and of crash reports.
 
-    Nothing is sent, except with --check."""
+    Nothing is sent, except with --check.
+
+    Example: epochmeter telemetry preview last --bytes
+    """
     from profiler.config.paths import runs_path
     from profiler.config.resolve import resolve
     from profiler.storage.run_log import run_paths

@@ -17,7 +17,10 @@ Entropy = Annotated[bool, typer.Option("--entropy", help="How many bits each fie
 
 
 def schema(as_json: AsJson = False, markdown: Markdown = False, entropy: Entropy = False) -> None:
-    """List every field that can leave this machine, its values, and its purpose."""
+    """List every field that can leave this machine, its values, and its purpose.
+
+    Example: epochmeter telemetry schema --json
+    """
     if entropy:
         _show_entropy(as_json)
         return

@@ -70,7 +70,10 @@ OFF = '{"version": 2, "sync": false, "exporter": "otlp", "otlp_endpoint": "http:
 def verify(as_json: AsJson = False) -> None:
     """Prove on this machine that off is off, and that the preview shows the bytes that are sent.
 
-    Exit code 1: a claim failed. Exit code 4: the system forbids the proof."""
+    Exit code 1: a claim failed. Exit code 4: the system forbids the proof.
+
+    Example: epochmeter telemetry verify
+    """
     from profiler.sending.proof import ProofUnavailableError, watch
 
     try:
