@@ -40,7 +40,7 @@ def compare(
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
-    """Compare runs: what is unlike, which phase takes how much longer, and what explains it.
+    """Compare runs: their differences, how much longer each phase takes, and the reasons.
 
     Example: epochmeter compare 3f2a last --fail-on 5%
     """

@@ -50,7 +50,7 @@ def percentage(text: str) -> float:
 
 
 def write_to(output: Path, content: str) -> None:
-    """Write what a command was to show into a file.
+    """Write a command's output into a file.
 
     Raises:
         ProfilerError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Two runs side by side: what is different about them, which phase of a step takes how much longer, and what explains it.
+"""Two runs side by side: their differences, how much longer each phase of a step takes, and the reasons.
 
 The intervals hold for all rows of a comparison together. They contain the difference that a mere restart of the same program
 makes, which the blocks of one run cannot show.
@@ -80,10 +80,10 @@ class Comparison:
     Attributes:
         before: the run to compare with.
         after: the other one.
-        unlike: what is different about machine, versions and work, in words.
+        unlike: differences of machine, versions and work, in words.
         per: "step", or "sample" where a step of both has another number of samples.
         changes: the rows, for each stage its whole step first.
-        reasons: what explains the difference, in words.
+        reasons: of the difference, in words.
     """
 
     before: Run
@@ -164,7 +164,7 @@ def _batch(whole: EpochRecord, stage: str) -> float | None:
 
 
 def _unlike(before: Run, after: Run, wholes: tuple[EpochRecord, EpochRecord], sizes: Sequence[float | None]) -> Iterator[str]:
-    """Yield what is different about machine, versions and work."""
+    """Yield the differences of machine, versions and work."""
     for label, pair in _facts(before, after):
         if pair[0] != pair[1]:
             yield f"{label}: {_or_none(pair[0])} before, {_or_none(pair[1])} now"
@@ -273,7 +273,7 @@ def _interval(then: Mean, now: Mean, step: float, confidence: float) -> tuple[fl
 
 
 def _reasons(made: Comparison, wholes: tuple[EpochRecord, EpochRecord]) -> Iterator[str]:
-    """Yield what explains the difference of each stage that differs, and what else changed with it."""
+    """Yield the phases that make the difference of each stage, and other changes beside them."""
     for whole in made.wholes():
         if whole.verdict in ("slower", "faster"):
             yield _explained(made, whole)

@@ -23,7 +23,7 @@ SPECIAL = re.compile(r"([\\`*_\[\]<>|&~#])")  # of Markdown
 
 
 def renderable(made: Comparison) -> list[RenderableType]:
-    """Return the blocks of a comparison for rich: what the runs are, what is unlike, each stage, and why."""
+    """Return the blocks of a comparison for rich: both runs, their differences, each stage, and the reasons."""
     rows = [("before", _run(made.before)), ("now", _run(made.after))]
     rows += [("unlike", printable(text)) for text in made.unlike]
     rows += [(whole.stage, in_words(made, whole)) for whole in made.wholes()]

@@ -20,7 +20,7 @@ class EpochRow(NamedTuple):
 
     Attributes:
         epoch: the epoch of the document, None for a gap.
-        why: what is special about it, in words, or "".
+        why: the reason to show it, in words, or "".
         left_out: how many epochs stand in the gap.
     """
 

@@ -1,4 +1,4 @@
-"""One line of a list of runs: what a run was, how fast, what it used, and what held it back. Also the list's sums."""
+"""One line of a list of runs: a run's verdict, speed, energy and memory. Also the list's sums."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN_KINDS = 3  # of verdicts, in the sums
 
 
 def outline_row(run: Run) -> Row:
-    """Return what the last line of a log tells: ``id``, ``name``, ``state``, ``started`` and ``duration_s``."""
+    """Return the row of a log's last line: ``id``, ``name``, ``state``, ``started`` and ``duration_s``."""
     row: Row = {"id": run.id, "name": run.name, "state": run.state}
     row |= {"started": rfc3339(run.started_unix_ns), "duration_s": run.duration_ns / NS}
     if run.rank is not None:
@@ -60,7 +60,7 @@ def _speed(whole: EpochRecord) -> Row:
 
 
 def sums(rows: Sequence[Row]) -> str:
-    """Return in words what all rows are together."""
+    """Return the sums of all rows in words."""
     words = [count_of(len(rows), "run"), f"{duration(sum(row['duration_s'] for row in rows))} in all"]
     joules = [row["energy_j"] for row in rows if "energy_j" in row]
     if joules:

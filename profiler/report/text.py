@@ -139,7 +139,7 @@ def _gpus(data: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def _rows(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
-    """Return what else there is to say, a label and a text each."""
+    """Yield the other facts of a run, a label and a text each."""
     for name, stage in data["stages"].items():
         if "batch_size" in stage:
             sizes = stage["batch_size"]

@@ -1,4 +1,4 @@
-"""What a list of runs shows of each, kept beside the logs, because a log takes milliseconds to read.
+"""The rows of a list of runs, kept beside the logs, because a log takes milliseconds to read.
 
 The rule it keeps: an entry counts for exactly the log that it was made of. Without the file, or with a spoilt one, a list is
 made anew.
@@ -32,7 +32,7 @@ class ListCache:
         self._is_changed = False
 
     def find(self, path: Path) -> Any:
-        """Return what was kept for a log, or None if there is nothing, or the log has changed."""
+        """Return the row kept for a log, or None if there is nothing, or the log has changed."""
         entry = self._known.get(path.name)
         if not isinstance(entry, list) or len(entry) != 2 or entry[0] != list(self.stamp_of(path) or ()):
             return None
@@ -40,7 +40,7 @@ class ListCache:
         return entry[1]
 
     def keep(self, path: Path, told: Any, stamp: Stamp | None) -> None:
-        """Keep something for a log; ``stamp`` is what `stamp_of` said before the log was read."""
+        """Keep a row for a log; ``stamp`` is the answer of `stamp_of` before the log was read."""
         if stamp is not None and stamp == self.stamp_of(path):
             self._used[path.name] = [list(stamp), told]
             self._is_changed = True
