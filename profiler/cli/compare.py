@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from profiler.cli.options import AsJson, Output, percentage, run_ids, write_to
+from profiler.cli.options import AsJson, Output, check_html, percentage, run_ids, write_to
 from profiler.cli.output import say
 from profiler.errors import ArgumentValueError
 
@@ -29,6 +29,7 @@ class Format(str, Enum):
     text = "text"
     json = "json"
     markdown = "markdown"
+    html = "html"
 
 
 def compare(
@@ -36,7 +37,7 @@ def compare(
         list[str], typer.Argument(metavar="A B [C]...", help="Run A, and the runs to show beside it.", autocompletion=run_ids)
     ],
     fail_on: Annotated[str | None, typer.Option(metavar="PERCENT", help="Exit with 1 if a step is slower by more.")] = None,
-    form: Annotated[Format, typer.Option("--format", help="text, json or markdown.")] = Format.text,
+    form: Annotated[Format, typer.Option("--format", help="text, json, markdown or html.")] = Format.text,
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
@@ -46,6 +47,7 @@ def compare(
     """
     limit = None if fail_on is None else percentage(fail_on)
     form = Format.json if as_json else form
+    check_html(form, output)
     gc.disable()  # reading a long run makes millions of objects, and none of them is garbage
     made = _compared(runs)
     content = _content(made, form)
@@ -86,6 +88,10 @@ def _content(made: Sequence[Comparison], form: Format) -> str:
 
     if form is Format.json:
         return json.dumps({"schema": 1, "comparisons": [one.to_dict() for one in made]}, indent=2) + "\n"
+    if form is Format.html:
+        from profiler.report.web.compare_page import compare_page
+
+        return compare_page(made)
     if form is Format.markdown:
         return markdown(made)
     return plain(spaced([block for one in made for block in renderable(one)])) + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -47,6 +48,16 @@ def percentage(text: str) -> float:
     if not found:
         raise ArgumentValueError(f"--fail-on takes a percentage such as 5%, not {text!r}")
     return float(found[1]) / 100
+
+
+def check_html(form: str, output: Path | None) -> None:
+    """Check that a page does not go to a terminal, which shows its source.
+
+    Raises:
+        ArgumentValueError: it would.
+    """
+    if form == "html" and output is None and sys.stdout.isatty():
+        raise ArgumentValueError("a page in HTML is for a file; add -o report.html")
 
 
 def write_to(output: Path, content: str) -> None:

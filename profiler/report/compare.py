@@ -105,6 +105,18 @@ class Comparison:
         """Return the stages that are in both runs and have no interval."""
         return [row for row in self.wholes() if row.change is not None and row.low is None]
 
+    def __str__(self) -> str:
+        from profiler.report.compare_text import renderable
+        from profiler.report.text import plain, spaced
+
+        return plain(spaced(renderable(self)))
+
+    def _repr_html_(self) -> str:
+        """Return it for a notebook."""
+        from profiler.report.web.compare_page import compare_fragment
+
+        return compare_fragment(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data, times in seconds."""
         return {

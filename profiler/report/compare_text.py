@@ -18,18 +18,19 @@ if TYPE_CHECKING:
     from profiler.report.compare import Change, Comparison
 
 
+LARGE = 2.0  # a change that is told as a factor
 VERDICTS = {"noise": "no difference", "new": "only now", "gone": "only before", "unknown": "too few slices"}
 SPECIAL = re.compile(r"([\\`*_\[\]<>|&~#])")  # of Markdown
 
 
 def renderable(made: Comparison) -> list[RenderableType]:
     """Return the blocks of a comparison for rich: both runs, their differences, each stage, and the reasons."""
-    rows = [("before", _run(made.before)), ("now", _run(made.after))]
+    rows = [("before", run_in_words(made.before)), ("now", run_in_words(made.after))]
     rows += [("unlike", printable(text)) for text in made.unlike]
     rows += [(whole.stage, in_words(made, whole)) for whole in made.wholes()]
     rows += [("why", printable(reason)) for reason in made.reasons]
     blocks: list[RenderableType] = [Group(labelled((label, Text(text)) for label, text in rows))]
-    return [*blocks, *(_table(made, stage) for stage in stages_of(made))]
+    return [*blocks, *(stage_table(made, stage) for stage in stages_of(made))]
 
 
 def stages_of(made: Comparison) -> list[str]:
@@ -37,7 +38,8 @@ def stages_of(made: Comparison) -> list[str]:
     return [row.stage for row in made.wholes()]
 
 
-def _run(run: Run) -> str:
+def run_in_words(run: Run) -> str:
+    """Return a run in one line."""
     command = f"  {run.command}" if run.command else ""
     return printable(f"{run.name}  {run.id}  {run.state}  {duration(run.duration_ns / 1e9)}{command}")
 
@@ -48,24 +50,32 @@ def in_words(made: Comparison, whole: Change) -> str:
         return "it has no step in one of both"
     spent = f"{duration(whole.after_s)} a {made.per} instead of {duration(whole.before_s)}"
     if whole.low is None:
-        return f"{spent} ({whole.change:+.1%}); too few slices to say whether that is chance"
+        return f"{spent} ({percent(whole.change)}); too few slices to say whether that is chance"
     how = {"slower": "slower", "faster": "faster", "noise": "no difference beyond chance"}[whole.verdict]
-    return f"{how}: {spent}, {whole.change:+.1%} ({interval(whole)})"
+    return f"{how}: {spent}, {percent(whole.change)} ({interval(whole)})"
 
 
 def interval(row: Change) -> str:
     """Return a row's interval in words, or ""."""
-    return "" if row.low is None or row.high is None else f"{row.low:+.1%} to {row.high:+.1%}"
+    return "" if row.low is None or row.high is None else f"{percent(row.low)} to {percent(row.high)}"
 
 
-def _table(made: Comparison, stage: str) -> Fitted:
+def percent(change: float | None) -> str:
+    """Return a change in per cent, and a large one as a factor."""
+    if change is None:
+        return ""
+    return f"{change:+.1%}" if change < LARGE else f"x {1 + change:,.1f}"
+
+
+def stage_table(made: Comparison, stage: str) -> Fitted:
+    """Return the rows of a stage, its whole step first."""
     rows = [row for row in made.changes if row.stage == stage]
     before, after = [row.before_s for row in rows], [row.after_s for row in rows]
     return Fitted(
         words(f"{stage}, a {made.per}", [printable(row.phase) or "as a whole" for row in rows]),
         times("before", before, rank=2, beside=after),
         times("now", after, rank=1, beside=before),
-        Column("change", ["" if row.change is None else f"{row.change:+.1%}" for row in rows]),
+        Column("change", [percent(row.change) for row in rows]),
         Column("interval", list(map(interval, rows)), rank=3),
         words("", [VERDICTS.get(row.verdict, row.verdict) for row in rows]),
     )
@@ -93,7 +103,7 @@ def _markdown(made: Comparison) -> Iterator[str]:
         yield "| --- | ---: | ---: | ---: | ---: | --- |"
         for row in rows:
             spent = ["" if value is None else number(value / length) for value in (row.before_s, row.after_s)]
-            change = "" if row.change is None else f"{row.change:+.1%}"
+            change = percent(row.change)
             name = "as a whole" if row.phase == WHOLE else _plain(row.phase)
             yield f"| {' | '.join([name, *spent, change, interval(row), VERDICTS.get(row.verdict, row.verdict)])} |"
 

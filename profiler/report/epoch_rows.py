@@ -29,11 +29,11 @@ class EpochRow(NamedTuple):
     left_out: int = 0
 
 
-def epoch_rows(epochs: Sequence[dict[str, Any]]) -> Iterator[EpochRow]:
-    """Yield the epochs to show, in their order, and the gaps between them."""
+def epoch_rows(epochs: Sequence[dict[str, Any]], *, shows_all: bool = False) -> Iterator[EpochRow]:
+    """Yield the epochs to show, in their order, and the gaps between them; with ``shows_all`` there is no gap."""
     reasons = {**_unlike(epochs), **_slowest(epochs)}
     shown = set(range(len(epochs)))
-    if len(epochs) > SHOWN:
+    if len(epochs) > SHOWN and not shows_all:
         shown = {*range(ENDS), *range(len(epochs) - ENDS, len(epochs)), *reasons}
     before = -1
     for position in sorted(shown):

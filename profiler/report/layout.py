@@ -153,14 +153,17 @@ class Fitted:
     Args:
         columns: all columns, in their order. One without any cell that is filled is left out.
         dim: the numbers of rows that are shown dim.
+
+    Attributes:
+        columns: those that are not empty.
     """
 
     def __init__(self, *columns: Column, dim: Iterable[int] = ()) -> None:
-        self._columns = [column for column in columns if any(column.cells) or column.rank == ALWAYS]
+        self.columns = [column for column in columns if any(column.cells) or column.rank == ALWAYS]
         self._dim = frozenset(dim)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        shown = fitting(self._columns, options.max_width)
+        shown = fitting(self.columns, options.max_width)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, GAP - 1, 0, 0))
         for column in shown:
             table.add_column(

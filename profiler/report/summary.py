@@ -13,6 +13,7 @@ from profiler.report.document import document, epochs
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.run import EpochRecord, Run
+    from profiler.report.compare import Comparison
 
 
 T = TypeVar("T")
@@ -109,6 +110,22 @@ class RunSummary:
         from profiler.report.text import text  # loads rich, which a run that prints nothing does not need
 
         return text(self._run, tariff=self._tariff)
+
+    def compare(self, other: RunSummary) -> Comparison:
+        """Return another run beside this one, as ``epochmeter compare`` shows it: ``print()`` it, or let a notebook show it.
+
+        Raises:
+            ArgumentValueError: the runs have no stage with steps in common.
+        """
+        from profiler.report.compare import compared
+
+        return compared(self._run, other.run)
+
+    def _repr_html_(self) -> str:
+        """Return the report for a notebook."""
+        from profiler.report.web.run_page import run_fragment
+
+        return run_fragment(self._run, self._tariff)
 
     def __repr__(self) -> str:
         return f"<RunSummary {self.name!r} {self.id} {self.state}: {len(self._run.epochs)} epochs>"

@@ -17,10 +17,10 @@ def call_time(stage: dict[str, Any]) -> float:
     return found
 
 
-def epochs_table(epochs: list[dict[str, Any]]) -> Fitted:
-    """Return the epochs, a row for each stage; of many, those that `epoch_rows` chooses."""
+def epochs_table(epochs: list[dict[str, Any]], *, shows_all: bool = False) -> Fitted:
+    """Return the epochs, a row for each stage; of many, those that `epoch_rows` chooses, unless all are to be shown."""
     rows: list[tuple[str, dict[str, Any], str]] = []
-    for row in epoch_rows(epochs):
+    for row in epoch_rows(epochs, shows_all=shows_all):
         if row.epoch is None:
             rows.append((f"… {row.left_out:,} more", {}, ""))
             continue

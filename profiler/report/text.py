@@ -41,7 +41,8 @@ def plain(shown: RenderableType, width: int | None = None) -> str:
     """Return something for a rich console as text without colours."""
     into = io.StringIO()
     columns = shutil.get_terminal_size((WIDTH, 0)).columns if width is None else width
-    console = Console(file=into, width=columns, no_color=True, color_system=None, force_terminal=False, highlight=False)
+    plainly: dict[str, Any] = {"no_color": True, "color_system": None, "force_terminal": False, "force_jupyter": False}
+    console = Console(file=into, width=columns, highlight=False, **plainly)
     console.print(shown)
     return "\n".join(line.rstrip() for line in into.getvalue().splitlines())
 
@@ -56,7 +57,7 @@ def renderable(run: Run, tariff: str | None = None) -> RenderableType:
     blocks += [phases_table(name, stage) for name, stage in data["stages"].items()]
     blocks += tables(data.get("bench", {}).get("cases", ()))
     blocks += [*_device(data), *_ranks(data), *_gpus(data)]
-    blocks.append(labelled([*when_rows(data), *_rows(data)]))
+    blocks.append(labelled([*when_rows(data), *fact_rows(data)]))
     return spaced(blocks)
 
 
@@ -138,7 +139,7 @@ def _gpus(data: dict[str, Any]) -> Iterator[RenderableType]:
             yield Text(f"clocks of {gpu} were held down: {words}")
 
 
-def _rows(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
+def fact_rows(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     """Yield the other facts of a run, a label and a text each."""
     for name, stage in data["stages"].items():
         if "batch_size" in stage:

@@ -272,6 +272,10 @@ class Profiler:
         """Pickle as a Profiler that measures nothing: a spawned worker's data set may hold one."""
         return _passive, (self.session.run.name,)
 
+    def _repr_html_(self) -> str:
+        """Return the run so far for a notebook."""
+        return self.summary._repr_html_()
+
     def __repr__(self) -> str:
         return f"<Profiler {self.session.run.name!r} {self.session.run.id} {self.session.state}>"
 
