@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from profiler.bench.estimate import estimate, percentile
@@ -16,29 +16,36 @@ PERCENTILES = (("p50", 0.5, 10), ("p90", 0.9, 20), ("p99", 0.99, 100))  # and ho
 class CaseLedger:
     """The results so far: groups come in as they are measured, and records go out.
 
-    A limit beside several nets is measured with each of them. Each net is compared with the limit at that time, and the
-    limit's own record combines all of them.
+    A limit is measured once more beside each net. A machine has one limit a dtype: the median of all of these blocks, with
+    which every net is compared.
     """
 
     def __init__(self) -> None:
         self._limits: dict[tuple[str, str, str | None, str], Raw] = {}
+        self._others: list[Raw] = []
 
-    def add(self, group: Sequence[Raw]) -> list[CaseRecord]:
-        """Return the new records of a group: its cases without the limits, which are known only at the end."""
+    def add(self, group: Sequence[Raw]) -> None:
+        """Add a group that has been measured."""
         for raw in group:
             if raw.case.suite == "limits":
                 self._add_limit(raw)
-        flops = {raw.case.dtype: _rate(raw, "flops") for raw in group if raw.case.name == "matmul"}
-        moved = {raw.case.device: _rate(raw, "moved") for raw in group if raw.case.name == "memory"}
-        found = []
-        for raw in group:
-            if raw.case.suite != "limits":
-                record = self._record(raw)
-                for name, limit in (("flops_limit", flops.get(raw.case.dtype)), ("moved_limit", moved.get(raw.case.device))):
-                    if limit is not None and record.status == "ok" and raw.case.suite != "loader":
-                        record.numbers[name] = limit
-                found.append(record)
-        return found
+            else:
+                self._others.append(raw)
+
+    def records(self) -> list[CaseRecord]:
+        """Return all cases, compared with the limits as they are known now."""
+        return [*self._compared(), *self.limits()]
+
+    def _compared(self) -> Iterator[CaseRecord]:
+        limits = self._limits.values()
+        flops = {raw.case.dtype: _rate(raw, "flops") for raw in limits if raw.case.name == "matmul"}
+        moved = {raw.case.device: _rate(raw, "moved") for raw in limits if raw.case.name == "memory"}
+        for raw in self._others:
+            record = self._record(raw)
+            for name, limit in (("flops_limit", flops.get(raw.case.dtype)), ("moved_limit", moved.get(raw.case.device))):
+                if limit is not None and record.status == "ok" and raw.case.suite != "loader":
+                    record.numbers[name] = limit
+            yield record
 
     def limits(self) -> list[CaseRecord]:
         return [self._record(raw) for raw in self._limits.values()]

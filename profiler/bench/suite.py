@@ -63,10 +63,12 @@ def measure(prof: Profiler, machine: Machine, request: Request, progress: Progre
     def run(cases: list[Case]) -> None:
         method = request.method
         progress.expect(runner.steps(cases, method))
-        runner.run(
-            cases, method, lambda case: progress.step(str(case)), lambda group: prof.session.add_cases(ledger.add(group))
-        )
-        prof.session.add_cases(ledger.limits())
+
+        def add(group: list[runner.Raw]) -> None:
+            ledger.add(group)
+            prof.session.add_cases(ledger.records())  # in the log at once: the next group may take minutes
+
+        runner.run(cases, method, lambda case: progress.step(str(case)), add)
 
     first = _limits(machine, device, request, names)
     if first:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from profiler.cli.options import percentage
 from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.records.plain_text import printable_in
 
+LINE_EVERY_S = 5.0  # where there is no terminal
 PARTIAL, REGRESSION, INTERRUPTED = 3, 1, 130
 STDOUT = Path("-")
 WHAT = "limits, models, loader; one of their cases, such as matmul or resnet50; or package.module:factory of your own."
@@ -92,7 +94,8 @@ def _measured(request: Any) -> tuple[dict[str, Any], bool]:
         prof = Profiler("bench", distributed=False)
         try:
             with prof:
-                suite.measure(prof, machine, request, _suite_progress(progress, task))
+                shown = _suite_progress(progress, task) if console.is_terminal else _line_progress(console)
+                suite.measure(prof, machine, request, shown)
         except KeyboardInterrupt:
             interrupted = True
     return document(prof.summary.run), interrupted
@@ -109,6 +112,30 @@ def _suite_progress(progress: Progress, task: TaskID) -> Any:
         progress.update(task, total=expected)
 
     return SuiteProgress(expect, lambda case: progress.update(task, advance=1, description=case))
+
+
+def _line_progress(console: Console) -> Any:
+    """Return a progress that writes a line now and then, for a pipe or a file."""
+    from profiler.bench.suite import Progress as SuiteProgress
+
+    began = told = time.monotonic()
+    done = expected = 0
+
+    def expect(steps: int) -> None:
+        nonlocal expected
+        expected += steps
+
+    def step(case: str) -> None:
+        nonlocal done, told
+        done += 1
+        now = time.monotonic()
+        if now - told >= LINE_EVERY_S or done == expected:
+            told = now
+            console.print(
+                f"bench: {done} of {expected} steps after {now - began:.0f} s: {case}", highlight=False, soft_wrap=True
+            )
+
+    return SuiteProgress(expect, step)
 
 
 def _follow(request: Any) -> None:

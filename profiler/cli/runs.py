@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 LONGEST = 24  # letters of a name
 WIDTH = 120  # where nobody says how wide
+READING_S = 1.0  # for logs that are not known yet
+OF_WHOLE_LOGS = ("samples_per_s", "energy_j", "memory_peak_bytes")  # keys of a row
 SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
@@ -63,7 +65,8 @@ def runs(
     Example: epochmeter runs --since 7d --verdict input-bound --sort duration
     """
     begin = _moment(since) if since else ""
-    rows = [row for row in _rows() if _fits(row, name, state, verdict, begin)]
+    needs_all = as_json or bool(verdict) or KEYS[sort] in OF_WHOLE_LOGS
+    rows = [row for row in _rows(needs_all) if _fits(row, name, state, verdict, begin)]
     if sort is not Order.started:
         rows = _sorted(rows, KEYS[sort])
     shown = rows[:most]
@@ -77,13 +80,20 @@ def runs(
         return
     for line in _table(list(map(printable_in, shown))):
         say(line)
+    unread = sum("verdict" not in row and row["state"] != "running" for row in shown)
+    if unread:
+        say(f"{unread:,} logs have not been read yet: ask again, or for all of them with --json", err=True)
 
 
 # ---- rows ----------------------------------------------------------------------------------------------------------
 
 
-def _rows() -> Iterator[Row]:
-    """Yield a row for each recorded run, newest first."""
+def _rows(needs_all: bool) -> Iterator[Row]:
+    """Yield a row for each recorded run, newest first.
+
+    A log takes milliseconds to read, a long one more. Unless all are needed, only the newest are read, for `READING_S`; of the
+    others the last line alone. Their rows follow the next time.
+    """
     from profiler.config.folder import Folder
     from profiler.config.paths import runs_path
     from profiler.config.place import UntrustedError
@@ -97,11 +107,11 @@ def _rows() -> Iterator[Row]:
         complain(f"{error.filename} {error.strerror}: its runs are not shown; {error.cure}")
     except OSError as error:
         complain(f"the runs cannot be read: {error.strerror}")
-    cache = ListCache(folder)
+    cache, until = ListCache(folder), time.monotonic() + READING_S
     for path in run_paths(folder):
         row = cache.find(path)
         if not _is_row(row):
-            row = _read(path, cache)
+            row = _read(path, cache, is_whole=needs_all or time.monotonic() < until)
         if row is not None:
             yield row
     cache.save()
@@ -117,7 +127,7 @@ def _is_row(row: Any) -> bool:
     return words and "duration_s" in others and all(type(value) in (int, float) for value in others.values())
 
 
-def _read(path: Path, cache: ListCache) -> Row | None:
+def _read(path: Path, cache: ListCache, *, is_whole: bool) -> Row | None:
     """Return the row of a log that is not known yet, or has changed; None if it holds no run."""
     from profiler.errors import RunLogError
     from profiler.report.progress import stalled
@@ -130,6 +140,8 @@ def _read(path: Path, cache: ListCache) -> Row | None:
         if run.state == "running":
             hangs = stalled(run)
             return outline_row(run) | ({} if hangs is None else {"stalled": hangs})
+        if not is_whole:
+            return outline_row(run)
         whole = load(path)
         with believed(whole):
             row = run_row(whole)

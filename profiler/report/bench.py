@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,12 @@ from profiler.report.layout import ALWAYS, Column, Fitted, duration, words
 Case = Mapping[str, Any]
 RATES = {"operations_per_s": "FLOP/s", "bytes_per_s": "B/s"}
 LEFT_OUT = ("p99", "memory", "J/sample", "p50", "batch", "compile", "first", "first batch", "on")  # of a table; the last first
+USABLE = 0.5  # of the median: an interval that reaches further to both sides tells nothing
+MANY = 3  # cases with the same remark are told together
+NUMBER = re.compile(r"\d+(?:\.\d+)?%?")
+# Shares of the hardware's arithmetic in published training runs: GPT-3 21 %, MT-NLG 30 %, PaLM 46 % (Chowdhery et al., 2022,
+# arXiv:2204.02311, table 3), Llama 3 38 to 43 % (2024, arXiv:2407.21783, table 4). Of the memory's speed: our own choice.
+USUAL, HIGH, OF_MEMORY = 0.2, 0.45, 0.6
 KEY = ("suite", "name", "device", "stage", "dtype", "batch", "workers", "shape", "compiled")
 FLAT = (  # the columns of a CSV file, and the place of each
     *((key, (key,)) for key in (*KEY[:-1], "status")),
@@ -75,19 +82,71 @@ def _of_limit(value: float | None) -> str:
 
 
 def sentences(cases: Sequence[Case]) -> Iterator[str]:
-    """Yield the share of the machine's limits that training reaches, then remarks and failures."""
+    """Yield the share of the machine's limits that training reaches, then unusable cases, remarks and failures."""
+    spreads = {case.get("dtype"): _spread(case) for case in cases if case["name"] == "matmul" and "time_s" in case}
     for case in cases:
         share = case.get("share_of_limit", {}).get("operations")
-        if share is not None and case.get("stage") == "train":
+        if share is not None and case.get("stage") == "train" and is_usable(case):
             rate, limit = case["operations_per_s"], case["limits"]["operations_per_s"]
             made = f" ({case['shape']})" if "shape" in case else ""
+            spread = f" {spreads[case['dtype']]}" if case["dtype"] in spreads else ""
             yield (
                 f"{title(case)}{made}: {_of_limit(share)} of this machine's limit"
-                f" ({_si(rate, 'FLOP/s')} of {_si(limit, 'FLOP/s')} in {case['dtype']})"
+                f" ({_si(rate, 'FLOP/s')} of {_si(limit, 'FLOP/s')}{spread} in {case['dtype']}): {judgement(case)}"
             )
+    unusable = [title(case) for case in cases if not is_usable(case)]
+    if unusable:
+        yield f"not usable, as their times differ by more than half: {', '.join(unusable)}; run them again on a quiet machine"
+    yield from _remarks(cases)
+    yield from _failures(cases)
+
+
+def is_usable(case: Case) -> bool:
+    """Return False if the interval of a case's time is wider than half of the median to either side, on a busy machine."""
+    time = case.get("time_s")
+    return time is None or (time["high"] - time["low"]) / 2 <= USABLE * time["median"]
+
+
+def judgement(case: Case) -> str:
+    """Return in words whether a share of the limit is a good one. The sources are in docs/bench.md."""
+    shares = case["share_of_limit"]
+    if shares["operations"] >= HIGH:
+        return f"as the best published training runs, or better ({HIGH:.0%})"
+    if shares["operations"] >= USUAL:
+        return f"as published training runs of large models ({USUAL:.0%} to {HIGH:.0%})"
+    if shares.get("memory", 0.0) >= OF_MEMORY:
+        return f"its limit is the memory, of whose speed it reaches {_of_limit(shares['memory'])}"
+    return f"low (large models are trained at {USUAL:.0%} to {HIGH:.0%}): its operations are small; a larger batch may help"
+
+
+def _remarks(cases: Sequence[Case]) -> Iterator[str]:
+    """Yield one line for each case with remarks, and one for a kind of remark that many cases have."""
+    kinds: dict[str, list[str]] = {}
     for case in cases:
         for remark in case.get("remarks", ()):
-            yield f"{title(case)}: {remark}"
+            kinds.setdefault(NUMBER.sub("#", remark), []).append(remark)
+    common = {kind: found for kind, found in kinds.items() if len(found) >= MANY}
+    for kind, found in common.items():
+        yield f"{_range(kind, found)} ({len(found)} of {len(cases)} cases)"
+    for case in cases:
+        own = [remark for remark in case.get("remarks", ()) if NUMBER.sub("#", remark) not in common]
+        if own:
+            yield f"{title(case)}: {'; '.join(own)}"
+
+
+def _range(kind: str, remarks: Sequence[str]) -> str:
+    """Return remarks that differ in their numbers as one, with the lowest and the highest of each."""
+    columns = list(zip(*(NUMBER.findall(remark) for remark in remarks), strict=True))
+    ends = [(min(column, key=_value), max(column, key=_value)) for column in columns]
+    told = iter(low if low == high else f"{low} to {high}" for low, high in ends)
+    return re.sub("#", lambda _: next(told), kind)
+
+
+def _value(text: str) -> float:
+    return float(text.rstrip("%"))
+
+
+def _failures(cases: Sequence[Case]) -> Iterator[str]:
     failures: dict[tuple[str, ...], list[str]] = {}
     for case in cases:
         if case["status"] != "ok":
@@ -125,6 +184,8 @@ def _workers(case: Case) -> str | None:
 
 
 def _result(case: Case) -> str:
+    if not is_usable(case):
+        return ""
     for key, unit in RATES.items():
         if key in case:
             return _si(case[key], unit)
@@ -132,12 +193,14 @@ def _result(case: Case) -> str:
 
 
 def _spread(case: Case) -> str:
+    if not is_usable(case):
+        return "not usable"
     time = case["time_s"]
     return f"±{(time['high'] - time['low']) / 2 / time['median']:.1%}"
 
 
 def _seconds(*path: str) -> Callable[[Case], str]:
-    return lambda case: "" if (value := _at(case, path)) is None else duration(value)
+    return lambda case: "" if (value := _at(case, path)) is None or not is_usable(case) else duration(value)
 
 
 def _plain(key: str) -> Callable[[Case], str]:
@@ -145,11 +208,15 @@ def _plain(key: str) -> Callable[[Case], str]:
 
 
 def _percent(limit: str) -> Callable[[Case], str]:
-    return lambda case: _of_limit(_at(case, ("share_of_limit", limit)))
+    return lambda case: _of_limit(_at(case, ("share_of_limit", limit))) if is_usable(case) else ""
+
+
+def _per_second(key: str) -> Callable[[Case], str]:
+    return lambda case: _si(case[key], "") if key in case and is_usable(case) else ""
 
 
 def _rate(case: Case) -> str:
-    value = case.get("samples_per_s")
+    value = case.get("samples_per_s") if is_usable(case) else None
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -166,9 +233,9 @@ SPEED: Sheet = (
 )
 USE: Sheet = (
     ("dtype", _plain("dtype")),
-    ("FLOP/s", lambda case: "" if "operations_per_s" not in case else _si(case["operations_per_s"], "")),
+    ("FLOP/s", _per_second("operations_per_s")),
     ("of limit", _percent("operations")),
-    ("B/s", lambda case: "" if "bytes_per_s" not in case else _si(case["bytes_per_s"], "")),
+    ("B/s", _per_second("bytes_per_s")),
     ("of limit ", _percent("memory")),
     ("memory", lambda case: "" if "memory_peak_bytes" not in case else f"{case['memory_peak_bytes'] / 2**20:,.0f} MiB"),
     ("J/sample", lambda case: "" if "joules_per_sample" not in case else f"{case['joules_per_sample']:.3g}"),

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median, variance
 from typing import NamedTuple
 
 TYPE_CHECKING = False
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 WHOLE, OTHER = "", "other"  # in the place of a phase
 SMALL = 0.5  # of the usual number of steps: a smaller block is added to its neighbour
 Z = 1.96  # of the normal distribution
+LEAST_APART = 0.2  # where one phase is nearly all of a step, nothing can be told apart
 ALIKE = 0.9  # a correlation of neighbouring blocks counts up to that
 
 
 class Mean(NamedTuple):
-    """A mean and its standard error, with the degrees of freedom."""
+    """A mean and its standard error, with the degrees of freedom; ``spread`` is how much blocks differ, relative to it."""
 
     value: float
     error: float
     freedom: float
+    spread: float = 0.0
 
 
 @dataclass
@@ -103,5 +105,28 @@ def mean_of(blocks: Sequence[Block], name: str) -> Mean | None:
     alike = sum(a * b for a, b in itertools.pairwise(rest)) / squares if squares else 0.0
     alike = min(alike, ALIKE) if alike > Z / math.sqrt(number) else 0.0  # of independent blocks it is lower, in 39 of 40
     counted = max(number * (1 - alike) / (1 + alike), 1.5)
-    error = math.sqrt(squares / (number - 1) * number) / steps * math.sqrt(number / counted)
-    return Mean(ratio, error, counted - 1)
+    spread = math.sqrt(squares / (number - 1) * number) / steps * math.sqrt(number)
+    return Mean(ratio, spread / math.sqrt(counted), counted - 1, spread / ratio if ratio else 0.0)
+
+
+def common_noise(blocks: Sequence[Block]) -> float:
+    """Return how much all phases change together from block to block, as a standard deviation relative to their time.
+
+    That is the mood of the machine (its clock, its neighbours), which differs between two starts as well. The variance of a
+    step is that of its phases' own changes and of the common one; all pairs of phases are taken to share one covariance.
+    """
+    steps, whole = sum(block.count for block in blocks), sum(block.spent[WHOLE] for block in blocks)
+    if len(blocks) < 3 or not steps or not whole:
+        return 0.0
+    names = [name for name in dict.fromkeys(name for block in blocks for name in block.spent) if name != WHOLE]
+    own = {name: sum(block.spent.get(name, 0.0) for block in blocks) for name in names}
+    weights = {name: ns / whole for name, ns in own.items() if ns > 0}
+    apart = 1 - sum(weight**2 for weight in weights.values())
+    if apart < LEAST_APART:
+        return 0.0
+
+    def spread(name: str, total: float) -> float:
+        return variance([block.spent.get(name, 0.0) / block.count * steps / total for block in blocks])
+
+    of_phases = sum(weight**2 * spread(name, own[name]) for name, weight in weights.items())
+    return math.sqrt(max(spread(WHOLE, whole) - of_phases, 0.0) / apart)

@@ -16,7 +16,7 @@ from profiler.records.causes import COLLECTION, COMPILATION, STARVED
 from profiler.records.histogram import NS
 from profiler.records.student import CONFIDENCE, student
 from profiler.records.vocabulary import STAGES
-from profiler.report.blocks import WHOLE, Block, Mean, blocks_of, mean_of
+from profiler.report.blocks import WHOLE, Block, Mean, blocks_of, common_noise, mean_of
 from profiler.report.layout import duration
 from profiler.report.verdict import judge
 
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 FEWEST_BLOCKS = 3  # of each run, for an interval
 LEAST_SHARE = 0.01  # of a step, in both runs: a smaller phase is not judged by itself
 REST = "the rest"  # such phases together
-# What a restart of the same program changes, as standard deviations: of a phase's time, and of the whole step's.
-# `python benchmarks/bench_compare.py` measures both.
+# What a restart of the same program changes at least, as standard deviations: of a phase's time, and of the whole step's. Where
+# all phases of a run change together from block to block, a restart is taken to change them as much: see `common_noise` and
+# `python benchmarks/bench_compare.py`.
 RESTART, RESTART_OF_STEP = 0.007, 0.001
+SMALL_SHARE = 0.1  # of a step
 EXPLAINS = 0.1  # of the difference: a smaller part explains nothing
 NOTABLE_CLOCK, NOTABLE_COST = 0.03, 0.01  # of a GPU's clock; of a step
 WORDS = {COLLECTION: "garbage collections", COMPILATION: "compilation", STARVED: "waiting for a free CPU"}
@@ -151,6 +153,8 @@ def compared(before: Run, after: Run) -> Comparison:
         for name in stages
     }
     pairs = {name: pair for name, pair in pairs.items() if all(pair)}
+    if not pairs:
+        raise ArgumentValueError(f"runs {before.id} and {after.id} cannot be compared: their logs have no slices")
     judged = {name: _judged(*pair) for name, pair in pairs.items()}
     number = sum(len(names) for names in judged.values()) or 1
     confidence = 1 - (1 - CONFIDENCE) / number
@@ -243,15 +247,21 @@ def _judged(before: list[Block], after: list[Block]) -> list[str]:
 def _changes(stage: str, names: list[str], before: list[Block], after: list[Block], confidence: float) -> Iterator[Change]:
     steps = mean_of(before, WHOLE), mean_of(after, WHOLE)
     step = max(mean.value for mean in steps if mean is not None)
+    noise = max(RESTART, *map(common_noise, (before, after)))
     is_short = min(len(before), len(after)) < FEWEST_BLOCKS
     for name in names:
         means = mean_of(before, name), mean_of(after, name)
         there = [any(name in block.spent for block in blocks) for blocks in (before, after)]
-        yield _change(stage, name, means, there, step, None if is_short else confidence)
+        yield _change(stage, name, means, there, (step, noise), None if is_short else confidence)
 
 
 def _change(
-    stage: str, name: str, means: tuple[Mean | None, Mean | None], there: list[bool], step: float, confidence: float | None
+    stage: str,
+    name: str,
+    means: tuple[Mean | None, Mean | None],
+    there: list[bool],
+    usual: tuple[float, float],
+    confidence: float | None,
 ) -> Change:
     """Return a row; without a confidence it has no interval."""
     then, now = (
@@ -263,15 +273,16 @@ def _change(
     change = now / then - 1
     if confidence is None or means[0] is None or means[1] is None:
         return Change(stage, name, then, now, change)
-    low, high = _interval(means[0], means[1], step, confidence)
+    low, high = _interval(means[0], means[1], usual, confidence)
     verdict = "slower" if low > 0 else "faster" if high < 0 else "noise"
     return Change(stage, name, then, now, change, low, high, verdict)
 
 
-def _interval(then: Mean, now: Mean, step: float, confidence: float) -> tuple[float, float]:
+def _interval(then: Mean, now: Mean, usual: tuple[float, float], confidence: float) -> tuple[float, float]:
     """Return the interval of the ratio of two means less 1: Student's t on the logarithms, its freedom after B. L. Welch."""
+    step, noise = usual  # of a step: its time (ns), and how much a restart changes it
     errors = [mean.error / mean.value for mean in (then, now)]
-    restart = [math.hypot(RESTART, RESTART_OF_STEP * step / mean.value) for mean in (then, now)]
+    restart = [_restart(mean, step, noise) for mean in (then, now)]
     variance = sum(error**2 for error in errors)
     parts = sum(error**4 / mean.freedom for error, mean in zip(errors, (then, now), strict=True) if error)
     all_variance = variance + sum(error**2 for error in restart)
@@ -279,6 +290,12 @@ def _interval(then: Mean, now: Mean, step: float, confidence: float) -> tuple[fl
     half = student(min(freedom, 1e9), confidence) * math.sqrt(all_variance)
     middle = math.log(now.value / then.value)
     return math.expm1(middle - half), math.expm1(middle + half)
+
+
+def _restart(mean: Mean, step: float, noise: float) -> float:
+    """Return how much a restart changes a phase, relative to its time: a small phase as much as it differs between blocks."""
+    own = mean.spread if mean.value < SMALL_SHARE * step else 0.0
+    return math.hypot(max(noise, own), RESTART_OF_STEP * step / mean.value)
 
 
 # ---- what explains it ----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -110,6 +110,15 @@ class RunSummary:
         from profiler.report.text import text  # loads rich, which a run that prints nothing does not need
 
         return text(self._run, tariff=self._tariff)
+
+    def per_epoch(self) -> Iterator[tuple[int, dict[str, float]]]:
+        """Yield each epoch's index and its numbers by flat names such as ``train/forward_s``, for an experiment tracker.
+
+        Times are in seconds, memory in bytes, power in watts; see `profiler.report.per_epoch`.
+        """
+        from profiler.report.per_epoch import per_epoch
+
+        return per_epoch(self._epochs)
 
     def compare(self, other: RunSummary) -> Comparison:
         """Return another run beside this one, as ``epochmeter compare`` shows it: ``print()`` it, or let a notebook show it.

@@ -72,6 +72,18 @@ def test_an_empty_run_has_only_what_is_known() -> None:
     assert set(run_row(Run("0a1b", "empty", 0))) == {"id", "name", "state", "started", "duration_s", "verdict"}
 
 
+def test_a_list_does_not_wait_for_thousands_of_logs() -> None:
+    """Beyond its time, only the last lines are read; the rest follows, and with --json at once."""
+    for name in ("one", "two"):
+        recorded(name)
+    hurried = "import sys; sys.argv[1:] = ['runs']; import profiler.cli.runs as runs; runs.READING_S = -1.0\n"
+    answer = python("-c", f"{hurried}from profiler.cli import main; main()", COLUMNS="120")
+    assert answer.code == 0 and "2 logs have not been read yet" in answer.err
+    assert "verdict" not in answer.out and "one" in answer.out and answer.out.splitlines()[-1].startswith("2 runs, ")
+    assert all("verdict" in row for row in epochmeter("runs", "--json").json)
+    assert python("-c", f"{hurried}from profiler.cli import main; main()").err == ""
+
+
 class TestKept:
     """What a list keeps is used only for the same log, and never believed."""
 
