@@ -157,6 +157,7 @@ def _follow(request: Any) -> None:
 def _show(document: dict[str, Any], outputs: dict[str, Path | None]) -> None:
     from profiler.config.resolve import resolve
     from profiler.report.bench import as_csv, markdown, tables
+    from profiler.report.text import spaced
 
     cases = document.get("bench", {}).get("cases", [])
     made = {
@@ -165,8 +166,7 @@ def _show(document: dict[str, Any], outputs: dict[str, Path | None]) -> None:
         "markdown": lambda: markdown(cases),
     }
     console = _console(STDOUT in outputs.values())
-    for part in tables(cases):
-        console.print(part)
+    console.print(spaced(tables(cases)))
     kept = f"kept on this machine; show it again with: epochmeter report {document['run']['id']}"
     console.print(f"\n{_machine(document)}; {kept if resolve().settings.local else 'not kept (local is off)'}", soft_wrap=True)
     for form, path in outputs.items():

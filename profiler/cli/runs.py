@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import time
@@ -16,7 +17,7 @@ import typer
 
 from profiler.cli.options import AsJson
 from profiler.cli.output import complain, say
-from profiler.errors import ArgumentValueError
+from profiler.errors import ArgumentValueError, did_you_mean
 from profiler.records.plain_text import printable_in
 
 TYPE_CHECKING = False
@@ -29,6 +30,8 @@ LONGEST = 24  # letters of a name
 WIDTH = 120  # where nobody says how wide
 READING_S = 1.0  # for logs that are not known yet
 OF_WHOLE_LOGS = ("samples_per_s", "energy_j", "memory_peak_bytes")  # keys of a row
+STATES = ("finished", "interrupted", "crashed", "running", "stalled")
+NO_CAUSE = ("balanced", "unknown", "compute-bound")  # verdicts without a rule of their own
 SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
@@ -65,6 +68,7 @@ def runs(
     Example: epochmeter runs --since 7d --verdict input-bound --sort duration
     """
     begin = _moment(since) if since else ""
+    _check_words(state, verdict)
     needs_all = as_json or bool(verdict) or KEYS[sort] in OF_WHOLE_LOGS
     rows = [row for row in _rows(needs_all) if _fits(row, name, state, verdict, begin)]
     if sort is not Order.started:
@@ -78,7 +82,7 @@ def runs(
         is_asked = name or state or verdict or since
         say(found_none if is_asked else "no run has been recorded on this machine yet; 'epochmeter demo' records one", err=True)
         return
-    for line in _table(list(map(printable_in, shown))):
+    for line in _table(list(map(printable_in, shown)), len(rows)):
         say(line)
     unread = sum("verdict" not in row and row["state"] != "running" for row in shown)
     if unread:
@@ -98,7 +102,7 @@ def _rows(needs_all: bool) -> Iterator[Row]:
     from profiler.config.paths import runs_path
     from profiler.config.place import UntrustedError
     from profiler.storage.list_cache import ListCache
-    from profiler.storage.run_log import run_paths
+    from profiler.storage.run_log import run_id, run_paths
 
     folder = runs_path()
     try:
@@ -110,7 +114,7 @@ def _rows(needs_all: bool) -> Iterator[Row]:
     cache, until = ListCache(folder), time.monotonic() + READING_S
     for path in run_paths(folder):
         row = cache.find(path)
-        if not _is_row(row):
+        if not _is_row(row) or row["id"] != run_id(path):
             row = _read(path, cache, is_whole=needs_all or time.monotonic() < until)
         if row is not None:
             yield row
@@ -124,7 +128,11 @@ def _is_row(row: Any) -> bool:
         return False
     others = {key: value for key, value in row.items() if key not in (*texts, "verdict", "command")}
     words = all(isinstance(row.get(key, ""), str) for key in ("verdict", "command"))
-    return words and "duration_s" in others and all(type(value) in (int, float) for value in others.values())
+    return (
+        words
+        and "duration_s" in others
+        and all(type(value) in (int, float) and 0 <= value < math.inf for value in others.values())
+    )
 
 
 def _read(path: Path, cache: ListCache, *, is_whole: bool) -> Row | None:
@@ -150,6 +158,22 @@ def _read(path: Path, cache: ListCache, *, is_whole: bool) -> Row | None:
         return None
     cache.keep(path, row, stamp)
     return row
+
+
+def _check_words(state: str, verdict: str) -> None:
+    """Check words of which there are only some.
+
+    Raises:
+        ArgumentValueError: there is no such state or verdict.
+    """
+    from profiler.report.rules import RULES
+
+    for option, word, known in (
+        ("--state", state, STATES),
+        ("--verdict", verdict, sorted({*(rule.kind for rule in RULES), *NO_CAUSE})),
+    ):
+        if word and word not in known:
+            raise ArgumentValueError(f"{option} is one of {', '.join(known)}, not {word!r}.{did_you_mean(word, known)}")
 
 
 def _moment(since: str) -> str:
@@ -192,8 +216,8 @@ def _sorted(rows: list[Row], key: str) -> list[Row]:
 # ---- as text -------------------------------------------------------------------------------------------------------
 
 
-def _table(rows: list[Row]) -> Iterator[str]:
-    """Yield the lines of the list. A table of rich takes seconds for thousands of runs."""
+def _table(rows: list[Row], number: int) -> Iterator[str]:
+    """Yield the lines of the list and its sums; ``number`` runs fit in all. A table of rich takes seconds for thousands."""
     from profiler.report.layout import LEAST_WORDS, Column, counts, duration, lines, numbers, shortened, words
     from profiler.report.run_row import sums
 
@@ -221,7 +245,7 @@ def _table(rows: list[Row]) -> Iterator[str]:
     )
     yield from lines(shown, shutil.get_terminal_size((WIDTH, 0)).columns)
     yield ""
-    yield sums(rows)
+    yield sums(rows) + ("" if len(rows) == number else f" (of {number:,})")
 
 
 def _started(this_year: str) -> Callable[[Row], str]:

@@ -9,12 +9,13 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rich.console import RenderableType
 from rich.text import Text
 
-from profiler.report.layout import ALWAYS, Column, Fitted, duration, words
+from profiler.report.layout import ALWAYS, Column, Fitted, duration, times, words
 
 Case = Mapping[str, Any]
 RATES = {"operations_per_s": "FLOP/s", "bytes_per_s": "B/s"}
@@ -40,10 +41,8 @@ FLAT = (  # the columns of a CSV file, and the place of each
 
 def tables(cases: Sequence[Case]) -> Iterator[RenderableType]:
     """Yield a table for each suite, then remarks and failures."""
-    for heading, rows, columns in _sheets(cases):
-        first, *others = zip(*rows, strict=True)
-        shown = [Column(name, cells, rank=_rank(name)) for name, cells in zip(columns, others, strict=True)]
-        yield Fitted(words(heading, first), *shown)
+    for first, *others in _sheets(cases):
+        yield Fitted(first, *(replace(column, rank=_rank(column.head)) for column in others))
     for line in sentences(cases):
         yield Text(line)
 
@@ -51,8 +50,10 @@ def tables(cases: Sequence[Case]) -> Iterator[RenderableType]:
 def markdown(cases: Sequence[Case]) -> str:
     """Return the same as Markdown."""
     parts = []
-    for heading, rows, columns in _sheets(cases):
-        lines = [(heading, *columns), ("---", *("---:" for _ in columns)), *rows]
+    for columns in _sheets(cases):
+        cells = zip(*(map(str.strip, column.cells) for column in columns), strict=True)
+        rules = ["---" if column.is_words else "---:" for column in columns]
+        lines = [[column.head for column in columns], rules, *map(list, cells)]
         parts.append("\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines))
     said = "\n".join(f"- {line}" for line in sentences(cases))
     return "\n\n".join([*parts, said] if said else parts) + "\n"
@@ -159,17 +160,23 @@ def _failures(cases: Sequence[Case]) -> Iterator[str]:
 
 # ---- sheets --------------------------------------------------------------------------------------------------------
 
-Sheet = tuple[tuple[str, Callable[[Case], str]], ...]  # the columns of one table: a heading, and what makes a cell
+Sheet = tuple[tuple[str, Callable[[Case], Any]], ...]  # the columns of one table: a heading, and what makes a cell
 
 
-def _sheets(cases: Sequence[Case]) -> Iterator[tuple[str, list[tuple[str, ...]], tuple[str, ...]]]:
-    """Yield, for each suite, its heading, its rows, and the columns that at least one case fills."""
+def _sheets(cases: Sequence[Case]) -> Iterator[list[Column]]:
+    """Yield, for each suite, its columns, without those that no case fills."""
     for suite, heading, columns in SHEETS:
         rows = [case for case in cases if case["suite"] == suite and case["status"] == "ok"]
-        shown = [(name, cell) for name, cell in columns if any(cell(case) for case in rows)]
         if rows:
-            cells = [(_first(case), *(cell(case) for _, cell in shown)) for case in rows]
-            yield heading, cells, tuple(name for name, _ in shown)
+            seconds = [cell(case) for _, cell in columns if isinstance(cell, _Seconds) for case in rows]
+            made = [_column(head, cell, rows, seconds) for head, cell in columns]
+            yield [words(heading, map(_first, rows)), *(column for column in made if any(column.cells))]
+
+
+def _column(head: str, cell: Callable[[Case], Any], rows: Sequence[Case], seconds: Sequence[float | None]) -> Column:
+    """Return a column of texts, or of times in the unit of all of them (``seconds``)."""
+    values = [cell(case) for case in rows]
+    return times(head, values, beside=seconds) if isinstance(cell, _Seconds) else Column(head, values)
 
 
 def _first(case: Case) -> str:
@@ -199,8 +206,14 @@ def _spread(case: Case) -> str:
     return f"±{(time['high'] - time['low']) / 2 / time['median']:.1%}"
 
 
-def _seconds(*path: str) -> Callable[[Case], str]:
-    return lambda case: "" if (value := _at(case, path)) is None or not is_usable(case) else duration(value)
+class _Seconds:
+    """A time of a case, by its place in the document."""
+
+    def __init__(self, *path: str) -> None:
+        self._path = path
+
+    def __call__(self, case: Case) -> float | None:
+        return _at(case, self._path) if is_usable(case) else None
 
 
 def _plain(key: str) -> Callable[[Case], str]:
@@ -225,11 +238,11 @@ SPEED: Sheet = (
     ("batch", _plain("batch")),
     ("samples/s", _rate),
     ("", _spread),
-    ("call", _seconds("time_s", "median")),
-    ("p50", _seconds("latency_s", "p50")),
-    ("p99", _seconds("latency_s", "p99")),
-    ("first", _seconds("cold_s")),
-    ("compile", _seconds("compile_s")),
+    ("call", _Seconds("time_s", "median")),
+    ("p50", _Seconds("latency_s", "p50")),
+    ("p99", _Seconds("latency_s", "p99")),
+    ("first", _Seconds("cold_s")),
+    ("compile", _Seconds("compile_s")),
 )
 USE: Sheet = (
     ("dtype", _plain("dtype")),
@@ -246,14 +259,14 @@ LIMIT: Sheet = (
     ("of", _plain("shape")),
     ("reached", _result),
     ("", _spread),
-    ("first", _seconds("cold_s")),
+    ("first", _Seconds("cold_s")),
 )
 LOADER: Sheet = (
     ("batch", _plain("batch")),
     ("samples/s", _rate),
     ("", _spread),
-    ("batch every", _seconds("time_s", "median")),
-    ("first batch", _seconds("cold_s")),
+    ("batch every", _Seconds("time_s", "median")),
+    ("first batch", _Seconds("cold_s")),
 )
 SHEETS: tuple[tuple[str, str, Sheet], ...] = (  # a suite, the table's heading, its columns
     ("limits", "limits", LIMIT),
@@ -328,8 +341,9 @@ def comparison(rows: Sequence[Compared]) -> Fitted:
     )
 
 
-def _rank(name: str) -> int:
-    return LEFT_OUT.index(name) + 1 if name in LEFT_OUT else ALWAYS
+def _rank(head: str) -> int:
+    name = next((name for name in LEFT_OUT if head.removesuffix(" ").startswith(name)), None)
+    return ALWAYS if name is None else LEFT_OUT.index(name) + 1
 
 
 def _key(case: Case) -> tuple[Any, ...]:

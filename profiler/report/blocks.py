@@ -13,14 +13,20 @@ from dataclasses import dataclass, field
 from statistics import median, variance
 from typing import NamedTuple
 
+from profiler.report.epoch_rows import NOISE, SLOW
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.run import EpochRecord, Run
 
 
 WHOLE, OTHER = "", "other"  # in the place of a phase
+EPOCH = "epoch"  # in the place of a stage
+FEWEST_EPOCHS = 3
 SMALL = 0.5  # of the usual number of steps: a smaller block is added to its neighbour
 Z = 1.96  # of the normal distribution
+FEWEST_OF_USUAL = 6  # blocks, to know the usual ones
+MOST_SLOW = 0.2  # of the blocks: more are no exception
 LEAST_APART = 0.2  # where one phase is nearly all of a step, nothing can be told apart
 ALIKE = 0.9  # a correlation of neighbouring blocks counts up to that
 
@@ -86,6 +92,37 @@ def _without_small(blocks: Sequence[Block]) -> list[Block]:
         else:
             kept.append(Block(block.count, dict(block.spent)))
     return [block for block in kept if block.count > 0]
+
+
+def epoch_blocks(run: Run) -> list[Block]:
+    """Return each epoch as a block of one: its stages, the phases between them, and the rest. The first of many is left out."""
+    epochs = [epoch for epoch in run.epochs if epoch.duration_ns > 0 and epoch.stages]
+    blocks = []
+    for epoch in epochs[1:] if len(epochs) > FEWEST_EPOCHS else epochs:
+        spent = {name: float(stage.elapsed_ns) for name, stage in epoch.stages.items()}
+        for path, timing in epoch.phases.items():
+            if len(path) == 1:
+                spent[path[0]] = spent.get(path[0], 0.0) + timing.total_ns
+        rest = max(epoch.duration_ns - sum(spent.values()), 0.0)
+        blocks.append(Block(1, {**spent, OTHER: rest, WHOLE: float(epoch.duration_ns)}))
+    return blocks
+
+
+def without_slow(blocks: Sequence[Block]) -> tuple[list[Block], list[float]]:
+    """Return the blocks without those few that are far slower than the others, and how many times as slow each of these is.
+
+    One epoch that waited for a disk would otherwise hide every other difference.
+    """
+    if len(blocks) < FEWEST_OF_USUAL:
+        return list(blocks), []
+    paces = [block.spent[WHOLE] / block.count for block in blocks]
+    usual = median(paces)
+    noise = median(abs(pace - usual) for pace in paces)
+    limit = max(SLOW * usual, usual + NOISE * noise)
+    slow = [pace / usual for pace in paces if pace > limit]
+    if len(slow) > MOST_SLOW * len(blocks):
+        return list(blocks), []
+    return [block for block, pace in zip(blocks, paces, strict=True) if pace <= limit], slow
 
 
 def mean_of(blocks: Sequence[Block], name: str) -> Mean | None:

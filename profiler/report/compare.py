@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 from profiler.errors import ArgumentValueError
 from profiler.records.causes import COLLECTION, COMPILATION, STARVED
 from profiler.records.histogram import NS
 from profiler.records.student import CONFIDENCE, student
 from profiler.records.vocabulary import STAGES
-from profiler.report.blocks import WHOLE, Block, Mean, blocks_of, common_noise, mean_of
+from profiler.report.blocks import EPOCH, WHOLE, Block, Mean, blocks_of, common_noise, epoch_blocks, mean_of, without_slow
 from profiler.report.layout import duration
 from profiler.report.verdict import judge
 
@@ -33,6 +34,9 @@ REST = "the rest"  # such phases together
 # `python benchmarks/bench_compare.py`.
 RESTART, RESTART_OF_STEP = 0.007, 0.001
 SMALL_SHARE = 0.1  # of a step
+MOST_FREEDOM = 1e9
+STEADY = 0.3  # of a mean: with a smaller error, its logarithm is as good as normal
+UNCLEAR = 0.2  # an interval that contains no difference, and reaches further than that, tells nothing
 EXPLAINS = 0.1  # of the difference: a smaller part explains nothing
 NOTABLE_CLOCK, NOTABLE_COST = 0.03, 0.01  # of a GPU's clock; of a step
 WORDS = {COLLECTION: "garbage collections", COMPILATION: "compilation", STARVED: "waiting for a free CPU"}
@@ -44,14 +48,15 @@ class Change:
     """One phase of a stage, then and now, in seconds a step (or a sample).
 
     Attributes:
-        stage: train, val or inference.
+        stage: train, val or inference; `EPOCH` for epochs, whose phases are the stages and what lies between them.
         phase: the phase, `WHOLE` for the step as a whole.
         before_s: its time in the first run, None if it was not there.
         after_s: its time in the other run.
         change: 0.05 is 5 % more; None if one of both is missing.
         low: the lower end of its interval, None if a run has too few blocks.
         high: the upper end.
-        verdict: slower, faster, noise; new, gone; or unknown, without an interval.
+        verdict: slower, faster, noise (no difference beyond chance), unclear (a large one may be there); new, gone; or
+            unknown, without an interval.
     """
 
     stage: str
@@ -75,7 +80,7 @@ class Change:
         return told if self.low is None or self.high is None else {**told, "interval": [self.low, self.high]}
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """One run beside another.
 
@@ -104,8 +109,11 @@ class Comparison:
         return [row for row in self.wholes() if row.low is not None and row.low > limit]
 
     def undecided(self) -> list[Change]:
-        """Return the stages that are in both runs and have no interval."""
-        return [row for row in self.wholes() if row.change is not None and row.low is None]
+        """Return the stages that are in both runs, and of which nothing can be told."""
+        return [row for row in self.wholes() if row.verdict in ("unknown", "unclear")]
+
+    def __repr__(self) -> str:
+        return f"<Comparison of {self.after.id} with {self.before.id}: {len(self.changes)} rows>"
 
     def __str__(self) -> str:
         from profiler.report.compare_text import renderable
@@ -153,15 +161,43 @@ def compared(before: Run, after: Run) -> Comparison:
         for name in stages
     }
     pairs = {name: pair for name, pair in pairs.items() if all(pair)}
+    for name, pair in pairs.items():
+        for place, run in enumerate((before, after)):
+            pair[place], slow = without_slow(pair[place])
+            made.unlike += _left_out(run, name, slow, len(pair[place]) + len(slow))
     if not pairs:
         raise ArgumentValueError(f"runs {before.id} and {after.id} cannot be compared: their logs have no slices")
+    epochs = [epoch_blocks(run) for run in (before, after)]
+    if min(map(len, epochs)) >= FEWEST_BLOCKS:
+        made.unlike += _unlike_epochs(before, after)
+        if not by_sample and _steps_of(before) == _steps_of(after):
+            pairs[EPOCH] = epochs
+    by_run = zip(*(pair for name, pair in pairs.items() if name != EPOCH), strict=True)
+    noises = [max(RESTART, *map(common_noise, found)) for found in by_run]
     judged = {name: _judged(*pair) for name, pair in pairs.items()}
     number = sum(len(names) for names in judged.values()) or 1
     confidence = 1 - (1 - CONFIDENCE) / number
     for name, pair in pairs.items():
-        made.changes += _changes(name, judged[name], pair[0], pair[1], confidence)
+        made.changes += _changes(name, judged[name], pair, noises, confidence)
     made.reasons = list(_reasons(made, wholes))
     return made
+
+
+def _steps_of(run: Run) -> int:
+    """Return how many steps an epoch usually has, in all stages together."""
+    return round(median(sum(stage.steps for stage in epoch.stages.values()) for epoch in run.epochs))
+
+
+def _unlike_epochs(before: Run, after: Run) -> Iterator[str]:
+    steps = _steps_of(before), _steps_of(after)
+    if steps[0] != steps[1]:
+        yield f"steps in an epoch: {steps[0]:,} before, {steps[1]:,} now"
+
+
+def _left_out(run: Run, stage: str, slow: list[float], number: int) -> Iterator[str]:
+    if slow:
+        times = f"{min(slow):.1f}" if len(slow) == 1 else f"{min(slow):.1f} to {max(slow):.1f}"
+        yield f"{len(slow)} of {number} {stage} slices of {run.id} took {times} times as long as usual, and are left out"
 
 
 def _why_not(before: Run, after: Run, wholes: tuple[EpochRecord, EpochRecord]) -> str:
@@ -244,58 +280,68 @@ def _judged(before: list[Block], after: list[Block]) -> list[str]:
     return [WHOLE, *sorted(large, key=lambda name: -shares[name]), *([REST] if small else [])]
 
 
-def _changes(stage: str, names: list[str], before: list[Block], after: list[Block], confidence: float) -> Iterator[Change]:
-    steps = mean_of(before, WHOLE), mean_of(after, WHOLE)
-    step = max(mean.value for mean in steps if mean is not None)
-    noise = max(RESTART, *map(common_noise, (before, after)))
-    is_short = min(len(before), len(after)) < FEWEST_BLOCKS
+class Side(NamedTuple):
+    """One phase in one run: its mean, that of the whole step (ns), and how much its machine's moods change a step."""
+
+    mean: Mean
+    step: float
+    noise: float
+
+    def restart(self) -> float:
+        """Return how much a restart changes the mean (ns): a small phase as much as it differs between blocks."""
+        own = self.mean.spread if self.mean.value < SMALL_SHARE * self.step else 0.0
+        return math.hypot(max(self.noise, own) * self.mean.value, RESTART_OF_STEP * self.step)
+
+    def is_steady(self) -> bool:
+        """Return True if the mean is known well enough for its logarithm."""
+        return math.hypot(self.mean.error, self.restart()) < STEADY * self.mean.value
+
+
+def _changes(
+    stage: str, names: list[str], pair: list[list[Block]], noises: Sequence[float], confidence: float
+) -> Iterator[Change]:
+    is_short = min(map(len, pair)) < FEWEST_BLOCKS
     for name in names:
-        means = mean_of(before, name), mean_of(after, name)
-        there = [any(name in block.spent for block in blocks) for blocks in (before, after)]
-        yield _change(stage, name, means, there, (step, noise), None if is_short else confidence)
+        sides = []
+        for blocks, noise in zip(pair, noises, strict=True):
+            mean, step = mean_of(blocks, name), mean_of(blocks, WHOLE)
+            is_there = any(name in block.spent for block in blocks)
+            sides.append(Side(mean, step.value, noise) if mean is not None and step is not None and is_there else None)
+        yield _change(stage, name, sides[0], sides[1], None if is_short else confidence)
 
 
-def _change(
-    stage: str,
-    name: str,
-    means: tuple[Mean | None, Mean | None],
-    there: list[bool],
-    usual: tuple[float, float],
-    confidence: float | None,
-) -> Change:
+def _change(stage: str, name: str, before: Side | None, after: Side | None, confidence: float | None) -> Change:
     """Return a row; without a confidence it has no interval."""
-    then, now = (
-        mean.value / NS if mean is not None and is_there else None for mean, is_there in zip(means, there, strict=True)
-    )
-    if not then or not now:
+    then, now = (None if side is None else side.mean.value / NS for side in (before, after))
+    if before is None or after is None or not then or not now:
         verdict = "gone" if then else "new" if now else "noise"
         return Change(stage, name, then, now, verdict=verdict)
-    change = now / then - 1
-    if confidence is None or means[0] is None or means[1] is None:
-        return Change(stage, name, then, now, change)
-    low, high = _interval(means[0], means[1], usual, confidence)
-    verdict = "slower" if low > 0 else "faster" if high < 0 else "noise"
-    return Change(stage, name, then, now, change, low, high, verdict)
+    if confidence is None:
+        return Change(stage, name, then, now, now / then - 1)
+    low, high = _interval(before, after, confidence)
+    verdict = "slower" if low > 0 else "faster" if high < 0 else "unclear" if max(-low, high) > UNCLEAR else "noise"
+    return Change(stage, name, then, now, now / then - 1, low, high, verdict)
 
 
-def _interval(then: Mean, now: Mean, usual: tuple[float, float], confidence: float) -> tuple[float, float]:
-    """Return the interval of the ratio of two means less 1: Student's t on the logarithms, its freedom after B. L. Welch."""
-    step, noise = usual  # of a step: its time (ns), and how much a restart changes it
-    errors = [mean.error / mean.value for mean in (then, now)]
-    restart = [_restart(mean, step, noise) for mean in (then, now)]
+def _interval(before: Side, after: Side, confidence: float) -> tuple[float, float]:
+    """Return the interval of the change: Student's t for the blocks, with B. L. Welch's freedom, the normal one for restarts.
+
+    It is that of the logarithms' difference. Where a mean is hardly known (a phase that is nearly nothing in one run), it is
+    that of the plain difference, as a share of the first mean.
+    """
+    sides = before, after
+    units = [side.mean.value if before.is_steady() and after.is_steady() else 1.0 for side in sides]
+    errors = [side.mean.error / unit for side, unit in zip(sides, units, strict=True)]
     variance = sum(error**2 for error in errors)
-    parts = sum(error**4 / mean.freedom for error, mean in zip(errors, (then, now), strict=True) if error)
-    all_variance = variance + sum(error**2 for error in restart)
-    freedom = all_variance**2 / parts if parts else math.inf
-    half = student(min(freedom, 1e9), confidence) * math.sqrt(all_variance)
-    middle = math.log(now.value / then.value)
-    return math.expm1(middle - half), math.expm1(middle + half)
-
-
-def _restart(mean: Mean, step: float, noise: float) -> float:
-    """Return how much a restart changes a phase, relative to its time: a small phase as much as it differs between blocks."""
-    own = mean.spread if mean.value < SMALL_SHARE * step else 0.0
-    return math.hypot(max(noise, own), RESTART_OF_STEP * step / mean.value)
+    parts = sum(error**4 / side.mean.freedom for error, side in zip(errors, sides, strict=True) if error)
+    freedom = min(variance**2 / parts, MOST_FREEDOM) if parts else MOST_FREEDOM
+    restart = math.hypot(*(side.restart() / unit for side, unit in zip(sides, units, strict=True)))
+    half = math.hypot(student(freedom, confidence) * math.sqrt(variance), student(MOST_FREEDOM, confidence) * restart)
+    then, now = before.mean.value, after.mean.value
+    if units[0] != 1.0:
+        middle = math.log(now / then)
+        return math.expm1(middle - half), math.expm1(middle + half)
+    return max((now - then - half) / then, -1.0), (now - then + half) / then
 
 
 # ---- what explains it ----------------------------------------------------------------------------------------------
@@ -306,7 +352,8 @@ def _reasons(made: Comparison, wholes: tuple[EpochRecord, EpochRecord]) -> Itera
     for whole in made.wholes():
         if whole.verdict in ("slower", "faster"):
             yield _explained(made, whole)
-            yield from _costs(made, whole, wholes)
+            if whole.stage != EPOCH:
+                yield from _costs(made, whole, wholes)
     kinds = [judge(run, whole).kind for run, whole in zip((made.before, made.after), wholes, strict=True)]
     if kinds[0] != kinds[1]:
         yield f"the verdict was {kinds[0]}, and is {kinds[1]}"
@@ -317,16 +364,20 @@ def _reasons(made: Comparison, wholes: tuple[EpochRecord, EpochRecord]) -> Itera
 
 def _explained(made: Comparison, whole: Change) -> str:
     """Return which phases make the difference of a step, in words."""
-    signed = [row for row in made.changes if row.stage == whole.stage and row.phase != WHOLE and row.verdict != "noise"]
-    parts = sorted(((row.more_s / whole.more_s, row) for row in signed), key=lambda pair: -pair[0])
+    rows = [row for row in made.changes if row.stage == whole.stage and row.phase != WHOLE and row.verdict != "noise"]
+    rows = sorted((row for row in rows if abs(row.more_s) >= EXPLAINS * abs(whole.more_s)), key=lambda row: -abs(row.more_s))
     words = [
-        f"{row.phase} {share:.0%} of it ({_then(row.before_s)}, now {_then(row.after_s)})"
-        for share, row in parts
-        if share >= EXPLAINS
+        f"{'perhaps ' if row.verdict == 'unclear' else ''}{row.phase} {_more(row.more_s)}"
+        f" ({_then(row.before_s)}, now {_then(row.after_s)})"
+        for row in rows
     ]
-    how = f"{duration(abs(whole.more_s))} {'more' if whole.more_s > 0 else 'less'}"
-    said = f"a {whole.stage} {made.per} takes {how}: "
+    what = f"an {EPOCH}" if whole.stage == EPOCH else f"a {whole.stage} {made.per}"
+    said = f"{what} takes {_more(whole.more_s)}: "
     return said + (", ".join(words) if words else "no phase by itself stands out from the noise")
+
+
+def _more(seconds: float) -> str:
+    return f"{duration(abs(seconds))} {'more' if seconds > 0 else 'less'}"
 
 
 def _then(seconds: float | None) -> str:
@@ -341,7 +392,7 @@ def _costs(made: Comparison, row: Change, wholes: tuple[EpochRecord, EpochRecord
             spent = sum(cost.ns for place, cost in whole.costs.items() if (place.cause, place.stage) == (cause, row.stage))
             shares.append(spent / (whole.stages[row.stage].duration_ns or 1))
         if abs(shares[1] - shares[0]) >= NOTABLE_COST:
-            yield f"{words} took {shares[0]:.1%} of {row.stage} time, and take {shares[1]:.1%}"
+            yield f"{words}: {shares[0]:.1%} of {row.stage} time before, {shares[1]:.1%} now"
 
 
 def _clock(whole: EpochRecord) -> float | None:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from profiler.records.plain_text import printable
-from profiler.report.blocks import WHOLE
+from profiler.report.blocks import EPOCH, WHOLE
 from profiler.report.layout import Column, Fitted, duration, labelled, number, times, unit_of, words
 
 TYPE_CHECKING = False
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 
 LARGE = 2.0  # a change that is told as a factor
-VERDICTS = {"noise": "no difference", "new": "only now", "gone": "only before", "unknown": "too few slices"}
+VERDICTS = {
+    "noise": "no difference",
+    "unclear": "cannot tell",
+    "new": "only now",
+    "gone": "only before",
+    "unknown": "too few slices",
+}
 SPECIAL = re.compile(r"([\\`*_\[\]<>|&~#])")  # of Markdown
 
 
@@ -48,11 +54,17 @@ def in_words(made: Comparison, whole: Change) -> str:
     """Return the difference of a stage's step in one sentence."""
     if whole.change is None or whole.before_s is None or whole.after_s is None:
         return "it has no step in one of both"
-    spent = f"{duration(whole.after_s)} a {made.per} instead of {duration(whole.before_s)}"
+    per = "an epoch" if whole.stage == EPOCH else f"a {made.per}"
+    spent = f"{duration(whole.after_s)} {per} instead of {duration(whole.before_s)}"
     if whole.low is None:
         return f"{spent} ({percent(whole.change)}); too few slices to say whether that is chance"
-    how = {"slower": "slower", "faster": "faster", "noise": "no difference beyond chance"}[whole.verdict]
-    return f"{how}: {spent}, {percent(whole.change)} ({interval(whole)})"
+    how = {"noise": "no difference beyond chance", "unclear": "cannot tell, as the slices differ too much"}
+    return f"{how.get(whole.verdict, whole.verdict)}: {spent}, {percent(whole.change)} ({interval(whole)})"
+
+
+def heading(made: Comparison, stage: str) -> str:
+    """Return the head of a stage's rows."""
+    return "an epoch" if stage == EPOCH else f"{stage}, a {made.per}"
 
 
 def interval(row: Change) -> str:
@@ -72,7 +84,7 @@ def stage_table(made: Comparison, stage: str) -> Fitted:
     rows = [row for row in made.changes if row.stage == stage]
     before, after = [row.before_s for row in rows], [row.after_s for row in rows]
     return Fitted(
-        words(f"{stage}, a {made.per}", [printable(row.phase) or "as a whole" for row in rows]),
+        words(heading(made, stage), [printable(row.phase) or "as a whole" for row in rows]),
         times("before", before, rank=2, beside=after),
         times("now", after, rank=1, beside=before),
         Column("change", [percent(row.change) for row in rows]),
@@ -99,7 +111,7 @@ def _markdown(made: Comparison) -> Iterator[str]:
         rows = [row for row in made.changes if row.stage == stage]
         unit, length = unit_of([value for row in rows for value in (row.before_s, row.after_s) if value is not None])
         yield ""
-        yield f"| {stage}, a {made.per} | before {unit} | now {unit} | change | interval | |"
+        yield f"| {heading(made, stage)} | before {unit} | now {unit} | change | interval | |"
         yield "| --- | ---: | ---: | ---: | ---: | --- |"
         for row in rows:
             spent = ["" if value is None else number(value / length) for value in (row.before_s, row.after_s)]

@@ -12,6 +12,7 @@ SHOWN = 12  # epochs of a longer run
 ENDS = 2  # of them, at either end
 KINDS = 4  # of the slowest, and of the most unlike
 SLOW = 1.1  # times the usual time: less is no news
+NOISE = 6.0  # times the median distance from the usual time: less is noise (of 1,000 normal values none, as a rule)
 UNLIKE = 0.05  # of an epoch's time is in other phases than usual: less is no news
 
 
@@ -60,7 +61,8 @@ def makeup(epoch: dict[str, Any]) -> dict[tuple[str, str], float]:
 def _slowest(epochs: Sequence[dict[str, Any]]) -> dict[int, str]:
     paces = list(map(pace, epochs))
     usual = median(paces) if paces else 0.0
-    found = _highest(paces, lambda value: value > SLOW * usual > 0)
+    noise = median(abs(value - usual) for value in paces) if paces else 0.0
+    found = _highest(paces, lambda value: value > max(SLOW * usual, usual + NOISE * noise) > 0)
     return {position: f"{paces[position] / usual:.1f} x the usual step" for position in found}
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 PEAKS = {MEMORY: "memory_peak_bytes", "hw.gpu.memory.usage": "gpu_memory_peak_bytes"}
-SHOWN_KINDS = 3  # of verdicts, in the sums
 
 
 def outline_row(run: Run) -> Row:
@@ -66,5 +65,5 @@ def sums(rows: Sequence[Row]) -> str:
     if joules:
         words.append(f"{sum(joules) / J_PER_KWH:.3g} kWh" + ("" if len(joules) == len(rows) else f" in {len(joules)} of them"))
     kinds = Counter(row["verdict"] for row in rows if "verdict" in row)
-    words += [f"{times} {kind}" for kind, times in kinds.most_common(SHOWN_KINDS)]
+    words += [f"{times} {kind}" for kind, times in kinds.most_common()]
     return ", ".join(words)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, TypeVar
 
+from profiler.errors import ArgumentTypeError
 from profiler.report.document import document, epochs
 
 TYPE_CHECKING = False
@@ -120,15 +121,20 @@ class RunSummary:
 
         return per_epoch(self._epochs)
 
-    def compare(self, other: RunSummary) -> Comparison:
-        """Return another run beside this one, as ``epochmeter compare`` shows it: ``print()`` it, or let a notebook show it.
+    def compare(self, later: RunSummary) -> Comparison:
+        """Return a later run beside this one, as ``epochmeter compare`` does: ``print()`` it, or let a notebook show it.
+
+        "slower" means that the later run is slower than this one.
 
         Raises:
+            ArgumentTypeError: it is no summary of a run.
             ArgumentValueError: the runs have no stage with steps in common.
         """
         from profiler.report.compare import compared
 
-        return compared(self._run, other.run)
+        if not isinstance(later, RunSummary):
+            raise ArgumentTypeError(f"compare takes the summary of another run, such as prof.summary, not {later!r}")
+        return compared(self._run, later.run)
 
     def _repr_html_(self) -> str:
         """Return the report for a notebook."""

@@ -59,14 +59,17 @@ def phases_table(name: str, stage: dict[str, Any]) -> Fitted:
         times("total", [entry["total_s"] for entry in entries]),
         counts("count", [entry.get("count") for entry in entries], rank=6),
         *_distribution(entries),
-        times("first", [entry.get("cold", {}).get("total_s") for entry in entries], rank=9),
         dim=range(len(phases), len(entries)),
     )
 
 
 def _distribution(entries: list[dict[str, Any]]) -> Iterator[Column]:
-    for head, rank in DISTRIBUTION:
-        yield times(head, [entry.get(f"{head}_s") for entry in entries], rank)
+    """Yield mean, percentiles, maximum and the first one, all in one unit."""
+    columns = {(head, rank): [entry.get(f"{head}_s") for entry in entries] for head, rank in DISTRIBUTION}
+    columns["first", 9] = [entry.get("cold", {}).get("total_s") for entry in entries]
+    everything = [value for values in columns.values() for value in values]
+    for (head, rank), values in columns.items():
+        yield times(head, values, rank, beside=everything)
 
 
 def ranks_table(name: str, stage: dict[str, Any], world_size: int) -> Fitted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def test_filters_sort_and_add_up() -> None:
     assert (nothing.code, nothing.out) == (0, "") and "no run is like that" in nothing.err
 
 
+@pytest.mark.parametrize(("option", "word", "says"), [("--state", "fnished", "finished"), ("--verdict", "host", "host-bound")])
+def test_unknown_words_are_told(option: str, word: str, says: str) -> None:
+    answer = epochmeter("runs", option, word)
+    assert answer.code == 2 and f"not '{word}'" in answer.err and says in answer.err
+
+
 @pytest.mark.parametrize("since", ["yesterday", "7y", "2026-13-01", "99999999d"])
 def test_no_time_is_a_clear_error(since: str) -> None:
     answer = epochmeter("runs", "--since", since)
@@ -105,12 +112,27 @@ class TestKept:
 
     @pytest.mark.parametrize(
         "content",
-        ["", "[]", "{", '{"version": "0.1.0", "runs": 3}', "[" * 50_000, "row: 3", 'row: {"id": 3}', "row: NaN", "row: null"],
+        [
+            "",
+            "[]",
+            "{",
+            '{"version": "0.1.0", "runs": 3}',
+            "[" * 50_000,
+            "row: 3",
+            'row: {"id": 3}',
+            "row: NaN",
+            "row: null",
+            "1e400",
+            "NaN",
+            "-5",
+        ],
     )
     def test_a_spoilt_file_is_made_anew(self, content: str) -> None:
         recorded("one")
         told = epochmeter("runs", "--json").json
-        if content.startswith("row: "):
+        if content in ("1e400", "NaN", "-5"):
+            content = re.sub(r'"duration_s":[^,}]*', f'"duration_s":{content}', self.kept().read_text())
+        elif content.startswith("row: "):
             known = json.loads(self.kept().read_text())
             ((name, (stamp, _)),) = known["runs"].items()
             content = json.dumps({**known, "runs": {name: [stamp, "HERE"]}}).replace('"HERE"', content[5:])

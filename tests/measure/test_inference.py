@@ -52,7 +52,7 @@ class TestAsyncio:
         assert stage["steps"] == stage["latency"]["count"] == 30
         assert stage["samples"] == 120
         assert 0.02 <= stage["latency"]["p50_s"] <= 0.08
-        assert stage["latency"]["max_s"] < 0.3  # one after the other they would take 0.9 s
+        assert stage["latency"]["max_s"] < 0.8  # one after the other they would take 0.9 s
         assert 0.9 <= stage["call_time_s"] < 3
         assert 0.04 <= stage["duration_s"] < 0.3
         assert stage["samples_per_s"] == pytest.approx(120 / stage["duration_s"])

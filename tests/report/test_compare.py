@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,39 @@ def test_what_is_unlike_comes_first() -> None:
     assert said.index("unlike") < said.index("as a whole")
 
 
+def test_one_slow_slice_hides_nothing() -> None:
+    """It is told, and left out; several are no exception."""
+    before, after = made(1, slices=40), made(2, slices=40, forward=1.05)
+    for name in PHASES:
+        before.slices[17].stages["train"].phases[name] *= 5
+    before.slices[17].stages["train"].call_ns *= 5
+    comparison = compared(before, after)
+    assert row(comparison, "forward").verdict == "slower"
+    assert [text for text in comparison.unlike if "slices" in text] == [
+        f"1 of 40 train slices of {before.id} took 5.0 times as long as usual, and are left out"
+    ]
+    for place in range(0, 40, 3):
+        before.slices[place].stages["train"].call_ns *= 2
+    assert not [text for text in compared(before, after).unlike if "slices" in text]
+
+
+def test_a_phase_that_was_nothing_is_slower() -> None:
+    comparison = compared(made(1, optimizer=0.001, noise=0.3, slices=4), made(2, optimizer=30.0, slices=4))
+    assert row(comparison, "optimizer").verdict == "slower" and row(comparison, WHOLE).verdict == "slower"
+    assert "optimizer" in comparison.reasons[0]
+
+
+def test_reasons_tell_what_goes_the_other_way() -> None:
+    (reason, *_) = compared(made(1), made(2, forward=2.0, backward=0.6)).reasons
+    assert reason.startswith("a train step takes ") and "forward" in reason and "backward" in reason
+    assert "more (" in reason and "less (" in reason
+
+
 def test_costs_explain_a_difference() -> None:
     before, after = made(1), made(2, forward=1.3)
     after.epochs[0].costs[CausePlace(COLLECTION, "train", "forward")] = Cost(3 * NS, 3)
     reasons = compared(before, after).reasons
-    assert any(reason.startswith("garbage collections took 0.0% of train time, and take ") for reason in reasons)
+    assert any(reason.startswith("garbage collections: 0.0% of train time before, ") for reason in reasons)
 
 
 def test_short_runs_have_no_verdict() -> None:
@@ -174,6 +203,41 @@ def test_phases_that_come_and_go() -> None:
     assert lengths == {7}
 
 
+def epochs_of(run: Run, seed: int, *, checkpoint: float = 1.0, number: int = 10) -> Run:
+    """Give a run epochs with a checkpoint in each (s)."""
+    rng = random.Random(seed)
+    (whole,) = run.epochs
+    stage, run.epochs = whole.stages["train"], []
+    for index in range(number):
+        spent = round(stage.duration_ns / number * rng.uniform(0.99, 1.01))
+        part = StageRecord("train", spent, stage.steps // number, passes=1)
+        epoch = EpochRecord(index, stages={"train": part})
+        epoch.phases["checkpoint",] = Timing()
+        epoch.phases["checkpoint",].steady.add([round(checkpoint * NS * rng.uniform(0.99, 1.01))])
+        epoch.duration_ns = part.duration_ns + epoch.phases["checkpoint",].total_ns
+        run.epochs.append(epoch)
+    return run
+
+
+def test_time_between_stages_is_compared_by_epoch() -> None:
+    comparison = compared(epochs_of(made(1), 1), epochs_of(made(2), 2, checkpoint=2.0))
+    rows = {one.phase: one for one in comparison.changes if one.stage == "epoch"}
+    assert rows["checkpoint"].verdict == rows[WHOLE].verdict == "slower" and rows["train"].verdict == "noise"
+    assert rows["checkpoint"].change == pytest.approx(1.0, abs=0.02)
+    assert any(reason.startswith("an epoch takes ") and "checkpoint" in reason for reason in comparison.reasons)
+    assert [one.stage for one in comparison.regressions(0.1)] == ["epoch"]
+    other = compared(epochs_of(made(1), 1), epochs_of(made(2), 2, number=5))
+    assert "steps in an epoch: 60 before, 120 now" in other.unlike
+    assert not [one for one in other.changes if one.stage == "epoch"]
+
+
+def test_wild_runs_are_unclear() -> None:
+    comparison = compared(made(1, noise=0.8, slices=5), made(2, noise=0.8, slices=5))
+    whole = row(comparison, WHOLE)
+    assert whole.verdict == "unclear" and comparison.undecided() == [whole]
+    assert "cannot tell" in plain(spaced(renderable(comparison)), 80)
+
+
 def test_runs_without_steps_are_refused() -> None:
     empty = Run("0" * 12, "empty", 0)
     with pytest.raises(ArgumentValueError, match="no step of 000000000000 was seen"):
@@ -191,16 +255,16 @@ def test_quantiles_of_student(freedom: float, confidence: float, told: float) ->
 class TestCommand:
     """``epochmeter compare`` on real runs."""
 
-    def recorded(self, name: str, spins: int = 300) -> str:
+    def recorded(self, name: str, seconds: float = 0.002) -> str:
         with Profiler(name) as prof:
             for _ in prof.epochs(8):
                 for _ in prof.train(range(20)):
                     with prof.phase("forward"):
-                        sum(range(100 * spins))
+                        time.sleep(seconds)
         return prof.summary.id
 
     def test_planted_slowness_fails_a_gate(self, tmp_path: Path) -> None:
-        first, same, slow = self.recorded("one"), self.recorded("two"), self.recorded("three", spins=900)
+        first, same, slow = self.recorded("one"), self.recorded("two"), self.recorded("three", 0.006)
         assert epochmeter("compare", first, same).code == 0
         failed = epochmeter("compare", first, slow, "--fail-on", "5%")
         assert failed.code == 1 and "slower by more than 5.0%: train" in failed.err
@@ -229,7 +293,7 @@ class TestCommand:
         ],
     )
     def test_bad_input_is_told(self, words: tuple[str, ...], says: str) -> None:
-        self.recorded("one", spins=1)
+        self.recorded("one", 0.0)
         answer = epochmeter("compare", *words)
         assert answer.code == 2 and says in answer.err and "Traceback" not in answer.err
 

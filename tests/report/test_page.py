@@ -108,6 +108,11 @@ def test_the_policy_allows_our_script_and_style_alone() -> None:
     assert not [value for _, attributes in Parsed(page).elements for key, value in attributes.items() if key in ("src", "href")]
 
 
+def test_a_page_is_the_same_in_every_encoding() -> None:
+    page = run_page(small("é \N{ROCKET}"))
+    assert page.isascii() and "é \N{ROCKET}" in "".join(Parsed(page).text)
+
+
 def test_the_largest_page_is_below_a_megabyte(big: Run) -> None:
     page = run_page(big)
     assert len(page.encode()) < MIB

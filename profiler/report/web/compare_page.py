@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element
 
 from profiler.records.plain_text import printable
-from profiler.report.blocks import WHOLE
+from profiler.report.blocks import EPOCH, WHOLE
 from profiler.report.compare_text import in_words, interval, percent, run_in_words, stage_table, stages_of
 from profiler.report.web.charts import WIDTH, axis, colour, drawing, figure
 from profiler.report.web.page import el, facts, fragment, page, section, table
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from profiler.report.compare import Change, Comparison
 
 
-ROW = 24  # of the chart's plane: the height of a phase
+ROW = 16  # the height of a phase in the chart
 LEAST_REACH, MOST_REACH = 0.05, 1.0  # of a change: how far the chart goes to both sides
 
 
@@ -40,34 +40,36 @@ def content(made: Comparison) -> Iterator[Element]:
         listed = [row for row in made.changes if row.stage == stage]
         caption = f"{stage}: the change of each phase, with its interval at 95 % for all rows together"
         columns = stage_table(made, stage).columns
-        yield section(f"Steps of {stage}", *_chart(listed), table(columns, caption))
+        yield section("Epochs" if stage == EPOCH else f"Steps of {stage}", *_chart(listed), table(columns, caption))
 
 
 def _chart(rows: Sequence[Change]) -> Iterator[Element]:
-    """Yield the changes as points with their intervals, if there are any."""
+    """Yield the changes, each as a point with its interval below its name, if there are any."""
     known = [row for row in rows if row.change is not None]
     if not known:
         return
     ends = [abs(value) for row in known for value in (row.change, row.low, row.high) if value is not None]
     reach = min(max(*ends, LEAST_REACH), MOST_REACH)
-    height = ROW * len(known)
-    shapes = [el("path", d=f"M{WIDTH / 2} 0V{height}", stroke="currentColor", vector_effect="non-scaling-stroke")]
-    for place, row in enumerate(known):
-        shapes += _mark(row, reach, place)
-    drawn = drawing("; ".join(_said(row) for row in known), *shapes, height=height)
-    drawn.set("viewBox", f"0 0 {WIDTH} {height}")
-    yield figure("Changes, from the top in the order of the table", drawn, axis(f"-{reach:.0%}", "0", f"+{reach:.0%}"))
+    drawn = []
+    for row in known:
+        plot = drawing(_said(row), *_mark(row, reach), height=ROW)
+        plot.set("viewBox", f"0 0 {WIDTH} {ROW}")
+        drawn += [el("p", _said(row) + (", beyond the chart's end" if max(map(abs, _ends(row))) > reach else "")), plot]
+    yield figure("How much each phase changed", *drawn, axis(f"-{reach:.0%}", "0", f"+{reach:.0%}"), class_="changes")
 
 
-def _mark(row: Change, reach: float, place: int) -> Iterator[Element]:
-    middle = ROW * place + ROW / 2
+def _ends(row: Change) -> list[float]:
+    return [value for value in (row.change, row.low, row.high) if value is not None]
+
+
+def _mark(row: Change, reach: float) -> Iterator[Element]:
     tone = colour({"slower": 5, "faster": 2}.get(row.verdict, 7))
+    yield el("path", d=f"M{WIDTH / 2} 0V{ROW}", stroke="currentColor", vector_effect="non-scaling-stroke")
     if row.low is not None and row.high is not None:
-        line = f"M{_x(row.low, reach)} {middle}H{_x(row.high, reach)}"
+        line = f"M{_x(row.low, reach)} {ROW / 2}H{_x(row.high, reach)}"
         yield el("path", d=line, stroke=tone, stroke_width=6, stroke_opacity="0.5", vector_effect="non-scaling-stroke")
     at = _x(row.change or 0.0, reach)
-    point = f"M{at} {middle - ROW / 3:.1f}V{middle + ROW / 3:.1f}"
-    yield el("path", d=point, stroke=tone, stroke_width=4, vector_effect="non-scaling-stroke")
+    yield el("path", d=f"M{at} 2V{ROW - 2}", stroke=tone, stroke_width=4, vector_effect="non-scaling-stroke")
 
 
 def _x(change: float, reach: float) -> str:
@@ -75,7 +77,8 @@ def _x(change: float, reach: float) -> str:
 
 
 def _said(row: Change) -> str:
-    name = "the step as a whole" if row.phase == WHOLE else printable(row.phase)
+    whole = "the epoch as a whole" if row.stage == EPOCH else "the step as a whole"
+    name = whole if row.phase == WHOLE else printable(row.phase)
     span = interval(row)
     return f"{name} {percent(row.change)}" + (f" ({span})" if span else "")
 

@@ -78,7 +78,9 @@ def page(title: str, *content: Content) -> str:
         el("style", style),
     )
     whole = el("html", head, el("body", el("main", *content), el("script", script)), lang="en")
-    return "<!DOCTYPE html>\n" + tostring(whole, encoding="unicode", method="html") + "\n"
+    made = tostring(whole, encoding="unicode", method="html")
+    # Letters beyond ASCII as references: the page is the same through a pipe of any encoding.
+    return f"<!DOCTYPE html>\n{made}\n".encode("ascii", "xmlcharrefreplace").decode()
 
 
 def fragment(*content: Content) -> str:

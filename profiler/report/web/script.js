@@ -27,9 +27,9 @@
   const middle = () => (from + to) / 2;
   for (const [text, name, act] of [
     ["+", "zoom in", () => show(middle() - (to - from) / 4, middle() + (to - from) / 4)],
-    ["−", "zoom out", () => show(middle() - (to - from), middle() + (to - from))],
-    ["←", "earlier", () => show(from - (to - from) / 2, to - (to - from) / 2)],
-    ["→", "later", () => show(from + (to - from) / 2, to + (to - from) / 2)],
+    ["\u2212", "zoom out", () => show(middle() - (to - from), middle() + (to - from))],
+    ["\u2190", "earlier", () => show(from - (to - from) / 2, to - (to - from) / 2)],
+    ["\u2192", "later", () => show(from + (to - from) / 2, to + (to - from) / 2)],
     ["whole run", "whole run", () => show(0, 1)],
   ]) {
     const button = document.createElement("button");

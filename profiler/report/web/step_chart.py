@@ -30,7 +30,7 @@ def step_chart(name: str, stage: StageRecord) -> Element | None:
     ends = [duration(bars[0][0] / NS), duration(math.sqrt(bars[0][0] * bars[-1][1]) / NS), duration(bars[-1][1] / NS)]
     found = {part: steady.percentile(share) for part, share in SHOWN.items()}
     below = [f"{part} below {duration(value)}" for part, value in found.items() if value is not None]
-    title = f"How long {steady.count:,} {name} steps took: {', '.join(below)}"
+    title = f"How long {steady.count:,} {name} steps took, after the first: {', '.join(below)}"
     plot = drawing(title, columns([count / most for _, _, count in bars]))
     listed = [
         words("from", [duration(low / NS) for low, _, _ in bars]),

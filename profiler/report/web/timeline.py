@@ -129,7 +129,8 @@ def _track(edges: Sequence[tuple[float, float]], track: Track, series: Series) -
     top = nice(highest) if track.length else max(1.0, highest)
     known = [value for value in series.means if value is not None]
     told = "{:.0%}".format if track.length is None else lambda value: f"{number(value)} {track.unit}"
-    title = f"{track.name}: {told(min(known))} to {told(max(known))}"
+    ends = dict.fromkeys((told(min(known)), told(max(known))))
+    title = f"{track.name}: {' to '.join(ends)}"
     plot = drawing(title, *band(edges, series, top), height=70, class_="plot time")
     return figure(title, el("div", plot, scale("0", told(top)), class_="held"))
 
