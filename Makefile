@@ -34,7 +34,7 @@ test: $(VENV)/.dev  ## the test suite
 
 .PHONY: test-slow
 test-slow: $(VENV)/.dev  ## the long proofs: every layer of the gate removed, real ranks, the benchmark command, kills, the wheel
-	$(BIN)/python -m pytest -m "proof and not gpu" -n 2
+	$(BIN)/python -m pytest -m "proof and not gpu"  # one at a time: they measure, and another one beside them is a cause
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## the same, and which lines of ours it runs

@@ -86,6 +86,17 @@ def ranks_table(name: str, stage: dict[str, Any], world_size: int) -> Fitted:
     )
 
 
+def rank_words(gathered: dict[str, Any]) -> Iterator[str]:
+    """Yield who waited for which rank, and which ranks were silent in the end."""
+    for wait in gathered["waits"]:
+        yield (
+            f"rank {wait['rank']} was behind in {wait['stage']}: {duration(wait['behind_s'])} more in {wait['phase']}"
+            f" than the others, who waited for it {duration(wait['waited_s'])} in {wait['waited_in']}"
+        )
+    if "missing" in gathered:
+        yield f"no word in the end from rank {', '.join(map(str, gathered['missing']))}"
+
+
 def device_table(name: str, stage: dict[str, Any]) -> Fitted:
     """Return a stage's phases on the GPU's clock beside those on the host's."""
     rows = [(label, entry, entry["device"]) for label, entry in flat(stage["phases"]) if "device" in entry]

@@ -23,6 +23,7 @@ from profiler.report.tables import (
     gpus_table,
     outside_words,
     phases_table,
+    rank_words,
     ranks_table,
     readings_by_gpu,
     value_of,
@@ -87,13 +88,7 @@ def _ranks(data: dict[str, Any]) -> Iterator[RenderableType]:
         return
     for name, stage in gathered["stages"].items():
         yield ranks_table(name, stage, gathered["world_size"])
-    for wait in gathered["waits"]:
-        yield Text(
-            f"rank {wait['rank']} was behind in {wait['stage']}: {duration(wait['behind_s'])} more in {wait['phase']}"
-            f" than the others, who waited for it {duration(wait['waited_s'])} in {wait['waited_in']}"
-        )
-    if "missing" in gathered:
-        yield Text(f"no word in the end from rank {', '.join(map(str, gathered['missing']))}")
+    yield from map(Text, rank_words(gathered))
 
 
 def _device(data: dict[str, Any]) -> Iterator[RenderableType]:

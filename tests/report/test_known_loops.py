@@ -50,13 +50,22 @@ def measured(kind: str, way: str, folder: Path) -> dict[str, Any]:
     return document
 
 
+def undisturbed(kind: str, way: str, folder: Path) -> dict[str, Any]:
+    """Return the verdict of a loop; again, if other programs had the CPUs and the verdict says so, which is then the truth."""
+    for attempt in range(3):
+        told: dict[str, Any] = measured(kind, way, folder / f"{way}{attempt}")["verdict"]
+        if told["kind"] != "starved" or EXPECTED[kind][0] == "starved":
+            break
+    return told
+
+
 @pytest.mark.proof
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_first_finding_names_the_cause(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     verdict, cause, line = EXPECTED[kind]
     for way in ("plain", "named"):
-        told = measured(kind, way, tmp_path)["verdict"]
+        told = undisturbed(kind, way, tmp_path)
         first = told["findings"][0]
         assert (told["kind"], first["cause"]) == (verdict, cause), (way, told)
         assert line.partition(" ->")[0] in first.get("line", ""), (way, first)
@@ -69,7 +78,7 @@ def test_first_finding_names_the_cause(kind: str, tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("kind", ["collate", "logging", "collections", "rhythm", "healthy"])
 def test_loop_that_names_nothing(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told = measured(kind, "bare", tmp_path)["verdict"]
+    told = undisturbed(kind, "bare", tmp_path)
     assert (told["kind"], told["findings"][0]["cause"]) == EXPECTED[kind][:2], told
 
 

@@ -15,6 +15,7 @@ from profiler.report.tables import (
     epochs_table,
     gpus_table,
     phases_table,
+    rank_words,
     ranks_table,
     readings_by_gpu,
 )
@@ -180,14 +181,7 @@ def _ranks(data: dict[str, Any]) -> Iterator[Element]:
         table(ranks_table(name, stage, gathered["world_size"]).columns, f"{name}: the slowest, median and fastest rank")
         for name, stage in gathered["stages"].items()
     ]
-    waits = [
-        el(
-            "p",
-            f"rank {wait['rank']} was behind in {wait['stage']}: {duration(wait['behind_s'])} more in {wait['phase']}"
-            f" than the others, who waited for it {duration(wait['waited_s'])} in {wait['waited_in']}",
-        )
-        for wait in gathered["waits"]
-    ]
+    waits = [el("p", said) for said in rank_words(gathered)]
     yield section("Ranks", *waits, *tables)
 
 
