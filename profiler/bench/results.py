@@ -34,7 +34,7 @@ class CaseLedger:
 
     def records(self) -> list[CaseRecord]:
         """Return all cases, compared with the limits as they are known now."""
-        return [*self._compared(), *self.limits()]
+        return [*self._compared(), *map(self._record, self._limits.values())]
 
     def _compared(self) -> Iterator[CaseRecord]:
         limits = self._limits.values()
@@ -46,9 +46,6 @@ class CaseLedger:
                 if limit is not None and record.status == "ok" and raw.case.suite != "loader":
                     record.numbers[name] = limit
             yield record
-
-    def limits(self) -> list[CaseRecord]:
-        return [self._record(raw) for raw in self._limits.values()]
 
     def speeds(self) -> dict[str, float]:
         """Return the speed of the matrix product so far in FLOP/s, by dtype."""

@@ -116,7 +116,7 @@ def _fails(made: Sequence[Comparison], limit: float) -> bool:
     if undecided and not regressed:
         one, row = undecided[0]
         raise ArgumentValueError(
-            f"{row.stage} of {one.before.id} and {one.after.id} has too few slices for --fail-on:"
-            f" record more epochs, or set EPOCHMETER_SLICE_S=1"
+            f"{row.stage} of {one.before.id} and {one.after.id} has too few slices for --fail-on, or they differ too much:"
+            " record more epochs, or set EPOCHMETER_SLICE_S=1"
         )
     return bool(regressed)

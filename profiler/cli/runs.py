@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -218,7 +217,7 @@ def _sorted(rows: list[Row], key: str) -> list[Row]:
 
 def _table(rows: list[Row], number: int) -> Iterator[str]:
     """Yield the lines of the list and its sums; ``number`` runs fit in all. A table of rich takes seconds for thousands."""
-    from profiler.report.layout import LEAST_WORDS, Column, counts, duration, lines, numbers, shortened, words
+    from profiler.report.layout import LEAST_WORDS, Column, counts, duration, lines, numbers, place_width, shortened, words
     from profiler.report.run_row import sums
 
     def column(head: str, cell: Callable[[Row], str], rank: int = 0) -> Column:
@@ -243,7 +242,7 @@ def _table(rows: list[Row], number: int) -> Iterator[str]:
         counts("steps", (row.get("steps") for row in rows), 11),
         Column("command", [row.get("command", "") for row in rows], rank=2, is_words=True, room=LEAST_WORDS),
     )
-    yield from lines(shown, shutil.get_terminal_size((WIDTH, 0)).columns)
+    yield from lines(shown, place_width(WIDTH))
     yield ""
     yield sums(rows) + ("" if len(rows) == number else f" (of {number:,})")
 

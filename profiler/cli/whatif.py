@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -100,7 +99,7 @@ def _proofs(recorded: Any, rows: list[WhatIf], command: list[str], module: bool,
 
 
 def _table(rows: list[WhatIf]) -> Iterator[str]:
-    from profiler.report.layout import Column, lines, shares, times, words
+    from profiler.report.layout import Column, lines, place_width, shares, times, words
 
     spans = ["" if row.low is None or row.high is None else f"{row.low:.1%} to {row.high:.1%}" for row in rows]
     columns = (
@@ -111,7 +110,7 @@ def _table(rows: list[WhatIf]) -> Iterator[str]:
         times("instead of", [row.now_s for row in rows], rank=3),
         words("", [row.bound for row in rows], rank=4),
     )
-    yield from lines(columns, shutil.get_terminal_size((WIDTH, 0)).columns)
+    yield from lines(columns, place_width(WIDTH))
 
 
 def _proof_line(proof: Proof) -> str:

@@ -125,7 +125,7 @@ def without_slow(blocks: Sequence[Block]) -> tuple[list[Block], list[float]]:
     return [block for block, pace in zip(blocks, paces, strict=True) if pace <= limit], slow
 
 
-def mean_of(blocks: Sequence[Block], name: str) -> Mean | None:
+def phase_mean(blocks: Sequence[Block], name: str) -> Mean | None:
     """Return the mean time (ns) that one step spends in a phase; None without a step.
 
     It is a ratio of sums (W. G. Cochran, Sampling Techniques, 3rd ed., 6.4). Blocks whose neighbours are alike count as

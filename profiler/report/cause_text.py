@@ -56,15 +56,24 @@ def _when(where: dict[str, Any]) -> str:
 
 
 def _ledger(ledger: dict[str, Any]) -> Iterator[tuple[str, Text]]:
-    times = {name: ledger[name] for name in LEDGER_WORDS if name in ledger}
-    whole = sum(times.values())
-    shown = [name for name in sorted(times, key=lambda name: -times[name]) if times[name] >= LEAST_SHOWN * whole]
+    parts = ledger_parts(ledger)
+    whole = sum(spent for _, spent in parts)
     if whole:
-        words = [f"{LEDGER_WORDS[name]} {duration(times[name])} ({times[name] / whole:.1%})" for name in shown]
-        yield "ledger", Text(", ".join(words))
-    energy = ledger.get("energy")
-    if energy:
-        wasted = sum(value for name, value in energy.items() if name.endswith("_j") and name != "useful_j")
-        share = wasted / (energy["kwh"] * J_PER_KWH)
-        price = f", {energy['price']:.2f} {energy.get('currency', '')}".rstrip() if "price" in energy else ""
-        yield "energy", Text(f"{energy['kwh']:.4g} kWh{price}; {share:.0%} of it while no useful work was done")
+        shown = [f"{words} {duration(spent)} ({spent / whole:.1%})" for words, spent in parts if spent >= LEAST_SHOWN * whole]
+        yield "ledger", Text(", ".join(shown))
+    if ledger.get("energy"):
+        yield "energy", Text(energy_words(ledger["energy"]))
+
+
+def ledger_parts(ledger: dict[str, Any]) -> list[tuple[str, float]]:
+    """Return the causes of a ledger in words, each with its time (s), the longest first."""
+    parts = [(words, ledger[name]) for name, words in LEDGER_WORDS.items() if name in ledger]
+    return sorted(parts, key=lambda part: -part[1])
+
+
+def energy_words(energy: dict[str, Any]) -> str:
+    """Return the energy of a ledger in words, with its price and how much of it was wasted."""
+    wasted = sum(value for name, value in energy.items() if name.endswith("_j") and name != "useful_j")
+    share = wasted / (energy["kwh"] * J_PER_KWH)
+    price = f", {energy['price']:.2f} {energy.get('currency', '')}".rstrip() if "price" in energy else ""
+    return f"{energy['kwh']:.4g} kWh{price}; {share:.0%} of it while no useful work was done"

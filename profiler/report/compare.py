@@ -17,7 +17,7 @@ from profiler.records.causes import COLLECTION, COMPILATION, STARVED
 from profiler.records.histogram import NS
 from profiler.records.student import CONFIDENCE, student
 from profiler.records.vocabulary import STAGES
-from profiler.report.blocks import EPOCH, WHOLE, Block, Mean, blocks_of, common_noise, epoch_blocks, mean_of, without_slow
+from profiler.report.blocks import EPOCH, WHOLE, Block, Mean, blocks_of, common_noise, epoch_blocks, phase_mean, without_slow
 from profiler.report.layout import duration
 from profiler.report.verdict import judge
 
@@ -153,8 +153,8 @@ def compared(before: Run, after: Run) -> Comparison:
     stages = [name for name in STAGES if all(name in whole.stages and whole.stages[name].steps for whole in wholes)]
     if not stages:
         raise ArgumentValueError(f"runs {before.id} and {after.id} cannot be compared: {_why_not(before, after, wholes)}")
-    sizes = [_batch(whole, stages[0]) for whole in wholes]
-    by_sample = None not in sizes and not math.isclose(*map(float, sizes), rel_tol=1e-3)  # type: ignore[arg-type]
+    sizes = _unlike_batches(wholes, stages[0])
+    by_sample = sizes is not None
     made = Comparison(before, after, list(_unlike(before, after, wholes, sizes)), "sample" if by_sample else "step")
     pairs = {
         name: [blocks_of(run, whole, name, by_sample=by_sample) for run, whole in zip((before, after), wholes, strict=True)]
@@ -207,20 +207,26 @@ def _why_not(before: Run, after: Run, wholes: tuple[EpochRecord, EpochRecord]) -
     return "no stage is in both"
 
 
-def _batch(whole: EpochRecord, stage: str) -> float | None:
-    record = whole.stages[stage]
-    return record.samples / record.steps if record.samples else None
+def _unlike_batches(wholes: tuple[EpochRecord, EpochRecord], stage: str) -> tuple[float, float] | None:
+    """Return the samples in a step of both, if they are known and differ."""
+    then, now = (whole.stages[stage] for whole in wholes)
+    if not then.samples or not now.samples:
+        return None
+    sizes = then.samples / then.steps, now.samples / now.steps
+    return None if math.isclose(*sizes, rel_tol=1e-3) else sizes
 
 
 # ---- what is different about them ----------------------------------------------------------------------------------
 
 
-def _unlike(before: Run, after: Run, wholes: tuple[EpochRecord, EpochRecord], sizes: Sequence[float | None]) -> Iterator[str]:
+def _unlike(
+    before: Run, after: Run, wholes: tuple[EpochRecord, EpochRecord], sizes: tuple[float, float] | None
+) -> Iterator[str]:
     """Yield the differences of machine, versions and work."""
     for label, pair in _facts(before, after):
         if pair[0] != pair[1]:
             yield f"{label}: {_or_none(pair[0])} before, {_or_none(pair[1])} now"
-    if None not in sizes and not math.isclose(*map(float, sizes), rel_tol=1e-3):  # type: ignore[arg-type]
+    if sizes is not None:
         yield f"samples in a step: {sizes[0]:.4g} before, {sizes[1]:.4g} now; times are told for each sample"
     for stage in dict.fromkeys([*before.loaders, *after.loaders]):
         pair = before.loaders.get(stage), after.loaders.get(stage)
@@ -270,7 +276,7 @@ def _judged(before: list[Block], after: list[Block]) -> list[str]:
         whole = sum(block.spent[WHOLE] for block in blocks)
         for block in blocks:
             for name, ns in block.spent.items():
-                shares[name] = max(shares.get(name, 0.0), 0.0) + (ns / whole if whole else 0.0)
+                shares[name] = shares.get(name, 0.0) + (ns / whole if whole else 0.0)
     large = [name for name, share in shares.items() if name != WHOLE and share / 2 >= LEAST_SHARE]
     small = [name for name in shares if name not in large and name != WHOLE]
     for block in (*before, *after):
@@ -304,7 +310,7 @@ def _changes(
     for name in names:
         sides = []
         for blocks, noise in zip(pair, noises, strict=True):
-            mean, step = mean_of(blocks, name), mean_of(blocks, WHOLE)
+            mean, step = phase_mean(blocks, name), phase_mean(blocks, WHOLE)
             is_there = any(name in block.spent for block in blocks)
             sides.append(Side(mean, step.value, noise) if mean is not None and step is not None and is_there else None)
         yield _change(stage, name, sides[0], sides[1], None if is_short else confidence)

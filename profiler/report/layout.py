@@ -7,6 +7,7 @@ then folds its words.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,11 @@ def duration(seconds: float) -> str:
             return f"{value:.{0 if value >= 100 or unit == 'ns' else 1 if value >= 10 else 2}f}{unit}"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}h{minutes % 60:02d}m" if minutes >= 60 else f"{minutes}m{rest:02d}s"
+
+
+def place_width(otherwise: int) -> int:
+    """Return how many columns a terminal has, or ``COLUMNS`` of the environment says; without both, ``otherwise``."""
+    return shutil.get_terminal_size((otherwise, 0)).columns
 
 
 def shortened(text: str, most: int) -> str:

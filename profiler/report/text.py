@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,7 +15,7 @@ from profiler.records.run import Run
 from profiler.report.bench import tables
 from profiler.report.cause_text import cause_rows
 from profiler.report.document import document
-from profiler.report.layout import CPU, MEMORY, duration, labelled
+from profiler.report.layout import CPU, MEMORY, duration, labelled, place_width
 from profiler.report.tables import (
     device_table,
     epochs_table,
@@ -41,7 +40,7 @@ def text(run: Run, width: int | None = None, tariff: str | None = None) -> str:
 def plain(shown: RenderableType, width: int | None = None) -> str:
     """Return something for a rich console as text without colours."""
     into = io.StringIO()
-    columns = shutil.get_terminal_size((WIDTH, 0)).columns if width is None else width
+    columns = place_width(WIDTH) if width is None else width
     plainly: dict[str, Any] = {"no_color": True, "color_system": None, "force_terminal": False, "force_jupyter": False}
     console = Console(file=into, width=columns, highlight=False, **plainly)
     console.print(shown)

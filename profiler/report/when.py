@@ -57,10 +57,13 @@ def rfc3339(unix_ns: int) -> str:
 
 def timeline(run: Run) -> list[dict[str, Any]]:
     """Return the slices of a run, each with its times, steps, stages, and the readings' min, mean and max."""
+    return timeline_of(run, shown_slices(run))
+
+
+def shown_slices(run: Run) -> list[Slice]:
+    """Return the slices of a run that have anything in them, joined where there are more than a document has."""
     slices = [one for one in run.slices if one.duration_ns or one.stages]
-    if len(slices) > MOST_SLICES:
-        slices = joined(slices, MOST_SLICES)
-    return timeline_of(run, slices)
+    return joined(slices, MOST_SLICES) if len(slices) > MOST_SLICES else slices
 
 
 def timeline_of(run: Run, slices: list[Slice]) -> list[dict[str, Any]]:

@@ -90,7 +90,12 @@ def _reading(row: dict[str, Any], name: str) -> str:
 
 
 def when_rows(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
-    """Yield what was slow, what recurs and what grows, a label and a text each."""
+    """Yield slow steps and trends, a label and a text each."""
+    yield from _slow_steps(data)
+    yield from trend_rows(data)
+
+
+def _slow_steps(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     for name, steps in data.get("slowest", {}).items():
         stage = data["stages"][name]
         usual = stage.get("step", {}).get("p50_s", 0.0)
@@ -98,6 +103,10 @@ def when_rows(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
         for step in [one for one in steps if "first" not in one and one["duration_s"] > least][:SHOWN_SLOW]:
             took = f"{duration(step['duration_s'])}, usually {duration(usual)}"
             yield "slow", Text(f"{name} step {_place(step)}: {took}{_in(step)}")
+
+
+def trend_rows(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
+    """Yield rhythms, a slow epoch or hour, and growing memory, a label and a text each."""
     for name, rhythm in data.get("recurring", {}).items():
         where = f", most of it in {rhythm['phase']}" if "phase" in rhythm else ""
         yield (

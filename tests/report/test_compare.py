@@ -19,7 +19,7 @@ from profiler.records.run import EpochRecord, Run
 from profiler.records.slices import Slice, SliceStage
 from profiler.records.student import student
 from profiler.records.timing import StageRecord, Timing
-from profiler.report.blocks import OTHER, WHOLE, blocks_of, mean_of
+from profiler.report.blocks import OTHER, WHOLE, blocks_of, phase_mean
 from profiler.report.compare import Comparison, compared
 from profiler.report.compare_text import markdown, renderable
 from profiler.report.text import plain, spaced
@@ -104,8 +104,8 @@ def test_the_first_step_is_left_out() -> None:
     first = run.slices[0].stages["train"]
     first.duration_ns = first.call_ns = first.call_ns + 5 * NS - first.call_ns // 50
     first.phases["forward"] += 4 * NS - first.phases["forward"] // 50
-    usual = mean_of(blocks_of(made(1, slices=4), made(1, slices=4).whole(), "train"), "forward")
-    found = mean_of(blocks_of(run, run.whole(), "train"), "forward")
+    usual = phase_mean(blocks_of(made(1, slices=4), made(1, slices=4).whole(), "train"), "forward")
+    found = phase_mean(blocks_of(run, run.whole(), "train"), "forward")
     assert usual is not None and found is not None and found.value == pytest.approx(usual.value, rel=0.01)
     assert all(ns >= 0 for block in blocks_of(run, run.whole(), "train") for ns in block.spent.values())
     assert OTHER in blocks_of(run, run.whole(), "train")[0].spent
@@ -115,7 +115,7 @@ def test_slices_that_are_alike_count_as_fewer() -> None:
     errors = []
     for like in (0.0, 0.8):
         run = made(7, like=like, slices=60)
-        mean = mean_of(blocks_of(run, run.whole(), "train"), "forward")
+        mean = phase_mean(blocks_of(run, run.whole(), "train"), "forward")
         assert mean is not None
         errors.append((mean.error / mean.value, mean.freedom))
     assert errors[1][0] > 1.5 * errors[0][0] and errors[1][1] < errors[0][1]

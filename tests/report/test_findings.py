@@ -500,25 +500,23 @@ class TestWhatIf:
         rows = {row.key: row.saved for row in whatifs(made)}
         assert rows["data_wait"] == pytest.approx(0.5) and rows["starved"] == pytest.approx(0.3)
 
-    def test_first_step_is_in_no_share(self) -> None:
-        """Its time is in the causes as well as in the loop: both leave it out."""
-        made = run({"forward": 1.0}, costs={("collection", "train", "forward"): 5.5})
+    def with_long_first_step(self, cause: str, seconds: float) -> Run:
+        """Return a run of 10 s whose first step took 9 s more, all of it in the phase with the cause."""
+        made = run({"forward": 1.0}, costs={(cause, "train", "forward"): seconds})
         stage = made.epochs[0].stages["train"]
         stage.phases["forward",].cold.add([9 * NS])
         stage.step.cold.add([9 * NS])
         stage.duration_ns += 9 * NS
         made.duration_ns += 9 * NS
-        (row,) = (row for row in whatifs(made) if row.key == "collection")
+        return made
+
+    def test_first_step_is_in_no_share(self) -> None:
+        """Its time is in the causes as well as in the loop: both leave it out."""
+        (row,) = (row for row in whatifs(self.with_long_first_step("collection", 5.5)) if row.key == "collection")
         assert row.saved == pytest.approx(0.055, abs=0.001)
 
     def test_compilation_is_first_that_of_the_first_step(self) -> None:
-        made = run({"forward": 1.0}, costs={("compilation", "train", "forward"): 8.0})
-        stage = made.epochs[0].stages["train"]
-        stage.phases["forward",].cold.add([9 * NS])
-        stage.step.cold.add([9 * NS])
-        stage.duration_ns += 9 * NS
-        made.duration_ns += 9 * NS
-        assert "compilation" not in {row.key for row in whatifs(made)}
+        assert "compilation" not in {row.key for row in whatifs(self.with_long_first_step("compilation", 8.0))}
 
     def test_nothing_to_do_without(self) -> None:
         assert whatifs(Run("0a1b", "empty", 0)) == []

@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from profiler.records.plain_text import printable_in
-from profiler.report.cause_text import LEDGER_WORDS, cause_rows
+from profiler.report.cause_text import cause_rows, energy_words, ledger_parts
 from profiler.report.document import document
 from profiler.report.layout import Column, counts, duration, numbers, shares, times, words
 from profiler.report.tables import (
@@ -24,11 +24,11 @@ from profiler.report.web.charts import axis, columns, drawing, figure, legend, n
 from profiler.report.web.page import Content, el, facts, folded, fragment, page, section, table
 from profiler.report.web.step_chart import step_chart
 from profiler.report.web.timeline import timeline_section
-from profiler.report.when_text import when_rows
+from profiler.report.when_text import trend_rows
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.records.run import Run
+    from profiler.records.run import EpochRecord, Run
 
 
 MOST_EPOCHS = 1_000  # rows of the table of epochs; of more, the special ones
@@ -38,23 +38,26 @@ IN_VERDICT = ("ledger", "energy", "also")  # rows that have a place of their own
 
 def run_page(run: Run, tariff: str | None = None) -> str:
     """Return a run as one HTML file; ``tariff`` is the setting of that name."""
-    data = printable_in(document(run, tariff=tariff))
+    whole = run.whole()
+    data = printable_in(document(run, whole, tariff=tariff))
     name = data["run"]["name"]
-    return page(f"{name}: {data['verdict']['kind']}", *_header(data), *content(run, data))
+    return page(f"{name}: {data['verdict']['kind']}", *_header(data), *content(run, whole, data))
 
 
 def run_fragment(run: Run, tariff: str | None = None) -> str:
     """Return the first parts of a run's page for a notebook: verdict, ledger, timeline and steps."""
-    data = printable_in(document(run, tariff=tariff))
-    return fragment(*_header(data), _verdict(data), *_ledger(data.get("ledger", {})), timeline_section(run), *_steps(run, data))
+    whole = run.whole()
+    data = printable_in(document(run, whole, with_epochs=False, tariff=tariff))
+    parts = (*_ledger(data.get("ledger", {})), timeline_section(run, whole), *_steps(whole, data))
+    return fragment(*_header(data), _verdict(data), *parts)
 
 
-def content(run: Run, data: dict[str, Any]) -> Iterator[Content]:
+def content(run: Run, whole: EpochRecord, data: dict[str, Any]) -> Iterator[Content]:
     """Yield the parts of a run's page, from its verdict on."""
     yield _verdict(data)
     yield from _ledger(data.get("ledger", {}))
-    yield timeline_section(run)
-    yield from _steps(run, data)
+    yield timeline_section(run, whole)
+    yield from _steps(whole, data)
     yield from _epochs(data)
     yield from _slowest(data)
     yield from _lines(data)
@@ -87,30 +90,25 @@ def _finding(finding: dict[str, Any]) -> str:
 
 
 def _ledger(ledger: dict[str, Any]) -> Iterator[Element]:
-    known = {LEDGER_WORDS[name]: ledger[name] for name in LEDGER_WORDS if ledger.get(name)}
-    whole = sum(known.values())
+    spent = [(words, seconds) for words, seconds in ledger_parts(ledger) if seconds]
+    whole = sum(seconds for _, seconds in spent)
     if not whole:
         return
-    ordered = sorted(known.items(), key=lambda item: -item[1])
-    parts = [(name, seconds / whole) for name, seconds in ordered]
+    parts = [(name, seconds / whole) for name, seconds in spent]
+    names = [name for name, _ in parts]
     listed = table(
         [
-            words("cause", [name for name, _ in ordered]),
-            times("time", [seconds for _, seconds in ordered]),
+            words("cause", names),
+            times("time", [seconds for _, seconds in spent]),
             shares("share", [share for _, share in parts]),
         ],
         "The run's time by cause; together, it is the run.",
     )
-    energy = [text.plain for label, text in cause_rows({"verdict": _NO_VERDICT, "ledger": ledger}) if label == "energy"]
-    chart = figure("The run's time by cause", share_line(parts), legend(name for name, _ in ordered))
-    yield section("Where the time went", chart, listed, *(el("p", text) for text in energy))
+    energy = el("p", energy_words(ledger["energy"])) if ledger.get("energy") else None
+    yield section("Where the time went", figure("The run's time by cause", share_line(parts), legend(names)), listed, energy)
 
 
-_NO_VERDICT: dict[str, Any] = {"kind": "", "evidence": [], "findings": []}
-
-
-def _steps(run: Run, data: dict[str, Any]) -> Iterator[Element]:
-    whole = run.whole()
+def _steps(whole: EpochRecord, data: dict[str, Any]) -> Iterator[Element]:
     for name, stage in data["stages"].items():
         device = [table(device_table(name, stage).columns, f"{name} on the GPU's clock")] if "device_busy" in stage else []
         yield section(
@@ -139,8 +137,8 @@ def _epochs(data: dict[str, Any]) -> Iterator[Element]:
 
 def _slowest(data: dict[str, Any]) -> Iterator[Element]:
     steps = [(name, step) for name, found in data.get("slowest", {}).items() for step in found]
-    said = [el("p", text.plain) for label, text in when_rows(data) if label != "slow" or "step" not in text.plain]
-    if not steps:
+    said = [el("p", text.plain) for _, text in trend_rows(data)]
+    if not steps and not said:
         return
     phases = [max(step["phases"], key=lambda one: step["phases"][one], default="") for _, step in steps]
     listed = [
@@ -153,7 +151,7 @@ def _slowest(data: dict[str, Any]) -> Iterator[Element]:
         times("of it", [step["phases"].get(phase) for (_, step), phase in zip(steps, phases, strict=True)]),
         words("", ["the first step" if "first" in step else "" for _, step in steps]),
     ]
-    yield section("Slowest steps", *said, table(listed, "The slowest steps of each stage"))
+    yield section("Slowest steps", *said, table(listed, "The slowest steps of each stage") if steps else None)
 
 
 def _lines(data: dict[str, Any]) -> Iterator[Element]:

@@ -8,19 +8,17 @@ from xml.etree.ElementTree import Element
 
 from profiler.records.histogram import NS
 from profiler.records.plain_text import printable
-from profiler.records.slices import joined
 from profiler.report.layout import CPU, GPU, MEMORY, Column, duration, number, numbers, shares, words
 from profiler.report.web.charts import COLOURS, WIDTH, Series, axis, band, drawing, figure, legend, nice, scale, stacked
 from profiler.report.web.page import el, folded, section, table
-from profiler.report.when import moment
+from profiler.report.when import moment, shown_slices
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.records.run import Run
+    from profiler.records.run import EpochRecord, Run
     from profiler.records.slices import Slice
 
 
-MOST_SLICES = 240
 FEWEST_SLICES = 2
 OTHERS = "others"
 LABELS = 5  # below the charts
@@ -44,28 +42,26 @@ TRACKS = (
 )
 
 
-def timeline_section(run: Run) -> Element | None:
-    """Return the charts over time, or None if there are too few slices."""
-    slices = [one for one in run.slices if one.duration_ns > 0]
-    slices = joined(slices, MOST_SLICES) if len(slices) > MOST_SLICES else slices
+def timeline_section(run: Run, whole: EpochRecord) -> Element | None:
+    """Return the charts over time, or None if there are too few slices; ``whole`` is the run's sums."""
+    slices = [one for one in shown_slices(run) if one.duration_ns > 0]
     if len(slices) < FEWEST_SLICES:
         return None
-    whole = max(run.duration_ns, slices[-1].ended_ns)
-    edges = [(one.started_ns / whole, one.ended_ns / whole) for one in slices]
+    length = max(run.duration_ns, slices[-1].ended_ns)
+    edges = [(one.started_ns / length, one.ended_ns / length) for one in slices]
     names, parts = _parts(slices)
-    charts = [_phases(run, edges, names, parts)]
+    slow = [step.at_ns / length for stage in whole.stages.values() for step in stage.slowest if not step.is_first]
+    charts = [_phases(slow, edges, names, parts)]
     tracks = [(track, series) for track in TRACKS if (series := _series(slices, track)) is not None]
     charts += [_track(edges, track, series) for track, series in tracks]
-    labels = ["0", *(duration(whole / NS * place / (LABELS - 1)) for place in range(1, LABELS))]
+    labels = ["0", *(duration(length / NS * place / (LABELS - 1)) for place in range(1, LABELS))]
     clock = axis(*labels, class_="axis clock")
-    clock.set("data-seconds", f"{whole / NS}")
+    clock.set("data-seconds", f"{length / NS}")
     listed = table(_columns(run, slices, names, parts, tracks), "The run in slices", identity="timeline")
     return section("Over time", *charts, clock, folded("the slices as a table", listed))
 
 
-def _phases(run: Run, edges: Sequence[tuple[float, float]], names: list[str], parts: list[list[float]]) -> Element:
-    whole = max(run.duration_ns, 1)
-    slow = [step.at_ns / whole for stage in run.whole().stages.values() for step in stage.slowest if not step.is_first]
+def _phases(slow: Sequence[float], edges: Sequence[tuple[float, float]], names: list[str], parts: list[list[float]]) -> Element:
     marks = "".join(f"M{at * WIDTH:.1f} 0v6" for at in sorted(slow))
     ticks = el("path", d=marks, stroke="currentColor", stroke_width=2, fill="none", vector_effect="non-scaling-stroke")
     title = "The loop's time by phase"
