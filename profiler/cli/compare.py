@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import RenderableType
+
     from profiler.report.compare import Comparison
 
 
@@ -50,16 +52,12 @@ def compare(
     check_html(form, output)
     gc.disable()  # reading a long run makes millions of objects, and none of them is garbage
     made = _compared(runs)
-    content = _content(made, form)
     if output is not None:
-        write_to(output, content)
+        write_to(output, _content(made, form))
     elif form is Format.text and sys.stdout.isatty():
-        from profiler.report.compare_text import renderable
-        from profiler.report.text import spaced
-
-        Console().print(spaced([block for one in made for block in renderable(one)]))
+        Console().print(_shown(made))
     else:
-        say(content, nl=False)
+        say(_content(made, form), nl=False)
     if limit is not None and _fails(made, limit):
         raise typer.Exit(REGRESSION)
 
@@ -83,8 +81,8 @@ def _compared(runs: list[str]) -> list[Comparison]:
 
 
 def _content(made: Sequence[Comparison], form: Format) -> str:
-    from profiler.report.compare_text import markdown, renderable
-    from profiler.report.text import plain, spaced
+    from profiler.report.compare_text import markdown
+    from profiler.report.text import plain
 
     if form is Format.json:
         return json.dumps({"schema": 1, "comparisons": [one.to_dict() for one in made]}, indent=2) + "\n"
@@ -94,7 +92,14 @@ def _content(made: Sequence[Comparison], form: Format) -> str:
         return compare_page(made)
     if form is Format.markdown:
         return markdown(made)
-    return plain(spaced([block for one in made for block in renderable(one)])) + "\n"
+    return plain(_shown(made)) + "\n"
+
+
+def _shown(made: Sequence[Comparison]) -> RenderableType:
+    from profiler.report.compare_text import renderable
+    from profiler.report.text import spaced
+
+    return spaced([block for one in made for block in renderable(one)])
 
 
 def _fails(made: Sequence[Comparison], limit: float) -> bool:

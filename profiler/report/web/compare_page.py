@@ -48,7 +48,7 @@ def _chart(rows: Sequence[Change]) -> Iterator[Element]:
     known = [row for row in rows if row.change is not None]
     if not known:
         return
-    ends = [abs(value) for row in known for value in (row.change, row.low, row.high) if value is not None]
+    ends = [abs(value) for row in known for value in _ends(row)]
     reach = min(max(*ends, LEAST_REACH), MOST_REACH)
     drawn = []
     for row in known:
