@@ -5,6 +5,8 @@ Read of each frame: the file's name without its folder, the line's number, the f
 
 from __future__ import annotations
 
+import gc
+import operator
 import os
 import site
 import sys
@@ -15,9 +17,9 @@ from pathlib import Path, PurePath
 from types import CodeType, FrameType
 from typing import NamedTuple
 
+from profiler.measure.frames import OURS
 from profiler.records.plain_text import printable
 
-OURS = str(Path(__file__).parents[1]) + os.sep
 MAX_KNOWN = 20_000  # code objects and calls whose answer is kept
 COMPILED = "torchinductor"  # in the path of code that torch.compile has written
 OWN, FOREIGN, PROFILER = range(3)  # whose code it is: the run's, a library's, ours
@@ -42,6 +44,28 @@ class Busy(NamedTuple):
 Found = tuple[CodeType, int, "int | None", "CodeType | None", str]
 
 
+if sys.version_info[:2] == (3, 11):
+    # That version may collect garbage inside `sys._current_frames`, under a lock of the interpreter. Threads that begin or
+    # end need the lock, and so does a `threading.local` that is collected: the program would stop for good
+    # (python/cpython#106883). `map` runs the four in C, so that no other thread sees the collector off.
+    _WITHOUT_COLLECTING = (gc.isenabled, gc.disable, sys._current_frames, gc.enable)
+
+    def frames_of_threads() -> dict[int, FrameType]:
+        """Return the innermost frame of each thread, by the thread's identifier."""
+        if not gc.isenabled():
+            return sys._current_frames()
+        try:
+            was_on, _, frames, _ = map(operator.call, _WITHOUT_COLLECTING)
+        except BaseException:
+            gc.enable()
+            raise
+        if not was_on:  # the program has switched it off since we asked
+            gc.disable()
+        return frames
+else:
+    frames_of_threads = sys._current_frames
+
+
 class LineFinder:
     """Find the line of a thread. It remembers what it knows of each code object.
 
@@ -61,7 +85,7 @@ class LineFinder:
         Args:
             thread: its identifier, as of `threading.get_ident`.
         """
-        frame = innermost = sys._current_frames().get(thread)
+        frame = innermost = frames_of_threads().get(thread)
         below: FrameType | None = None  # the frame that the one we look at has called
         whose = self._whose
         while frame is not None:
@@ -80,7 +104,7 @@ class LineFinder:
 
     def is_importing(self, thread: int) -> bool:
         """Return True if a thread is importing a module, wherever in its stack."""
-        frame = sys._current_frames().get(thread)
+        frame = frames_of_threads().get(thread)
         while frame is not None:
             if frame.f_code.co_filename.startswith(IMPORT_SYSTEM):
                 return True

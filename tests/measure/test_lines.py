@@ -21,6 +21,7 @@ from profiler.measure.lines import Busy, LineFinder, called_at
 from profiler.records.causes import MOST_LINES, MOST_LINES_OF_RUN, Line, Lines, busiest, merge_lines
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
+from support.processes import python
 
 NAMES_CALLS = pytest.mark.skipif(sys.version_info < (3, 11), reason="bytecode has no places in the source before 3.11")
 
@@ -108,6 +109,57 @@ class TestFinding:
         sampled(work)
         gc.collect()
         assert alive[0]() is None
+
+
+RINGS = """
+import gc, threading
+from profiler.measure.lines import LineFinder
+class Ring:
+    def __init__(self):
+        self.itself, self.of_the_thread = self, threading.local()
+        self.of_the_thread.number = 1
+finder, collected = LineFinder(), []
+gc.callbacks.append(lambda phase, info: collected.append(phase))
+gc.set_threshold(3)
+for _ in range(2000):
+    Ring()
+    finder.find(threading.get_ident())
+print(len(collected) > 100, gc.isenabled())
+"""
+
+
+REFUSED = """
+import gc, sys, threading
+from profiler.measure.lines import LineFinder
+def refuse(event, _):
+    if event == "sys._current_frames":
+        raise RuntimeError("refused")
+sys.addaudithook(refuse)
+try:
+    LineFinder().find(threading.get_ident())
+except RuntimeError as error:
+    print(error, gc.isenabled())
+"""
+
+
+class TestGarbageMeanwhile:
+    """Python 3.11 may collect garbage while it gathers the frames; see `frames_of_threads`."""
+
+    def test_the_program_goes_on(self) -> None:
+        answer = python("-c", RINGS)
+        assert (answer.code, answer.out, answer.err) == (0, "True True\n", "")
+
+    def test_a_collector_that_is_off_stays_off(self) -> None:
+        gc.disable()
+        try:
+            assert LineFinder().find(threading.get_ident()) is not None and not gc.isenabled()
+        finally:
+            gc.enable()
+
+    def test_a_refusal_leaves_it_on(self) -> None:
+        """A program may refuse the question by a hook of `sys.addaudithook`."""
+        answer = python("-c", REFUSED)
+        assert (answer.code, answer.out, answer.err) == (0, "refused True\n", "")
 
 
 class TestRun:
