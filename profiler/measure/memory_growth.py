@@ -44,6 +44,8 @@ class PeakMemory:
         peak = peak_bytes()
         if peak is None:
             return
+        if len(self._points) < FEWEST_POINTS:
+            pass  # for `growth`, which the loop's thread calls: it takes milliseconds
         self._points.append((hot_path.now(), peak))
         if len(self._points) > MOST_POINTS:
             self._points, self._every = self._points[::2], self._every * 2
@@ -53,7 +55,7 @@ class PeakMemory:
         points = list(self._points)
         if len(points) < FEWEST_POINTS:
             return None
-        from statistics import StatisticsError, correlation, linear_regression  # takes milliseconds to import
+        from statistics import StatisticsError, correlation, linear_regression
 
         times, peaks = [at for at, _ in points], [peak for _, peak in points]
         over = times[-1] - times[0]

@@ -343,7 +343,7 @@ class Segment(HotPass):
             if tree.stage is None:
                 state.outside.keep(tree.take())
                 tree.set_aside(None)
-            timer.cool_down(tree)
+            tree.cool_down()
 
     def count_operations(self) -> None:
         """Count the operations that autograd has recorded since the last call, if this is the pass's own thread."""

@@ -226,6 +226,12 @@ class Tree:
         self.is_inference = stage is Stage.INFERENCE
         self.record.stage = stage.value if stage else ""
 
+    def cool_down(self) -> None:
+        """Undo `Timer.warm_up` after an empty loader, which warms nothing up."""
+        if self.cold and self.stage and not self.record.steps:
+            self.cold = False
+            self.state.timer.warm.discard(self.stage)
+
     def end_cold(self) -> None:
         """End the stage's first step: later durations go to the steady histograms."""
         self.fold()

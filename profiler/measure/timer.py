@@ -25,7 +25,7 @@ from profiler.measure.batch_size import call_size
 from profiler.measure.cause_watches import CauseWatches
 from profiler.measure.clocks import find_device_clock
 from profiler.measure.energy_meter import Edges
-from profiler.measure.frames import drop_own_frame
+from profiler.measure.frames import drop_own_frame, is_closed_within_us
 from profiler.measure.lengths import known_length
 from profiler.measure.passes import Concurrency, Segment, ThreadState
 from profiler.measure.places import Alive, Places
@@ -121,12 +121,6 @@ class Timer:
             self.warm.add(tree.stage)
             tree.cold = True
 
-    def cool_down(self, tree: Tree) -> None:
-        """Undo `warm_up` after an empty loader, which warms nothing up."""
-        if tree.cold and tree.stage and not tree.record.steps:
-            tree.cold = False
-            self.warm.discard(tree.stage)
-
     def is_open(self, stage: Stage) -> bool:
         """Return True if a pass of that stage is open in any thread."""
         with self.lock:
@@ -153,7 +147,7 @@ class Timer:
         loop = weakref.ref(alive)
         segment = self.begin(stage, loop)
         segment.length = known_length(items)
-        partial = True
+        partial, is_lost = True, False
         try:
             while True:
                 if segment.closed or get_ident() != segment.state.thread:  # an epoch ended, or another thread took over
@@ -178,11 +172,15 @@ class Timer:
                     segment = self.begin(stage, loop)
                     segment.begin_step(samples(item))
                 yield item
+        except GeneratorExit:
+            is_lost = self.lock._is_owned() or is_closed_within_us()  # type: ignore[attr-defined]
+            raise
         finally:
-            segment.close(partial=partial)
-            if task is not None:
-                self.places.leave_task(*task)
-            after()
+            if not is_lost:
+                segment.close(partial=partial)
+                if task is not None:
+                    self.places.leave_task(*task)
+                after()
 
     def call(
         self,

@@ -70,13 +70,18 @@ class RunKeeper:
 
     def _make_locks(self) -> None:
         self.lock = threading.RLock()
-        self._log_lock = threading.Lock()
+        self._log_lock = threading.RLock()
         self._sums_lock = threading.Lock()
 
     @property
     def log_path(self) -> Path | None:
         """The file of the run log, or None if there is none."""
         return None if self._log is None else self._log.path
+
+    @property
+    def locks(self) -> tuple[threading.RLock, threading.RLock]:
+        """The locks of the record and of the log."""
+        return self.lock, self._log_lock
 
     def open_log(self, folder: Path) -> None:
         """Begin the run log. The file is made with its first line."""

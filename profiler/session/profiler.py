@@ -10,7 +10,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from profiler.errors import ArgumentTypeError, ArgumentValueError
 from profiler.measure import clocks
-from profiler.measure.frames import drop_own_frame
+from profiler.measure.frames import drop_own_frame, is_closed_within_us
 from profiler.records.vocabulary import Stage
 from profiler.session.arguments import (
     checked_count,
@@ -255,7 +255,8 @@ class Profiler:
             yield from items
             return
         session.start()
-        session.expect_named_epochs()
+        session.names_epochs = True
+        record, is_within_us = None, False
         try:
             for item in items:
                 record = session.begin_named_epoch(item if type(item) is int else None)
@@ -263,10 +264,11 @@ class Profiler:
                 if session.epoch is record:
                     session.end_epoch()
         except BaseException as error:
+            is_within_us = isinstance(error, GeneratorExit) and is_closed_within_us()
             drop_own_frame(error)
             raise
         finally:
-            session.end_epoch()
+            session.leave_epoch(record, is_within_us=is_within_us)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as a Profiler that measures nothing: a spawned worker's data set may hold one."""

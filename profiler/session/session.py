@@ -38,6 +38,7 @@ from profiler.sending.sender import Sending
 from profiler.sending.yielding import pause
 from profiler.session.keeper import RunKeeper
 from profiler.session.live import LiveLines
+from profiler.session.loop_ends import LoopEnds
 from profiler.session.observation import Observation
 from profiler.session.overhead import hot_path_ns
 from profiler.session.rank_exchange import RankExchange
@@ -101,7 +102,8 @@ class Session:
         self.timer.on_slice = self.slices.close_in_loop
         self.sampler.add_reading("garbage", self.timer.causes.garbage.reading())
         self.sampler.add_reading("loaders", self.timer.causes.loaders.reading())
-        self.sampler.each_tick += [self._keeper.sum_up, self.slices.look]
+        self._ends = LoopEnds(self.timer, self._keeper, self.sampler, self.faults)
+        self.sampler.each_tick += [self._ends.catch_up, self._keeper.sum_up, self.slices.look]
         self.timer.edges.on_edge = self.sampler.nudge
         self.sampler.rest = self.timer.causes.loop.rest
         self.sending = Sending(self.run, self.resolve, exporter, self._snapshot, self.run.note)
@@ -109,9 +111,8 @@ class Session:
         self.sampler.each_tick.append(lambda: self._keeper.add_ranks(self._ranks.look()))
         self._indices: set[int] = set()  # of the epochs begun so far
         self.tariff: str | None = None  # the setting, as it was when the run began
-        self._names_epochs = False  # True if the loop says itself where its epochs begin
-        self._end_lock = threading.RLock()
-        self._epoch_lock = threading.RLock()  # of threads that train beside each other, one tells the epochs
+        self.names_epochs = False  # True if the loop says itself where its epochs begin
+        self._end_lock, self._epoch_lock = threading.RLock(), threading.RLock()  # of several threads, one tells the epochs
 
     # ---- the run's life --------------------------------------------------------------------------------------------
 
@@ -222,7 +223,7 @@ class Session:
         """Bring the run's duration, rank, facts and notes up to date."""
         run = self.run
         run.duration_ns = self._now()
-        run.open_step = open_step(self.timer, expects_steps=self._names_epochs and self.epoch is not None)
+        run.open_step = open_step(self.timer, expects_steps=self.names_epochs and self.epoch is not None)
         run.loaders, run.growth = self.timer.causes.loaders.facts(), self.timer.causes.loop.memory.growth()
         self._ranks.find()
         run.hardware = self.sampler.hardware()
@@ -242,13 +243,9 @@ class Session:
 
     # ---- epochs and passes -----------------------------------------------------------------------------------------
 
-    def expect_named_epochs(self) -> None:
-        """Infer no more epochs, because the loop names its own."""
-        self._names_epochs = True
-
     def begin_named_epoch(self, index: int | None = None) -> EpochRecord:
         """Begin an epoch that the loop names; None counts on. From now on no epoch is inferred."""
-        self.expect_named_epochs()
+        self.names_epochs = True
         with self._epoch_lock:
             return self._begin_epoch(len(self._indices) if index is None else index, inferred=False)
 
@@ -256,7 +253,7 @@ class Session:
         """Begin an epoch unless the loop names its own. See `RunControl.begin_inferred_epoch`."""
         with self._epoch_lock:
             is_begun = is_first and self.epoch is not None  # by another thread, a moment ago
-            if self.state == "running" and not self._names_epochs and not is_begun:
+            if self.state == "running" and not self.names_epochs and not is_begun:
                 self._begin_epoch(len(self._indices), inferred=True, started=started)
 
     def begin_epoch_with_pass(self) -> None:
@@ -266,7 +263,7 @@ class Session:
 
     def has_epoch(self) -> bool:
         """Return True if an epoch is open, or the loop names its own."""
-        return self.epoch is not None or self._names_epochs
+        return self.epoch is not None or self.names_epochs
 
     def end_epoch(self, at: int | None = None, *, keep_undecided: bool = False) -> None:
         """Complete the open epoch, if there is one. It is on disk before this returns.
@@ -289,10 +286,14 @@ class Session:
         self._live.epoch_ended(epoch)
         self.timer.overhead_ns += clocks.host_clock() - began
 
+    def leave_epoch(self, record: EpochRecord | None, *, is_within_us: bool) -> None:
+        """End an epoch if it is still the open one, after its loop has ended."""
+        self._ends.follow(lambda: self.end_epoch() if self.epoch is record else None, is_within_us=is_within_us)
+
     def after_pass(self) -> None:
         """Write a pass outside epochs to the log."""
         if self.epoch is None and self.state == "running":
-            self._keep_outside()
+            self._ends.follow(self._keep_outside)
 
     def after_call(self) -> None:
         """Close a slice that is due: a service's calls are its steps."""

@@ -136,6 +136,70 @@ class TestNobodyHolds:
         wait_for(lambda: reference() is None and session.state == "over")
 
 
+class TestClosedByTheCollector:
+    """A loop that was left and forgotten may be closed anywhere, also while our own code holds a lock."""
+
+    def leave(self, prof: Profiler) -> list[Any]:
+        epochs, inside = iter(prof.epochs(3)), iter(prof.train(range(5)))
+        next(epochs)
+        next(inside)
+        return [inside, epochs]
+
+    @pytest.mark.parametrize("which", range(3))
+    def test_a_lock_is_held(self, home: Path, which: int) -> None:
+        with Profiler("locked", interval=0.02) as prof:
+            loops, session = self.leave(prof), prof.session
+            with (session.timer.lock, *session._keeper.locks)[which]:
+                loops.clear()
+                assert session.epoch is not None  # not now
+            wait_for(lambda: session.epoch is None)
+            outside = iter(prof.train(range(5)))
+            next(outside)
+            with (session.timer.lock, *session._keeper.locks)[which]:
+                del outside
+            # Under the timer's lock nothing is changed: the next pass, or here the run's end, ends it.
+            wait_for(lambda: which == 0 or load(run_paths(home / "runs")[0]).outside.stages)
+        self.check(prof)
+
+    def test_the_sampling_thread_does_it(self) -> None:
+        with Profiler("elsewhere", interval=0.02) as prof:
+            loops = self.leave(prof)
+            prof.session.sampler.each_tick.append(loops.clear)
+            wait_for(lambda: not loops and prof.session.epoch is None)
+            list(prof.train(range(1)))
+        self.check(prof)
+
+    def check(self, prof: Profiler) -> None:
+        (epoch,) = prof.summary.epochs
+        assert [(stage["steps"], stage["partial"]) for stage in epoch["stages"]] == [(1, True)]
+        assert prof.summary.stages["train"]["steps"] == 2 and "notes" not in prof.summary.to_dict()
+
+    @pytest.mark.slow
+    def test_the_program_goes_on(self) -> None:
+        answer = python("-c", FORGETFUL)
+        assert (answer.code, answer.out, answer.err) == (0, "True None\n", "")
+
+
+FORGETFUL = """
+import gc, time
+from profiler import Profiler
+class Ring:
+    def __init__(self, *things):
+        self.itself, self.things = self, things
+forgotten, until = 0, time.monotonic() + 3
+gc.set_threshold(200)
+with Profiler("forgetful", interval=0.01, settings={"slice_s": 0.02}) as prof:
+    while time.monotonic() < until:
+        loops = iter(prof.epochs(3)), iter(prof.train(range(5))), iter(prof.validate(range(3)))
+        for loop in loops:
+            next(loop)
+        Ring(*loops)
+        del loop, loops
+        forgotten += 1
+print(forgotten > 100, prof.summary.to_dict().get("notes"))
+"""
+
+
 class TestBesideEachOther:
     @pytest.mark.parametrize("names_passes", [False, True])
     def test_two_threads_each_count_their_own(self, names_passes: bool) -> None:
