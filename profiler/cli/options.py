@@ -13,6 +13,7 @@ from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.records.plain_text import printable
 
 MOST_OFFERED = 20  # runs, by a shell's completion
+FOR_A_FILE = {"html": "report.html", "perfetto": "trace.json"}  # forms of a report that a terminal cannot show
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")]
 
 
@@ -50,14 +51,15 @@ def percentage(text: str) -> float:
     return float(found[1]) / 100
 
 
-def check_html(form: str, output: Path | None) -> None:
-    """Check that a page does not go to a terminal, which shows its source.
+def check_file(form: str, output: Path | None) -> None:
+    """Check that what is for a program, a page or a trace, does not go to a terminal.
 
     Raises:
         ArgumentValueError: it would.
     """
-    if form == "html" and output is None and sys.stdout.isatty():
-        raise ArgumentValueError("a page in HTML is for a file; add -o report.html")
+    name = FOR_A_FILE.get(form)
+    if name is not None and output is None and sys.stdout.isatty():
+        raise ArgumentValueError(f"{form} is for a file; add -o {name}")
 
 
 def write_to(output: Path, content: str) -> None:

@@ -1,4 +1,4 @@
-"""``epochmeter report``: one recorded run, as text or JSON."""
+"""``epochmeter report``: one recorded run, as text, JSON, a page, or a trace for Perfetto."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from profiler.cli.options import AsJson, OneRun, Output, check_html, write_to
+from profiler.cli.options import AsJson, OneRun, Output, check_file, write_to
 from profiler.cli.output import say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from profiler.records.run import Run
 
 
@@ -23,11 +25,12 @@ class Format(str, Enum):
     text = "text"
     json = "json"
     html = "html"
+    perfetto = "perfetto"
 
 
 def report(
     run: OneRun = "last",
-    form: Annotated[Format, typer.Option("--format", help="text, json or html.")] = Format.text,
+    form: Annotated[Format, typer.Option("--format", help="text, json, html or perfetto.")] = Format.text,
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
@@ -40,9 +43,10 @@ def report(
     from profiler.storage.run_reader import believed, find, load
 
     form = Format.json if as_json else form
-    check_html(form, output)
+    check_file(form, output)
     gc.disable()  # reading a long run makes millions of objects, and none of them is garbage
-    recorded = load(find(runs_path(), run))
+    log = find(runs_path(), run)
+    recorded = load(log)
     tariff = resolve().settings.tariff
     with believed(recorded):
         if output is None and form is Format.text and sys.stdout.isatty():
@@ -50,11 +54,21 @@ def report(
 
             Console().print(renderable(recorded, tariff))
             return
-        content = _content(form, recorded, tariff)
+        content = _trace(log, recorded) if form is Format.perfetto else _content(form, recorded, tariff)
     if output is None:
         say(content, nl=False)
     else:
         write_to(output, content)
+
+
+def _trace(log: Path, recorded: Run) -> str:
+    """Return the run, and the other ranks of its job that ran on this machine, as one trace."""
+    from profiler.report.perfetto import trace
+    from profiler.storage.jobs import logs_of_job
+    from profiler.storage.run_reader import load
+
+    ranks = [recorded if path == log else load(path) for path in logs_of_job(log)]
+    return trace(ranks or [recorded])
 
 
 def _content(form: Format, recorded: Run, tariff: str | None) -> str:

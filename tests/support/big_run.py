@@ -63,7 +63,8 @@ def _stage(rng: random.Random, name: str, share: float, epoch: int) -> StageReco
     steps = [sum(spent) + 100_000 for spent in zip(*times.values(), strict=True)]
     stage.step.steady.add(steps)
     stage.duration_ns = sum(steps)
-    stage.slowest = [SlowStep(7, epoch * STEPS + 7, epoch * 7 * NS, max(steps), {"forward": max(steps) // 2}, epoch=epoch)]
+    at = (70 + 7 * epoch) * NS
+    stage.slowest = [SlowStep(7, epoch * STEPS + 7, at, max(steps), {"forward": max(steps) // 2}, epoch=epoch)]
     return stage
 
 

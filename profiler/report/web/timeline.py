@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 from profiler.records.histogram import NS
 from profiler.records.plain_text import printable
-from profiler.report.layout import CPU, GPU, MEMORY, Column, duration, number, numbers, shares, words
+from profiler.report.layout import Column, duration, number, numbers, shares, words
+from profiler.report.tracks import TRACKS, Track, spent_by_phase
 from profiler.report.web.charts import COLOURS, WIDTH, Series, axis, band, drawing, figure, legend, nice, scale, stacked
 from profiler.report.web.page import el, folded, section, table
 from profiler.report.when import moment, shown_slices
@@ -22,24 +22,6 @@ if TYPE_CHECKING:
 FEWEST_SLICES = 2
 OTHERS = "others"
 LABELS = 5  # below the charts
-
-
-class Track(NamedTuple):
-    """A reading that has a chart: its metric, its name, its unit, and how much of the metric's unit that is; None: a share."""
-
-    metric: str
-    name: str
-    unit: str
-    length: float | None
-
-
-TRACKS = (
-    Track(CPU, "CPU of the process", "%", None),
-    Track(GPU, "GPU", "%", None),
-    Track(MEMORY, "memory of the process", "GiB", 2**30),
-    Track("hw.gpu.memory.usage", "GPU memory", "GiB", 2**30),
-    Track("hw.power", "power", "W", 1.0),
-)
 
 
 def timeline_section(run: Run, whole: EpochRecord) -> Element | None:
@@ -72,7 +54,7 @@ def _phases(slow: Sequence[float], edges: Sequence[tuple[float, float]], names: 
 
 def _parts(slices: Sequence[Slice]) -> tuple[list[str], list[list[float]]]:
     """Return the names of the largest phases, and their share of each slice's time."""
-    found = [dict(_spent(one)) for one in slices]
+    found = [spent_by_phase(one) for one in slices]
     totals: dict[str, int] = {}
     for spent in found:
         for name, ns in spent.items():
@@ -89,21 +71,6 @@ def _parts(slices: Sequence[Slice]) -> tuple[list[str], list[list[float]]]:
         for part in parts:
             part[index] /= over
     return [printable(name) for name in [*named, *([OTHERS] if rest else [])]], parts
-
-
-def _spent(one: Slice) -> Iterable[tuple[str, int]]:
-    """Yield the phases of training, the other stages as a whole, and the phases outside stages, each with its time (ns)."""
-    spent: dict[str, int] = {}
-    for name, stage in one.stages.items():
-        if name == "train":
-            inside = {**stage.phases, "other": max(stage.call_ns - sum(stage.phases.values()), 0)}
-        else:
-            inside = {name: stage.duration_ns}
-        for phase, ns in inside.items():
-            spent[phase] = spent.get(phase, 0) + ns
-    for phase, ns in one.phases.items():
-        spent[phase] = spent.get(phase, 0) + ns
-    return spent.items()
 
 
 def _series(slices: Sequence[Slice], track: Track) -> Series | None:
