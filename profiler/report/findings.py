@@ -15,7 +15,7 @@ from profiler.report.accounts import BETWEEN, CHECKPOINT, DATA_WAIT, HOST, OTHER
 from profiler.report.cause_words import disk_words, growth_words, others_on_cpu
 from profiler.report.layout import duration
 from profiler.report.loader_advice import BLOCKED, loader_advice
-from profiler.report.stragglers import rank_table
+from profiler.report.stragglers import phase_in_words, rank_table
 from profiler.report.tails import tail_of
 from profiler.report.when import moment
 
@@ -110,10 +110,24 @@ class Finder:
         """Return a finding for each cause that cost at least `rules.NOTABLE` of the loop, the dearest first."""
         found = [
             *(self._starved(), self._collection(), self._compilation(), self._data_wait(), self._loader_start()),
-            *(self._transfer(), self._checkpoint(), self._host(), self._validation()),
+            *(self._ranks(), self._transfer(), self._checkpoint(), self._host(), self._validation()),
         ]
         notable = [finding for finding in found if finding is not None]
         return sorted(notable, key=lambda finding: -finding.weight)
+
+    def _ranks(self) -> Finding | None:
+        """Return the rank that the others wait for, if that costs much."""
+        for wait in rank_table(self.run).get("waits", ()):
+            cost = round(wait["waited_s"] * NS)
+            share = cost / self.loop_ns
+            if wait["stage"] == self.stage.stage and share >= rules.WAITED_FOR:
+                place = phase_in_words(wait["phase"])
+                behind = f"rank {wait['rank']} was {wait['behind_s']:.2g} s behind in {place}"
+                waited = f"the others waited for it {wait['waited_s']:.2g} s in {wait['waited_in']}"
+                step = f"look at rank {wait['rank']} in {place} (epochmeter report of its own run): at most {share:.0%}"
+                where = {"stage": self.stage.stage, "phase": wait["phase"], "rank": wait["rank"]}
+                return Finding("ranks", cost, share, [behind, waited], step, where, gain_at_most=share)
+        return None
 
     def start_up(self) -> Finding | None:
         """Return the time before the first epoch, if it was long. Imports are not counted: every run has them."""
@@ -372,20 +386,6 @@ class Finder:
     def _is_notable(self, cost: int) -> bool:
         is_working = self.accounts.total(USEFUL) >= rules.COMPUTE_SHARE * self.loop_ns
         return cost >= rules.NOTABLE * self.loop_ns and (cost >= rules.NOTABLE_NS or not is_working)
-
-
-def rank_finding(run: Run, stage: StageRecord) -> Finding | None:
-    """Return the rank that the others wait for, if that costs much."""
-    for wait in rank_table(run).get("waits", ()):
-        if wait["stage"] == stage.stage and wait["waited_s"] >= rules.WAITED_FOR * stage.duration_ns / NS:
-            behind = f"rank {wait['rank']} was {wait['behind_s']:.2g} s behind in {wait['phase']}"
-            waited = f"the others waited for it {wait['waited_s']:.2g} s in {wait['waited_in']}"
-            cost = round(wait["waited_s"] * NS)
-            share = cost / max(stage.duration_ns, 1)
-            step = f"look at {wait['phase']} of rank {wait['rank']} (epochmeter report of its own run): at most {share:.0%}"
-            where = {"stage": stage.stage, "phase": wait["phase"], "rank": wait["rank"]}
-            return Finding("ranks", cost, share, [behind, waited], step, where, gain_at_most=share)
-    return None
 
 
 def _place_words(phase: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 NOTABLE = 0.20  # of the loop's time: a smaller loss is no finding
 CERTAIN_WAIT = 0.30  # of the loop's time: waiting for data, of which each loop has some, then stands first beside useful work
 SMALL_GAPS = 0.75  # of the host's own time in small gaps, which each loop has, too
-WAITED_FOR = 0.30  # of a stage's time, that ranks wait for one of them
+WAITED_FOR = NOTABLE  # that ranks wait for one of them
 COMPUTE_SHARE = 0.60  # of the loop's time in forward, loss, backward and optimizer: then the work itself is the limit
 THROTTLED_SHARE = 0.10
 HELD_DOWN_SHARE = 0.10
@@ -68,7 +68,7 @@ RULES = (
     ),
     Rule(
         *("ranks", "rank-bound", "one rank is behind in a phase, and the others have as much more time where they meet"),
-        *("30 % of the stage", "`report/stragglers.py`"),
+        *("20 % of the loop", "`report/stragglers.py`: over all epochs it is the same rank and the same phase"),
         "look at that rank's phase: its data, its machine, its card",
     ),
     Rule(

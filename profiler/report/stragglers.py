@@ -7,11 +7,13 @@ as missing, and its times are not guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 from profiler.records.histogram import NS
 from profiler.records.run import MEDIANS, RankStage
+from profiler.report.accounts import OTHER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def rank_table(run: Run) -> dict[str, Any]:
     if told.rank_missing:
         result["missing"] = told.rank_missing
     for name in dict.fromkeys(name for stages in told.ranks.values() for name in stages):
-        ranks = {rank: stages[name] for rank, stages in sorted(told.ranks.items()) if name in stages}
+        ranks = {rank: _with_rest(stages[name]) for rank, stages in sorted(told.ranks.items()) if name in stages}
         medians = ranks.pop(MEDIANS, None)
         if len(ranks) < 2:
             continue
@@ -49,6 +51,17 @@ def rank_table(run: Run) -> dict[str, Any]:
         }
         result["waits"] += _waits(name, ranks, medians)
     return result
+
+
+def _with_rest(stage: RankStage) -> RankStage:
+    """Return a rank's stage with the time outside its phases as one of them: the loop's own code may be what is slow."""
+    rest = stage.duration_ns - sum(stage.phases.values())
+    return replace(stage, phases={**stage.phases, OTHER: rest}) if rest > 0 else stage
+
+
+def phase_in_words(phase: str) -> str:
+    """Return a phase of a rank as it stands in a sentence."""
+    return "its own code (in no phase)" if phase == OTHER else phase
 
 
 def _of(phase: str, ranks: Stages) -> dict[int, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from profiler.report.epoch_rows import epoch_rows
 from profiler.report.layout import GPU, Column, Fitted, bars, count_of, counts, duration, numbers, shares, times, words
+from profiler.report.stragglers import phase_in_words
 
 DISTRIBUTION = (("mean", 2), ("p50", 5), ("p90", 8), ("p99", 4), ("max", 7))  # and how soon each is left out
 
@@ -89,8 +90,9 @@ def ranks_table(name: str, stage: dict[str, Any], world_size: int) -> Fitted:
 def rank_words(gathered: dict[str, Any]) -> Iterator[str]:
     """Yield who waited for which rank, and which ranks were silent in the end."""
     for wait in gathered["waits"]:
+        where = phase_in_words(wait["phase"])
         yield (
-            f"rank {wait['rank']} was behind in {wait['stage']}: {duration(wait['behind_s'])} more in {wait['phase']}"
+            f"rank {wait['rank']} was behind in {wait['stage']}: {duration(wait['behind_s'])} more in {where}"
             f" than the others, who waited for it {duration(wait['waited_s'])} in {wait['waited_in']}"
         )
     if "missing" in gathered:

@@ -13,7 +13,7 @@ from profiler.records.histogram import NS
 from profiler.records.run import UNREAD
 from profiler.report import rules
 from profiler.report.accounts import COMPUTE_PHASES, LOSS_GAP, UNNAMED, USEFUL, Accounts
-from profiler.report.findings import Finder, Finding, rank_finding
+from profiler.report.findings import Finder, Finding
 from profiler.report.silence import why_no_steps
 
 TYPE_CHECKING = False
@@ -65,7 +65,7 @@ def judge(run: Run, whole: EpochRecord | None = None, accounts: Accounts | None 
     readings = _own(run, list(whole.readings.values()))
     finder = Finder(run, whole, stage, Accounts(run, whole) if accounts is None else accounts)
     losses = finder.losses()
-    pressing = rank_finding(run, stage) or _throttled(run, readings) or _memory(readings)
+    pressing = _throttled(run, readings) or _memory(readings)
     start_up = finder.start_up()
     late = [] if start_up is None else [start_up]
     if pressing is not None:

@@ -19,6 +19,7 @@ from profiler.records.run import MEDIANS, EpochRecord, Run
 from profiler.records.timing import Timing
 from profiler.report import stragglers
 from profiler.report.text import text
+from profiler.report.verdict import judge
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import find, load
 from support.processes import PATIENT, epochmeter, free_port
@@ -33,7 +34,7 @@ from torch import nn
 
 {before}
 dist.init_process_group("gloo")
-rank, slow = dist.get_rank(), int(os.environ.get("SLOW", "-1"))
+rank, slow, busy = dist.get_rank(), int(os.environ.get("SLOW", "-1")), int(os.environ.get("BUSY", "-1"))
 torch.manual_seed(0)
 torch.set_num_threads(1)
 
@@ -55,6 +56,8 @@ def epoch(batches):
         optimizer.zero_grad()
         loss = nn.functional.mse_loss(model(x), y)
         loss.backward()
+        if rank == busy:
+            time.sleep(0.02)
         optimizer.step()
     return loss.item()
 
@@ -137,6 +140,16 @@ class TestRealRanks:
         assert f"rank {slow} was behind in train" in ended[0][1]
         assert not runs[0].notes
         assert find(runs_path()).name.endswith(f"{runs[0].id}.otlp.jsonl")  # `report` shows the first rank
+
+    def test_one_whose_own_code_is_slow(self) -> None:
+        ended = ranks(2, TOLD, BUSY="1")
+        assert [code for code, _, _ in ended] == [0, 0], ended
+        run = recorded()[0]
+        (wait,) = stragglers.rank_table(run)["waits"]
+        assert (wait["rank"], wait["phase"], wait["waited_in"]) == (1, "other", "backward")
+        found = judge(run)
+        assert found.kind == "rank-bound" and found.findings[0].share > 0.5
+        assert "rank 1 was" in found.evidence[0] and "behind in its own code (in no phase)" in found.evidence[0]
 
     def test_a_killed_one_is_survived_and_named(self) -> None:
         ended = ranks(4, TOLD, DIES="2.1", SHOW="1")
@@ -234,6 +247,17 @@ class TestTheTable:
         told = {0: {"data_wait": 0, "backward": 3.0}, 1: {"data_wait": 3, "backward": 0.0}}
         (wait,) = stragglers.rank_table(self.run(told, size=2))["waits"]
         assert (wait["rank"], wait["phase"]) == (1, "data_wait")
+
+    def test_time_in_no_phase_counts(self) -> None:
+        usual = {"forward": 1.0, "backward": 5.0}
+        run = self.run({0: usual, 1: {"forward": 1, "backward": 2, "own": 3}, 2: usual})
+        for stages in run.outside.ranks.values():
+            stages["train"].phases.pop("own", None)
+        (wait,) = stragglers.rank_table(run)["waits"]
+        assert (wait["rank"], wait["phase"], wait["behind_s"]) == (1, "other", 3)
+        assert "rank 1 was behind in train: 3.00s more in its own code (in no phase) than the others" in " ".join(
+            text(run).split()
+        )
 
     def test_little_differences_are_nobodys_fault(self) -> None:
         told = {0: {"forward": 1.0, "backward": 5.02}, 1: {"forward": 1.02, "backward": 5.0}, 2: {"forward": 1, "backward": 5}}

@@ -160,6 +160,15 @@ class TestCauses:
         found = first(made)
         assert (found.cause, judge(made).kind, found.where["rank"]) == ("ranks", "rank-bound", 1)
 
+    def test_dearer_causes_come_before_ranks(self) -> None:
+        made = run({"data_wait": 6.0, "forward": 0.5, "backward": 3.0})
+        made.world_size, made.outside.rank_epochs = 2, 1
+        made.outside.ranks = {
+            0: {"train": RankStage(10 * NS, {"data_wait": 6 * NS, "backward": 35 * NS // 10})},
+            1: {"train": RankStage(10 * NS, {"data_wait": 9 * NS, "backward": NS // 2})},
+        }
+        assert [found.cause for found in judge(made).findings[:2]] == ["data_wait", "ranks"]
+
 
 class TestLoaderAdvice:
     def waits(
