@@ -418,14 +418,14 @@ class TestInferredPasses:
     def test_end_of_epoch_is_no_phase(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, optimizer = net()
         train = digits()
-        monkeypatch.setattr(RunKeeper, "save", lambda self, *parts: time.sleep(0.5))
+        monkeypatch.setattr(RunKeeper, "save", lambda self, *parts: time.sleep(1))
         with Profiler("ours") as prof:
             prof.attach(model, optimizer, train)
             for _ in range(3):
                 for x, y in train:
                     train_step(model, optimizer, x, y)
         for epoch in prof.summary.epochs[1:]:  # the first one starts threads of torch
-            assert sum(stage["duration_s"] for stage in epoch["stages"]) < 0.5
+            assert sum(stage["duration_s"] for stage in epoch["stages"]) < 1
         check_sums(prof)
 
     def test_epochs_that_the_loop_tells_are_kept(self) -> None:

@@ -109,7 +109,7 @@ class TestAsyncio:
         async def worker(prof: Profiler, name: int) -> None:
             for _ in prof.infer([Batch(name)] * 5):
                 with prof.phase("forward"):
-                    await asyncio.sleep(0.004)
+                    await asyncio.sleep(0.02)
 
         async def serve(prof: Profiler) -> None:
             await asyncio.gather(*(worker(prof, name) for name in (1, 2, 3)))
@@ -119,7 +119,7 @@ class TestAsyncio:
         stage = inference(prof)
         assert (stage["steps"], stage["passes"], stage["samples"]) == (15, 3, 30)
         assert stage["phases"]["forward"]["count"] == 15
-        assert stage["latency"]["p50_s"] < 0.012  # its own 4 ms, not the turns of the others
+        assert stage["latency"]["p50_s"] < 0.05  # its own 20 ms, not the turns of the others
         assert not stage["partial"]
 
     def test_work_handed_to_a_thread_is_separate(self) -> None:

@@ -41,10 +41,10 @@ def test_times_are_true(home: Path) -> None:
         (stage,) = epoch["stages"]
         phases = stage["phases"]
         # sleep may take longer than asked, never shorter; all that it took is told once
-        assert 0.070 <= phases["forward"]["total_s"] < 0.2
+        assert 0.070 <= phases["forward"]["total_s"] < 0.5
         assert 0.050 <= phases["forward"]["phases"]["attention"]["total_s"] <= phases["forward"]["total_s"]
-        assert 0.020 <= phases["forward"]["self_s"] < 0.1
-        assert 0.030 <= phases["other"]["total_s"] < 0.1
+        assert 0.020 <= phases["forward"]["self_s"] < 0.4
+        assert 0.030 <= phases["other"]["total_s"] < 0.4
         parts = phases["data_wait"]["total_s"] + phases["forward"]["total_s"] + phases["other"]["total_s"]
         assert parts == pytest.approx(stage.get("call_time_s", stage["duration_s"]), abs=1e-9)
         assert stage["duration_s"] <= epoch["duration_s"]

@@ -254,13 +254,13 @@ class TestEndsOfPasses:
                     for _ in range(len(val)):
                         model(next(batches)[0])
                 torch.save({}, io.BytesIO())
-                time.sleep(0.1)
+                time.sleep(0.4)
 
         told = followed(loop)
         val = told["stages"]["val"]
         assert count(told, "val", "forward", "data_wait", "after loader_start") == [15, 3, 15, 15, 3]
         assert val["phases"]["after loader_start"]["total_s"] > 0.15 and not val["partial"]
-        assert val["duration_s"] < 0.15 + 0.1
+        assert val["duration_s"] < 0.15 + 0.4
         assert "checkpoint" not in val["phases"] and told["phases"]["checkpoint"]["count"] == 3
         assert val["step"]["count"] == 15
 
@@ -274,13 +274,13 @@ class TestEndsOfPasses:
             optimizer = torch.optim.SGD(model.parameters(), 0.1)
             batches = iter(loader())
             train_on(model, optimizer, batches)
-            time.sleep(0.1)
+            time.sleep(0.5)
             with torch.no_grad():
                 model(X)
             held.append(batches)
 
         told = followed(loop)
-        assert told["stages"]["train"]["steps"] == 10 and told["stages"]["train"]["duration_s"] < 0.1
+        assert told["stages"]["train"]["steps"] == 10 and told["stages"]["train"]["duration_s"] < 0.5
 
     def test_optimizer_that_raises(self) -> None:
         """A step that is skipped by an exception, which the loop catches, does not swallow what follows."""
