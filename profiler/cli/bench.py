@@ -24,6 +24,7 @@ from profiler.records.plain_text import printable_in
 LINE_EVERY_S = 5.0  # where there is no terminal
 PARTIAL, REGRESSION, INTERRUPTED = 3, 1, 130
 STDOUT = Path("-")
+WIDTH = 100  # where nobody says how wide
 WHAT = "limits, models, loader; one of their cases, such as matmul or resnet50; or package.module:factory of your own."
 
 
@@ -180,7 +181,9 @@ def _show(document: dict[str, Any], outputs: dict[str, Path | None]) -> None:
 
 
 def _console(to_stderr: bool) -> Console:
-    return Console(stderr=to_stderr, width=None if sys.stdout.isatty() else 160, highlight=False)
+    from profiler.report.layout import place_width
+
+    return Console(stderr=to_stderr, width=None if sys.stdout.isatty() else place_width(WIDTH), highlight=False)
 
 
 def _machine(document: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from profiler.cli.options import AsJson, Output, check_file, percentage, run_ids, write_to
+from profiler.cli.options import AsJson, Output, check_form, percentage, run_ids, write_to
 from profiler.cli.output import say
 from profiler.errors import ArgumentValueError
 
@@ -48,8 +48,8 @@ def compare(
     Example: epochmeter compare 3f2a last --fail-on 5%
     """
     limit = None if fail_on is None else percentage(fail_on)
+    check_form(form.value, as_json, output)
     form = Format.json if as_json else form
-    check_file(form, output)
     gc.disable()  # reading a long run makes millions of objects, and none of them is garbage
     made = _compared(runs)
     if output is not None:

@@ -36,7 +36,13 @@ def run_ids(incomplete: str) -> list[tuple[str, str]]:
 
 
 OneRun = Annotated[str, typer.Argument(help="A run's id, the beginning of one, or 'last'.", autocompletion=run_ids)]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead.")]
+
+
+def _file(path: Path | None) -> Path | None:
+    return None if path == Path("-") else path
+
+
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Write to this file instead; - is stdout.", callback=_file)]
 
 
 def percentage(text: str) -> float:
@@ -51,12 +57,14 @@ def percentage(text: str) -> float:
     return float(found[1]) / 100
 
 
-def check_file(form: str, output: Path | None) -> None:
-    """Check that what is for a program, a page or a trace, does not go to a terminal.
+def check_form(form: str, as_json: bool, output: Path | None) -> None:
+    """Check that the options of a form agree, and that what is for a program, a page or a trace, does not go to a terminal.
 
     Raises:
-        ArgumentValueError: it would.
+        ArgumentValueError: they do not, or it would.
     """
+    if as_json and form not in ("text", "json"):
+        raise ArgumentValueError(f"--json is short for --format json; leave it out, or --format {form}")
     name = FOR_A_FILE.get(form)
     if name is not None and output is None and sys.stdout.isatty():
         raise ArgumentValueError(f"{form} is for a file; add -o {name}")

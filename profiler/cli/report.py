@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from profiler.cli.options import AsJson, OneRun, Output, check_file, write_to
-from profiler.cli.output import say
+from profiler.cli.options import AsJson, OneRun, Output, check_form, write_to
+from profiler.cli.output import complain, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def report(
     from profiler.config.resolve import resolve
     from profiler.storage.run_reader import believed, find, load
 
+    check_form(form.value, as_json, output)
     form = Format.json if as_json else form
-    check_file(form, output)
     gc.disable()  # reading a long run makes millions of objects, and none of them is garbage
     log = find(runs_path(), run)
     recorded = load(log)
@@ -67,8 +67,11 @@ def _trace(log: Path, recorded: Run) -> str:
     from profiler.storage.jobs import logs_of_job
     from profiler.storage.run_reader import load
 
-    ranks = [recorded if path == log else load(path) for path in logs_of_job(log)]
-    return trace(ranks or [recorded])
+    ranks = [recorded if path == log else load(path) for path in logs_of_job(log)] or [recorded]
+    missing = (recorded.world_size or 1) - len(ranks)
+    if missing > 0:
+        complain(f"of the run's {recorded.world_size} ranks, {missing} have no log here that tells an epoch: they are left out")
+    return trace(ranks)
 
 
 def _content(form: Format, recorded: Run, tariff: str | None) -> str:

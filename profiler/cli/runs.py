@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
@@ -55,7 +56,7 @@ KEYS = {
 
 def runs(
     name: Annotated[str, typer.Option("--name", help="Only runs with this in their name or command.")] = "",
-    state: Annotated[str, typer.Option("--state", help="Only finished, interrupted, crashed or running ones.")] = "",
+    state: Annotated[str, typer.Option("--state", help="Only finished, interrupted, crashed, running or stalled ones.")] = "",
     verdict: Annotated[str, typer.Option("--verdict", help="Only runs with this verdict, such as input-bound.")] = "",
     since: Annotated[str, typer.Option("--since", help="Only runs begun then or later: 2026-11-01, or 7d, 12h, 30m ago.")] = "",
     most: Annotated[int | None, typer.Option("-n", min=1, help="Show so many runs at most.")] = None,
@@ -230,8 +231,8 @@ def _table(rows: list[Row], number: int) -> Iterator[str]:
     shown: Sequence[Column] = (
         column("id", lambda row: row["id"]),
         column("name", lambda row: shortened(row["name"], LONGEST)),
-        column("rank", lambda row: f"{row['rank']} of {row['world_size']}" if "rank" in row else "", 6),
-        column("state", _state, 5),
+        column("rank", lambda row: f"{row['rank']} of {row['world_size']}" if "rank" in row else "", 2),
+        column("state", _state, 5 if all(row["state"] == "finished" for row in rows) else 1),
         column("started (UTC)", _started(this_year), 3),
         Column("duration", [duration(row["duration_s"]) for row in rows], rank=1),
         column("verdict", lambda row: row.get("verdict", ""), 1),
@@ -244,7 +245,7 @@ def _table(rows: list[Row], number: int) -> Iterator[str]:
     )
     yield from lines(shown, place_width(WIDTH))
     yield ""
-    yield sums(rows) + ("" if len(rows) == number else f" (of {number:,})")
+    yield from wrap(sums(rows) + ("" if len(rows) == number else f" (of {number:,})"), place_width(WIDTH))
 
 
 def _started(this_year: str) -> Callable[[Row], str]:

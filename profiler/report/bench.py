@@ -202,7 +202,9 @@ def _result(case: Case) -> str:
 def _spread(case: Case) -> str:
     if not is_usable(case):
         return "not usable"
-    time = case["time_s"]
+    time = case.get("time_s")
+    if time is None:  # a log changed by hand
+        return ""
     return f"±{(time['high'] - time['low']) / 2 / time['median']:.1%}"
 
 

@@ -96,9 +96,8 @@ def _without_small(blocks: Sequence[Block]) -> list[Block]:
 
 def epoch_blocks(run: Run) -> list[Block]:
     """Return each epoch as a block of one: its stages, the phases between them, and the rest. The first of many is left out."""
-    epochs = [epoch for epoch in run.epochs if epoch.duration_ns > 0 and epoch.stages]
     blocks = []
-    for epoch in epochs[1:] if len(epochs) > FEWEST_EPOCHS else epochs:
+    for epoch in _epochs(run)[leaves_first_out(run) :]:
         spent = {name: float(stage.elapsed_ns) for name, stage in epoch.stages.items()}
         for path, timing in epoch.phases.items():
             if len(path) == 1:
@@ -106,6 +105,15 @@ def epoch_blocks(run: Run) -> list[Block]:
         rest = max(epoch.duration_ns - sum(spent.values()), 0.0)
         blocks.append(Block(1, {**spent, OTHER: rest, WHOLE: float(epoch.duration_ns)}))
     return blocks
+
+
+def leaves_first_out(run: Run) -> bool:
+    """Return True if `epoch_blocks` leaves out the first epoch, which starts everything up."""
+    return len(_epochs(run)) > FEWEST_EPOCHS
+
+
+def _epochs(run: Run) -> list[EpochRecord]:
+    return [epoch for epoch in run.epochs if epoch.duration_ns > 0 and epoch.stages]
 
 
 def without_slow(blocks: Sequence[Block]) -> tuple[list[Block], list[float]]:

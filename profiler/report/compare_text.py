@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from profiler.records.plain_text import printable
-from profiler.report.blocks import EPOCH, WHOLE
+from profiler.report.blocks import EPOCH, WHOLE, leaves_first_out
 from profiler.report.layout import Column, Fitted, duration, labelled, number, times, unit_of, words
 
 TYPE_CHECKING = False
@@ -54,7 +54,7 @@ def in_words(made: Comparison, whole: Change) -> str:
     """Return the difference of a stage's step in one sentence."""
     if whole.change is None or whole.before_s is None or whole.after_s is None:
         return "it has no step in one of both"
-    per = "an epoch" if whole.stage == EPOCH else f"a {made.per}"
+    per = _an_epoch(made) if whole.stage == EPOCH else f"a {made.per}"
     spent = f"{duration(whole.after_s)} {per} instead of {duration(whole.before_s)}"
     if whole.low is None:
         return f"{spent} ({percent(whole.change)}); too few slices to say whether that is chance"
@@ -64,7 +64,11 @@ def in_words(made: Comparison, whole: Change) -> str:
 
 def heading(made: Comparison, stage: str) -> str:
     """Return the head of a stage's rows."""
-    return "an epoch" if stage == EPOCH else f"{stage}, a {made.per}"
+    return _an_epoch(made) if stage == EPOCH else f"{stage}, a {made.per}"
+
+
+def _an_epoch(made: Comparison) -> str:
+    return "an epoch after the first" if all(map(leaves_first_out, (made.before, made.after))) else "an epoch"
 
 
 def interval(row: Change) -> str:

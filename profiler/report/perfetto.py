@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from profiler.records.causes import COLLECTION, COMPILATION, LOADER_START
 from profiler.records.histogram import NS
 from profiler.records.plain_text import printable
 from profiler.report.tracks import TRACKS, Track, spent_by_phase
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 US = 1_000  # ns in the format's unit of time
 EPOCHS, SLICES, SLOWEST = "epochs", "slices: phases one after another", "slowest steps"
+EXACT = (COLLECTION, COMPILATION, LOADER_START)  # causes that are measured by event: a slice has what happened in it
 LOST = 3  # slices in a row without a reading that others have: a short one may miss it by chance
 MOST_TRACKS = 100  # of a process: a number of its own for each
 
@@ -55,9 +57,11 @@ def _process(run: Run, pid: int, shift: int) -> Iterator[Event]:
     rank = "" if run.rank is None else f"rank {run.rank} of {run.world_size}: "
     whole = run.whole()
     yield _named("process_name", pid, name=f"{rank}{printable(run.name)} (run {run.id})")
-    yield _named("process_labels", pid, labels=judge(run, whole).kind)
+    found = "a benchmark, whose cases are in its report" if whole.cases else judge(run, whole).kind
+    yield _named("process_labels", pid, labels=f"{run.state}, {found}")
     yield _named("process_sort_index", pid, sort_index=pid)
-    slices = sorted((one for one in run.slices if one.duration_ns > 0), key=lambda one: one.started_ns)
+    # Of a log that was changed by hand, what began before the run is left out, as Perfetto does.
+    slices = sorted((one for one in run.slices if one.duration_ns > 0 <= one.started_ns), key=lambda one: one.started_ns)
     tracks = [
         (EPOCHS, [_epoch(epoch) for epoch in run.epochs]),
         (SLICES, list(_slices(slices))),
@@ -119,8 +123,9 @@ def _slice(one: Slice, length: int) -> Span:
     steps = {name: stage.steps for name, stage in one.stages.items()}
     spent = {name: ns for name, ns in spent_by_phase(one).items() if ns > 0}
     told: dict[str, Any] = {"steps": steps, "phases_s": {printable(name): ns / NS for name, ns in spent.items()}}
-    if one.costs:
-        told["causes_s"] = {f"{cause} in {stage}" if stage else cause: ns / NS for (cause, stage), ns in one.costs.items()}
+    causes = {f"{cause} in {stage}" if stage else cause: ns / NS for (cause, stage), ns in one.costs.items() if cause in EXACT}
+    if causes:
+        told["causes_s"] = causes
     over = max(sum(spent.values()), one.duration_ns)  # calls that overlap have more time than passes
     inside = [(name, ns * length // over) for name, ns in spent.items()]
     return Span(one.started_ns, length, _epochs_of(one), told, inside)
@@ -138,7 +143,7 @@ def _step(step: SlowStep) -> Span:
     if step.collected_ns:
         told["garbage_collection_s"] = step.collected_ns / NS
     name = f"step {step.step}{' (the first)' if step.is_first else ''}"
-    start = max(step.at_ns - step.duration_ns, 0)  # of a log that was changed by hand; Perfetto drops all before 0
+    start = max(step.at_ns - step.duration_ns, 0)
     return Span(start, step.at_ns - start, name, told)
 
 
