@@ -277,6 +277,7 @@ def _optional() -> Iterator[Check]:
     for package, purpose, extra in (
         ("torch", "training itself, CUDA timing", "torch"),
         ("scikit-learn", "the data of 'epochmeter demo'", "demo"),
+        ("pyarrow", "'epochmeter fleet', many runs as one table", "fleet"),
     ):
         try:
             yield Check(package, "ok", metadata.version(package))

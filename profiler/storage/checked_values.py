@@ -14,6 +14,8 @@ def whole_64(text: str | int) -> int:
     Raises:
         ValueError: it is none.
     """
+    if type(text) is str and len(text) < 19 and text.isdecimal():  # nearly all: a fleet has billions of them
+        return int(text)
     if len(str(text)) > 20:
         raise ValueError("a number is longer than 64 bits")
     number = int(text)

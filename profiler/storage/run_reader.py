@@ -413,6 +413,9 @@ def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(value: Mapping[str, Any]) -> Any:
+    text = value.get("stringValue")
+    if type(text) is str:
+        return text
     kind, content = next(iter(value.items()))
     if kind == "intValue":
         return whole_64(content)

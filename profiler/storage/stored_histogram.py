@@ -24,14 +24,15 @@ def histogram_in(point: Mapping[str, Any]) -> Histogram:
         whole_64(positive.get("offset", 0)),
         whole_64(point.get("zeroCount", 0)),
     )
-    numbers = [whole_64(count) for count in positive.get("bucketCounts", ())]
+    texts = positive.get("bucketCounts", ())
+    counts = {step: whole_64(count) for step, count in enumerate(texts, offset) if count != "0"}  # most buckets are empty
     count = whole_64(point.get("count", 0))
-    highest = (abs(offset) + len(numbers)) * 2.0**-scale  # of a bucket, as a power of two
-    if not -10 <= scale <= 20 or len(numbers) > MAX_BUCKETS or highest > MAX_POWER or min([*numbers, zero_count]) < 0:
+    highest = (abs(offset) + len(texts)) * 2.0**-scale  # of a bucket, as a power of two
+    if not -10 <= scale <= 20 or len(texts) > MAX_BUCKETS or highest > MAX_POWER or min([*counts.values(), zero_count]) < 0:
         raise ValueError("a histogram is none of ours")
     return Histogram.of(
         scale=scale,
-        counts={offset + step: number for step, number in enumerate(numbers)},
+        counts=counts,
         zero_count=zero_count,
         sum_ns=round(finite(point.get("sum", 0.0)) * NS),
         min_ns=None if count == 0 else round(finite(point.get("min", 0.0)) * NS),

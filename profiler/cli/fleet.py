@@ -1,0 +1,125 @@
+"""``epochmeter fleet``: many runs as one table, in a folder of Parquet files or in ClickHouse."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profiler.cli.output import complain, say
+from profiler.errors import ArgumentValueError, ProfilerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.fleet.loading import Fleet
+
+NEEDS = "a fleet needs more packages: pip install 'epochmeter[fleet]'"
+CLICKHOUSE = "clickhouse://"
+
+
+class Engine(str, Enum):
+    duckdb = "duckdb"
+    clickhouse = "clickhouse"
+
+
+fleet = typer.Typer(
+    help="Many runs as one table: read run logs into Parquet files, or into ClickHouse.\n\n"
+    "Example: epochmeter fleet load /shared/runs --into fleet",
+    no_args_is_help=True,
+)
+Into = Annotated[Path | None, typer.Option("--into", help="The folder of Parquet files; without it, one beside the run logs.")]
+
+
+@fleet.command()
+def load(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[PATH]...", help="Run logs, or folders of them; else this machine's."),
+    ] = None,
+    into: Into = None,
+    to: Annotated[str, typer.Option("--to", metavar="ADDRESS", help="A server: clickhouse://user:password@host/db.")] = "",
+    workload: Annotated[str, typer.Option(metavar="LABEL", help="The label (otlp_resource) that tells what was trained.")] = "",
+) -> None:
+    """Read run logs into a fleet. A log that is known adds nothing; one that has grown adds what is new.
+
+    Example: epochmeter fleet load /shared/runs --into fleet
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from profiler.config.paths import runs_path
+    from profiler.fleet.loading import load_logs, logs_in
+
+    gc.disable()  # reading logs makes millions of objects, and none of them is garbage
+    target = _target(into, to)
+    logs = logs_in(paths or [runs_path()])
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task("run logs", total=len(logs))
+        told = load_logs(logs, target, workload, lambda: progress.advance(task))
+    for bad in told.bad:
+        complain(f"not loaded: {bad}")
+    say(f"{told.rows:,} rows of {told.logs:,} logs loaded; {told.known:,} had nothing new, {len(told.bad):,} could not be read")
+    if told.bad:
+        raise typer.Exit(3)
+
+
+@fleet.command()
+def schema(
+    engine: Annotated[Engine | None, typer.Option("--for", help="The statements for an engine instead of the columns.")] = None,
+    into: Into = None,
+    keep_days: Annotated[int | None, typer.Option(min=1, help="ClickHouse: drop rows that began longer ago.")] = None,
+) -> None:
+    """Show the table's columns, or the SQL that makes it.
+
+    Example: epochmeter fleet schema --for clickhouse --keep-days 400
+    """
+    from profiler.fleet.columns import clickhouse_schema, duckdb_schema, markdown
+
+    if engine is None:
+        for line in markdown():
+            say(line)
+        return
+    files = f"{into or _default()}/month=*/*.parquet"
+    made = duckdb_schema(files) if engine is Engine.duckdb else clickhouse_schema(keep_days=keep_days)
+    say(";\n\n".join(made) + ";")
+
+
+def _default() -> Path:
+    from profiler.config.paths import runs_path
+
+    return runs_path().with_name("fleet")
+
+
+def _target(into: Path | None, to: str) -> Fleet:
+    """Return where the rows go.
+
+    Raises:
+        ArgumentValueError: both are named, or the address is none of ClickHouse.
+        ProfilerError: packages are missing, the server does not answer, or nothing may leave this machine.
+    """
+    if to and into is not None:
+        raise ArgumentValueError("--into is a folder and --to a server: name one of them")
+    if to and not to.startswith((CLICKHOUSE, CLICKHOUSE.replace("://", "s://"))):
+        raise ArgumentValueError(f"--to takes an address such as {CLICKHOUSE}user:password@host:8123/database")
+    try:
+        if not to:
+            from profiler.fleet.parquet import ParquetFleet
+
+            return ParquetFleet(into or _default())
+        _check_may_leave()
+        from profiler.fleet.clickhouse import ClickHouseFleet
+
+        return ClickHouseFleet(to)
+    except ImportError:
+        raise ProfilerError(NEEDS) from None
+
+
+def _check_may_leave() -> None:
+    from profiler.config.resolve import resolve
+
+    if resolve().values["sync"].value is not True:
+        raise ProfilerError("sync is off, so nothing leaves this machine; --into writes Parquet files on it")

@@ -1,0 +1,130 @@
+"""The columns of the fleet's table ``fleet_epoch``, the one home of their names, types and meanings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+SCALE = 3  # of all histograms: at most 4.4 % off, and any of them can be added up bucket by bucket
+TABLE = "fleet_epoch"  # what questions read: each row once, as of the last load
+STORED = "fleet_epoch_loaded"  # in ClickHouse: what was loaded, also rows that a later load has replaced
+KEY = ("run", "stage", "epoch")  # one row each; a rank is a run of its own
+
+# The types of both engines, by kind. In Parquet every column may be null, and none of these is by kind "text" or "count".
+CLICKHOUSE = {
+    "text": "String",
+    "word": "LowCardinality(String)",
+    "count": "UInt64",
+    "whole": "Nullable(Int64)",
+    "number": "Float64",
+    "unsure": "Nullable(Float64)",
+    "moment": "DateTime64(6, 'UTC')",
+    "words": "Map(LowCardinality(String), String)",
+    "numbers": "Map(LowCardinality(String), Float32)",
+    "names": "Array(LowCardinality(String))",
+    "index": "Int32",
+    "indexes": "Array(Int32)",
+    "counts": "Array(UInt32)",
+    "histograms": "Array(Array(UInt32))",
+}
+PACKED = ("counts", "histograms")  # kinds that ClickHouse compresses well with ZSTD
+
+
+class Column(NamedTuple):
+    """A column: its name, its kind (a key of `CLICKHOUSE`), and what it holds."""
+
+    name: str
+    kind: str
+    meaning: str
+
+
+COLUMNS = (
+    Column("run", "text", "the run's id"),
+    Column("job", "text", "the id that all ranks of one distributed run share; empty for one process"),
+    Column("rank", "whole", "the rank; null for one process"),
+    Column("world_size", "whole", "the number of ranks"),
+    Column("node", "whole", "the number of the rank's machine in its job"),
+    Column("workload", "text", "what was trained: the run's name in files of one's own, a label that was named elsewhere"),
+    Column("labels", "words", "the user's own words for the run (`otlp_resource`)"),
+    Column("state", "word", "finished, interrupted, crashed or running"),
+    Column("package", "word", "the package that embeds Epochmeter"),
+    Column("package_version", "word", "its version"),
+    Column("torch", "word", "the version of torch"),
+    Column("cuda", "word", "the version of CUDA that torch was built for"),
+    Column("python", "word", "the version of Python"),
+    Column("os", "word", "the system"),
+    Column("cpu", "word", "the CPU's family"),
+    Column("cores", "whole", "CPU cores that the process may use"),
+    Column("memory_gib", "whole", "the class of the machine's memory, GiB"),
+    Column("gpu", "word", "the model of the first GPU"),
+    Column("gpus", "count", "the number of GPUs"),
+    Column("gpu_memory_gib", "whole", "the class of the first GPU's memory, GiB"),
+    Column("stage", "word", "train, val or inference"),
+    Column("epoch", "whole", "the epoch's index; null outside epochs"),
+    Column("start", "moment", "when the epoch began, or the run where there is none"),
+    Column("duration_s", "number", "the stage's time in the epoch, s"),
+    Column("steps", "count", "steps"),
+    Column("samples", "whole", "samples; null if no batch had a known size"),
+    Column("passes", "count", "passes over a loader"),
+    Column("partial_passes", "count", "of them, those that were broken off"),
+    Column("phases_s", "numbers", "the time of each top-level phase, s (32 bits: seven digits)"),
+    Column("causes_s", "numbers", "the time inside phases that had a cause of its own, s: starved, collection, ... (32 bits)"),
+    Column("energy_j", "unsure", "the energy of the GPUs, J; null if none was counted"),
+    Column("energy_uncertain_j", "unsure", "of it, what may belong to a neighbour at most, J"),
+    Column("step_zeros", "count", "steps that took no time that a clock could see"),
+    Column("step_offset", "index", f"the first bucket of the steps' exponential histogram (OpenTelemetry), scale {SCALE}"),
+    Column("step_counts", "counts", "its buckets"),
+    Column("phase_names", "names", "the phases that have a histogram, in the order of the next three columns"),
+    Column("phase_zeros", "indexes", "their values of no time"),
+    Column("phase_offsets", "indexes", "their first buckets"),
+    Column("phase_counts", "histograms", "their buckets"),
+    Column("load", "count", "the bytes of the log that were read: of two loads of a log that grows, the later one has more"),
+    Column("log_rows", "count", "the rows that this load of the log has"),
+)
+
+
+def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
+    """Return the statements that make the table and its view in ClickHouse, and the rollup by day.
+
+    Args:
+        keep_days: rows that began longer ago are dropped; None keeps all.
+    """
+    listed = ",\n".join(f"  {one.name} {CLICKHOUSE[one.kind]}{_codec(one)} COMMENT {_quoted(one.meaning)}" for one in COLUMNS)
+    keep = "" if keep_days is None else f"\nTTL toDateTime(start) + INTERVAL {keep_days} DAY"
+    return [
+        f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(load)\nPARTITION BY toYYYYMM(start)\n"
+        f"ORDER BY (gpu, stage, run, ifNull(epoch, -1)){keep}",
+        f"CREATE VIEW IF NOT EXISTS {TABLE} AS SELECT * FROM {STORED} FINAL",  # noqa: S608  # names of ours
+        "CREATE VIEW IF NOT EXISTS fleet_day AS\n"
+        "SELECT toDate(start) AS day, gpu, workload, stage, count() AS rows, uniqExact(run) AS runs,\n"
+        "  sum(duration_s) AS duration_s, sum(steps) AS steps, sum(samples) AS samples, sum(energy_j) AS energy_j,\n"
+        "  sumMap(phases_s) AS phases_s,\n"
+        "  sum(step_zeros) AS step_zeros,\n"
+        "  sumMap(arrayMap((count, place) -> toInt32(step_offset + place - 1), step_counts, arrayEnumerate(step_counts)),\n"
+        "    arrayMap(count -> toUInt64(count), step_counts)) AS step_buckets\n"
+        f"FROM {TABLE} GROUP BY day, gpu, workload, stage",
+    ]
+
+
+def duckdb_schema(files: str) -> list[str]:
+    """Return the statement that makes the view in DuckDB over Parquet files, such as ``/data/fleet/month=*/*.parquet``."""
+    return [
+        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT * FROM read_parquet({_quoted(files)}, hive_partitioning=false)\n"
+        f"QUALIFY row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY load DESC) = 1"
+    ]
+
+
+def markdown() -> Iterator[str]:
+    """Yield the columns as the lines of a table."""
+    yield "| column | kind | what it holds |"
+    yield "|---|---|---|"
+    for one in COLUMNS:
+        yield f"| `{one.name}` | {one.kind} | {one.meaning} |"
+
+
+def _codec(one: Column) -> str:
+    return " CODEC(ZSTD(1))" if one.kind in PACKED else ""
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "''") + "'"

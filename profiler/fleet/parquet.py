@@ -1,0 +1,113 @@
+"""A fleet as a folder of Parquet files, by month. Each file is written whole or not at all, and never changed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from profiler.errors import ProfilerError
+from profiler.fleet.columns import COLUMNS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.fleet.rows import Row
+
+FILES = "month=*/*.parquet"
+KINDS = {
+    "text": pa.string(),
+    "word": pa.string(),
+    "count": pa.int64(),
+    "whole": pa.int64(),
+    "number": pa.float64(),
+    "unsure": pa.float64(),
+    "moment": pa.timestamp("us", tz="UTC"),
+    "words": pa.map_(pa.string(), pa.string()),
+    "numbers": pa.map_(pa.string(), pa.float32()),
+    "names": pa.list_(pa.string()),
+    "index": pa.int32(),
+    "indexes": pa.list_(pa.int32()),
+    "counts": pa.list_(pa.uint32()),
+    "histograms": pa.list_(pa.list_(pa.uint32())),
+}
+SCHEMA = pa.schema([(one.name, KINDS[one.kind]) for one in COLUMNS])
+
+
+class ParquetFleet:
+    """The folder.
+
+    Args:
+        folder: where it is, or will be.
+    """
+
+    keeps_names = True  # the files are the user's own: a run's name may stand in them
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def loaded(self) -> dict[str, int]:
+        """Return how many bytes of each run's log are loaded, by the run's id; without runs of which a part is missing.
+
+        Raises:
+            ProfilerError: a file of the folder cannot be read.
+        """
+        rows: Counter[tuple[str, int]] = Counter()
+        wholes: dict[tuple[str, int], int] = {}
+        for path in sorted(self._folder.glob(FILES)):
+            try:
+                table = pq.read_table(path, columns=["run", "load", "log_rows"], partitioning=None)
+            except (pa.ArrowException, OSError) as error:
+                raise ProfilerError(f"{path.name} of the fleet cannot be read: {_first_line(error)}") from None
+            for run, load, whole in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
+                rows[run, load] += 1
+                wholes[run, load] = whole
+        loaded: dict[str, int] = {}
+        for (run, load), number in rows.items():
+            if number >= wholes[run, load]:
+                loaded[run] = max(load, loaded.get(run, 0))
+        return loaded
+
+    def write(self, rows: Iterable[Row]) -> None:
+        """Write rows, one file a month.
+
+        Raises:
+            ProfilerError: the folder cannot be written.
+        """
+        months: dict[str, list[Row]] = {}
+        for row in rows:
+            months.setdefault(f"{row['start']:%Y-%m}", []).append(row)
+        for month, those in sorted(months.items()):
+            those.sort(key=lambda row: (row["gpu"], row["stage"], row["run"], -1 if row["epoch"] is None else row["epoch"]))
+            table = pa.Table.from_pylist([_as_stored(row) for row in those], schema=SCHEMA)
+            try:
+                self._put(table, month)
+            except OSError as error:
+                raise ProfilerError(f"the fleet's folder cannot be written: {error.strerror or error}") from None
+
+    def _put(self, table: Any, month: str) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = self._folder / f"month={month}"
+        place.mkdir(mode=0o700, exist_ok=True)
+        name = secrets.token_hex(8)
+        part = place / f"{name}.part"
+        try:
+            pq.write_table(table, part, compression="zstd", compression_level=9)
+            with part.open("rb") as written:
+                os.fsync(written.fileno())
+            part.replace(place / f"{name}.parquet")
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _as_stored(row: Row) -> Row:
+    return {**row, **{name: list(row[name].items()) for name in ("labels", "phases_s", "causes_s")}}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,357 @@
+"""``epochmeter fleet load``: every log gives its rows once, whatever happens, and both engines read the same."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler import Profiler
+from profiler.config.paths import runs_path
+from profiler.errors import ProfilerError
+from profiler.fleet.columns import COLUMNS, SCALE, clickhouse_schema, duckdb_schema
+from profiler.fleet.loading import load_logs, logs_in
+from profiler.fleet.rows import rows_of
+from profiler.records.histogram import NS
+from profiler.records.run import Run
+from profiler.storage.run_log import RunLog, run_paths
+from profiler.storage.run_reader import load
+from support.big_run import big_run
+from support.processes import epochmeter, python
+
+duckdb = pytest.importorskip("duckdb")
+pytest.importorskip("pyarrow")
+from profiler.fleet.parquet import FILES, ParquetFleet  # noqa: E402  # needs pyarrow
+
+SUMS = "SELECT count(*), count(DISTINCT run), sum(steps), sum(samples), round(sum(duration_s), 6) FROM fleet_epoch"
+
+
+def written(folder: Path, run: Run) -> Path:
+    """Write a run that was made by hand as the run log does."""
+    log = RunLog(folder, run)
+    for part in run.parts():
+        log.append(run, part)
+    log.close()
+    return log.path
+
+
+def made(number: int, epochs: int = 3, **more: Any) -> Run:
+    run = big_run(epochs, gpus=2, name=f"workload {number % 2}", seed=number)
+    run.id, run.started_unix_ns = f"{number:012x}", run.started_unix_ns + number * 3_600 * NS
+    run.outside.ranks, run.outside.rank_epochs, run.rank, run.world_size = {}, 0, None, None
+    for name, value in more.items():
+        setattr(run, name, value)
+    return run
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Path:
+    """Return a folder that many wrote to: the logs of ranks in folders of their own, one packed, one torn."""
+    folder = tmp_path / "shared"
+    for number in range(6):
+        path = written(
+            folder / f"node{number % 2}", made(number, job="abc" if number < 2 else "", rank=number % 2, world_size=2)
+        )
+        if number == 4:
+            with gzip.open(path.with_name(path.name + ".gz"), "wb") as packed:
+                packed.write(path.read_bytes())
+            path.unlink()
+        if number == 5:
+            *whole, torn, _ = path.read_bytes().splitlines(keepends=True)
+            path.write_bytes(b"".join(whole) + torn[: len(torn) // 2])
+    return folder
+
+
+def asked(folder: Path, sql: str = SUMS) -> list[tuple[Any, ...]]:
+    connection = duckdb.connect()
+    for statement in duckdb_schema(f"{folder}/{FILES}"):
+        connection.execute(statement)
+    found: list[tuple[Any, ...]] = connection.sql(sql).fetchall()
+    return found
+
+
+def as_rounded(rows: list[tuple[Any, ...]]) -> list[list[Any]]:
+    """Return rows without the last digits of floats: engines add up in different orders."""
+    return [[float(f"{value:.9g}") if isinstance(value, float) else value for value in row] for row in rows]
+
+
+class TestRows:
+    def test_a_row_is_what_the_run_says(self) -> None:
+        run = made(1, said={"team": "vision"}, app={"name": "digits", "version": "1.2"})
+        rows = rows_of(run, 77, "w")
+        assert [set(row) for row in rows] == [{column.name for column in COLUMNS}] * len(rows)
+        assert len(rows) == 6 and {row["log_rows"] for row in rows} == {6}
+        first, stage = rows[0], run.epochs[0].stages["train"]
+        assert (first["run"], first["stage"], first["epoch"], first["load"], first["workload"]) == (run.id, "train", 0, 77, "w")
+        assert (first["steps"], first["samples"], first["duration_s"]) == (stage.steps, stage.samples, stage.elapsed_ns / NS)
+        assert first["start"].timestamp() == pytest.approx((run.started_unix_ns + run.epochs[0].started_ns) / NS)
+        assert first["phases_s"] == {path[0]: timing.total_ns / NS for path, timing in stage.phases.items()}
+        assert (first["labels"], first["package"], first["package_version"]) == ({"team": "vision"}, "digits", "1.2")
+        assert (first["gpu"], first["gpus"], first["cores"]) == ("NVIDIA H100 80GB HBM3", 2, 64)
+        assert first["energy_j"] is None and first["rank"] is None  # absent is absent
+
+    def test_histograms_are_at_one_scale(self) -> None:
+        run = made(2)
+        (row, *_), stage = rows_of(run, 1, ""), run.epochs[0].stages["train"]
+        before = stage.step.steady.scale
+        assert sum(row["step_counts"]) + row["step_zeros"] == stage.step.steady.count
+        low = 2 ** (row["step_offset"] / 2**SCALE)
+        high = 2 ** ((row["step_offset"] + len(row["step_counts"])) / 2**SCALE)
+        assert stage.step.steady.min_ns is not None and stage.step.steady.max_ns is not None
+        assert low * NS < stage.step.steady.min_ns and stage.step.steady.max_ns <= high * NS + 1
+        for name, zeros, counts in zip(row["phase_names"], row["phase_zeros"], row["phase_counts"], strict=True):
+            assert zeros + sum(counts) == stage.phases[name,].steady.count
+        assert stage.step.steady.scale == before  # the run is not changed
+
+
+class TestParquet:
+    def test_all_is_loaded_once(self, logs: Path, tmp_path: Path) -> None:
+        fleet = tmp_path / "fleet"
+        answer = epochmeter("fleet", "load", str(logs), "--into", str(fleet))
+        assert (answer.code, answer.err) == (0, "")
+        assert answer.out == "34 rows of 6 logs loaded; 0 had nothing new, 0 could not be read\n"
+        (sums,) = asked(fleet)
+        runs = [load(path) for path in logs.rglob("*.jsonl")]
+        whole = sum(run.whole().stages["train"].steps + run.whole().stages["val"].steps for run in runs)
+        packed = 3 * 2 * 50
+        assert sums[:3] == (34, 6, whole + packed)
+        files = sorted(fleet.rglob("*"))
+        again = epochmeter("fleet", "load", str(logs), "--into", str(fleet))
+        assert again.out == "0 rows of 0 logs loaded; 6 had nothing new, 0 could not be read\n"
+        assert sorted(fleet.rglob("*")) == files and asked(fleet) == [sums]
+
+    def test_a_log_that_grows_replaces_its_rows(self, tmp_path: Path) -> None:
+        run, folder, fleet = made(7, epochs=4), tmp_path / "runs", ParquetFleet(tmp_path / "fleet")
+        log = RunLog(folder, run)
+        sums = []
+        for epoch in run.epochs:
+            log.append(run, epoch)
+            told = load_logs(logs_in([folder]), fleet)
+            assert told.rows == 2 * (epoch.index or 0) + 2
+            sums += asked(tmp_path / "fleet", "SELECT count(*), max(epoch), sum(steps) FROM fleet_epoch")
+        log.close()
+        assert sums == [(2, 0, 100), (4, 1, 200), (6, 2, 300), (8, 3, 400)]
+
+    def test_months_have_folders_of_their_own(self, tmp_path: Path) -> None:
+        for number in (0, 24 * 40):
+            written(tmp_path / "runs", made(number))
+        load_logs(logs_in([tmp_path / "runs"]), ParquetFleet(tmp_path / "fleet"))
+        assert sorted(path.name for path in (tmp_path / "fleet").iterdir()) == ["month=2026-09", "month=2026-10"]
+
+    def test_bad_logs_are_told_others_loaded(self, logs: Path, tmp_path: Path) -> None:
+        (logs / "node0" / "20260101T000000.000000Z-dddddddddddd.otlp.jsonl").write_text("not a log\n")
+        (logs / "node0" / "20260101T000000.000000Z-eeeeeeeeeeee.otlp.jsonl.gz").write_bytes(b"not packed")
+        (logs / "node0" / "20260101T000000.000000Z-ffffffffffff.otlp.jsonl").touch()
+        answer = epochmeter("fleet", "load", str(logs), "--into", str(tmp_path / "fleet"))
+        assert answer.code == 3 and len(answer.err.splitlines()) == 3
+        assert all(line.startswith("epochmeter: not loaded: 20260101T") for line in answer.err.splitlines())
+        assert answer.out == "34 rows of 6 logs loaded; 0 had nothing new, 3 could not be read\n"
+
+    def test_a_real_run_and_the_default_places(self, home: Path) -> None:
+        with Profiler("mine") as prof:
+            for _ in prof.epochs(2):
+                list(prof.train([[1, 2]] * 5))
+        assert epochmeter("fleet", "load").out.startswith("2 rows of 1 logs loaded")
+        (row,) = asked(
+            runs_path().with_name("fleet"), "SELECT DISTINCT run, workload, state, sum(steps) OVER () FROM fleet_epoch"
+        )
+        assert row == (prof.summary.id, "mine", "finished", 10)
+        assert os.name == "nt" or (runs_path().with_name("fleet").stat().st_mode & 0o777) == 0o700
+
+    def test_part_of_a_load_is_loaded_again(self, logs: Path, tmp_path: Path) -> None:
+        """A load that was killed between two files leaves whole files only, and the next one completes them."""
+        target = tmp_path / "fleet"
+        rows = rows_of(load(next(logs.rglob("*.jsonl"))), 10**6, "")
+        ParquetFleet(target).write(rows[:2])
+        assert ParquetFleet(target).loaded() == {}
+        ParquetFleet(target).write(rows)
+        assert ParquetFleet(target).loaded() == {rows[0]["run"]: 10**6}
+        assert asked(target, "SELECT count(*) FROM fleet_epoch") == [(len(rows),)]
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+    def test_a_killed_load_leaves_nothing_half(self, tmp_path: Path) -> None:
+        for number in range(30):
+            written(tmp_path / "runs", made(number, epochs=10))
+        fleet = tmp_path / "fleet"
+        command = [sys.executable, "-m", "profiler.cli", "fleet", "load", str(tmp_path / "runs"), "--into", str(fleet)]
+        began = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True)
+        took, sums = time.monotonic() - began, asked(fleet)
+        shutil.rmtree(fleet)
+        for share in (0.5, 0.7, 0.8, 0.9, 0.95):
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(share * took)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert fleet.exists() is False or ParquetFleet(fleet).loaded() is not None
+        subprocess.run(command, check=True, capture_output=True)
+        assert asked(fleet) == sums
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["load", "nowhere"], "nowhere is neither a run log nor a folder of them"),
+            (["load", "--to", "http://x"], "--to takes an address such as clickhouse://"),
+            (["load", "--to", "clickhouse://x", "--into", "y"], "name one of them"),
+        ],
+    )
+    def test_bad_input_is_told(self, arguments: list[str], says: str) -> None:
+        answer = epochmeter("fleet", *arguments)
+        assert answer.code == 2 and says in answer.err and "Traceback" not in answer.err
+
+    def test_a_foreign_file_is_told(self, logs: Path, tmp_path: Path) -> None:
+        (tmp_path / "fleet" / "month=2026-01").mkdir(parents=True)
+        (tmp_path / "fleet" / "month=2026-01" / "x.parquet").write_text("no")
+        answer = epochmeter("fleet", "load", str(logs), "--into", str(tmp_path / "fleet"))
+        assert answer.code == 2 and "x.parquet of the fleet cannot be read" in answer.err
+
+
+class TestSchema:
+    def test_columns_are_told(self) -> None:
+        told = epochmeter("fleet", "schema").out
+        assert all(f"| `{column.name}` |" in told for column in COLUMNS)
+        assert (
+            "read_parquet('/data/f''leet/month=*/*.parquet'"
+            in epochmeter("fleet", "schema", "--for", "duckdb", "--into", "/data/f'leet").out
+        )
+
+    def test_old_rows_may_be_dropped(self) -> None:
+        assert "TTL toDateTime(start) + INTERVAL 400 DAY" in clickhouse_schema(keep_days=400)[0]
+        assert "TTL" not in clickhouse_schema()[0]
+
+
+@pytest.fixture(scope="module")
+def clickhouse() -> Iterator[str]:
+    """ClickHouse's engine behind its HTTP interface, in a process of its own."""
+    pytest.importorskip("chdb", reason="ClickHouse's engine has no build for this system")
+    pytest.importorskip("clickhouse_connect")
+    program = Path(__file__).parents[1] / "support" / "clickhouse_server.py"
+    process = subprocess.Popen([sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield f"clickhouse://127.0.0.1:{int(process.stdout.readline())}/default"
+    finally:
+        process.stdin.close()
+        process.kill()
+        process.wait(10)
+        process.stdout.close()
+
+
+@pytest.mark.slow
+class TestClickHouse:
+    def test_both_engines_answer_the_same(self, clickhouse: str, logs: Path, tmp_path: Path) -> None:
+        import clickhouse_connect
+
+        for _ in range(2):
+            answer = epochmeter("fleet", "load", str(logs), "--to", clickhouse, "--workload", "team")
+            assert (answer.code, answer.err) == (0, "")
+        assert answer.out == "0 rows of 0 logs loaded; 6 had nothing new, 0 could not be read\n"
+        epochmeter("fleet", "load", str(logs), "--into", str(tmp_path / "fleet"), "--workload", "team")
+        client = clickhouse_connect.get_client(dsn=clickhouse)
+        for sql in (
+            SUMS,
+            "SELECT stage, epoch, sum(steps) FROM fleet_epoch GROUP BY stage, epoch ORDER BY stage, epoch",
+            "SELECT run, rank, job, gpu, cores, python FROM fleet_epoch WHERE stage = 'val' AND epoch = 1 ORDER BY run",
+            "SELECT run, step_offset, step_counts, phase_names, phase_offsets, phase_counts FROM fleet_epoch"
+            " WHERE stage = 'train' AND epoch = 0 ORDER BY run",
+            *re.findall(r"```sql\n(.*?)```", (Path(__file__).parents[2] / "docs" / "fleet.md").read_text("utf-8"), re.DOTALL),
+        ):
+            theirs = [tuple(row) for row in client.query(sql).result_rows]
+            ours = asked(tmp_path / "fleet", sql)
+            assert (theirs and json.dumps(theirs) == json.dumps(ours)) or as_rounded(theirs) == as_rounded(ours), sql
+
+    def test_a_log_that_grows_counts_once(self, clickhouse: str, tmp_path: Path) -> None:
+        import clickhouse_connect
+
+        from profiler.fleet.clickhouse import ClickHouseFleet
+
+        run, fleet = made(99, epochs=3), ClickHouseFleet(clickhouse)
+        log = RunLog(tmp_path, run)
+        for epoch in run.epochs:
+            log.append(run, epoch)
+            load_logs(logs_in([tmp_path]), fleet)
+        log.close()
+        client = clickhouse_connect.get_client(dsn=clickhouse)
+        sums = client.query(f"SELECT count(), sum(steps) FROM fleet_epoch WHERE run = '{run.id}'").result_rows  # noqa: S608
+        assert sums == [(6, 300)]
+
+    def test_names_stay_at_home(self, clickhouse: str, tmp_path: Path) -> None:
+        import clickhouse_connect
+
+        from profiler.fleet.clickhouse import ClickHouseFleet
+
+        for number, said in ((50, {}), (51, {"team": "vision"})):
+            written(tmp_path, made(number, said=said, command="train.py --secret canary", name="canary-name"))
+        load_logs(logs_in([tmp_path]), ClickHouseFleet(clickhouse), "team")
+        client = clickhouse_connect.get_client(dsn=clickhouse)
+        found = client.query("SELECT * FROM fleet_epoch WHERE run IN ('000000000032', '000000000033')").result_rows
+        assert len(found) == 12 and "canary" not in str(found)
+        workloads = client.query(
+            "SELECT DISTINCT run, workload FROM fleet_epoch WHERE run IN ('000000000032', '000000000033') ORDER BY run"
+        )
+        assert [workload for _, workload in workloads.result_rows] == ["", "vision"]
+
+    def test_a_rollup_by_day_adds_up(self, clickhouse: str, tmp_path: Path) -> None:
+        import clickhouse_connect
+
+        from profiler.fleet.clickhouse import ClickHouseFleet
+
+        load_logs([written(tmp_path, made(70, said={"team": "rollup"}))], ClickHouseFleet(clickhouse), "team")
+        client = clickhouse_connect.get_client(dsn=clickhouse)
+        ((steps, buckets),) = client.query(
+            "SELECT steps, step_buckets FROM fleet_day WHERE workload = 'rollup' AND stage = 'train'"
+        ).result_rows
+        assert steps == 150 and sum(buckets[1]) == 150
+
+    def test_off_wins(self, clickhouse: str) -> None:
+        answer = epochmeter("fleet", "load", "--to", clickhouse, DO_NOT_TRACK="1")
+        assert answer.code == 2 and "sync is off, so nothing leaves this machine" in answer.err
+
+    def test_errors_hold_no_password(self) -> None:
+        answer = epochmeter("fleet", "load", "--to", "clickhouse://me:canary-word@127.0.0.1:9/default")
+        assert answer.code == 2 and len(answer.err.splitlines()) == 1
+        assert "ClickHouse at 127.0.0.1 did not take it" in answer.err and "canary-word" not in answer.err
+
+
+def test_a_run_loads_none_of_it() -> None:
+    code = """
+import sys
+from profiler import Profiler
+with Profiler("x", interval=0.02) as prof:
+    for _ in prof.epochs(2):
+        list(prof.train(range(3)))
+str(prof.summary)
+found = {"duckdb", "chdb", "clickhouse_connect", "pyarrow", "profiler.fleet"} & set(sys.modules)
+print(sorted(found))
+"""
+    answer = python("-c", code)
+    assert (answer.code, answer.out, answer.err) == (0, "[]\n", "")
+
+
+def test_missing_packages_are_told(tmp_path: Path) -> None:
+    (tmp_path / "pyarrow.py").write_text("raise ImportError\n")
+    answer = epochmeter("fleet", "load", PYTHONPATH=str(tmp_path))
+    assert answer.code == 2 and "pip install 'epochmeter[fleet]'" in answer.err
+
+
+def test_a_folder_that_is_none_is_told() -> None:
+    with pytest.raises(ProfilerError, match="neither a run log nor a folder"):
+        logs_in([Path("nowhere")])
+
+
+def test_links_to_folders_above_end(tmp_path: Path) -> None:
+    path = written(tmp_path / "a", made(1))
+    (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert logs_in([tmp_path]) == [path] and run_paths(tmp_path / "a") == [path]
