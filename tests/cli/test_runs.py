@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,14 @@ class TestKept:
         self.kept().write_text(content)
         answer = epochmeter("runs", "--json")
         assert (answer.json, answer.err) == (told, "")
+
+    def test_a_narrow_list_shows_what_went_wrong(self) -> None:
+        recorded("one")
+        with suppress(ZeroDivisionError), Profiler("two") as prof:
+            for _ in prof.train(range(3)):
+                raise ZeroDivisionError
+        narrow = epochmeter("runs", COLUMNS="60").out
+        assert "crashed" in narrow and max(map(len, narrow.splitlines())) <= 60
 
     def test_a_removed_log_is_forgotten(self) -> None:
         recorded("one")

@@ -23,6 +23,7 @@ from profiler.records.run import Run
 from profiler.records.timing import SlowStep
 from profiler.report.layout import CPU
 from profiler.report.perfetto import trace
+from profiler.report.verdict import judge
 from profiler.storage.jobs import logs_of_job
 from profiler.storage.run_log import run_paths
 from support.big_run import big_run
@@ -142,6 +143,18 @@ class TestCommand:
         assert epochmeter("report", "last", "--format", "perfetto", "-o", str(written)).out == ""
         (name,) = (event["args"]["name"] for event in Read(written.read_text()).of("M") if event["name"] == "process_name")
         assert name == f"alone (run {prof.summary.id})"
+
+    def test_forms_that_contradict_are_told(self) -> None:
+        with Profiler("one") as prof:
+            list(prof.train(range(3)))
+        answer = epochmeter("report", "--json", "--format", "perfetto")
+        assert answer.code == 2 and "leave it out, or --format perfetto" in answer.err
+        assert Read(epochmeter("report", "--format", "perfetto", "-o", "-").out).spans("slices")
+
+    def test_end_of_the_run_is_told(self) -> None:
+        run = small(state="crashed")
+        labels = [event["args"]["labels"] for event in Read(trace([run])).of("M") if event["name"] == "process_labels"]
+        assert labels == [f"crashed, {judge(run).kind}"]
 
     def test_no_trace_goes_to_a_terminal(self) -> None:
         with Profiler("one") as prof:
@@ -274,6 +287,8 @@ def test_logs_of_a_job_are_found(home: Path) -> None:
             run.job, run.rank, run.world_size = name, rank, 3
             list(prof.train(range(3)))
     assert len(logs_of_job(run_paths(home / "runs")[0])) == 2
-    read = Read(epochmeter("report", prof.summary.id, "--format", "perfetto").out)
+    answer = epochmeter("report", prof.summary.id, "--format", "perfetto")
+    assert answer.err == "epochmeter: of the run's 3 ranks, 1 have no log here that tells an epoch: they are left out\n"
+    read = Read(answer.out)
     names = [event["args"]["name"] for event in read.of("M") if event["name"] == "process_name"]
     assert [name[:12] for name in names] == ["rank 0 of 3:", "rank 2 of 3:"]
