@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from profiler.fleet.loading import Fleet
 
 NEEDS = "a fleet needs more packages: pip install 'epochmeter[fleet]'"
-CLICKHOUSE = "clickhouse://"
 
 
 class Engine(str, Enum):
@@ -56,14 +55,20 @@ def load(
 
     gc.disable()  # reading logs makes millions of objects, and none of them is garbage
     target = _target(into, to)
-    logs = logs_in(paths or [runs_path()])
+    bad: list[str] = []
+    if not paths and not runs_path().is_dir():
+        raise ProfilerError("no run has been recorded on this machine yet; 'epochmeter demo' records one")
+    logs = logs_in(paths or [runs_path()], bad.append)
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task("run logs", total=len(logs))
         told = load_logs(logs, target, workload, lambda: progress.advance(task))
-    for bad in told.bad:
-        complain(f"not loaded: {bad}")
-    say(f"{told.rows:,} rows of {told.logs:,} logs loaded; {told.known:,} had nothing new, {len(told.bad):,} could not be read")
-    if told.bad:
+    bad += told.bad
+    for text in bad:
+        complain(f"not loaded: {text}")
+    say(f"{told.rows:,} rows of {told.logs:,} logs loaded; {told.known:,} had nothing new, {len(bad):,} could not be read")
+    if workload and told.logs and not told.labelled:
+        complain(f"none of them has the label {workload!r}, so no workload is told; the setting 'labels' gives runs labels")
+    if bad:
         raise typer.Exit(3)
 
 
@@ -77,14 +82,14 @@ def schema(
 
     Example: epochmeter fleet schema --for clickhouse --keep-days 400
     """
-    from profiler.fleet.columns import clickhouse_schema, duckdb_schema, markdown
+    from profiler.fleet.columns import FILES, clickhouse_schema, duckdb_schema, markdown
 
     if engine is None:
         for line in markdown():
             say(line)
         return
-    files = f"{into or _default()}/month=*/*.parquet"
-    made = duckdb_schema(files) if engine is Engine.duckdb else clickhouse_schema(keep_days=keep_days)
+    folder = str((into or _default()).absolute())
+    made = duckdb_schema(folder, FILES) if engine is Engine.duckdb else clickhouse_schema(keep_days=keep_days)
     say(";\n\n".join(made) + ";")
 
 
@@ -98,13 +103,11 @@ def _target(into: Path | None, to: str) -> Fleet:
     """Return where the rows go.
 
     Raises:
-        ArgumentValueError: both are named, or the address is none of ClickHouse.
+        ArgumentValueError: both are named, or the address is none.
         ProfilerError: packages are missing, the server does not answer, or nothing may leave this machine.
     """
     if to and into is not None:
         raise ArgumentValueError("--into is a folder and --to a server: name one of them")
-    if to and not to.startswith((CLICKHOUSE, CLICKHOUSE.replace("://", "s://"))):
-        raise ArgumentValueError(f"--to takes an address such as {CLICKHOUSE}user:password@host:8123/database")
     try:
         if not to:
             from profiler.fleet.parquet import ParquetFleet

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import clickhouse_connect
 from clickhouse_connect.driver.exceptions import Error
 
-from profiler.errors import ProfilerError
+from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.fleet.columns import COLUMNS, STORED, TABLE, clickhouse_schema
+from profiler.fleet.loading import Known
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,37 +22,46 @@ logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # what it lo
 NAMES = [one.name for one in COLUMNS]
 
 
+SECURE = "clickhouses"
+FORM = (
+    "--to takes an address such as clickhouse://user:password@host:8123/database, or clickhouses:// for TLS; in a user's"
+    " name or a password, write / as %2F, @ as %40, : as %3A, # as %23, ? as %3F, [ as %5B and % as %25"
+)
+
+
 class ClickHouseFleet:
     """The table ``fleet_epoch`` of a server.
 
     Args:
-        address: ``clickhouse://user:password@host:8123/database``, as `clickhouse_connect.get_client` takes it.
+        address: ``clickhouse://user:password@host:8123/database``; ``clickhouses://`` for TLS.
 
     Raises:
+        ArgumentValueError: the address is none.
         ProfilerError: there is no such server, or it refuses.
     """
 
-    keeps_names = False  # many read it: a run's name stays at home
+    keeps_names = False  # many read it: names of the user's own stay at home
 
     def __init__(self, address: str) -> None:
-        self._host = urlsplit(address).hostname or "?"  # never the whole address: a password may be in it
+        place = _place(address)
+        self._host = place["host"]  # never the address: a password may be in it
         try:
-            self._client: Any = clickhouse_connect.get_client(dsn=address)
+            self._client: Any = clickhouse_connect.get_client(**place)
             for statement in clickhouse_schema():
                 self._client.command(statement)
         except (Error, OSError, ValueError) as error:
             raise self._told(error) from None
 
-    def loaded(self) -> dict[str, int]:
-        """Return how many bytes of each run's log are loaded, by the run's id; without runs of which a part is missing.
+    def loaded(self) -> dict[str, Known]:
+        """Return what is loaded of each run, by its id; without runs of which a part is missing.
 
         Raises:
             ProfilerError: the server refuses.
         """
-        whole = f"SELECT run, load FROM {TABLE} GROUP BY run, load HAVING count() >= any(log_rows)"  # noqa: S608  # ours
-        complete = f"SELECT run, max(load) FROM ({whole}) GROUP BY run"  # noqa: S608
+        told = ", ".join(Known._fields)
+        sql = f"SELECT run, {told} FROM {TABLE} GROUP BY run, {told} HAVING count() >= any(log_rows) ORDER BY as_of"  # noqa: S608
         try:
-            return {str(run): int(load) for run, load in self._client.query(complete).result_rows}
+            return {str(run): Known(*told) for run, *told in self._client.query(sql).result_rows}
         except (Error, OSError) as error:
             raise self._told(error) from None
 
@@ -71,3 +81,24 @@ class ClickHouseFleet:
     def _told(self, error: Exception) -> ProfilerError:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         return ProfilerError(f"ClickHouse at {self._host} did not take it: {said[:300]}")
+
+
+def _place(address: str) -> dict[str, Any]:
+    """Return the parts of an address, by the names that `clickhouse_connect.get_client` has for them.
+
+    Raises:
+        ArgumentValueError: it is none. The text does not show it.
+    """
+    try:
+        parts = urlsplit(address)
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        raise ArgumentValueError(FORM) from None
+    if parts.scheme not in ("clickhouse", SECURE) or not host or parts.query or parts.fragment:
+        raise ArgumentValueError(FORM)
+    place: dict[str, Any] = {"host": host, "secure": parts.scheme == SECURE}
+    place |= {} if port is None else {"port": port}
+    place |= {"username": unquote(parts.username)} if parts.username else {}
+    place |= {"password": unquote(parts.password)} if parts.password else {}
+    place |= {"database": parts.path.strip("/")} if parts.path.strip("/") else {}
+    return place

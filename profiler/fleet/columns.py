@@ -8,6 +8,7 @@ from typing import NamedTuple
 SCALE = 3  # of all histograms: at most 4.4 % off, and any of them can be added up bucket by bucket
 TABLE = "fleet_epoch"  # what questions read: each row once, as of the last load
 STORED = "fleet_epoch_loaded"  # in ClickHouse: what was loaded, also rows that a later load has replaced
+FILES = "month=*/*.parquet"  # of a fleet's folder
 KEY = ("run", "stage", "epoch")  # one row each; a rank is a run of its own
 
 # The types of both engines, by kind. In Parquet every column may be null, and none of these is by kind "text" or "count".
@@ -59,7 +60,7 @@ COLUMNS = (
     Column("gpu", "word", "the model of the first GPU"),
     Column("gpus", "count", "the number of GPUs"),
     Column("gpu_memory_gib", "whole", "the class of the first GPU's memory, GiB"),
-    Column("stage", "word", "train, val or inference"),
+    Column("stage", "word", "train, val or inference; empty for phases outside stages, such as a checkpoint between two"),
     Column("epoch", "whole", "the epoch's index; null outside epochs"),
     Column("start", "moment", "when the epoch began, or the run where there is none"),
     Column("duration_s", "number", "the stage's time in the epoch, s"),
@@ -78,7 +79,8 @@ COLUMNS = (
     Column("phase_zeros", "indexes", "their values of no time"),
     Column("phase_offsets", "indexes", "their first buckets"),
     Column("phase_counts", "histograms", "their buckets"),
-    Column("load", "count", "the bytes of the log that were read: of two loads of a log that grows, the later one has more"),
+    Column("as_of", "count", "when the run was last heard of, us since 1970: of two loads of a run, the later one counts"),
+    Column("log_bytes", "count", "the bytes of the log that were read"),
     Column("log_rows", "count", "the rows that this load of the log has"),
 )
 
@@ -92,7 +94,7 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
     listed = ",\n".join(f"  {one.name} {CLICKHOUSE[one.kind]}{_codec(one)} COMMENT {_quoted(one.meaning)}" for one in COLUMNS)
     keep = "" if keep_days is None else f"\nTTL toDateTime(start) + INTERVAL {keep_days} DAY"
     return [
-        f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(load)\nPARTITION BY toYYYYMM(start)\n"
+        f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(as_of)\nPARTITION BY toYYYYMM(start)\n"
         f"ORDER BY (gpu, stage, run, ifNull(epoch, -1)){keep}",
         f"CREATE VIEW IF NOT EXISTS {TABLE} AS SELECT * FROM {STORED} FINAL",  # noqa: S608  # names of ours
         "CREATE VIEW IF NOT EXISTS fleet_day AS\n"
@@ -106,11 +108,13 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
     ]
 
 
-def duckdb_schema(files: str) -> list[str]:
-    """Return the statement that makes the view in DuckDB over Parquet files, such as ``/data/fleet/month=*/*.parquet``."""
+def duckdb_schema(folder: str, files: str) -> list[str]:
+    """Return the statement that makes the view in DuckDB over the Parquet files of a folder; ``files`` is their pattern."""
+    literal = "".join(f"[{letter}]" if letter in "[*?" else letter for letter in folder)
+    where = f"{literal}/{files}".replace("'", "''")
     return [
-        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT * FROM read_parquet({_quoted(files)}, hive_partitioning=false)\n"
-        f"QUALIFY row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY load DESC) = 1"
+        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT * FROM read_parquet('{where}', hive_partitioning=false)\n"
+        f"QUALIFY row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY as_of DESC, state = 'running') = 1"
     ]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
 import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from profiler.errors import ProfilerError, RunLogError
 from profiler.fleet.rows import Row, rows_of
@@ -24,6 +25,24 @@ if TYPE_CHECKING:
 
 AT_ONCE = 20_000  # rows that are written together
 PACKED = ".gz"
+LABEL = "epochmeter.label."  # before the name of a label in a run's words
+
+
+class Known(NamedTuple):
+    """What a fleet has of a run: the bytes of its log, when it was last heard of (us since 1970), and its state."""
+
+    log_bytes: int
+    as_of: int
+    state: str
+
+    @property
+    def is_over(self) -> bool:
+        """True if the run goes on no more, as far as is known."""
+        return self.state != "running"
+
+    def is_newer(self, other: Known) -> bool:
+        """Return True if this was known later. A run that was killed tells its end without a new line in its log."""
+        return (self.as_of, self.is_over) > (other.as_of, other.is_over)
 
 
 class Fleet(Protocol):
@@ -31,8 +50,8 @@ class Fleet(Protocol):
 
     keeps_names: bool
 
-    def loaded(self) -> dict[str, int]:
-        """Return how many bytes of each run's log are loaded."""
+    def loaded(self) -> dict[str, Known]:
+        """Return what is loaded of each run, by its id; without runs of which a part is missing."""
 
     def write(self, rows: Iterable[Row]) -> None:
         """Add rows."""
@@ -46,17 +65,23 @@ class Loaded:
         logs: how many logs gave rows.
         rows: how many rows.
         known: how many logs had nothing new.
-        bad: what is wrong with each log that could not be read.
+        labelled: how many of the logs with rows have the label of the workload.
+        bad: what is wrong with each log or folder that could not be read.
     """
 
     logs: int = 0
     rows: int = 0
     known: int = 0
+    labelled: int = 0
     bad: list[str] = field(default_factory=list)
 
 
-def logs_in(paths: Iterable[Path]) -> list[Path]:
-    """Return the run logs that these paths are, or hold at any depth, each once.
+def logs_in(paths: Iterable[Path], on_bad: Callable[[str], None] = lambda _: None) -> list[Path]:
+    """Return the run logs that these paths are, or hold at any depth, each once. Links to folders are not followed.
+
+    Args:
+        paths: logs, and folders of logs.
+        on_bad: called with what is wrong with a folder that cannot be read.
 
     Raises:
         ProfilerError: there is no such file or folder.
@@ -64,7 +89,9 @@ def logs_in(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_dir():
-            found.update(dict.fromkeys(sorted(one for one in path.rglob("*") if _is_log(one) and one.is_file())))
+            walk = os.walk(path, onerror=lambda error: on_bad(f"{error.filename}: {error.strerror}"))
+            inside = (Path(folder, name) for folder, _, names in walk for name in names)
+            found.update(dict.fromkeys(sorted(one for one in inside if _is_log(one) and one.is_file())))
         elif path.is_file():
             found[path] = None
         else:
@@ -88,16 +115,16 @@ def load_logs(logs: Sequence[Path], fleet: Fleet, label: str = "", on_log: Calla
     with tempfile.TemporaryDirectory(prefix="epochmeter-fleet-") as folder:
         for log in logs:
             try:
-                rows = _rows(log, Path(folder), known, label, keeps_names=fleet.keeps_names)
+                rows = _new_rows(log, Path(folder), known, label, keeps_names=fleet.keeps_names)
             except (ProfilerError, OSError) as error:
-                told.bad.append(printable(f"{log.name}: {error}"))
-                rows = []
+                told.bad.append(printable(f"{log}: {error}"))
             else:
                 told.known += not rows
-            if rows:
-                told.logs, told.rows = told.logs + 1, told.rows + len(rows)
-                known[rows[0]["run"]] = rows[0]["load"]
-                waiting += rows
+                if rows:
+                    told.logs, told.rows = told.logs + 1, told.rows + len(rows)
+                    told.labelled += bool(rows[0]["workload"])
+                    known[rows[0]["run"]] = known_of(rows)
+                    waiting += rows
             if len(waiting) >= AT_ONCE:
                 fleet.write(waiting)
                 waiting = []
@@ -110,29 +137,40 @@ def _is_log(path: Path) -> bool:
     return path.name.endswith((SUFFIX, SUFFIX + PACKED))
 
 
-def _rows(log: Path, folder: Path, known: dict[str, int], label: str, *, keeps_names: bool) -> list[Row] | None:
-    """Return the rows of a log, or None if nothing of it is new.
+def _new_rows(log: Path, folder: Path, known: dict[str, Known], label: str, *, keeps_names: bool) -> list[Row]:
+    """Return the rows of a log, or none if nothing of it is new.
 
     Raises:
         RunLogError: it holds no run.
         OSError: it cannot be read.
     """
-    name = run_id(Path(log.name.removesuffix(PACKED)))
-    if not log.name.endswith(PACKED) and log.stat().st_size <= known.get(name, -1):
-        return None
+    before = known.get(run_id(Path(log.name.removesuffix(PACKED))))
+    settled = before.log_bytes if before is not None and before.is_over else None
+    if not log.name.endswith(PACKED) and log.stat().st_size == settled:
+        return []
     with _copied(log, folder) as copy:
         size = copy.stat().st_size
-        if size <= known.get(name, -1):
-            return None
+        if size == settled:
+            return []
         run = load(copy)
         if run.state == "interrupted" and is_being_written(log):
             run.state = "running"
         with believed(run):
-            return rows_of(run, size, _workload(run, label, keeps_names=keeps_names))
+            rows = rows_of(run, size, _workload(run, label, keeps_names=keeps_names), keeps_names=keeps_names)
+    if rows and before is not None and not known_of(rows).is_newer(before):
+        return []  # an older copy, or a log that was only written anew in fewer lines
+    return rows
+
+
+def known_of(rows: Sequence[Row]) -> Known:
+    """Return what these rows tell of their run."""
+    return Known(*(rows[0][name] for name in Known._fields))
 
 
 def _workload(run: Run, label: str, *, keeps_names: bool) -> str:
-    return run.said.get(label, "") if label else run.name if keeps_names else ""
+    if label:
+        return run.said.get(label) or run.said.get(LABEL + label, "")
+    return run.name if keeps_names else ""
 
 
 @contextlib.contextmanager

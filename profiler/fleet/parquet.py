@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from profiler.errors import ProfilerError
-from profiler.fleet.columns import COLUMNS
+from profiler.fleet.columns import COLUMNS, FILES
+from profiler.fleet.loading import Known
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.fleet.rows import Row
 
-FILES = "month=*/*.parquet"
+READ = ("run", "stage", "epoch", "log_rows", *Known._fields)  # of each row, to know what is loaded
 KINDS = {
     "text": pa.string(),
     "word": pa.string(),
@@ -51,26 +51,28 @@ class ParquetFleet:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def loaded(self) -> dict[str, int]:
-        """Return how many bytes of each run's log are loaded, by the run's id; without runs of which a part is missing.
+    def loaded(self) -> dict[str, Known]:
+        """Return what is loaded of each run, by its id; without runs of which a part is missing.
 
         Raises:
             ProfilerError: a file of the folder cannot be read.
         """
-        rows: Counter[tuple[str, int]] = Counter()
-        wholes: dict[tuple[str, int], int] = {}
+        places: dict[tuple[str, Known], set[tuple[str, int | None]]] = {}
+        wholes: dict[tuple[str, Known], int] = {}
         for path in sorted(self._folder.glob(FILES)):
             try:
-                table = pq.read_table(path, columns=["run", "load", "log_rows"], partitioning=None)
+                table = pq.read_table(path, columns=list(READ), partitioning=None)
             except (pa.ArrowException, OSError) as error:
                 raise ProfilerError(f"{path.name} of the fleet cannot be read: {_first_line(error)}") from None
-            for run, load, whole in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
-                rows[run, load] += 1
-                wholes[run, load] = whole
-        loaded: dict[str, int] = {}
-        for (run, load), number in rows.items():
-            if number >= wholes[run, load]:
-                loaded[run] = max(load, loaded.get(run, 0))
+            for run, stage, epoch, whole, *told in zip(*(table[name].to_pylist() for name in READ), strict=True):
+                load = run, Known(*told)
+                places.setdefault(load, set()).add((stage, epoch))
+                wholes[load] = whole
+        loaded: dict[str, Known] = {}
+        for load, found in places.items():
+            run, known = load
+            if len(found) >= wholes[load] and (run not in loaded or known.is_newer(loaded[run])):
+                loaded[run] = known
         return loaded
 
     def write(self, rows: Iterable[Row]) -> None:
@@ -88,7 +90,7 @@ class ParquetFleet:
             try:
                 self._put(table, month)
             except OSError as error:
-                raise ProfilerError(f"the fleet's folder cannot be written: {error.strerror or error}") from None
+                raise ProfilerError(f"the fleet's folder {self._folder} cannot be written: {error.strerror or error}") from None
 
     def _put(self, table: Any, month: str) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

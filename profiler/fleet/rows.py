@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from datetime import datetime, timezone
 from typing import Any
 
-from profiler.fleet.columns import SCALE
-from profiler.records.causes import ON_CPU
+from profiler.fleet.columns import COLUMNS, SCALE
+from profiler.records.causes import LOADER_START, ON_CPU
 from profiler.records.energy import Energy, sum_of
 from profiler.records.histogram import NS, Histogram
+from profiler.records.vocabulary import Phase
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.run import EpochRecord, Run
-    from profiler.records.timing import StageRecord, Timing
+    from profiler.records.timing import Path, StageRecord, Timing
 
 
 Row = dict[str, Any]
+OWN = "own"  # stands for the names of phases that are the user's own, where these stay at home
+WORDS = frozenset(word for one in (*(phase.value for phase in Phase), LOADER_START) for word in (one, f"after {one}"))
+MOST_WHOLE, MOST_IN_BUCKET = 2**63 - 1, 2**32 - 1
+WHOLE = tuple(column.name for column in COLUMNS if column.kind in ("count", "whole"))
 
 
-def rows_of(run: Run, load: int, workload: str) -> list[Row]:
+def rows_of(run: Run, log_bytes: int, workload: str, *, keeps_names: bool = True) -> list[Row]:
     """Return the rows of a run.
 
     Args:
         run: the run.
-        load: how many bytes of its log were read.
+        log_bytes: how many bytes of its log were read.
         workload: what was trained, in the user's words.
+        keeps_names: False to put "own" in the place of the names that the user has given to phases.
+
+    Raises:
+        ValueError: a number is larger than any that was measured.
     """
-    facts = {**_facts(run), "workload": workload, "load": load}
-    found = [row for part in run.parts() for row in _rows_of_part(run, part, facts)]
+    facts = {**_facts(run), "workload": workload, "log_bytes": log_bytes}
+    found = [row for part in run.parts() for row in _rows_of_part(run, part, facts, keeps_names)]
+    _add_costs_of_others(run, found)
     for row in found:
         row["log_rows"] = len(found)
+        _check(row)
     return found
 
 
@@ -47,6 +58,7 @@ def _facts(run: Run) -> Row:
         "node": run.node,
         "labels": dict(run.said),
         "state": run.state,
+        "as_of": (run.started_unix_ns + run.duration_ns) // 1000,
         "package": run.app.get("name", ""),
         "package_version": run.app.get("version", ""),
         **{name: str(runtime.get(name, "")) for name in ("torch", "cuda", "python", "os")},
@@ -59,14 +71,13 @@ def _facts(run: Run) -> Row:
     }
 
 
-def _rows_of_part(run: Run, part: EpochRecord, facts: Row) -> Iterator[Row]:
+def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) -> Iterator[Row]:
     start = datetime.fromtimestamp((run.started_unix_ns + part.started_ns) / NS, timezone.utc)
+    place = {**facts, "epoch": part.index, "start": start}
     for name, stage in part.stages.items():
         yield {
-            **facts,
+            **place,
             "stage": name,
-            "epoch": part.index,
-            "start": start,
             "duration_s": stage.elapsed_ns / NS,
             "steps": stage.steps,
             "samples": stage.samples,
@@ -74,7 +85,25 @@ def _rows_of_part(run: Run, part: EpochRecord, facts: Row) -> Iterator[Row]:
             "partial_passes": stage.partial_passes,
             "causes_s": _causes(part, name),
             **_energy(part.energy.get(name, {})),
-            **_times(stage),
+            **_steps(stage),
+            **_phases(stage.phases, keeps_names),
+        }
+    if part.phases:
+        spent = sum(timing.total_ns for path, timing in part.phases.items() if len(path) == 1)
+        yield {
+            **place,
+            "stage": "",
+            "duration_s": spent / NS,
+            "steps": 0,
+            "samples": None,
+            "passes": 0,
+            "partial_passes": 0,
+            "causes_s": _causes(part, ""),
+            **_energy(part.energy.get("", {})),
+            "step_zeros": 0,
+            "step_offset": 0,
+            "step_counts": [],
+            **_phases(part.phases, keeps_names),
         }
 
 
@@ -86,20 +115,35 @@ def _causes(part: EpochRecord, stage: str) -> dict[str, float]:
     return spent
 
 
+def _add_costs_of_others(run: Run, rows: list[Row]) -> None:
+    """Add costs that became known in a part without their stage, a moment after it, to the stage's last row."""
+    last = {row["stage"]: row for row in rows}
+    for part in run.parts():
+        there = {*part.stages, *([""] if part.phases else [])}
+        for place, cost in part.costs.items():
+            if place.stage not in there and place.stage in last and place.cause != ON_CPU:
+                spent = last[place.stage]["causes_s"]
+                spent[place.cause] = spent.get(place.cause, 0.0) + cost.ns / NS
+
+
 def _energy(gpus: Mapping[str, Energy]) -> Row:
     used = sum_of(gpus.values())
     return {"energy_j": used.joules if gpus else None, "energy_uncertain_j": used.uncertain if gpus else None}
 
 
-def _times(stage: StageRecord) -> Row:
-    zeros, offset, counts = _at_scale(stage.step)
-    phases = {path[0]: timing for path, timing in stage.phases.items() if len(path) == 1}
-    found = {name: _at_scale(timing) for name, timing in phases.items()}
+def _steps(stage: StageRecord) -> Row:
+    zeros, offset, counts = _buckets([stage.step])
+    return {"step_zeros": zeros, "step_offset": offset, "step_counts": counts}
+
+
+def _phases(timings: Mapping[Path, Timing], keeps_names: bool) -> Row:
+    named: dict[str, list[Timing]] = {}
+    for path, timing in timings.items():
+        if len(path) == 1:
+            named.setdefault(path[0] if keeps_names or path[0] in WORDS else OWN, []).append(timing)
+    found = {name: _buckets(those) for name, those in named.items()}
     return {
-        "step_zeros": zeros,
-        "step_offset": offset,
-        "step_counts": counts,
-        "phases_s": {name: timing.total_ns / NS for name, timing in phases.items()},
+        "phases_s": {name: sum(timing.total_ns for timing in those) / NS for name, those in named.items()},
         "phase_names": list(found),
         "phase_zeros": [zeros for zeros, _, _ in found.values()],
         "phase_offsets": [offset for _, offset, _ in found.values()],
@@ -107,12 +151,23 @@ def _times(stage: StageRecord) -> Row:
     }
 
 
-def _at_scale(timing: Timing) -> tuple[int, int, list[int]]:
+def _buckets(timings: Iterable[Timing]) -> tuple[int, int, list[int]]:
     """Return the values of no time, the first bucket, and the buckets of all durations but the first step's."""
-    steady: Histogram = copy(timing.steady)
-    steady.coarsen(SCALE)
-    offset, counts = steady.dense()
-    return steady.zero_count, offset, counts
+    first, *others = timings
+    whole: Histogram = copy(first.steady)
+    for other in others:
+        whole.merge(other.steady)
+    whole.coarsen(SCALE)
+    offset, counts = whole.dense()
+    return whole.zero_count, offset, counts
+
+
+def _check(row: Row) -> None:
+    buckets = (row["step_counts"], row["phase_zeros"], *row["phase_counts"])
+    if any(max(counts, default=0) > MOST_IN_BUCKET for counts in buckets):
+        raise ValueError("a histogram counts more than anybody measured")
+    if any(not -MOST_WHOLE <= row[name] <= MOST_WHOLE for name in WHOLE if row[name] is not None):
+        raise ValueError("a number is larger than any that was measured")
 
 
 def _whole(value: Any) -> int | None:
