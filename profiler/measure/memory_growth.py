@@ -6,6 +6,7 @@ raises it along a line; a loop that does not raises it once, and never again.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
@@ -44,8 +45,8 @@ class PeakMemory:
         peak = peak_bytes()
         if peak is None:
             return
-        if len(self._points) < FEWEST_POINTS:
-            pass  # for `growth`, which the loop's thread calls: it takes milliseconds
+        if len(self._points) < FEWEST_POINTS:  # `growth` needs it, which the loop's thread calls: it takes milliseconds
+            importlib.import_module("statistics")
         self._points.append((hot_path.now(), peak))
         if len(self._points) > MOST_POINTS:
             self._points, self._every = self._points[::2], self._every * 2
