@@ -41,7 +41,7 @@ def load(
     ] = None,
     into: Into = None,
     to: Annotated[str, typer.Option("--to", metavar="ADDRESS", help="A server: clickhouse://user:password@host/db.")] = "",
-    workload: Annotated[str, typer.Option(metavar="LABEL", help="The label (otlp_resource) that tells what was trained.")] = "",
+    workload: Annotated[str, typer.Option(metavar="LABEL", help="Your label for it: team, for labels=team:vision.")] = "",
 ) -> None:
     """Read run logs into a fleet. A log that is known adds nothing; one that has grown adds what is new.
 

@@ -141,11 +141,11 @@ class Histogram:
             return
         self.coarsen(min(self.scale, other.scale))
         shift = other.scale - self.scale
-        if not (self.counts or shift):
+        if self.counts or shift:
+            for index, count in other.counts.items():
+                self.counts[index >> shift] = self.counts.get(index >> shift, 0) + count
+        else:
             self.counts = other.counts.copy()
-            return
-        for index, count in other.counts.items():
-            self.counts[index >> shift] = self.counts.get(index >> shift, 0) + count
         self._fit(min(self.counts), max(self.counts))
 
     def percentile(self, share: float) -> float | None:
