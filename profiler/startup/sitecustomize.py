@@ -21,7 +21,7 @@ OUR_NEEDS = {  # beside the standard library, what we or what we need may import
     *("profiler", "exporters", "filelock", "platformdirs", "psutil", "pynvml", "cpuinfo", "amdsmi", "typer", "click", "rich"),
     *("requests", "urllib3", "certifi", "charset_normalizer", "chardet", "idna", "simplejson", "socks", "brotli", "zstandard"),
     *("OpenSSL", "cryptography", "opentelemetry", "google", "grpc", "prometheus_client", "sentry_sdk", "typing_extensions"),
-    *("pygments", "markdown_it", "mdurl", "shellingham", "annotated_doc", "attr"),
+    *("pygments", "markdown_it", "mdurl", "shellingham", "annotated_doc", "attr", "backports"),
 }
 NEVER_NEEDED = {  # of the standard library
     *("antigravity", "this", "turtle", "turtledemo", "tkinter", "idlelib", "lib2to3", "code", "codeop", "cmd", "pdb", "bdb"),

@@ -326,7 +326,7 @@ for step in range(40):
         stage = recorded()[0].epochs[0].stages["train"]
         assert stage.steps == 40
         assert stage.phases[("forward",)].count >= 2 * 36
-        assert stage.other_ns < 0.05 * stage.duration_ns
+        assert stage.other_ns < 0.2 * stage.duration_ns
 
 
 @pytest.mark.parametrize(

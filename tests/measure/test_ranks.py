@@ -192,7 +192,7 @@ class TestRealRanks:
         assert "rank 1 was behind in train" in measured.stderr
         for run in runs.values():
             stage = run.whole().stages["train"]
-            assert 0 <= stage.other_ns < 0.05 * stage.duration_ns
+            assert 0 <= stage.other_ns < 0.1 * stage.duration_ns
 
     def test_processes_that_the_script_spawns_itself(self) -> None:
         head, _, body = UNCHANGED.partition("dist.init_process_group")
