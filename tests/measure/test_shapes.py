@@ -29,7 +29,9 @@ def loader(rows: int = 80, batch: int = 8, **more: Any) -> Any:
 
 def followed(loop: Any, notes: list[str] | None = None) -> dict[str, Any]:
     """Run a loop as an unchanged script, and return what was told; it has these notes."""
-    with Profiler("shape") as prof:
+    # No lines: on a busy machine a sample may hold the frames of the loop for some milliseconds, and with them its data sets;
+    # whether one is "made anew in the place of another that is gone" would then depend on the machine.
+    with Profiler("shape", settings={"lines": False}) as prof:
         prof.session.observation.follow_everything()
         loop()
     told: dict[str, Any] = prof.summary.to_dict()
