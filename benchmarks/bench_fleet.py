@@ -3,7 +3,7 @@
 Logs are made by hand: runs of so many epochs with training and validation, seven phases and the readings of a GPU. The load is
 the one that the command does, in one process. ClickHouse is chDB behind its HTTP interface, as in the tests.
 
-    python benchmarks/bench_fleet.py [--runs 200] [--epochs 50] [--json FILE]
+    PYTHONPATH=tests python benchmarks/bench_fleet.py [--runs 200] [--epochs 50] [--json FILE]
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from profiler.fleet.clickhouse import ClickHouseFleet
+from profiler.fleet.columns import FILES
 from profiler.fleet.loading import Fleet, load_logs, logs_in
-from profiler.fleet.parquet import FILES, ParquetFleet
+from profiler.fleet.parquet import ParquetFleet
 from profiler.records.histogram import NS
 from profiler.storage.run_log import RunLog
 from support.big_run import big_run

@@ -82,14 +82,14 @@ def schema(
 
     Example: epochmeter fleet schema --for clickhouse --keep-days 400
     """
-    from profiler.fleet.columns import FILES, clickhouse_schema, duckdb_schema, markdown
+    from profiler.fleet.columns import clickhouse_schema, duckdb_schema, markdown
 
     if engine is None:
         for line in markdown():
             say(line)
         return
     folder = str((into or _default()).absolute())
-    made = duckdb_schema(folder, FILES) if engine is Engine.duckdb else clickhouse_schema(keep_days=keep_days)
+    made = duckdb_schema(folder) if engine is Engine.duckdb else clickhouse_schema(keep_days=keep_days)
     say(";\n\n".join(made) + ";")
 
 

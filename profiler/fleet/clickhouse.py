@@ -12,7 +12,7 @@ from clickhouse_connect.driver.exceptions import Error
 
 from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.fleet.columns import COLUMNS, STORED, TABLE, clickhouse_schema
-from profiler.fleet.loading import Known
+from profiler.fleet.loading import Known, first_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # what it logs, our errors say
 NAMES = [one.name for one in COLUMNS]
-
-
 SECURE = "clickhouses"
 FORM = (
     "--to takes an address such as clickhouse://user:password@host:8123/database, or clickhouses:// for TLS; in a user's"
@@ -79,8 +77,7 @@ class ClickHouseFleet:
             raise self._told(error) from None
 
     def _told(self, error: Exception) -> ProfilerError:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return ProfilerError(f"ClickHouse at {self._host} did not take it: {said[:300]}")
+        return ProfilerError(f"ClickHouse at {self._host} did not take it: {first_line(error)[:300]}")
 
 
 def _place(address: str) -> dict[str, Any]:

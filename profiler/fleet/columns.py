@@ -11,7 +11,7 @@ STORED = "fleet_epoch_loaded"  # in ClickHouse: what was loaded, also rows that 
 FILES = "month=*/*.parquet"  # of a fleet's folder
 KEY = ("run", "stage", "epoch")  # one row each; a rank is a run of its own
 
-# The types of both engines, by kind. In Parquet every column may be null, and none of these is by kind "text" or "count".
+# The types in ClickHouse, by kind; those in Parquet stand in `fleet.parquet`, which alone needs its package.
 CLICKHOUSE = {
     "text": "String",
     "word": "LowCardinality(String)",
@@ -46,7 +46,7 @@ COLUMNS = (
     Column("world_size", "whole", "the number of ranks"),
     Column("node", "whole", "the number of the rank's machine in its job"),
     Column("workload", "text", "what was trained: the run's name in files of one's own, a label that was named elsewhere"),
-    Column("labels", "words", "the user's own words for the run (`otlp_resource`)"),
+    Column("labels", "words", "the user's own words for the run (the settings `labels` and `otlp_resource`)"),
     Column("state", "word", "finished, interrupted, crashed or running"),
     Column("package", "word", "the package that embeds Epochmeter"),
     Column("package_version", "word", "its version"),
@@ -108,10 +108,10 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
     ]
 
 
-def duckdb_schema(folder: str, files: str) -> list[str]:
-    """Return the statement that makes the view in DuckDB over the Parquet files of a folder; ``files`` is their pattern."""
+def duckdb_schema(folder: str) -> list[str]:
+    """Return the statement that makes the view in DuckDB over the Parquet files of a fleet's folder."""
     literal = "".join(f"[{letter}]" if letter in "[*?" else letter for letter in folder)
-    where = f"{literal}/{files}".replace("'", "''")
+    where = f"{literal}/{FILES}".replace("'", "''")
     return [
         f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT * FROM read_parquet('{where}', hive_partitioning=false)\n"
         f"QUALIFY row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY as_of DESC, state = 'running') = 1"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from profiler.config.word_grammar import LABEL_PREFIX
 from profiler.errors import ProfilerError, RunLogError
 from profiler.fleet.rows import Row, rows_of
 from profiler.records.plain_text import printable
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 AT_ONCE = 20_000  # rows that are written together
 PACKED = ".gz"
-LABEL = "epochmeter.label."  # before the name of a label in a run's words
 
 
 class Known(NamedTuple):
@@ -133,6 +133,11 @@ def load_logs(logs: Sequence[Path], fleet: Fleet, label: str = "", on_log: Calla
     return told
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what an engine says of an error: some tell pages."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _is_log(path: Path) -> bool:
     return path.name.endswith((SUFFIX, SUFFIX + PACKED))
 
@@ -169,7 +174,7 @@ def known_of(rows: Sequence[Row]) -> Known:
 
 def _workload(run: Run, label: str, *, keeps_names: bool) -> str:
     if label:
-        return run.said.get(label) or run.said.get(LABEL + label, "")
+        return run.said.get(label) or run.said.get(LABEL_PREFIX + label, "")
     return run.name if keeps_names else ""
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from profiler.errors import ProfilerError
 from profiler.fleet.columns import COLUMNS, FILES
-from profiler.fleet.loading import Known
+from profiler.fleet.loading import Known, first_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class ParquetFleet:
             try:
                 table = pq.read_table(path, columns=list(READ), partitioning=None)
             except (pa.ArrowException, OSError) as error:
-                raise ProfilerError(f"{path.name} of the fleet cannot be read: {_first_line(error)}") from None
+                raise ProfilerError(f"{path.name} of the fleet cannot be read: {first_line(error)}") from None
             for run, stage, epoch, whole, *told in zip(*(table[name].to_pylist() for name in READ), strict=True):
                 load = run, Known(*told)
                 places.setdefault(load, set()).add((stage, epoch))
@@ -109,7 +109,3 @@ class ParquetFleet:
 
 def _as_stored(row: Row) -> Row:
     return {**row, **{name: list(row[name].items()) for name in ("labels", "phases_s", "causes_s")}}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

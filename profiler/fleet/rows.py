@@ -40,7 +40,7 @@ def rows_of(run: Run, log_bytes: int, workload: str, *, keeps_names: bool = True
     """
     facts = {**_facts(run), "workload": workload, "log_bytes": log_bytes}
     found = [row for part in run.parts() for row in _rows_of_part(run, part, facts, keeps_names)]
-    _add_costs_of_others(run, found)
+    _add_costs(run, found)
     for row in found:
         row["log_rows"] = len(found)
         _check(row)
@@ -83,7 +83,7 @@ def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) ->
             "samples": stage.samples,
             "passes": stage.passes,
             "partial_passes": stage.partial_passes,
-            "causes_s": _causes(part, name),
+            "causes_s": {},
             **_energy(part.energy.get(name, {})),
             **_steps(stage),
             **_phases(stage.phases, keeps_names),
@@ -98,7 +98,7 @@ def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) ->
             "samples": None,
             "passes": 0,
             "partial_passes": 0,
-            "causes_s": _causes(part, ""),
+            "causes_s": {},
             **_energy(part.energy.get("", {})),
             "step_zeros": 0,
             "step_offset": 0,
@@ -107,23 +107,14 @@ def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) ->
         }
 
 
-def _causes(part: EpochRecord, stage: str) -> dict[str, float]:
-    spent: dict[str, float] = {}
-    for place, cost in part.costs.items():
-        if place.stage == stage and place.cause != ON_CPU:
-            spent[place.cause] = spent.get(place.cause, 0.0) + cost.ns / NS
-    return spent
-
-
-def _add_costs_of_others(run: Run, rows: list[Row]) -> None:
-    """Add costs that became known in a part without their stage, a moment after it, to the stage's last row."""
-    last = {row["stage"]: row for row in rows}
+def _add_costs(run: Run, rows: list[Row]) -> None:
+    """Add the costs to the rows. One that became known a moment after its stage, in a part without it, goes to its last row."""
+    places, last = {(row["stage"], row["epoch"]): row for row in rows}, {row["stage"]: row for row in rows}
     for part in run.parts():
-        there = {*part.stages, *([""] if part.phases else [])}
         for place, cost in part.costs.items():
-            if place.stage not in there and place.stage in last and place.cause != ON_CPU:
-                spent = last[place.stage]["causes_s"]
-                spent[place.cause] = spent.get(place.cause, 0.0) + cost.ns / NS
+            row = places.get((place.stage, part.index)) or last.get(place.stage)
+            if row is not None and place.cause != ON_CPU:
+                row["causes_s"][place.cause] = row["causes_s"].get(place.cause, 0.0) + cost.ns / NS
 
 
 def _energy(gpus: Mapping[str, Energy]) -> Row:

@@ -20,7 +20,7 @@ import pytest
 from profiler import Profiler
 from profiler.config.paths import runs_path
 from profiler.errors import ProfilerError
-from profiler.fleet.columns import COLUMNS, FILES, SCALE, clickhouse_schema, duckdb_schema
+from profiler.fleet.columns import COLUMNS, SCALE, clickhouse_schema, duckdb_schema
 from profiler.fleet.loading import Known, load_logs, logs_in
 from profiler.fleet.rows import rows_of
 from profiler.records.causes import STARVED, CausePlace, Cost
@@ -76,7 +76,7 @@ def logs(tmp_path: Path) -> Path:
 
 def asked(folder: Path, sql: str = SUMS) -> list[tuple[Any, ...]]:
     connection = duckdb.connect()
-    for statement in duckdb_schema(str(folder), FILES):
+    for statement in duckdb_schema(str(folder)):
         connection.execute(statement)
     found: list[tuple[Any, ...]] = connection.sql(sql).fetchall()
     return found

@@ -9,7 +9,6 @@ import html.parser
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
 import types
@@ -25,10 +24,10 @@ from profiler.report.compare import compared
 from profiler.report.web.compare_page import compare_page
 from profiler.report.web.run_page import run_page
 from support.big_run import big_run
+from support.browser import CHROMIUM
 from support.processes import at_terminal, epochmeter
 
 EVIL = "<script>alert(1)</script>\"'&</title><img src=x onerror=alert(2)>"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MIB = 1_000_000
 WIDTHS = (375, 768, 1280)
 

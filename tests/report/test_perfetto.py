@@ -7,7 +7,6 @@ import functools
 import http.server
 import importlib.util
 import json
-import shutil
 import subprocess
 import threading
 import time
@@ -27,10 +26,10 @@ from profiler.report.verdict import judge
 from profiler.storage.jobs import logs_of_job
 from profiler.storage.run_log import run_paths
 from support.big_run import big_run
+from support.browser import CHROMIUM
 from support.processes import at_terminal, epochmeter
 
 EVIL = '"</script>\u202e\x1b[31m'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def small(name: str = "small", **more: Any) -> Run:
