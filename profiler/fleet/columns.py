@@ -9,7 +9,7 @@ SCALE = 3  # of all histograms: at most 4.4 % off, and any of them can be added 
 TABLE = "fleet_epoch"  # what questions read: each row once, as of the last load
 STORED = "fleet_epoch_loaded"  # in ClickHouse: what was loaded, also rows that a later load has replaced
 FILES = "month=*/*.parquet"  # of a fleet's folder
-KEY = ("run", "stage", "epoch")  # one row each; a rank is a run of its own
+KEY = ("run", "stage", "epoch")  # one row each, whatever else a later load says of it; a rank is a run of its own
 
 # The types in ClickHouse, by kind; those in Parquet stand in `fleet.parquet`, which alone needs its package.
 CLICKHOUSE = {
@@ -95,7 +95,7 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
     keep = "" if keep_days is None else f"\nTTL toDateTime(start) + INTERVAL {keep_days} DAY"
     return [
         f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(as_of)\nPARTITION BY toYYYYMM(start)\n"
-        f"ORDER BY (gpu, stage, run, ifNull(epoch, -1)){keep}",
+        f"ORDER BY (stage, run, ifNull(epoch, -1)){keep}",
         f"CREATE VIEW IF NOT EXISTS {TABLE} AS SELECT * FROM {STORED} FINAL",  # noqa: S608  # names of ours
         "CREATE VIEW IF NOT EXISTS fleet_day AS\n"
         "SELECT toDate(start) AS day, gpu, workload, stage, count() AS rows, uniqExact(run) AS runs,\n"

@@ -344,6 +344,19 @@ class TestClickHouse:
         sums = client.query(f"SELECT count(), sum(steps) FROM fleet_epoch WHERE run = '{run.id}'").result_rows  # noqa: S608
         assert sums == [(9, 300)]
 
+    def test_a_fact_that_comes_late_counts_nothing_twice(self, clickhouse: str) -> None:
+        import clickhouse_connect
+
+        from profiler.fleet.clickhouse import ClickHouseFleet
+
+        run, fleet = made(90), ClickHouseFleet(clickhouse)
+        gpus, run.hardware.gpus = run.hardware.gpus, {}
+        for run.hardware.gpus in ({}, gpus):  # the driver answers after the first load
+            fleet.write(rows_of(run, 1, ""))
+        client = clickhouse_connect.get_client(dsn=clickhouse)
+        sums = client.query(f"SELECT gpus, count(), sum(steps) FROM fleet_epoch WHERE run = '{run.id}' GROUP BY gpus")  # noqa: S608
+        assert sums.result_rows == [(2, 9, 300)]
+
     def test_names_stay_at_home(self, clickhouse: str, tmp_path: Path) -> None:
         import clickhouse_connect
 
