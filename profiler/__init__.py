@@ -73,10 +73,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'profiler' has no attribute {name!r}")
     import importlib
 
+    if name == "fleet":
+        return importlib.import_module("profiler.fleet")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'profiler' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"profiler.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,3 +69,20 @@ def sink() -> Iterator[Sink]:
     found, end = serving()
     yield found
     end()
+
+
+@pytest.fixture(scope="session")
+def clickhouse() -> Iterator[str]:
+    """ClickHouse's engine behind its HTTP interface, in a process of its own."""
+    pytest.importorskip("chdb", reason="ClickHouse's engine has no build for this system")
+    pytest.importorskip("clickhouse_connect")
+    program = Path(__file__).parent / "support" / "clickhouse_server.py"
+    process = subprocess.Popen([sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        yield f"clickhouse://127.0.0.1:{int(process.stdout.readline())}/default"
+    finally:
+        process.stdin.close()
+        process.kill()
+        process.wait(10)
+        process.stdout.close()

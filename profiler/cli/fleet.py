@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
+from profiler.cli.fleet_ask import ask
 from profiler.cli.output import complain, say
 from profiler.errors import ArgumentValueError, ProfilerError
+from profiler.fleet import NEEDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.fleet.loading import Fleet
-
-NEEDS = "a fleet needs more packages: pip install 'epochmeter[fleet]'"
 
 
 class Engine(str, Enum):
@@ -31,6 +31,9 @@ fleet = typer.Typer(
     no_args_is_help=True,
 )
 Into = Annotated[Path | None, typer.Option("--into", help="The folder of Parquet files; without it, one beside the run logs.")]
+
+
+fleet.command()(ask)
 
 
 @fleet.command()
@@ -116,7 +119,9 @@ def _target(into: Path | None, to: str) -> Fleet:
         _check_may_leave()
         from profiler.fleet.clickhouse import ClickHouseFleet
 
-        return ClickHouseFleet(to)
+        made = ClickHouseFleet(to)
+        made.prepare()
+        return made
     except ImportError:
         raise ProfilerError(NEEDS) from None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +16,7 @@ from profiler.records.plain_text import printable
 
 MOST_OFFERED = 20  # runs, by a shell's completion
 FOR_A_FILE = {"html": "report.html", "perfetto": "trace.json"}  # forms of a report that a terminal cannot show
+SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}  # of a time ago
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON, on stdout alone.")]
 
 
@@ -55,6 +58,26 @@ def percentage(text: str) -> float:
     if not found:
         raise ArgumentValueError(f"--fail-on takes a percentage such as 5%, not {text!r}")
     return float(found[1]) / 100
+
+
+def moment(text: str, option: str) -> datetime:
+    """Return the moment that an option names.
+
+    Raises:
+        ArgumentValueError: it is none.
+    """
+    ago = re.fullmatch(r"(\d{1,6})([mhdw])", text)
+    try:
+        if ago:
+            return datetime.fromtimestamp(time.time() - int(ago[1]) * SECONDS[ago[2]], timezone.utc)
+        named = datetime.fromisoformat(text)
+    except (OverflowError, OSError):
+        raise ArgumentValueError(f"{option} {text} is before all runs there can be") from None
+    except ValueError:
+        if ago:
+            raise ArgumentValueError(f"{option} {text} is before all runs there can be") from None
+        raise ArgumentValueError(f"{option} is a day such as 2026-11-01, or a time such as 7d or 12h, not {text!r}") from None
+    return named.replace(tzinfo=named.tzinfo or timezone.utc).astimezone(timezone.utc)
 
 
 def check_form(form: str, as_json: bool, output: Path | None) -> None:

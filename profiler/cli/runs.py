@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from profiler.cli.options import AsJson
+from profiler.cli.options import AsJson, moment
 from profiler.cli.output import complain, say
 from profiler.errors import ArgumentValueError, did_you_mean
 from profiler.records.plain_text import printable_in
@@ -32,7 +31,6 @@ READING_S = 1.0  # for logs that are not known yet
 OF_WHOLE_LOGS = ("samples_per_s", "energy_j", "memory_peak_bytes")  # keys of a row
 STATES = ("finished", "interrupted", "crashed", "running", "stalled")
 NO_CAUSE = ("balanced", "unknown", "compute-bound")  # verdicts without a rule of their own
-SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 class Order(str, Enum):
@@ -67,7 +65,7 @@ def runs(
 
     Example: epochmeter runs --since 7d --verdict input-bound --sort duration
     """
-    begin = _moment(since) if since else ""
+    begin = moment(since, "--since").isoformat() if since else ""
     _check_words(state, verdict)
     needs_all = as_json or bool(verdict) or KEYS[sort] in OF_WHOLE_LOGS
     rows = [row for row in _rows(needs_all) if _fits(row, name, state, verdict, begin)]
@@ -174,29 +172,6 @@ def _check_words(state: str, verdict: str) -> None:
     ):
         if word and word not in known:
             raise ArgumentValueError(f"{option} is one of {', '.join(known)}, not {word!r}.{did_you_mean(word, known)}")
-
-
-def _moment(since: str) -> str:
-    """Return a moment as it stands in a row.
-
-    Raises:
-        ArgumentValueError: it is none.
-    """
-    ago = re.fullmatch(r"(\d{1,6})([mhdw])", since)
-    if ago:
-        then = time.time() - int(ago[1]) * SECONDS[ago[2]]
-    else:
-        try:
-            named = datetime.fromisoformat(since)
-        except ValueError:
-            raise ArgumentValueError(
-                f"--since is a day such as 2026-11-01, or a time such as 7d or 12h, not {since!r}"
-            ) from None
-        then = named.replace(tzinfo=named.tzinfo or timezone.utc).timestamp()
-    try:
-        return datetime.fromtimestamp(then, timezone.utc).isoformat()
-    except (ValueError, OverflowError, OSError):
-        raise ArgumentValueError(f"--since {since} is before all runs there can be") from None
 
 
 def _fits(row: Row, name: str, state: str, verdict: str, begin: str) -> bool:

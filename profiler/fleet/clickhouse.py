@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
+import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import clickhouse_connect
+import pyarrow as pa
 from clickhouse_connect.driver.exceptions import Error
 
 from profiler.errors import ArgumentValueError, ProfilerError
@@ -20,6 +23,15 @@ if TYPE_CHECKING:
 
 logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)  # what it logs, our errors say
 NAMES = [one.name for one in COLUMNS]
+ARROW = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    bool: pa.bool_(),
+    datetime.date: pa.date32(),
+    datetime.datetime: pa.timestamp("us", tz="UTC"),
+}
+NOISE = re.compile(r"^.*?DB::Exception: | \(for url .*")
 SECURE = "clickhouses"
 FORM = (
     "--to takes an address such as clickhouse://user:password@host:8123/database, or clickhouses:// for TLS; in a user's"
@@ -45,9 +57,19 @@ class ClickHouseFleet:
         self._host = place["host"]  # never the address: a password may be in it
         try:
             self._client: Any = clickhouse_connect.get_client(**place)
+        except (Error, OSError, ValueError) as error:
+            raise self._told(error) from None
+
+    def prepare(self) -> None:
+        """Make the table and its views, where they are not there yet.
+
+        Raises:
+            ProfilerError: the server refuses.
+        """
+        try:
             for statement in clickhouse_schema():
                 self._client.command(statement)
-        except (Error, OSError, ValueError) as error:
+        except (Error, OSError) as error:
             raise self._told(error) from None
 
     def loaded(self) -> dict[str, Known]:
@@ -63,6 +85,22 @@ class ClickHouseFleet:
         except (Error, OSError) as error:
             raise self._told(error) from None
 
+    def ask(self, sql: str) -> pa.Table:
+        """Return the answer to a query.
+
+        Raises:
+            ProfilerError: the server refuses.
+        """
+        try:
+            found = self._client.query(sql)
+        except (Error, OSError) as error:
+            raise self._told(error) from None
+        columns = found.result_columns or [[] for _ in found.column_names]
+        kinds = [ARROW.get(kind.python_type) for kind in found.column_types]
+        return pa.table(
+            {name: pa.array(column, kind) for name, column, kind in zip(found.column_names, columns, kinds, strict=True)}
+        )
+
     def write(self, rows: Iterable[Row]) -> None:
         """Insert rows.
 
@@ -77,7 +115,8 @@ class ClickHouseFleet:
             raise self._told(error) from None
 
     def _told(self, error: Exception) -> ProfilerError:
-        return ProfilerError(f"ClickHouse at {self._host} did not take it: {first_line(error)[:300]}")
+        what = NOISE.sub("", first_line(error))
+        return ProfilerError(f"ClickHouse at {self._host} did not take it: {what[:300]}")
 
 
 def _place(address: str) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 SCALE = 3  # of all histograms: at most 4.4 % off, and any of them can be added up bucket by bucket
 TABLE = "fleet_epoch"  # what questions read: each row once, as of the last load
 STORED = "fleet_epoch_loaded"  # in ClickHouse: what was loaded, also rows that a later load has replaced
+RANKS = "fleet_rank"  # the training of each run
+HERE = Path(__file__).with_name("sql")
 FILES = "month=*/*.parquet"  # of a fleet's folder
 KEY = ("run", "stage", "epoch")  # one row each, whatever else a later load says of it; a rank is a run of its own
 
@@ -69,7 +72,7 @@ COLUMNS = (
     Column("passes", "count", "passes over a loader"),
     Column("partial_passes", "count", "of them, those that were broken off"),
     Column("phases_s", "numbers", "the time of each top-level phase, s (32 bits: seven digits)"),
-    Column("causes_s", "numbers", "the time inside phases that had a cause of its own, s: starved, collection, ... (32 bits)"),
+    Column("ledger_s", "numbers", "all of the stage's time by its cause, as in a report's ledger, s (32 bits)"),
     Column("energy_j", "unsure", "the energy of the GPUs, J; null if none was counted"),
     Column("energy_uncertain_j", "unsure", "of it, what may belong to a neighbour at most, J"),
     Column("step_zeros", "count", "steps that took no time that a clock could see"),
@@ -85,8 +88,39 @@ COLUMNS = (
 )
 
 
+class Derived(NamedTuple):
+    """A column that the view makes of others: its name, the SQL that makes it in both engines, and what it holds."""
+
+    name: str
+    sql: str
+    meaning: str
+
+
+DERIVED = (
+    Derived("job_or_run", "coalesce(nullif(job, ''), run)", "the job, or the run of one process: what is counted"),
+    Derived("hardware", "CASE WHEN gpu <> '' THEN gpu ELSE cpu END", "the model of the GPU, or the CPU's family without one"),
+    Derived(
+        *("version", "CASE WHEN package_version <> '' THEN package_version ELSE torch END"),
+        "the version of the package that embeds Epochmeter, or of torch without one",
+    ),
+    Derived(
+        "machine",
+        "coalesce(nullif(labels['node'], ''), nullif(labels['k8s.node.name'], ''), nullif(labels['host.name'], ''),"
+        " CASE WHEN node IS NULL THEN '' ELSE concat('node ', node, ' of its job') END)",
+        "the machine: the label `node`, `k8s.node.name` or `host.name`, or its number in its job",
+    ),
+)
+# What the questions use and only ClickHouse has by that name.
+DUCKDB_WORDS = (
+    "SET TimeZone = 'UTC'",
+    "CREATE OR REPLACE MACRO medianExact(x) AS -quantile_disc(-CAST(x AS DOUBLE), 0.5)",  # of an even number, the upper one
+    "CREATE OR REPLACE MACRO arrayJoin(x) AS unnest(x)",
+    "CREATE OR REPLACE MACRO mapKeys(x) AS map_keys(x)",
+)
+
+
 def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
-    """Return the statements that make the table and its view in ClickHouse, and the rollup by day.
+    """Return the statements that make the table and its views in ClickHouse, and the rollup by day.
 
     Args:
         keep_days: rows that began longer ago are dropped; None keeps all.
@@ -96,8 +130,9 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
     return [
         f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(as_of)\nPARTITION BY toYYYYMM(start)\n"
         f"ORDER BY (stage, run, ifNull(epoch, -1)){keep}",
-        f"CREATE VIEW IF NOT EXISTS {TABLE} AS SELECT * FROM {STORED} FINAL",  # noqa: S608  # names of ours
-        "CREATE VIEW IF NOT EXISTS fleet_day AS\n"
+        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT *,\n{_derived()}\nFROM {STORED} FINAL",
+        f"CREATE OR REPLACE VIEW {RANKS} AS\n{text_of('rank_view')}",
+        "CREATE OR REPLACE VIEW fleet_day AS\n"
         "SELECT toDate(start) AS day, gpu, workload, stage, count() AS rows, uniqExact(run) AS runs,\n"
         "  sum(duration_s) AS duration_s, sum(steps) AS steps, sum(samples) AS samples, sum(energy_j) AS energy_j,\n"
         "  sumMap(phases_s) AS phases_s,\n"
@@ -109,13 +144,25 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
 
 
 def duckdb_schema(folder: str) -> list[str]:
-    """Return the statement that makes the view in DuckDB over the Parquet files of a fleet's folder."""
+    """Return the statements that make the views in DuckDB over the Parquet files of a fleet's folder."""
     literal = "".join(f"[{letter}]" if letter in "[*?" else letter for letter in folder)
     where = f"{literal}/{FILES}".replace("'", "''")
     return [
-        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT * FROM read_parquet('{where}', hive_partitioning=false)\n"
-        f"QUALIFY row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY as_of DESC, state = 'running') = 1"
+        *DUCKDB_WORDS,
+        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT *,\n{_derived()}\n"
+        f"FROM read_parquet('{where}', hive_partitioning=false, union_by_name=true)\n"
+        f"QUALIFY row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY as_of DESC, state = 'running') = 1",
+        f"CREATE OR REPLACE VIEW {RANKS} AS\n{text_of('rank_view')}",
     ]
+
+
+def text_of(name: str) -> str:
+    """Return the SQL of a file of ours."""
+    return (HERE / f"{name}.sql").read_text("utf-8").strip()
+
+
+def _derived() -> str:
+    return ",\n".join(f"  {one.sql} AS {one.name}" for one in DERIVED)
 
 
 def markdown() -> Iterator[str]:
@@ -124,6 +171,8 @@ def markdown() -> Iterator[str]:
     yield "|---|---|---|"
     for one in COLUMNS:
         yield f"| `{one.name}` | {one.kind} | {one.meaning} |"
+    for made in DERIVED:
+        yield f"| `{made.name}` | of the view | {made.meaning} |"
 
 
 def _codec(one: Column) -> str:

@@ -108,4 +108,4 @@ class ParquetFleet:
 
 
 def _as_stored(row: Row) -> Row:
-    return {**row, **{name: list(row[name].items()) for name in ("labels", "phases_s", "causes_s")}}
+    return {**row, **{name: list(row[name].items()) for name in ("labels", "phases_s", "ledger_s")}}

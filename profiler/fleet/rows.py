@@ -7,14 +7,18 @@ from copy import copy
 from datetime import datetime, timezone
 from typing import Any
 
+from profiler.config.word_grammar import LABEL_PREFIX
 from profiler.fleet.columns import COLUMNS, SCALE
-from profiler.records.causes import LOADER_START, ON_CPU
+from profiler.records.causes import LOADER_START, merge_costs
 from profiler.records.energy import Energy, sum_of
 from profiler.records.histogram import NS, Histogram
 from profiler.records.vocabulary import Phase
+from profiler.report.accounts import Accounts
+from profiler.report.ledger import WORDS as CAUSES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from profiler.records.causes import Costs
     from profiler.records.run import EpochRecord, Run
     from profiler.records.timing import Path, StageRecord, Timing
 
@@ -40,7 +44,7 @@ def rows_of(run: Run, log_bytes: int, workload: str, *, keeps_names: bool = True
     """
     facts = {**_facts(run), "workload": workload, "log_bytes": log_bytes}
     found = [row for part in run.parts() for row in _rows_of_part(run, part, facts, keeps_names)]
-    _add_costs(run, found)
+    _add_ledger(run, found)
     for row in found:
         row["log_rows"] = len(found)
         _check(row)
@@ -56,7 +60,7 @@ def _facts(run: Run) -> Row:
         "rank": run.rank,
         "world_size": run.world_size,
         "node": run.node,
-        "labels": dict(run.said),
+        "labels": {name.removeprefix(LABEL_PREFIX): value for name, value in run.said.items()},
         "state": run.state,
         "as_of": (run.started_unix_ns + run.duration_ns) // 1000,
         "package": run.app.get("name", ""),
@@ -83,7 +87,6 @@ def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) ->
             "samples": stage.samples,
             "passes": stage.passes,
             "partial_passes": stage.partial_passes,
-            "causes_s": {},
             **_energy(part.energy.get(name, {})),
             **_steps(stage),
             **_phases(stage.phases, keeps_names),
@@ -98,7 +101,6 @@ def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) ->
             "samples": None,
             "passes": 0,
             "partial_passes": 0,
-            "causes_s": {},
             **_energy(part.energy.get("", {})),
             "step_zeros": 0,
             "step_offset": 0,
@@ -107,14 +109,28 @@ def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) ->
         }
 
 
-def _add_costs(run: Run, rows: list[Row]) -> None:
-    """Add the costs to the rows. One that became known a moment after its stage, in a part without it, goes to its last row."""
-    places, last = {(row["stage"], row["epoch"]): row for row in rows}, {row["stage"]: row for row in rows}
-    for part in run.parts():
+def _add_ledger(run: Run, rows: list[Row]) -> None:
+    """Add to each row its time by cause, so that all of it has one."""
+    accounts = Accounts(run, run.whole())
+    places = {(row["epoch"], row["stage"]): row for row in rows}
+    for row in rows:
+        row["ledger_s"] = {}
+    for part, costs in _costs_by_part(run):
+        for one in accounts.of_part(part, costs):
+            ledger, cause = places[part.index, one.stage]["ledger_s"], CAUSES[one.cause]
+            ledger[cause] = ledger.get(cause, 0.0) + one.ns / NS
+
+
+def _costs_by_part(run: Run) -> Iterator[tuple[EpochRecord, Costs]]:
+    """Yield each part with its costs. One that came late, in a part without its stage, is the last one's."""
+    parts = list(run.parts())
+    last = {name: index for index, part in enumerate(parts) for name in part.stages}
+    found: list[Costs] = [{} for _ in parts]
+    for index, part in enumerate(parts):
         for place, cost in part.costs.items():
-            row = places.get((place.stage, part.index)) or last.get(place.stage)
-            if row is not None and place.cause != ON_CPU:
-                row["causes_s"][place.cause] = row["causes_s"].get(place.cause, 0.0) + cost.ns / NS
+            home = index if place.stage in part.stages else last.get(place.stage, index)
+            merge_costs(found[home], {place: cost})
+    yield from zip(parts, found, strict=True)
 
 
 def _energy(gpus: Mapping[str, Energy]) -> Row:
@@ -123,7 +139,7 @@ def _energy(gpus: Mapping[str, Energy]) -> Row:
 
 
 def _steps(stage: StageRecord) -> Row:
-    zeros, offset, counts = _buckets([stage.step])
+    zeros, offset, counts = buckets_of([stage.step.steady])
     return {"step_zeros": zeros, "step_offset": offset, "step_counts": counts}
 
 
@@ -132,7 +148,7 @@ def _phases(timings: Mapping[Path, Timing], keeps_names: bool) -> Row:
     for path, timing in timings.items():
         if len(path) == 1:
             named.setdefault(path[0] if keeps_names or path[0] in WORDS else OWN, []).append(timing)
-    found = {name: _buckets(those) for name, those in named.items()}
+    found = {name: buckets_of(timing.steady for timing in those) for name, those in named.items()}
     return {
         "phases_s": {name: sum(timing.total_ns for timing in those) / NS for name, those in named.items()},
         "phase_names": list(found),
@@ -142,14 +158,17 @@ def _phases(timings: Mapping[Path, Timing], keeps_names: bool) -> Row:
     }
 
 
-def _buckets(timings: Iterable[Timing]) -> tuple[int, int, list[int]]:
-    """Return the values of no time, the first bucket, and the buckets of all durations but the first step's."""
-    first, *others = timings
-    whole: Histogram = copy(first.steady)
+def buckets_of(histograms: Iterable[Histogram]) -> tuple[int, int, list[int]]:
+    """Return the values of no time, the first bucket, and the buckets at the fleet's scale, of histograms together."""
+    first, *others = histograms
+    whole: Histogram = copy(first)
     for other in others:
-        whole.merge(other.steady)
+        whole.merge(other)
     whole.coarsen(SCALE)
     offset, counts = whole.dense()
+    while whole.scale < SCALE:  # of durations from microseconds to hours: half of a bucket goes to each of its two
+        whole.scale += 1
+        offset, counts = offset * 2, [half for count in counts for half in (count - count // 2, count // 2)]
     return whole.zero_count, offset, counts
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass
 
 from profiler.records.causes import (
@@ -83,17 +84,27 @@ class Accounts:
         self._samples: Counter[tuple[str, str]] = Counter()  # by stage and phase
         for line, samples in self.lines.items():
             self._samples[line.stage, line.phase] += samples
+        self._found_shares: dict[tuple[str, str, tuple[str, ...]], float] = {}
         self.all: list[Account] = []
-        for stage in whole.stages.values():
-            self._add_stage(stage)
-        for phase, timing in _top_level(whole.phases):
-            self._add_phase("", phase, timing.total_ns, self._cause("", phase))
+        self._add_part(whole)
         self._add("", BETWEEN, _between(run, whole), HOST)
         self.loop_ns = sum(account.ns for account in self.all)
         start_up = _start_up(run)
         rest = run.duration_ns - self.loop_ns - start_up
         self.all += [Account(START_UP, "", "", start_up)] if start_up > 0 else []
         self.all += [Account(OUTSIDE, "", "", rest)] if rest > 0 else []
+
+    def of_part(self, part: EpochRecord, costs: Costs) -> list[Account]:
+        """Return the accounts of an epoch's stages and phases. What a phase stands for is decided by all samples of the run.
+
+        Args:
+            part: the epoch.
+            costs: those that are its own.
+        """
+        own = copy(self)
+        own.all, own.costs = [], _placed(costs, self._whole)
+        own._add_part(part)
+        return own.all
 
     def of(self, *causes: str) -> list[Account]:
         """Return the accounts of these causes, the longest first."""
@@ -180,6 +191,12 @@ class Accounts:
         of_loop = (one for one in self.all if one.cause not in (START_UP, OUTSIDE))
         return sum(one.ns for one in of_loop if _place(one.stage, one.phase) in places)
 
+    def _add_part(self, part: EpochRecord) -> None:
+        for stage in part.stages.values():
+            self._add_stage(stage)
+        for phase, timing in _top_level(part.phases):
+            self._add_phase("", phase, timing.total_ns, self._cause("", phase))
+
     def _add_stage(self, stage: StageRecord) -> None:
         # Calls that overlap have more phase time than time passes: the accounts are of the time that passes.
         share = stage.elapsed_ns / stage.duration_ns if stage.duration_ns else 0.0
@@ -250,13 +267,16 @@ class Accounts:
 
     def _share_in(self, stage: str, phase: str, called: tuple[str, ...], function: str | None = None) -> float:
         """Return the share of a phase's samples that were in calls of these modules, or in a function of that name."""
-        whole, place = self._samples_in(stage, phase), _place(stage, phase)
-        inside = sum(
-            samples
-            for line, samples in self.lines.items()
-            if (line.stage, line.phase) == place and (line.called.startswith(called) or line.function == function)
-        )
-        return inside / whole if whole else 0.0
+        found = self._found_shares.get((stage, phase, called))
+        if found is None:
+            whole, place = self._samples_in(stage, phase), _place(stage, phase)
+            inside = sum(
+                samples
+                for line, samples in self.lines.items()
+                if (line.stage, line.phase) == place and (line.called.startswith(called) or line.function == function)
+            )
+            found = self._found_shares[stage, phase, called] = inside / whole if whole else 0.0
+        return found
 
 
 _GAPS_AND_HOST = ("after loader_start", "after data_wait", "after backward", "after optimizer", "metrics", "logging")

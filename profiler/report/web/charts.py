@@ -13,6 +13,7 @@ from xml.etree.ElementTree import Element
 from profiler.report.web.page import Content, el, folded
 
 WIDTH, HEIGHT = 1000, 100  # of the plane in which shapes are drawn
+ROW = 16  # the height of one change
 COLOURS = (  # of M. Okabe and K. Ito (2008), to be told apart by everybody; and two greys
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"),
     *("#7f7f7f", "#b8b8b8"),
@@ -115,6 +116,22 @@ def columns(heights: Sequence[float], place: int = 0) -> Element:
         if height > 0
     )
     return el("path", d=path, fill=colour(place))
+
+
+def change_line(title: str, change: float, low: float | None, high: float | None, reach: float, tone: str) -> Element:
+    """Return a change as a mark beside no change, which is in the middle, with its interval; ``reach`` is at both ends."""
+
+    def x(share: float) -> str:
+        return f"{WIDTH * (min(max(share / reach, -1.0), 1.0) + 1) / 2:.1f}"
+
+    shapes = [el("path", d=f"M{WIDTH / 2} 0V{ROW}", stroke="currentColor", vector_effect="non-scaling-stroke")]
+    if low is not None and high is not None:
+        line = f"M{x(low)} {ROW / 2}H{x(high)}"
+        shapes.append(el("path", d=line, stroke=tone, stroke_width=6, stroke_opacity="0.5", vector_effect="non-scaling-stroke"))
+    shapes.append(el("path", d=f"M{x(change)} 2V{ROW - 2}", stroke=tone, stroke_width=4, vector_effect="non-scaling-stroke"))
+    plot = drawing(title, *shapes, height=ROW)
+    plot.set("viewBox", f"0 0 {WIDTH} {ROW}")
+    return plot
 
 
 def share_line(parts: Sequence[tuple[str, float]]) -> Element:

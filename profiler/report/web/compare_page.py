@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 from profiler.records.plain_text import printable
 from profiler.report.blocks import EPOCH, WHOLE
 from profiler.report.compare_text import in_words, interval, percent, run_in_words, stage_table, stages_of
-from profiler.report.web.charts import WIDTH, axis, colour, drawing, figure
+from profiler.report.web.charts import axis, change_line, colour, figure
 from profiler.report.web.page import el, facts, fragment, page, section, table
 
 TYPE_CHECKING = False
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from profiler.report.compare import Change, Comparison
 
 
-ROW = 16  # the height of a phase in the chart
 LEAST_REACH, MOST_REACH = 0.05, 1.0  # of a change: how far the chart goes to both sides
 
 
@@ -52,28 +51,14 @@ def _chart(rows: Sequence[Change]) -> Iterator[Element]:
     reach = min(max(*ends, LEAST_REACH), MOST_REACH)
     drawn = []
     for row in known:
-        plot = drawing(_said(row), *_mark(row, reach), height=ROW)
-        plot.set("viewBox", f"0 0 {WIDTH} {ROW}")
+        tone = colour({"slower": 5, "faster": 2}.get(row.verdict, 7))
+        plot = change_line(_said(row), row.change or 0.0, row.low, row.high, reach, tone)
         drawn += [el("p", _said(row) + (", beyond the chart's end" if max(map(abs, _ends(row))) > reach else "")), plot]
     yield figure("How much each phase changed", *drawn, axis(f"-{reach:.0%}", "0", f"+{reach:.0%}"), class_="changes")
 
 
 def _ends(row: Change) -> list[float]:
     return [value for value in (row.change, row.low, row.high) if value is not None]
-
-
-def _mark(row: Change, reach: float) -> Iterator[Element]:
-    tone = colour({"slower": 5, "faster": 2}.get(row.verdict, 7))
-    yield el("path", d=f"M{WIDTH / 2} 0V{ROW}", stroke="currentColor", vector_effect="non-scaling-stroke")
-    if row.low is not None and row.high is not None:
-        line = f"M{_x(row.low, reach)} {ROW / 2}H{_x(row.high, reach)}"
-        yield el("path", d=line, stroke=tone, stroke_width=6, stroke_opacity="0.5", vector_effect="non-scaling-stroke")
-    at = _x(row.change or 0.0, reach)
-    yield el("path", d=f"M{at} 2V{ROW - 2}", stroke=tone, stroke_width=4, vector_effect="non-scaling-stroke")
-
-
-def _x(change: float, reach: float) -> str:
-    return f"{WIDTH * (min(max(change / reach, -1.0), 1.0) + 1) / 2:.1f}"
 
 
 def _said(row: Change) -> str:

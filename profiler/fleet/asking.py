@@ -1,0 +1,91 @@
+"""A fleet that is asked: the questions as methods, of a folder of Parquet files or of a ClickHouse server."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from profiler.fleet.questions import sql_of
+
+
+class Engine(Protocol):
+    """What answers queries."""
+
+    def ask(self, sql: str) -> pa.Table:
+        """Return the answer to a query."""
+
+
+class Asked:
+    """A fleet. Each question returns an Arrow table; ``epochmeter fleet ask`` says what its columns hold.
+
+    All raise `ProfilerError` if the engine refuses.
+
+    Args:
+        engine: answers.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def trend(self, *, by: str = "", since: date | None = None) -> pa.Table:
+        """Return the time of a sample by week, workload, hardware and version, or what ``by`` names instead of it."""
+        return self.ask("trend", by=by, since=since)
+
+    def regression(self, old: str, new: str, *, by: str = "", since: date | None = None) -> pa.Table:
+        """Return the ratios of the new version's times of a sample to the old one's, with 95 % intervals."""
+        return self.ask("regression", by=by, old=old, new=new, since=since)
+
+    def stragglers(self, *, since: date | None = None) -> pa.Table:
+        """Return the ranks that hold their job back."""
+        return self.ask("stragglers", since=since)
+
+    def slow_nodes(self, *, by: str = "", since: date | None = None) -> pa.Table:
+        """Return the machines that are slower than the others, or what ``by`` names instead."""
+        return self.ask("slow-nodes", by=by, since=since)
+
+    def waste(self, *, by: str = "", since: date | None = None) -> pa.Table:
+        """Return hours, GPU-hours and kWh by cause, for each workload, or what ``by`` names instead."""
+        return self.ask("waste", by=by, since=since)
+
+    def energy(self, *, since: date | None = None) -> pa.Table:
+        """Return the GPUs' joules for a sample, by GPU class, workload and stage."""
+        return self.ask("energy", since=since)
+
+    def waiting(self, *, since: date | None = None) -> pa.Table:
+        """Return how many runs wait how much for data."""
+        return self.ask("waiting", since=since)
+
+    def steps(self, *, since: date | None = None) -> pa.Table:
+        """Return quantiles of the durations of steps, in seconds."""
+        return self.ask("steps", since=since)
+
+    def ask(self, name: str, *, by: str = "", old: str = "", new: str = "", since: date | None = None) -> pa.Table:
+        """Return the answer to a question by its name.
+
+        Raises:
+            ArgumentValueError: there is no such question, or it does not ask for one of these.
+        """
+        return self.sql(sql_of(name, by=by, old=old, new=new, since=since))
+
+    def sql(self, text: str) -> pa.Table:
+        """Return the answer to a query of one's own, over ``fleet_epoch`` and ``fleet_rank``."""
+        return self._engine.ask(text)
+
+
+def open_fleet(place: str | Path) -> Asked:
+    """Return the fleet in a folder, or on a server (``clickhouse://...``).
+
+    Raises:
+        ArgumentValueError: the address is none.
+        ProfilerError: there is no fleet.
+    """
+    if isinstance(place, str) and "://" in place:
+        from profiler.fleet.clickhouse import ClickHouseFleet
+
+        return Asked(ClickHouseFleet(place))
+    from profiler.fleet.duck import DuckFleet
+
+    return Asked(DuckFleet(Path(place)))

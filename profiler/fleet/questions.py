@@ -1,0 +1,95 @@
+"""The questions that a fleet is asked: each one SQL text, a file in `sql/`, which runs unchanged in both engines.
+
+A word before a comment such as ``/* OLD */`` is an example, which what was asked for replaces. So each file runs as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import NamedTuple
+
+from profiler.errors import ArgumentValueError, did_you_mean
+from profiler.fleet.columns import COLUMNS, DERIVED, text_of
+
+PLACE = re.compile(r"(?:'[^']*'|\w+) /\* (BY|OLD|NEW|SINCE) \*/")
+PLAIN = re.compile(r"[^\\\x00-\x1f\x7f]{1,200}")
+GROUPS = frozenset(one.name for one in COLUMNS if one.kind in ("text", "word")) | {one.name for one in DERIVED}
+
+
+class Question(NamedTuple):
+    """A question: its name, and what is told where nothing answers it."""
+
+    name: str
+    none: str
+
+    @property
+    def sql(self) -> str:
+        """Its text, with examples in the places of what is asked for."""
+        return text_of(self.name)
+
+    @property
+    def help(self) -> str:
+        """What it asks, as its file says at the begin."""
+        return self.sql.splitlines()[0].removeprefix("-- ")
+
+
+QUESTIONS = {
+    question.name: question
+    for question in (
+        Question("trend", "no training with steps is in it"),
+        Question("regression", "no workload ran with both versions on the same hardware"),
+        Question("stragglers", "no rank holds its job back"),
+        Question("slow-nodes", "no machine is slower than the others"),
+        Question("waste", "no time is in it"),
+        Question("energy", "no energy of a GPU is in it"),
+        Question("waiting", "no training is in it"),
+        Question("steps", "no steps are in it"),
+    )
+}
+
+
+def question(name: str) -> Question:
+    """Return the question of that name.
+
+    Raises:
+        ArgumentValueError: there is none.
+    """
+    if name not in QUESTIONS:
+        raise ArgumentValueError(f"a fleet is asked for {', '.join(QUESTIONS)}, not {name!r}.{did_you_mean(name, QUESTIONS)}")
+    return QUESTIONS[name]
+
+
+def sql_of(name: str, *, by: str = "", old: str = "", new: str = "", since: date | None = None) -> str:
+    """Return the SQL of a question.
+
+    Args:
+        name: the question.
+        by: a column of words, or one of the user's own labels, to group by instead of the question's own column.
+        old: the version to compare with, where versions are compared.
+        new: the version that is compared.
+        since: leave out rows that began before this day.
+
+    Raises:
+        ArgumentValueError: there is no such question, or it does not ask for one of these.
+    """
+    text = question(name).sql
+    given = {"BY": by and _group(by), "OLD": old and _quoted(old), "NEW": new and _quoted(new)}
+    given["SINCE"] = _quoted(since.isoformat()) if since is not None else ""
+    asked = set(PLACE.findall(text))
+    for place, value in given.items():
+        if value and place not in asked:
+            raise ArgumentValueError(f"the question {name} does not ask for {place.lower()}")
+        if not value and place in asked and place in ("OLD", "NEW"):
+            raise ArgumentValueError(f"the question {name} compares two versions: name the old one and the new one")
+    return PLACE.sub(lambda found: given[found[1]] or found[0], text)
+
+
+def _group(by: str) -> str:
+    return by if by in GROUPS else f"coalesce(labels[{_quoted(by)}], '')"
+
+
+def _quoted(text: str) -> str:
+    if not PLAIN.fullmatch(text):
+        raise ArgumentValueError(f"{text!r} is no name: it has 1 to 200 letters, without a backslash")
+    return "'" + text.replace("'", "''") + "'"

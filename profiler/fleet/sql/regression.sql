@@ -1,0 +1,59 @@
+-- Whether the new version is slower than the old one, as the ratio of the times of a sample.
+-- Versions are compared within each workload on each hardware class that ran with both: a cell. The unit is the job.
+-- A job is the median of its epochs' time per sample, on a logarithmic scale. Its spread is that within all cells together.
+-- "all" joins the cells, each with a weight by its jobs. From four cells on, its interval is of how they differ.
+-- The interval of "all" holds in 98 of 100 cases; those of the cells hold all at once in 995 of 1,000 (Bonferroni).
+-- Quantiles: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23 (normal) and 26.7.5 (Student's t).
+WITH jobs AS (
+  SELECT workload, hardware, job_or_run, version /* BY */ AS which, medianExact(ln(duration_s / coalesce(samples, CAST(steps AS BIGINT)))) AS x
+  FROM fleet_epoch
+  WHERE stage = 'train' AND coalesce(samples, CAST(steps AS BIGINT)) > 0 AND duration_s > 0
+    AND version /* BY */ IN ('OLD' /* OLD */, 'NEW' /* NEW */) AND start >= CAST('1970-01-01' /* SINCE */ AS DATE)
+  GROUP BY workload, hardware, job_or_run, which
+),
+sides AS (
+  SELECT workload, hardware, which, count(*) AS n, avg(x) AS mean,
+    CASE WHEN count(*) > 1 THEN var_samp(x) * (count(*) - 1) ELSE 0 END AS squares
+  FROM jobs GROUP BY workload, hardware, which
+),
+cells AS (
+  SELECT a.workload AS workload, a.hardware AS hardware, a.n AS jobs_old, b.n AS jobs_new, b.mean - a.mean AS shift,
+    a.squares + b.squares AS squares, 1.0 * a.n * b.n / (a.n + b.n) AS weight
+  FROM sides AS a INNER JOIN sides AS b ON a.workload = b.workload AND a.hardware = b.hardware
+  WHERE a.which = 'OLD' /* OLD */ AND b.which = 'NEW' /* NEW */
+),
+pooled AS (
+  SELECT count(*) AS cells, sum(c.jobs_old) AS jobs_old, sum(c.jobs_new) AS jobs_new, sum(c.weight) AS weights,
+    sum(c.weight * c.shift) / sum(c.weight) AS shift, sum(c.jobs_old + c.jobs_new) - 2 * count(*) AS freedom,
+    sum(c.squares) / nullif(sum(c.jobs_old + c.jobs_new) - 2 * count(*), 0) AS variance
+  FROM cells AS c
+),
+spread AS (
+  SELECT sum(c.weight * (c.shift - p.shift) * (c.shift - p.shift)) AS squares FROM cells AS c CROSS JOIN pooled AS p
+),
+answers AS (
+  SELECT 'all' AS scope, '' AS workload, '' AS hardware, p.jobs_old AS jobs_old, p.jobs_new AS jobs_new, p.shift AS shift,
+    CASE WHEN p.cells > 3 THEN sqrt(s.squares / ((p.cells - 1) * p.weights)) ELSE sqrt(p.variance / p.weights) END AS error,
+    CASE WHEN p.cells > 3 THEN p.cells - 1.0 ELSE 1.0 * p.freedom END AS freedom, 0.01 AS tail
+  FROM pooled AS p CROSS JOIN spread AS s WHERE p.cells > 0
+  UNION ALL
+  SELECT 'cell' AS scope, c.workload AS workload, c.hardware AS hardware, c.jobs_old AS jobs_old, c.jobs_new AS jobs_new,
+    c.shift AS shift, sqrt(p.variance / c.weight) AS error, 1.0 * p.freedom AS freedom, 0.0025 / p.cells AS tail
+  FROM cells AS c CROSS JOIN pooled AS p
+),
+normal AS (
+  SELECT *, sqrt(-2 * ln(tail))
+    - (2.515517 + 0.802853 * sqrt(-2 * ln(tail)) - 0.020656 * ln(tail))
+    / (1 + 1.432788 * sqrt(-2 * ln(tail)) - 0.378538 * ln(tail) + 0.001308 * pow(-2 * ln(tail), 1.5)) AS z
+  FROM answers
+),
+bounds AS (
+  SELECT *, error * (z + (pow(z, 3) + z) / (4 * freedom) + (5 * pow(z, 5) + 16 * pow(z, 3) + 3 * z) / (96 * freedom * freedom)
+    + (3 * pow(z, 7) + 19 * pow(z, 5) + 17 * pow(z, 3) - 15 * z) / (384 * pow(freedom, 3))) AS reach
+  FROM normal WHERE freedom > 0
+)
+SELECT scope, workload, hardware, jobs_old, jobs_new, exp(shift) AS ratio,
+  CASE WHEN freedom >= 3 THEN exp(shift - reach) END AS low, CASE WHEN freedom >= 3 THEN exp(shift + reach) END AS high,
+  CASE WHEN freedom < 3 THEN 'too few jobs' WHEN shift - reach > 0 THEN 'slower' WHEN shift + reach < 0 THEN 'faster'
+    ELSE 'no difference found' END AS verdict
+FROM bounds ORDER BY scope, ratio DESC, workload, hardware
