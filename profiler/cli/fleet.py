@@ -76,6 +76,25 @@ def load(
 
 
 @fleet.command()
+def collector(
+    to: Annotated[str, typer.Option("--to", metavar="ADDRESS", help="Its database: clickhouse://user:password@host/otel.")],
+    tables: Annotated[str, typer.Option(help="The begin of the names of its tables for metrics.")] = "otel_metrics",
+    workload: Annotated[str, typer.Option(metavar="LABEL", help="Your label for what was trained.")] = "workload",
+) -> None:
+    """Show the tables of an OpenTelemetry Collector's ClickHouse exporter as a fleet, which can then be asked.
+
+    Example: epochmeter fleet collector --to clickhouse://host/otel
+    """
+    try:
+        from profiler.fleet.clickhouse import ClickHouseFleet
+        from profiler.fleet.collector import make_views
+    except ImportError:
+        raise ProfilerError(NEEDS) from None
+    make_views(ClickHouseFleet(to), tables, workload)
+    say("fleet_epoch and fleet_rank show the collector's tables; 'epochmeter fleet ask QUESTION --from ADDRESS' asks them")
+
+
+@fleet.command()
 def schema(
     engine: Annotated[Engine | None, typer.Option("--for", help="The statements for an engine instead of the columns.")] = None,
     into: Into = None,

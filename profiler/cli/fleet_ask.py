@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from profiler.fleet.asking import Asked
+
 WIDTH = 120  # where nobody says how wide
 MOST_SHOWN = 40  # rows, in a terminal's table
 From = Annotated[
@@ -61,7 +63,9 @@ def ask(
         say(text)
         return
     asks, none = (question(name).help, question(name).none) if name else ("A query of one's own.", "the answer has no rows")
-    _show(name or "query", asks, none, _answer(place, text), as_json=as_json, as_csv=as_csv, html=html)
+    found = _fleet(place)
+    answer = found.ask(name, by=by, old=old, new=new, since=begin) if name else found.sql(text)
+    _show(name or "query", asks, none, answer, as_json=as_json, as_csv=as_csv, html=html)
 
 
 def _read(path: Path) -> str:
@@ -71,11 +75,11 @@ def _read(path: Path) -> str:
         raise ProfilerError(f"{path} cannot be read: {error}") from None
 
 
-def _answer(place: str, sql: str) -> pa.Table:
+def _fleet(place: str) -> Asked:
     from profiler.config.paths import runs_path
     from profiler.fleet import open as open_fleet
 
-    return open_fleet(place or runs_path().with_name("fleet")).sql(sql)
+    return open_fleet(place or runs_path().with_name("fleet"))
 
 
 def _show(name: str, asks: str, none: str, answer: pa.Table, *, as_json: bool, as_csv: bool, html: Path | None) -> None:

@@ -58,9 +58,9 @@ def answer_page(name: str, asks: str, answer: pa.Table, none: str) -> str:
 
     Args:
         name: the question.
-        asks: what it asks.
+        asks: the question in words.
         answer: its rows.
-        none: what is told without any.
+        none: the text without any row.
     """
     rows = answer.to_pylist()
     told = list(_chart(name, rows[:MOST_DRAWN])) if rows else [el("p", none)]

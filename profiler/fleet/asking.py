@@ -8,18 +8,20 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from profiler.fleet.questions import sql_of
+from profiler.errors import ProfilerError
+from profiler.fleet.columns import TABLE
+from profiler.fleet.questions import question, sql_of
 
 
 class Engine(Protocol):
-    """What answers queries."""
+    """The engine that answers queries."""
 
     def ask(self, sql: str) -> pa.Table:
         """Return the answer to a query."""
 
 
 class Asked:
-    """A fleet. Each question returns an Arrow table; ``epochmeter fleet ask`` says what its columns hold.
+    """A fleet. Each question returns an Arrow table; ``epochmeter fleet ask`` explains its columns.
 
     All raise `ProfilerError` if the engine refuses.
 
@@ -31,7 +33,7 @@ class Asked:
         self._engine = engine
 
     def trend(self, *, by: str = "", since: date | None = None) -> pa.Table:
-        """Return the time of a sample by week, workload, hardware and version, or what ``by`` names instead of it."""
+        """Return the time of a sample by week, workload, hardware and version, or the group that ``by`` names."""
         return self.ask("trend", by=by, since=since)
 
     def regression(self, old: str, new: str, *, by: str = "", since: date | None = None) -> pa.Table:
@@ -43,11 +45,11 @@ class Asked:
         return self.ask("stragglers", since=since)
 
     def slow_nodes(self, *, by: str = "", since: date | None = None) -> pa.Table:
-        """Return the machines that are slower than the others, or what ``by`` names instead."""
+        """Return the machines that are slower than the others, or the groups that ``by`` names."""
         return self.ask("slow-nodes", by=by, since=since)
 
     def waste(self, *, by: str = "", since: date | None = None) -> pa.Table:
-        """Return hours, GPU-hours and kWh by cause, for each workload, or what ``by`` names instead."""
+        """Return hours, GPU-hours and kWh by cause, for each workload, or each group that ``by`` names."""
         return self.ask("waste", by=by, since=since)
 
     def energy(self, *, since: date | None = None) -> pa.Table:
@@ -67,8 +69,13 @@ class Asked:
 
         Raises:
             ArgumentValueError: there is no such question, or it does not ask for one of these.
+            ProfilerError: no row tells enough; the text says which metrics to send.
         """
-        return self.sql(sql_of(name, by=by, old=old, new=new, since=since))
+        answer = self.sql(sql_of(name, by=by, old=old, new=new, since=since))
+        asked = question(name)
+        if not answer.num_rows and not self.sql(f"SELECT 1 AS found FROM {TABLE} WHERE {asked.needs} LIMIT 1").num_rows:  # noqa: S608
+            raise ProfilerError(f"{name} cannot be answered: {asked.lacks}")
+        return answer
 
     def sql(self, text: str) -> pa.Table:
         """Return the answer to a query of one's own, over ``fleet_epoch`` and ``fleet_rank``."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 from clickhouse_connect.driver.exceptions import Error
 
 from profiler.errors import ArgumentValueError, ProfilerError
-from profiler.fleet.columns import COLUMNS, STORED, TABLE, clickhouse_schema
+from profiler.fleet.columns import COLLECTED, COLUMNS, STORED, TABLE, clickhouse_schema
 from profiler.fleet.loading import Known, first_line
 
 TYPE_CHECKING = False
@@ -64,10 +64,31 @@ class ClickHouseFleet:
         """Make the table and its views, where they are not there yet.
 
         Raises:
+            ProfilerError: the server refuses, or the database has a view over a collector's tables.
+        """
+        if COLLECTED in self.tables():
+            raise ProfilerError("this database shows a collector's tables as a fleet: load into another one")
+        self.command(*clickhouse_schema())
+
+    def tables(self) -> dict[str, dict[str, str]]:
+        """Return the columns of each table of the database, with their types.
+
+        Raises:
+            ProfilerError: the server refuses.
+        """
+        found: dict[str, dict[str, str]] = {}
+        for row in self.ask("SELECT table, name, type FROM system.columns WHERE database = currentDatabase()").to_pylist():
+            found.setdefault(row["table"], {})[row["name"]] = row["type"]
+        return found
+
+    def command(self, *statements: str) -> None:
+        """Run statements that have no answer.
+
+        Raises:
             ProfilerError: the server refuses.
         """
         try:
-            for statement in clickhouse_schema():
+            for statement in statements:
                 self._client.command(statement)
         except (Error, OSError) as error:
             raise self._told(error) from None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 SCALE = 3  # of all histograms: at most 4.4 % off, and any of them can be added up bucket by bucket
 TABLE = "fleet_epoch"  # what questions read: each row once, as of the last load
 STORED = "fleet_epoch_loaded"  # in ClickHouse: what was loaded, also rows that a later load has replaced
+COLLECTED = "fleet_epoch_collected"  # in ClickHouse, instead of it: what a collector's tables give
 RANKS = "fleet_rank"  # the training of each run
 HERE = Path(__file__).with_name("sql")
 FILES = "month=*/*.parquet"  # of a fleet's folder
@@ -89,7 +90,7 @@ COLUMNS = (
 
 
 class Derived(NamedTuple):
-    """A column that the view makes of others: its name, the SQL that makes it in both engines, and what it holds."""
+    """A column that the view makes of others: its name, the SQL that makes it in both engines, and its meaning."""
 
     name: str
     sql: str
@@ -130,8 +131,7 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
     return [
         f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(as_of)\nPARTITION BY toYYYYMM(start)\n"
         f"ORDER BY (stage, run, ifNull(epoch, -1)){keep}",
-        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT *,\n{_derived()}\nFROM {STORED} FINAL",
-        f"CREATE OR REPLACE VIEW {RANKS} AS\n{text_of('rank_view')}",
+        *_clickhouse_views(f"{STORED} FINAL"),
         "CREATE OR REPLACE VIEW fleet_day AS\n"
         "SELECT toDate(start) AS day, gpu, workload, stage, count() AS rows, uniqExact(run) AS runs,\n"
         "  sum(duration_s) AS duration_s, sum(steps) AS steps, sum(samples) AS samples, sum(energy_j) AS energy_j,\n"
@@ -140,6 +140,24 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
         "  sumMap(arrayMap((count, place) -> toInt32(step_offset + place - 1), step_counts, arrayEnumerate(step_counts)),\n"
         "    arrayMap(count -> toUInt64(count), step_counts)) AS step_buckets\n"
         f"FROM {TABLE} GROUP BY day, gpu, workload, stage",
+    ]
+
+
+def collector_schema(tables: str, label: str) -> list[str]:
+    """Return the statements that make the same views over a collector's tables.
+
+    Args:
+        tables: the begin of their names.
+        label: which of the user's own labels tells the workload.
+    """
+    text = text_of("collector_view").replace("{tables}", tables).replace("{label}", _quoted(label))
+    return [f"CREATE OR REPLACE VIEW {COLLECTED} AS\n{text}", *_clickhouse_views(COLLECTED)]
+
+
+def _clickhouse_views(source: str) -> list[str]:
+    return [
+        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT *,\n{_derived()}\nFROM {source}",
+        f"CREATE OR REPLACE VIEW {RANKS} AS\n{text_of('rank_view')}",
     ]
 
 

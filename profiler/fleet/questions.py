@@ -18,33 +18,62 @@ GROUPS = frozenset(one.name for one in COLUMNS if one.kind in ("text", "word")) 
 
 
 class Question(NamedTuple):
-    """A question: its name, and what is told where nothing answers it."""
+    """A question.
+
+    Attributes:
+        name: its name.
+        none: the text where nothing answers it.
+        needs: the condition, as SQL, on a row that helps to answer it.
+        lacks: the text where no row does: it says which metrics to send.
+    """
 
     name: str
     none: str
+    needs: str
+    lacks: str
 
     @property
     def sql(self) -> str:
-        """Its text, with examples in the places of what is asked for."""
+        """Its text, with examples in the places of the arguments."""
         return text_of(self.name)
 
     @property
     def help(self) -> str:
-        """What it asks, as its file says at the begin."""
+        """The question in words: the first line of its file."""
         return self.sql.splitlines()[0].removeprefix("-- ")
 
 
+TRAINING = (
+    "stage = 'train' AND steps > 0",
+    "no row has steps of training: a collector must keep epochmeter.stage.time, .steps and .samples",
+)
+CAUSES = (
+    "length(mapKeys(ledger_s)) > 0",
+    "no row tells what time was spent on: a collector must keep epochmeter.phase.duration",
+)
 QUESTIONS = {
     question.name: question
     for question in (
-        Question("trend", "no training with steps is in it"),
-        Question("regression", "no workload ran with both versions on the same hardware"),
-        Question("stragglers", "no rank holds its job back"),
-        Question("slow-nodes", "no machine is slower than the others"),
-        Question("waste", "no time is in it"),
-        Question("energy", "no energy of a GPU is in it"),
-        Question("waiting", "no training is in it"),
-        Question("steps", "no steps are in it"),
+        Question("trend", "no training is in it", *TRAINING),
+        Question("regression", "no workload ran with both versions on the same hardware", *TRAINING),
+        Question(
+            *("stragglers", "no rank holds its job back", "job <> '' AND rank IS NOT NULL"),
+            "no row tells of ranks: jobs of torch.distributed do; a collector must keep epochmeter.distributed.job and .rank",
+        ),
+        Question(
+            *("slow-nodes", "no machine is slower than the others", "machine <> ''"),
+            "no row tells its machine: give runs a label `node`, or let a collector add k8s.node.name or host.name",
+        ),
+        Question("waste", "no time is in it", *CAUSES),
+        Question(
+            *("energy", "no energy of a GPU is in it", "energy_j IS NOT NULL"),
+            "no row has the energy of a GPU: its driver must tell it, and a collector keep epochmeter.gpu.energy.used",
+        ),
+        Question("waiting", "no training is in it", *CAUSES),
+        Question(
+            *("steps", "no steps are in it", "step_zeros > 0 OR length(step_counts) > 0"),
+            "no row has durations of steps: a collector must keep epochmeter.step.duration, an exponential histogram",
+        ),
     )
 }
 

@@ -95,7 +95,7 @@ class Accounts:
         self.all += [Account(OUTSIDE, "", "", rest)] if rest > 0 else []
 
     def of_part(self, part: EpochRecord, costs: Costs) -> list[Account]:
-        """Return the accounts of an epoch's stages and phases. What a phase stands for is decided by all samples of the run.
+        """Return the accounts of an epoch's stages and phases. All samples of the run decide the cause of a phase.
 
         Args:
             part: the epoch.

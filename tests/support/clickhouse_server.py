@@ -70,6 +70,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         parameters = {name[6:]: value for name, value in asked.items() if name.startswith("param_")}
         try:
             with LOCK:
+                database = asked.get("database") or self.headers.get("X-ClickHouse-Database") or "default"
+                SESSION.query(f"USE {database}")
                 self.reply(200, *run(sql, data, parameters))
         except Exception as error:
             self.reply(500, str(error).encode(), code="1")
@@ -90,13 +92,23 @@ def run(sql: str, data: bytes, parameters: dict[str, str]) -> tuple[bytes, str]:
     if insert:
         with tempfile.NamedTemporaryFile(suffix=".native") as file:
             Path(file.name).write_bytes(data)
-            SESSION.query(f"INSERT INTO {insert[1]} {insert[2] or ''} SELECT * FROM file('{file.name}', '{insert[3]}')")  # noqa: S608
+            table, columns, form = insert[1], insert[2] or "", insert[3]
+            kinds = f", '{structure(table, columns)}'" if form == "RowBinary" else ""  # which has no names and types in it
+            SESSION.query(f"INSERT INTO {table} {columns} SELECT * FROM file('{file.name}', '{form}'{kinds})")  # noqa: S608
         return b"", ""
     named = FORMAT.search(sql)
     form = named[1] if named else "TabSeparated"
     asked = sql[: named.start()] if named else sql
     result = SESSION.query(asked, form, params=parameters) if parameters else SESSION.query(asked, form)
     return bytes(result.bytes() or b""), form
+
+
+def structure(table: str, columns: str) -> str:
+    """Return the names and types of some columns of a table."""
+    told = bytes(SESSION.query(f"DESCRIBE TABLE {table}", "TabSeparatedRaw").bytes()).decode()
+    kinds = dict(line.split("\t")[:2] for line in told.splitlines())
+    names = [name.strip(' `"\n') for name in columns.strip("()").split(",")] if columns else list(kinds)
+    return ", ".join(f"`{name}` {kinds[name]}" for name in names).replace("\\", "\\\\").replace("'", "\\'")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pytest
+
 from profiler.fleet.columns import COLUMNS
 from profiler.records.histogram import NS, Histogram
 
@@ -129,6 +131,11 @@ def machines(seed: int, slow: dict[str, float] | None = None, *, nodes: int = 20
         names = [f"n{number:02d}" for number in rng.sample(range(nodes), 2)]
         slowness = {rank: (slow or {}).get(names[rank // 8], 1.0) for rank in range(16)}
         yield from ranks(f"job{job:02d}", rng.randrange(10**9), slow=slowness, nodes=names)
+
+
+def near(row: dict[str, Any], rel: float = 1e-5) -> dict[str, Any]:
+    """Return a row that equals one whose numbers are near: engines add up in different orders."""
+    return {name: pytest.approx(value, rel=rel, abs=1e-9) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def exact(values: list[float], share: float) -> float:

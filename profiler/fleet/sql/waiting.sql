@@ -6,7 +6,8 @@ FROM (
   SELECT run, job_or_run, sum(duration_s) AS spent_s,
     sum(coalesce(ledger_s['data_wait'], 0) + coalesce(ledger_s['loader_start'], 0)) AS waited_s,
     least(sum(coalesce(ledger_s['data_wait'], 0) + coalesce(ledger_s['loader_start'], 0)) / sum(duration_s), 0.9999) AS share
-  FROM fleet_epoch WHERE stage = 'train' AND duration_s > 0 AND start >= CAST('1970-01-01' /* SINCE */ AS DATE)
+  FROM fleet_epoch
+  WHERE stage = 'train' AND duration_s > 0 AND length(mapKeys(ledger_s)) > 0 AND start >= CAST('1970-01-01' /* SINCE */ AS DATE)
   GROUP BY run, job_or_run
 ) AS runs
 GROUP BY share_from ORDER BY share_from
