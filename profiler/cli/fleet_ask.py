@@ -63,7 +63,7 @@ def ask(
         say(text)
         return
     asks, none = (question(name).help, question(name).none) if name else ("A query of one's own.", "the answer has no rows")
-    found = _fleet(place)
+    found = fleet_at(place)
     answer = found.ask(name, by=by, old=old, new=new, since=begin) if name else found.sql(text)
     _show(name or "query", asks, none, answer, as_json=as_json, as_csv=as_csv, html=html)
 
@@ -75,7 +75,8 @@ def _read(path: Path) -> str:
         raise ProfilerError(f"{path} cannot be read: {error}") from None
 
 
-def _fleet(place: str) -> Asked:
+def fleet_at(place: str) -> Asked:
+    """Return the fleet in a folder or on a server; "" for this machine's."""
     from profiler.config.paths import runs_path
     from profiler.fleet import open as open_fleet
 

@@ -103,7 +103,7 @@ def sql_of(name: str, *, by: str = "", old: str = "", new: str = "", since: date
         ArgumentValueError: there is no such question, or it does not ask for one of these.
     """
     text = question(name).sql
-    given = {"BY": by and _group(by), "OLD": old and _quoted(old), "NEW": new and _quoted(new)}
+    given = {"BY": by and grouped(by), "OLD": old and _quoted(old), "NEW": new and _quoted(new)}
     given["SINCE"] = _quoted(since.isoformat()) if since is not None else ""
     asked = set(PLACE.findall(text))
     for place, value in given.items():
@@ -114,7 +114,12 @@ def sql_of(name: str, *, by: str = "", old: str = "", new: str = "", since: date
     return PLACE.sub(lambda found: given[found[1]] or found[0], text)
 
 
-def _group(by: str) -> str:
+def grouped(by: str) -> str:
+    """Return the SQL of a column of words, or of one of the user's own labels.
+
+    Raises:
+        ArgumentValueError: it cannot be a name.
+    """
     return by if by in GROUPS else f"coalesce(labels[{_quoted(by)}], '')"
 
 

@@ -1,0 +1,44 @@
+"""``epochmeter fleet export``: what may be published of a fleet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profiler.cli.fleet_ask import From, fleet_at
+from profiler.cli.output import say
+from profiler.errors import ArgumentValueError
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder to publish: it keeps what was published before.")],
+    place: From = "",
+    k: Annotated[int, typer.Option("--k", help="The jobs that a cell must have at least; smaller cells stay out.")] = 20,
+    by: Annotated[str, typer.Option(help="The columns, or your labels, that make a cell.")] = "hardware,version",
+    unit: Annotated[str, typer.Option(metavar="LABEL", help="Count the values of this label, such as team, not jobs.")] = "",
+) -> None:
+    """Write cells of a fleet that are large enough to be published: JSON files by week, and a page of trends.
+
+    Example: epochmeter fleet export public --k 20 --from fleet
+    """
+    names = tuple(name.strip() for name in by.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise ArgumentValueError(f"--by takes different columns, such as hardware,version, not {by!r}")
+    found = fleet_at(place)
+    from profiler.fleet.export import SETTLED_DAYS, Rules, put_text, weeks_in
+    from profiler.fleet.export import export as export_to
+    from profiler.fleet.trends_page import trends_page
+
+    told = export_to(found, folder, Rules(k, names, unit))
+    put_text(folder / "index.html", trends_page(list(weeks_in(folder))))
+    say(
+        f"{len(told.weeks):,} weeks written with {told.cells:,} cells; {told.frozen:,} were published before and stay,"
+        f" {told.unsettled:,} are not over for {SETTLED_DAYS} days yet"
+    )
+    small = {week: sizes for week, sizes in told.suppressed.items() if sizes}
+    if small:
+        say("for you alone, cells that stay out, with their jobs:", err=True)
+        for week, sizes in small.items():
+            say(f"  {week}: {', '.join(map(str, sizes))}", err=True)

@@ -1,0 +1,214 @@
+"""What may be published of a fleet: cells that are large enough, rounded, by week, and each week once and for all.
+
+The rules it keeps:
+- A cell is published only if it has at least ``k`` units: jobs, or the values of a label such as a team. Never runs or ranks.
+- There are cells of one division alone: no totals and no margins, from which a small cell could be found by subtraction.
+- A week is published when it has been over for `SETTLED_DAYS`, and never changed then: two exports differ by whole weeks.
+- Numbers of units are rounded down to tens, other numbers to two digits, and no percentile stands on fewer than `BEHIND` jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from profiler.errors import ArgumentValueError, ProfilerError
+from profiler.fleet.columns import text_of
+from profiler.fleet.questions import grouped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.fleet.asking import Asked
+
+FORM = "epochmeter fleet export 1"
+INDEX = "index.json"
+LEAST_K, STEP = 5, 10  # of units in a cell, and what their number is rounded down to
+SETTLED_DAYS = 7
+BEHIND = 4  # jobs on both sides of a percentile
+PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
+MEASURES = ("waiting", "s_per_sample", "j_per_sample")
+DIGITS = 2
+CELL, COLUMNS, UNIT = "d0 /* CELL */", "hardware AS d0 /* COLUMNS */", "job_or_run AS unit /* UNIT */"
+
+
+class Rules(NamedTuple):
+    """How a fleet is divided, and how large a cell must be.
+
+    Attributes:
+        k: the units that a cell has at least.
+        by: the columns, or labels, that make a cell.
+        unit: the label that is counted; "" for jobs.
+    """
+
+    k: int
+    by: tuple[str, ...]
+    unit: str
+
+
+@dataclass
+class Exported:
+    """What an export did.
+
+    Attributes:
+        weeks: those that were written.
+        frozen: how many were there.
+        unsettled: how many are too young.
+        cells: how many cells are in the weeks that were written.
+        suppressed: how many were too small, and with how many units each, by week. For the author alone.
+    """
+
+    weeks: list[date] = field(default_factory=list)
+    frozen: int = 0
+    unsettled: int = 0
+    cells: int = 0
+    suppressed: dict[date, list[int]] = field(default_factory=dict)
+
+
+def sql_of(rules: Rules) -> str:
+    """Return the query for the jobs of each cell."""
+    columns = [grouped(name) for name in rules.by]
+    names = [f"d{place}" for place in range(len(columns))]
+    made = ", ".join(f"{column} AS {name}" for column, name in zip(columns, names, strict=True))
+    unit = f"{grouped(rules.unit) if rules.unit else 'job_or_run'} AS unit"
+    return text_of("export").replace(CELL, ", ".join(names)).replace(COLUMNS, made).replace(UNIT, unit)
+
+
+def export(fleet: Asked, folder: Path, rules: Rules, today: date | None = None) -> Exported:
+    """Write the weeks that are settled and not yet published, and the list of all.
+
+    Args:
+        fleet: is read.
+        folder: the published files: ``weeks/<Monday>.json`` and ``index.json``.
+        rules: those of the folder, if it has some.
+        today: the day; None for now.
+
+    Raises:
+        ArgumentValueError: ``k`` protects nobody, or the folder has other rules.
+        ProfilerError: the fleet cannot be read, or the folder not written.
+    """
+    if rules.k < LEAST_K:
+        raise ArgumentValueError(f"a cell must have at least {LEAST_K} jobs: fewer protect nobody")
+    _check_rules(folder, rules)
+    told, day = Exported(), today or datetime.now(timezone.utc).date()
+    weeks: dict[date, list[dict[str, Any]]] = {}
+    for row in fleet.sql(sql_of(rules)).to_pylist():
+        weeks.setdefault(row["week"], []).append(row)
+    for week, rows in sorted(weeks.items()):
+        path = _path_of(folder, week)
+        if path.exists():
+            told.frozen += 1
+        elif week + timedelta(days=7 + SETTLED_DAYS) > day:
+            told.unsettled += 1
+        else:
+            cells, small = cells_of(rows, rules)
+            _put(path, {"form": FORM, "week": week.isoformat(), "k": rules.k, "by": rules.by, "cells": cells})
+            told.weeks.append(week)
+            told.cells += len(cells)
+            told.suppressed[week] = small
+    names = sorted(path.stem for path in _path_of(folder, day).parent.glob("*.json"))
+    _put(folder / INDEX, {"form": FORM, "k": rules.k, "by": rules.by, "unit": rules.unit or "job", "weeks": names})
+    return told
+
+
+def cells_of(rows: Iterable[dict[str, Any]], rules: Rules) -> tuple[list[dict[str, Any]], list[int]]:
+    """Return the cells of a week that are large enough, and how many units each of the others has."""
+    by_cell: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        by_cell.setdefault(tuple(row[f"d{place}"] for place in range(len(rules.by))), []).append(row)
+    cells, small = [], []
+    for names, jobs in sorted(by_cell.items()):
+        units = len({job["unit"] for job in jobs if job["unit"]})
+        if units < rules.k:
+            small.append(units)
+            continue
+        measured = {name: found for name in MEASURES if (found := _percentiles(name, jobs, rules.k))}
+        cells.append({**dict(zip(rules.by, names, strict=True)), "jobs": units // STEP * STEP or rules.k, **measured})
+    return cells, sorted(small)
+
+
+def weeks_in(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the published weeks, the oldest first.
+
+    Raises:
+        ProfilerError: the folder holds no export, or a file of it cannot be read.
+    """
+    index = _read(folder / INDEX)
+    if not isinstance(index, dict) or index.get("form") != FORM:
+        raise ProfilerError(f"{folder} holds no export; 'epochmeter fleet export {folder}' makes one")
+    for name in index["weeks"]:
+        yield _read(_path_of(folder, date.fromisoformat(name)))
+
+
+def _percentiles(measure: str, jobs: Sequence[dict[str, Any]], k: int) -> dict[str, float]:
+    """Return the percentiles of one value of each unit: the median of its jobs. Empty if too few units have one."""
+    by_unit: dict[str, list[float]] = {}
+    for job in jobs:
+        if job[measure] is not None and job["unit"]:
+            by_unit.setdefault(job["unit"], []).append(job[measure])
+    values = sorted(sorted(own)[len(own) // 2] for own in by_unit.values())
+    if len(values) < k:
+        return {}
+    places = {share: max(1, math.ceil(share / 100 * len(values))) for share in PERCENTILES}
+    return {
+        f"p{share}": _rounded(values[place - 1])
+        for share, place in places.items()
+        if min(place - 1, len(values) - place) >= BEHIND
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _path_of(folder: Path, week: date) -> Path:
+    return folder / "weeks" / f"{week.isoformat()}.json"
+
+
+def _check_rules(folder: Path, rules: Rules) -> None:
+    if not (folder / INDEX).exists():
+        if any((folder / "weeks").glob("*.json")):
+            raise ProfilerError(f"{folder} has weeks and no {INDEX}: it is not known by which rules they were made")
+        return
+    index = _read(folder / INDEX)
+    before = Rules(index.get("k"), tuple(index.get("by", ())), "" if index.get("unit") == "job" else index.get("unit"))
+    if index.get("form") != FORM or before != rules:
+        raise ArgumentValueError(
+            f"{folder} is divided by {', '.join(before.by)} with k {before.k}: another division would give small cells away"
+        )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ProfilerError(f"{path} is not there; 'epochmeter fleet export {path.parent}' makes it") from None
+    except (OSError, ValueError) as error:
+        raise ProfilerError(f"{path} cannot be read: {error}") from None
+
+
+def _put(path: Path, content: dict[str, Any]) -> None:
+    put_text(path, json.dumps(content, indent=1, sort_keys=False) + "\n")
+
+
+def put_text(path: Path, text: str) -> None:
+    """Write a file whole, or not at all.
+
+    Raises:
+        ProfilerError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise ProfilerError(f"{path} cannot be written: {error.strerror or error}") from None
