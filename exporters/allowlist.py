@@ -135,20 +135,19 @@ BENCH: Mapping[str, Rule] = {
 
 OF_SOME_CASES = tuple(name for name in BENCH if name not in ("epochmeter.bench.suite", "epochmeter.bench.name"))
 
-USAGE = (
-    *(
-        ListedMetric(
-            *(f"epochmeter.usage.{what}s", "sum", "{call}", f"Which {what}s of a package are used, and how often."),
-            attributes={f"epochmeter.usage.{what}": OfApp(f"{what}s")},
-            destinations=USAGE_DESTINATIONS,
-        )
-        for what in ("feature", "command")
-    ),
-    ListedMetric(
-        *("epochmeter.usage.options", "sum", "{call}", "Which options of its commands are given; never with what value."),
-        attributes={"epochmeter.usage.command": OfApp("commands"), "epochmeter.usage.option": OfApp("options")},
-        destinations=USAGE_DESTINATIONS,
-    ),
+OUTCOMES = ("finished", "crashed", "interrupted")
+OF_FEATURE: Mapping[str, Rule] = {"epochmeter.usage.feature": OfApp("features")}
+OF_COMMAND: Mapping[str, Rule] = {"epochmeter.usage.command": OfApp("commands")}
+OF_OPTION: Mapping[str, Rule] = {**OF_COMMAND, "epochmeter.usage.option": OfApp("options")}
+OF_FACT: Mapping[str, Rule] = {"epochmeter.usage.fact": OfApp("told"), "epochmeter.usage.outcome": Words(OUTCOMES)}
+USAGE = tuple(
+    ListedMetric(f"epochmeter.usage.{name}s", "sum", unit, purpose, attributes=rules, destinations=destinations)
+    for name, unit, purpose, rules, destinations in (
+        ("feature", "{call}", "Which features of a package are used, and how often.", OF_FEATURE, USAGE_DESTINATIONS),
+        ("command", "{call}", "Which commands of a package are used, and how often.", OF_COMMAND, USAGE_DESTINATIONS),
+        ("option", "{call}", "Which options of its commands are given; never with what value.", OF_OPTION, USAGE_DESTINATIONS),
+        ("fact", "{run}", "What a package's runs are like, and how they end.", OF_FACT, ("otlp",)),
+    )
 )
 
 METRICS = (

@@ -9,10 +9,11 @@ followed from another, which is an upper bound, too.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from exporters.allowlist import RESOURCE, ListedFact
+from exporters.allowlist import OUTCOMES, RESOURCE, ListedFact
 from exporters.ga_payload import APP_VERSION, TIMES, vocabulary
 from exporters.rules import OTHER, Declared, OfApp, Random, Version, Whole, Words, filled
 
@@ -91,12 +92,21 @@ def _facts_in_words() -> set[str]:
     return {fact.name.removeprefix("epochmeter.").replace(".", "_") for fact in RESOURCE}
 
 
+def told_bits(declared: Declared | None = None) -> dict[str, float]:
+    """Return the bits of each fact of a package's runs: one of its words, or none, and how the run ended. Each goes apart."""
+    words = Counter(word.partition(".")[0] for word in declared.told) if declared is not None else Counter[str]()
+    return {"": 0.0, **{name: math.log2((number + 1) * len(OUTCOMES)) for name, number in words.items()}}
+
+
 def budget(declared: Declared | None = None) -> dict[str, float]:
     """Return the bits that one payload tells at most, by destination. "author": a package's, without ``joint_facts``."""
     return {
         "ga": max(request_bits(declared).values()),
         "otlp": sum(field.bits for field in facts_of("otlp", declared)),
         "prometheus": sum(field.bits for field in facts_of("prometheus", declared)),
-        "author": max(field.bits for field in facts_of("otlp", declared) if not field.name.startswith(OF_JOB)),
+        "author": max(
+            *(field.bits for field in facts_of("otlp", declared) if not field.name.startswith(OF_JOB)),
+            *told_bits(declared).values(),
+        ),
         "crash": sum(field.bits for field in facts_of("crash", declared)),
     }

@@ -52,7 +52,7 @@ class Random:
 
 @dataclass(frozen=True)
 class OfApp:
-    """An attribute whose values a package declares: "app", "features", "commands" or "options"."""
+    """An attribute whose values a package declares: "app", "features", "commands", "options" or "told"."""
 
     what: str
 
@@ -85,6 +85,7 @@ class Declared:
         features: names of features.
         commands: names of commands, each with the names of its options.
         said: the user's own words for whose run it is, as resource attributes; for the user's own collector alone.
+        told: the facts of its runs, each with one of its words: ``task.detect``.
     """
 
     app: str
@@ -92,6 +93,7 @@ class Declared:
     features: tuple[str, ...] = ()
     commands: tuple[tuple[str, tuple[str, ...]], ...] = ()
     said: tuple[tuple[str, str], ...] = ()
+    told: tuple[str, ...] = ()
 
     @property
     def of_package(self) -> Declared | None:
@@ -102,8 +104,8 @@ class Declared:
         """Return the names of one kind, in their order."""
         if what == "app":
             return (self.app,)
-        if what == "features":
-            return self.features
+        if what in ("features", "told"):
+            return self.features if what == "features" else self.told
         if what == "commands":
             return tuple(name for name, _ in self.commands)
         return tuple(dict.fromkeys(option for _, options in self.commands for option in options))
@@ -117,10 +119,10 @@ def declared_from(data: Any) -> Declared:
     """
     commands = tuple((name, tuple(options)) for name, options in data["commands"])
     said = tuple((str(name), str(value)) for name, value in data.get("said", ()))
-    found = Declared(data["app"], tuple(data["modules"]), tuple(data["features"]), commands, said)
+    found = Declared(data["app"], tuple(data["modules"]), tuple(data["features"]), commands, said, tuple(data.get("told", ())))
     if not all(may_be_said(name, value) for name, value in said) or len(dict(said)) < len(said):
         raise ValueError("a word of the user's in it cannot be one")
-    kinds = ("app", "features", "commands", "options") if found.app or found.modules else ()
+    kinds = ("app", "features", "commands", "options", "told") if found.app or found.modules else ()
     names = [name for what in kinds for name in found.words(what)]
     if not all(NAME.fullmatch(name) for name in names) or not all(MODULE.fullmatch(name) for name in found.modules):
         raise ValueError("a name in it cannot be one")

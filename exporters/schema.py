@@ -50,6 +50,7 @@ DECLARED = {
     "features": "the features that the package has declared",
     "commands": "the commands that the package has declared",
     "options": "the options that the package has declared",
+    "told": "the facts that the package has declared, each with one of its words",
 }
 
 

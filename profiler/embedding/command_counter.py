@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from profiler.embedding.commands import WatchedParser
-    from profiler.embedding.counters import Counters
+    from profiler.embedding.counters import Counters, Taken
 
 
 MAX_NAMES = 1_000
@@ -96,6 +96,20 @@ class CommandCounter:
         from profiler.embedding.commands import MAIN
 
         return command if command == MAIN or command not in self._learned or is_own(command) else OTHER
+
+    def take(self, is_own: Callable[[str], bool]) -> Taken:
+        """Take all counts, with ``other`` for the commands and options that may have been made of the user's own words."""
+        taken = self._counters.take()
+        told: dict[str, int] = {}
+        for name, times in taken.commands.items():
+            listed = self.listed_name(name, is_own)
+            told[listed] = told.get(listed, 0) + times
+        given: dict[str, dict[str, int]] = {}
+        for command, option, times in ((c, o, n) for c, found in taken.options.items() for o, n in found.items()):
+            into = given.setdefault(self.listed_name(command, is_own), {})
+            listed = self.listed_option(command, option, is_own)
+            into[listed] = into.get(listed, 0) + times
+        return taken._replace(commands=told, options=given)
 
     def listed_option(self, command: str, option: str, is_own: Callable[[str], bool]) -> str:
         """Return an option's name in the same way. Of a command that may not be named, no option is."""

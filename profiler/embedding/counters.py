@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from itertools import count
+from typing import NamedTuple
 
 
 class Tally:
@@ -38,6 +39,21 @@ class Tally:
         return total
 
 
+class Taken(NamedTuple):
+    """The counts since the last look: uses of features, calls of commands, options of each, and facts by outcome.
+
+    Attributes:
+        told: for each word of a fact, its runs by their outcome.
+        undeclared: how often a name was not declared.
+    """
+
+    features: dict[str, int]
+    commands: dict[str, int]
+    options: dict[str, dict[str, int]]
+    told: dict[str, dict[str, int]]
+    undeclared: int
+
+
 class Counters:
     """The counters of a process.
 
@@ -50,6 +66,7 @@ class Counters:
         self.features = {name: Tally() for name in features}
         self.commands = {name: Tally() for name in commands}
         self.options = {(name, option): Tally() for name, options in commands.items() for option in options}
+        self.told: dict[tuple[str, str], Tally] = {}
         self.undeclared = Tally()
         self._lock = threading.Lock()
 
@@ -61,8 +78,8 @@ class Counters:
     @property
     def any(self) -> bool:
         """True if anything was counted since the last `take`."""
-        options = self.options.values()
-        return any(tally.waits for tally in (*self.features.values(), *self.commands.values(), *options, self.undeclared))
+        named = (self.features, self.commands, self.options, self.told)
+        return self.undeclared.waits or any(tally.waits for tallies in named for tally in list(tallies.values()))
 
     def count(self, command: str, options: Iterable[str]) -> None:
         """Count a command and the options given with it, all or none.
@@ -75,6 +92,10 @@ class Counters:
             tallies.append(self.options[command, option])
         for tally in tallies:
             tally.add()
+
+    def tell(self, word: str, outcome: str) -> None:
+        """Count a run for which this fact is true, by how it ended."""
+        self.told.setdefault((word, outcome), Tally()).add()
 
     def learn(self, command: str, options: Iterable[str]) -> None:
         """Add a command, or options of one."""
@@ -101,13 +122,17 @@ class Counters:
         self._lock = threading.Lock()
         self.take()
 
-    def take(self) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, int]], int]:
-        """Return the counts since the last call: features, commands, options by command, and uses of undeclared names."""
+    def take(self) -> Taken:
+        """Return the counts since the last call."""
         with self._lock:
             features = {name: added for name, tally in list(self.features.items()) if (added := tally.take())}
             commands = {name: added for name, tally in list(self.commands.items()) if (added := tally.take())}
-            options: dict[str, dict[str, int]] = {}
-            for (command, option), tally in list(self.options.items()):
-                if added := tally.take():
-                    options.setdefault(command, {})[option] = added
-            return features, commands, options, self.undeclared.take()
+            return Taken(features, commands, _taken(self.options), _taken(self.told), self.undeclared.take())
+
+
+def _taken(tallies: Mapping[tuple[str, str], Tally]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (first, second), tally in list(tallies.items()):
+        if added := tally.take():
+            found.setdefault(first, {})[second] = added
+    return found

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from profiler.config.resolve import Resolved
-    from profiler.embedding.counters import Counters
+    from profiler.embedding.counters import Counters, Taken
     from profiler.embedding.delivery import Delivery
     from profiler.embedding.package_info import PackageInfo
     from profiler.storage.usage_ledger import UsageLedger
@@ -46,7 +46,7 @@ class Shipper:
         version: str,
         info: Callable[[], PackageInfo],
         began_ns: int,
-        take: Callable[[], tuple[dict[str, int], dict[str, int], dict[str, dict[str, int]], int]],
+        take: Callable[[], Taken],
     ) -> None:
         self._counters = counters
         self._take = take
@@ -123,12 +123,12 @@ class Shipper:
         info = self._info()
         with self._lock:
             began, self._since_ns = self._since_ns, time.time_ns()
-            features, commands, options, undeclared = self._take()
+            taken = self._take()
             notes = dict(self.notes)
             self.notes.clear()
-        counts = Counts(features, commands, options)
-        if undeclared:
-            notes["names that are not declared"] = undeclared
+        counts = Counts(taken.features, taken.commands, taken.options, taken.told)
+        if taken.undeclared:
+            notes["names that are not declared"] = taken.undeclared
         if resolved.values["usage"].value is not True or (counts.is_empty and not notes):
             return False
         leaves = not counts.is_empty and self._may_leave(info, resolved, began)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from profiler.config.resolve import EmbeddingApp
     from profiler.embedding.own_files import OwnFiles
     from profiler.embedding.package_info import PackageInfo
+    from profiler.embedding.told_run import DeclaredFacts, ToldRun
     from profiler.session.profiler import Profiler
 
 
@@ -65,6 +66,7 @@ class Telemetry:
         settings: settings that the package would like, of `HOST_KEYS`. It can lower consent (``{"usage": False}``) and
             shorten ``exit_timeout``, never the other way.
         modules: the import packages whose code a crash report may name; by default the one named like the app.
+        facts: facts of its runs for `run`, with words, limits of classes, or ``bool``: ``{"task": ("detect",), "amp": bool}``.
         joint_facts: get the facts of a machine together, and not each apart from the others. The notice says which.
 
     Raises:
@@ -82,6 +84,7 @@ class Telemetry:
         crash_dsn: str | None = None,
         settings: Mapping[str, Any] | None = None,
         modules: Iterable[str] = (),
+        facts: Mapping[str, Any] | None = None,
         joint_facts: bool = False,
     ) -> None:
         self._name = checked_name("app", app)
@@ -91,6 +94,7 @@ class Telemetry:
         self._modules = checked_modules(modules) or (re.sub(r"\W", "_", app, flags=re.ASCII),)
         self._counters = Counters(checked_names("a feature", features), declared_commands(commands))
         self._commands = CommandCounter(self._name, self._counters, commands, self._warn)
+        self._told = facts and _declared_facts(facts)
         self._settings = host_settings(exporter, settings)
         self._exporter = None if isinstance(exporter, str) else exporter
         self._dsn = checked_dsn(crash_dsn)
@@ -100,7 +104,7 @@ class Telemetry:
         self._hears = False  # of processes of multiprocessing
         self._began_ns = time.time_ns()
         self._own_files: OwnFiles | None = None
-        self._shipper = Shipper(self._counters, version, self._info, self._began_ns, self._taken)
+        self._shipper = Shipper(self._counters, version, self._info, self._began_ns, lambda: self._commands.take(self._is_own))
         self._look_at = now() + LOOK_EVERY_S
         if sys.version_info < (3, 11):  # at the program's end this Python cannot load it any more
             import concurrent.futures.thread  # noqa: F401
@@ -196,6 +200,19 @@ class Telemetry:
         made.session.belongs_to(self._app(), self.facts())
         return made
 
+    def run(self, **facts: Any) -> ToldRun:
+        """Return a run to be told of: ``with telemetry.run(task="detect") as run:``. Its end is told with its facts.
+
+        Args:
+            facts: declared facts of the run; `ToldRun.tell` adds to them. A value that is not declared never leaves.
+        """
+        from profiler.embedding.told_run import ToldRun
+
+        def missed(name: Any) -> None:
+            self._swallow("a fact could not be told", lambda: self._miss("fact", name))
+
+        return ToldRun(self._told or _declared_facts({}), self._counters.tell, missed, facts)
+
     def close(self) -> None:
         """Send the counts so far, if they may be sent, and wait for the delivery for ``exit_timeout`` seconds.
 
@@ -230,7 +247,7 @@ class Telemetry:
         return self._facts
 
     def declared(self) -> dict[str, Any]:
-        """Return the declarations: ``app``, ``modules``, ``features`` and ``commands`` (pairs of name and options)."""
+        """Return the declarations: ``app``, ``modules``, ``features``, ``commands`` (with their options) and ``told``."""
         is_own = self._is_own
         options: dict[str, dict[str, None]] = {
             self._commands.listed_name(name, is_own): {} for name in list(self._counters.commands)
@@ -243,6 +260,7 @@ class Telemetry:
             "modules": list(self._modules),
             "features": list(self._counters.features),
             "commands": [[name, list(given)] for name, given in options.items()],
+            **({"told": self._told.words} if self._told else {}),
         }
 
     def __repr__(self) -> str:
@@ -271,20 +289,6 @@ class Telemetry:
 
         self._own_files = self._own_files or OwnFiles(self._name, self._modules)
         return self._own_files.says(name)
-
-    def _taken(self) -> tuple[dict[str, int], dict[str, int], dict[str, dict[str, int]], int]:
-        """Take the counts, with ``other`` for the commands and options that may have been made of the user's own words."""
-        features, commands, options, undeclared = self._counters.take()
-        told: dict[str, int] = {}
-        for name, times in commands.items():
-            listed = self._commands.listed_name(name, self._is_own)
-            told[listed] = told.get(listed, 0) + times
-        given: dict[str, dict[str, int]] = {}
-        for command, option, times in ((c, o, n) for c, found in options.items() for o, n in found.items()):
-            into = given.setdefault(self._commands.listed_name(command, self._is_own), {})
-            listed = self._commands.listed_option(command, option, self._is_own)
-            into[listed] = into.get(listed, 0) + times
-        return features, told, given, undeclared
 
     def _info(self) -> PackageInfo:
         from profiler.embedding.package_info import PackageInfo
@@ -347,6 +351,12 @@ class Telemetry:
 
     def _in_worker(self) -> None:
         sys.modules["multiprocessing.util"].Finalize(None, self._at_exit, exitpriority=100)
+
+
+def _declared_facts(facts: Any) -> DeclaredFacts:
+    from profiler.embedding.told_run import DeclaredFacts
+
+    return DeclaredFacts(facts)
 
 
 def _frames_of_ours() -> int:

@@ -107,7 +107,7 @@ def export_usage(
             if put or dispatch.gate.reason:  # without consent it stays, and a new choice will keep it here
                 ledger.sent(summary, keep=resolved.settings.local)
         ledger.tidy(resolved.settings.retention_days)
-    kind = "which features, commands and options are used, in counts"
+    kind = "which features, commands and options are used and how its runs end, in counts"
     return Delivery(info, dispatch, consent, f"usage of {info.name}", kind, STOP, announced=resolved.host_chose)
 
 

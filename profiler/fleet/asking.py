@@ -9,7 +9,6 @@ from typing import Protocol
 import pyarrow as pa
 
 from profiler.errors import ProfilerError
-from profiler.fleet.columns import TABLE
 from profiler.fleet.questions import question, sql_of
 
 
@@ -64,6 +63,10 @@ class Asked:
         """Return quantiles of the durations of steps, in seconds."""
         return self.ask("steps", since=since)
 
+    def features(self, *, since: date | None = None) -> pa.Table:
+        """Return the counts of packages' features, commands, options and facts of runs, by week; from a collector alone."""
+        return self.ask("features", since=since)
+
     def ask(self, name: str, *, by: str = "", old: str = "", new: str = "", since: date | None = None) -> pa.Table:
         """Return the answer to a question by its name.
 
@@ -73,7 +76,7 @@ class Asked:
         """
         answer = self.sql(sql_of(name, by=by, old=old, new=new, since=since))
         asked = question(name)
-        if not answer.num_rows and not self.sql(f"SELECT 1 AS found FROM {TABLE} WHERE {asked.needs} LIMIT 1").num_rows:  # noqa: S608
+        if not answer.num_rows and not self.sql(f"SELECT 1 AS found FROM {asked.table} WHERE {asked.needs} LIMIT 1").num_rows:  # noqa: S608
             raise ProfilerError(f"{name} cannot be answered: {asked.lacks}")
         return answer
 

@@ -10,6 +10,11 @@ SCALE = 3  # of all histograms: at most 4.4 % off, and any of them can be added 
 TABLE = "fleet_epoch"  # what questions read: each row once, as of the last load
 STORED = "fleet_epoch_loaded"  # in ClickHouse: what was loaded, also rows that a later load has replaced
 COLLECTED = "fleet_epoch_collected"  # in ClickHouse, instead of it: what a collector's tables give
+USAGE = "fleet_usage"  # what packages count, from a collector alone
+NO_USAGE = (
+    "SELECT run AS summary, package, package_version, start AS told, '' AS kind, '' AS name, '' AS outcome, steps AS times"
+    " FROM fleet_epoch WHERE 1 = 0"
+)
 RANKS = "fleet_rank"  # the training of each run
 HERE = Path(__file__).with_name("sql")
 FILES = "month=*/*.parquet"  # of a fleet's folder
@@ -132,6 +137,7 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(as_of)\nPARTITION BY toYYYYMM(start)\n"
         f"ORDER BY (stage, run, ifNull(epoch, -1)){keep}",
         *_clickhouse_views(f"{STORED} FINAL"),
+        f"CREATE OR REPLACE VIEW {USAGE} AS {NO_USAGE}",
         "CREATE OR REPLACE VIEW fleet_day AS\n"
         "SELECT toDate(start) AS day, gpu, workload, stage, count() AS rows, uniqExact(run) AS runs,\n"
         "  sum(duration_s) AS duration_s, sum(steps) AS steps, sum(samples) AS samples, sum(energy_j) AS energy_j,\n"
@@ -151,7 +157,12 @@ def collector_schema(tables: str, label: str) -> list[str]:
         label: which of the user's own labels tells the workload.
     """
     text = text_of("collector_view").replace("{tables}", tables).replace("{label}", _quoted(label))
-    return [f"CREATE OR REPLACE VIEW {COLLECTED} AS\n{text}", *_clickhouse_views(COLLECTED)]
+    usage = text_of("usage_view").replace("{tables}", tables)
+    return [
+        f"CREATE OR REPLACE VIEW {COLLECTED} AS\n{text}",
+        *_clickhouse_views(COLLECTED),
+        f"CREATE OR REPLACE VIEW {USAGE} AS\n{usage}",
+    ]
 
 
 def _clickhouse_views(source: str) -> list[str]:
@@ -171,6 +182,7 @@ def duckdb_schema(folder: str) -> list[str]:
         f"FROM read_parquet('{where}', hive_partitioning=false, union_by_name=true)\n"
         f"QUALIFY row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY as_of DESC, state = 'running') = 1",
         f"CREATE OR REPLACE VIEW {RANKS} AS\n{text_of('rank_view')}",
+        f"CREATE OR REPLACE VIEW {USAGE} AS {NO_USAGE}",
     ]
 
 

@@ -10,7 +10,7 @@ from datetime import date
 from typing import NamedTuple
 
 from profiler.errors import ArgumentValueError, did_you_mean
-from profiler.fleet.columns import COLUMNS, DERIVED, text_of
+from profiler.fleet.columns import COLUMNS, DERIVED, TABLE, USAGE, text_of
 
 PLACE = re.compile(r"(?:'[^']*'|\w+) /\* (BY|OLD|NEW|SINCE) \*/")
 PLAIN = re.compile(r"[^\\\x00-\x1f\x7f]{1,200}")
@@ -25,12 +25,14 @@ class Question(NamedTuple):
         none: the text where nothing answers it.
         needs: the condition, as SQL, on a row that helps to answer it.
         lacks: the text where no row does: it says which metrics to send.
+        table: the table with these rows.
     """
 
     name: str
     none: str
     needs: str
     lacks: str
+    table: str = TABLE
 
     @property
     def sql(self) -> str:
@@ -73,6 +75,11 @@ QUESTIONS = {
         Question(
             *("steps", "no steps are in it", "step_zeros > 0 OR length(step_counts) > 0"),
             "no row has durations of steps: a collector must keep epochmeter.step.duration, an exponential histogram",
+        ),
+        Question(
+            *("features", "no count of a package is in it", "times > 0"),
+            "counts of a package's features arrive at a collector: 'epochmeter fleet collector' shows its tables as a fleet",
+            USAGE,
         ),
     )
 }

@@ -7,6 +7,7 @@ an hour that it shares with nothing else.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from typing import Any
 
 from exporters.allowlist import facts
@@ -14,6 +15,7 @@ from exporters.measurements import Measured, Snapshot
 
 KEPT = ("service.name", "service.version", "service.instance.id", "epochmeter.app.name", "epochmeter.app.version")
 ALONE = ("service.name", "service.version", "epochmeter.app.name")  # beside a fact, the same for all of a package's users
+FACTS = "epochmeter.usage.facts"
 SUMMARY = Measured("epochmeter.usage.summaries", "sum", 1, {})
 OF_JOB = tuple(f"epochmeter.distributed.{name}" for name in ("rank", "node", "job"))  # an author needs none of these
 WORLD_SIZE = "epochmeter.distributed.world_size"
@@ -29,7 +31,23 @@ def facts_apart(data: Snapshot) -> tuple[Snapshot, list[Snapshot]]:
         for name in facts("otlp")
         if name in data.facts and name not in (*KEPT, *OF_JOB)
     ]
-    return data._replace(facts={name: data.facts[name] for name in KEPT if name in data.facts}), single
+    told = [point for point in data.points if point.name == FACTS]
+    single += [
+        Snapshot({**shared, "service.instance.id": secrets.token_hex(6)}, points, hour, hour) for points in _by_fact(told)
+    ]
+    kept = {name: data.facts[name] for name in KEPT if name in data.facts}
+    others = [point for point in data.points if point.name != FACTS]
+    if not others and single:
+        return single[-1], single[:-1]  # of a program that only tells of its runs
+    return data._replace(facts=kept, points=others), single
+
+
+def _by_fact(points: Iterable[Measured]) -> Iterable[list[Measured]]:
+    """Return the facts of a package's runs, each apart: its words and outcomes go together, and nothing else with them."""
+    found: dict[str, list[Measured]] = {}
+    for point in points:
+        found.setdefault(point.attributes["epochmeter.usage.fact"].partition(".")[0], []).append(point)
+    return found.values()
 
 
 def _alone(name: str, data: Snapshot) -> Any:

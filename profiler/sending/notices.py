@@ -107,9 +107,9 @@ def show_notice(app: str, where: str, *, joint_facts: bool = False) -> None:
     """
     facts = "together, which may tell your machine from others" if joint_facts else "each apart from the others"
     text = (
-        f"{app} wishes to send counts of which of its features, commands and options are used, timings, and classes of "
-        f"hardware and versions, {facts} (no names, words or values of yours), to {where}. It does from the next time on; this "
-        f"time, nothing of that is sent. What, exactly: epochmeter telemetry preview. {STOP}\n"
+        f"{app} wishes to send counts of which of its features, commands and options are used, and how its runs end, timings,"
+        f" and classes of hardware and versions, {facts} (no names, words or values of yours), to {where}. It does from the"
+        f" next time on; this time, nothing of that is sent. What, exactly: epochmeter telemetry preview. {STOP}\n"
     )
     with contextlib.suppress(OSError):
         folder, name = Folder(told_path()), _notice_name(app, where)

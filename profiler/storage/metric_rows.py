@@ -400,6 +400,7 @@ SUMS_ONLY = {  # metrics that only exporters get: name: (unit, help)
     "epochmeter.usage.features": ("{call}", "Uses of a feature of the package."),
     "epochmeter.usage.commands": ("{call}", "Calls of a command of the package."),
     "epochmeter.usage.summaries": ("{summary}", "Summaries that tell one fact, apart from all others."),
+    "epochmeter.usage.facts": ("{run}", "Runs of the package of which this fact is true, by how they ended."),
     "epochmeter.usage.options": ("{call}", "Calls of a command in which this option was given."),
 }
 SPECS = {**{row.name: (row.unit, row.help) for row in ROWS}, **SUMS_ONLY}

@@ -32,16 +32,17 @@ SUMMARY = re.compile(r"\w+")  # a folder in summing/ or done/
 
 @dataclass
 class Counts:
-    """The uses of features, commands, and options of a command."""
+    """The uses of features, commands, and options of a command; and of facts of runs, the runs by their outcome."""
 
     features: dict[str, int] = field(default_factory=dict)
     commands: dict[str, int] = field(default_factory=dict)
     options: dict[str, dict[str, int]] = field(default_factory=dict)
+    told: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         """True if nothing was counted."""
-        return not (self.features or self.commands or self.options)
+        return not (self.features or self.commands or self.options or self.told)
 
     @property
     def total(self) -> int:
@@ -54,6 +55,8 @@ class Counts:
         _add(self.commands, other.commands)
         for command, options in other.options.items():
             _add(self.options.setdefault(command, {}), options)
+        for word, outcomes in other.told.items():
+            _add(self.told.setdefault(word, {}), outcomes)
 
 
 @dataclass
@@ -272,8 +275,7 @@ def _counted_from(content: dict[str, Any]) -> Counted:
     """
     found = Counted(**{**content, "counts": Counts(**content["counts"])})
     counts = found.counts
-    options = list(counts.options.values())
-    for numbers in (counts.features, counts.commands, found.notes, *options):
+    for numbers in (counts.features, counts.commands, found.notes, *counts.options.values(), *counts.told.values()):
         if not all(isinstance(name, str) and type(number) is int for name, number in numbers.items()):
             raise ValueError("it holds no counts")
     if type(found.began) is not int or type(found.ended) is not int or not isinstance(found.version, str):

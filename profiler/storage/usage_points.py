@@ -24,6 +24,11 @@ def usage_points(counts: Counts) -> Iterable[Point]:
         for option, times in options.items():
             at = {"epochmeter.usage.command": command, "epochmeter.usage.option": option}
             yield point_of("epochmeter.usage.options", "sum", times, at)
+    for word, outcomes in counts.told.items():
+        for outcome, times in outcomes.items():
+            yield point_of(
+                "epochmeter.usage.facts", "sum", times, {"epochmeter.usage.fact": word, "epochmeter.usage.outcome": outcome}
+            )
 
 
 def runtime_facts(facts: Mapping[str, Any]) -> dict[str, Any]:

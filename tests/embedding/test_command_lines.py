@@ -25,7 +25,7 @@ HERE = (__name__,)  # this file is the package, and what stands in it is its own
 
 def taken(telemetry: Telemetry) -> tuple[dict[str, int], dict[str, list[str]], int]:
     """Return the counted commands, the options given with each, and the undeclared ones."""
-    _, commands, options, undeclared = telemetry._counters.take()
+    _, commands, options, _, undeclared = telemetry._counters.take()
     return commands, {command: sorted(given) for command, given in options.items()}, undeclared
 
 

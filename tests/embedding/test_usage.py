@@ -53,8 +53,8 @@ def test_what_was_taken_is_not_taken_again() -> None:
     counters = Counters(["a"], {"fit": ["epochs"]})
     counters.features["a"].add()
     assert counters.count_known("fit", ["epochs"])
-    assert counters.take() == ({"a": 1}, {"fit": 1}, {"fit": {"epochs": 1}}, 0)
-    assert counters.take() == ({}, {}, {}, 0)
+    assert counters.take() == ({"a": 1}, {"fit": 1}, {"fit": {"epochs": 1}}, {}, 0)
+    assert counters.take() == ({}, {}, {}, {}, 0)
 
 
 class Nasty:

@@ -45,8 +45,9 @@ def train(epochs: int, augment: bool, output: Path) -> float:
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     if augment:
         telemetry.feature("augmentation")
-    with telemetry.profiler("train", epochs=epochs) as prof, prof.attach(model, optimizer):
-        for _ in prof.epochs():
+    told, prof = telemetry.run(augment=augment), telemetry.profiler("train", epochs=epochs)
+    with told, prof, prof.attach(model, optimizer):
+        for epoch in prof.epochs():
             for images_, labels in prof.train(list(batches(x[HELD_BACK:], y[HELD_BACK:]))):
                 shifted = torch.roll(images_, int(torch.randint(-1, 2, ())), dims=3) if augment else images_
                 loss = nn.functional.cross_entropy(model(shifted), labels)
@@ -55,6 +56,7 @@ def train(epochs: int, augment: bool, output: Path) -> float:
                 optimizer.step()
             with torch.no_grad():
                 accuracy = float((model(x[:HELD_BACK]).argmax(1) == y[:HELD_BACK]).float().mean())
+            told.tell(accuracy=accuracy, epochs=epoch + 1)
             if accuracy >= ENOUGH:
                 telemetry.feature("early_stop")
                 break
