@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".otlp.jsonl"
 BESIDE = ".new"  # of a log that is being written anew
+LOOKS = 3  # at a log that is replaced meanwhile
 LOG = re.compile(r".+\.otlp\.jsonl")  # a log may have been copied here under a name of the user's
 OWN = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]+\.otlp\.jsonl(\.new)?")  # only these are removed
 
@@ -192,8 +193,12 @@ def prune(folder: Path, days: float, now: float | None = None) -> int:
 
 def is_being_written(path: Path) -> bool:
     """Return True if a living process writes this log."""
-    with contextlib.suppress(OSError), Folder(path.parent).opened(path.name) as (descriptor, _, _):
-        return is_held(descriptor)
+    for _ in range(LOOKS):  # a log that is made shorter gets another file, and the one that we have opened is let go then
+        with contextlib.suppress(OSError), Folder(path.parent).opened(path.name) as (descriptor, _, _):
+            if is_held(descriptor):
+                return True
+            if identity_of(os.fstat(descriptor)) == identity_of(os.stat(path, follow_symlinks=False)):
+                return False
     return False
 
 
