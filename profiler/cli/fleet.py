@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from profiler.cli.fleet_ask import ask
-from profiler.cli.fleet_export import export
+from profiler.cli.fleet_export import baseline, export
 from profiler.cli.output import complain, say
 from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.fleet import NEEDS
@@ -36,6 +36,7 @@ Into = Annotated[Path | None, typer.Option("--into", help="The folder of Parquet
 
 fleet.command()(ask)
 fleet.command()(export)
+fleet.command()(baseline)
 
 
 @fleet.command()

@@ -9,7 +9,26 @@ import typer
 
 from profiler.cli.fleet_ask import From, fleet_at
 from profiler.cli.output import say
-from profiler.errors import ArgumentValueError
+from profiler.errors import ArgumentValueError, ProfilerError
+from profiler.fleet import NEEDS
+from profiler.records.plain_text import printable
+
+
+def baseline(
+    folder: Annotated[Path, typer.Argument(help="The folder that 'fleet export' has written.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to be given to others.")],
+    key: Annotated[Path, typer.Option("--key", help="Your private key (Ed25519, PEM); made if it is not there.")],
+) -> None:
+    """Make one signed file of an export, for 'epochmeter report --baseline': how jobs of each class usually are.
+
+    Example: epochmeter fleet baseline public --key baseline.pem -o baseline.json
+    """
+    try:
+        from profiler.fleet.baseline import make_baseline
+    except ImportError:
+        raise ProfilerError(NEEDS) from None
+    classes, public = make_baseline(folder, output, key)
+    say(f"{printable(output)}: {classes:,} {'class' if classes == 1 else 'classes'}, signed by {public}")
 
 
 def export(

@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,12 +14,12 @@ from rich.console import Console
 
 from profiler.cli.options import AsJson, OneRun, Output, check_form, write_to
 from profiler.cli.output import complain, say
+from profiler.errors import ArgumentValueError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from profiler.records.run import Run
+    from profiler.report.baseline import Baseline
 
 
 class Format(str, Enum):
@@ -33,6 +34,10 @@ def report(
     form: Annotated[Format, typer.Option("--format", help="text, json, html or perfetto.")] = Format.text,
     as_json: AsJson = False,
     output: Output = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="FILE", help="Say where the run stands among others.")
+    ] = None,
+    signed_by: Annotated[str, typer.Option("--signed-by", metavar="KEY", help="The public key the baseline must have.")] = "",
 ) -> None:
     """Show one run: its epochs, stages, phases, readings, and its bottleneck.
 
@@ -44,6 +49,7 @@ def report(
 
     check_form(form.value, as_json, output)
     form = Format.json if as_json else form
+    others = _baseline(baseline, signed_by, form)
     gc.disable()  # reading a long run makes millions of objects, and none of them is garbage
     log = find(runs_path(), run)
     recorded = load(log)
@@ -52,9 +58,9 @@ def report(
         if output is None and form is Format.text and sys.stdout.isatty():
             from profiler.report.text import renderable
 
-            Console().print(renderable(recorded, tariff))
+            Console().print(renderable(recorded, tariff, others))
             return
-        content = _trace(log, recorded) if form is Format.perfetto else _content(form, recorded, tariff)
+        content = _trace(log, recorded) if form is Format.perfetto else _content(form, recorded, tariff, others)
     if output is None:
         say(content, nl=False)
     else:
@@ -74,15 +80,25 @@ def _trace(log: Path, recorded: Run) -> str:
     return trace(ranks)
 
 
-def _content(form: Format, recorded: Run, tariff: str | None) -> str:
+def _baseline(path: Path | None, key: str, form: Format) -> Baseline | None:
+    if path is None and not key:
+        return None
+    if path is None or form is Format.perfetto:
+        raise ArgumentValueError("--signed-by is about a --baseline, and a trace takes none")
+    from profiler.report.baseline import read
+
+    return read(path, key)
+
+
+def _content(form: Format, recorded: Run, tariff: str | None, baseline: Baseline | None) -> str:
     if form is Format.html:
         from profiler.report.web.run_page import run_page
 
-        return run_page(recorded, tariff)
+        return run_page(recorded, tariff, baseline)
     if form is Format.json:
         from profiler.report.document import document
 
-        return json.dumps(document(recorded, tariff=tariff), indent=2) + "\n"
+        return json.dumps(document(recorded, tariff=tariff, baseline=baseline), indent=2) + "\n"
     from profiler.report.text import text
 
-    return text(recorded, tariff=tariff) + "\n"
+    return text(recorded, tariff=tariff, baseline=baseline) + "\n"

@@ -30,8 +30,8 @@ FORM = "epochmeter fleet export 1"
 INDEX = "index.json"
 LEAST_K, STEP = 5, 10  # of units in a cell, and what their number is rounded down to
 SETTLED_DAYS = 7
-BEHIND = 4  # jobs on both sides of a percentile
-PERCENTILES = (5, 10, 25, 50, 75, 90, 95)
+BEHIND = 4  # jobs on both sides of a percentile, and between two of them where there are many
+PERCENTILES = (tuple(range(1, 100)), tuple(range(5, 100, 5)), (10, 25, 50, 75, 90))  # the finest that its jobs allow
 MEASURES = ("waiting", "s_per_sample", "j_per_sample")
 DIGITS = 2
 CELL, COLUMNS, UNIT = "d0 /* CELL */", "hardware AS d0 /* COLUMNS */", "job_or_run AS unit /* UNIT */"
@@ -154,15 +154,17 @@ def _percentiles(measure: str, jobs: Sequence[dict[str, Any]], k: int) -> dict[s
     values = sorted(sorted(own)[len(own) // 2] for own in by_unit.values())
     if len(values) < k:
         return {}
-    places = {share: max(1, math.ceil(share / 100 * len(values))) for share in PERCENTILES}
+    shares = next((those for those in PERCENTILES if (those[1] - those[0]) * len(values) >= 100 * BEHIND), PERCENTILES[-1])
+    places = {share: max(1, math.ceil(share / 100 * len(values))) for share in shares}
     return {
-        f"p{share}": _rounded(values[place - 1])
+        f"p{share}": rounded(values[place - 1])
         for share, place in places.items()
         if min(place - 1, len(values) - place) >= BEHIND
     }
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """Return a number with `DIGITS` significant digits."""
     return float(f"{value:.{DIGITS}g}")
 
 

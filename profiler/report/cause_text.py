@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
+from profiler.report.baseline import in_words
 from profiler.report.layout import duration
 from profiler.report.ledger import J_PER_KWH
 
@@ -34,6 +35,9 @@ def cause_rows(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     """Yield the verdict, where it comes from, the next step, the other findings and the ledger, a label and a text each."""
     yield from _verdict(data["verdict"])
     yield from _ledger(data.get("ledger", {}))
+    if "beside" in data:
+        told = [in_words(entry) for entry in data["beside"]] or ["the baseline has no class that this run is of"]
+        yield from (("beside", Text(text)) for text in told)
 
 
 def _verdict(verdict: dict[str, Any]) -> Iterator[tuple[str, Text]]:

@@ -15,18 +15,29 @@ from profiler.records.reading_record import ReadingRecord
 from profiler.records.run import EpochRecord, Run
 from profiler.records.timing import Path, StageRecord, Timing
 from profiler.report.accounts import Accounts
+from profiler.report.baseline import beside
 from profiler.report.cause_document import causes
 from profiler.report.ledger import ledger_of
 from profiler.report.stragglers import rank_table
 from profiler.report.verdict import Verdict, judge
 from profiler.report.when import growing, recurring, rfc3339, slow_part, slowest, timeline
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.report.baseline import Baseline
+
+
 SCHEMA = 1
 METERED_SHARE = 0.9  # of the time: less is said
 
 
 def document(
-    run: Run, whole: EpochRecord | None = None, *, with_epochs: bool = True, tariff: str | None = None
+    run: Run,
+    whole: EpochRecord | None = None,
+    *,
+    with_epochs: bool = True,
+    tariff: str | None = None,
+    baseline: Baseline | None = None,
 ) -> dict[str, Any]:
     """Return the whole run as plain dictionaries, lists, numbers and strings.
 
@@ -35,6 +46,7 @@ def document(
         whole: the result of ``run.whole()``, if the caller has it.
         with_epochs: list each epoch, too.
         tariff: the setting of that name, for the price of the energy.
+        baseline: how the jobs of others usually are.
     """
     whole = run.whole() if whole is None else whole
     energy = run.energy()
@@ -52,6 +64,8 @@ def document(
     ledger = ledger_of(run, whole, accounts, tariff)
     if ledger:
         result["ledger"] = ledger
+    if baseline is not None:
+        result["beside"] = beside(run, whole, accounts, baseline)
     if whole.phases:
         result["phases"] = _phases(whole.phases)
     if energy:

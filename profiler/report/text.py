@@ -29,12 +29,17 @@ from profiler.report.tables import (
 )
 from profiler.report.when_text import when_rows, when_table
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from profiler.report.baseline import Baseline
+
+
 WIDTH = 100  # where nobody says how wide
 
 
-def text(run: Run, width: int | None = None, tariff: str | None = None) -> str:
+def text(run: Run, width: int | None = None, tariff: str | None = None, baseline: Baseline | None = None) -> str:
     """Return the report without colours, at most ``width`` columns wide: by default ``COLUMNS`` of the environment, or 100."""
-    return plain(renderable(run, tariff), width)
+    return plain(renderable(run, tariff, baseline), width)
 
 
 def plain(shown: RenderableType, width: int | None = None) -> str:
@@ -47,9 +52,9 @@ def plain(shown: RenderableType, width: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in into.getvalue().splitlines())
 
 
-def renderable(run: Run, tariff: str | None = None) -> RenderableType:
-    """Return the report for a rich console; ``tariff`` is the setting of that name."""
-    data = printable_in(document(run, tariff=tariff))
+def renderable(run: Run, tariff: str | None = None, baseline: Baseline | None = None) -> RenderableType:
+    """Return the report for a rich console; the arguments are those of `document`."""
+    data = printable_in(document(run, tariff=tariff, baseline=baseline))
     blocks: list[RenderableType] = [Group(_title(data), labelled(cause_rows(data)))]
     if any(epoch["stages"] for epoch in data["epochs"]):
         blocks.append(epochs_table(data["epochs"]))

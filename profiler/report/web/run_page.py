@@ -29,6 +29,7 @@ from profiler.report.when_text import trend_rows
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.run import EpochRecord, Run
+    from profiler.report.baseline import Baseline
 
 
 MOST_EPOCHS = 1_000  # rows of the table of epochs; of more, the special ones
@@ -36,10 +37,10 @@ FEWEST_EPOCHS = 3  # of a chart
 IN_VERDICT = ("ledger", "energy", "also")  # rows that have a place of their own
 
 
-def run_page(run: Run, tariff: str | None = None) -> str:
-    """Return a run as one HTML file; ``tariff`` is the setting of that name."""
+def run_page(run: Run, tariff: str | None = None, baseline: Baseline | None = None) -> str:
+    """Return a run as one HTML file; the arguments are those of `document`."""
     whole = run.whole()
-    data = printable_in(document(run, whole, tariff=tariff))
+    data = printable_in(document(run, whole, tariff=tariff, baseline=baseline))
     name = data["run"]["name"]
     return page(f"{name}: {data['verdict']['kind']}", *_header(data), *content(run, whole, data))
 
