@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,7 +90,7 @@ def _show(name: str, asks: str, none: str, answer: pa.Table, *, as_json: bool, a
     from profiler.report.layout import lines, place_width
 
     if as_json:
-        typer.echo(json.dumps(answer.to_pylist(), indent=2, default=_plain))
+        typer.echo(json.dumps([finite_in(row) for row in answer.to_pylist()], indent=2, default=_plain))
     elif as_csv:
         typer.echo(_csv(answer), nl=False)
     elif html is not None:
@@ -116,6 +117,11 @@ def _in_csv(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return f"'{value}"  # a spreadsheet would take it for a formula
     return _plain(value) if isinstance(value, date) else value
+
+
+def finite_in(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row without infinity and NaN, which JSON does not have."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -200,7 +200,7 @@ class Telemetry:
         made.session.belongs_to(self._app(), self.facts())
         return made
 
-    def run(self, **facts: Any) -> ToldRun:
+    def run(self, /, **facts: Any) -> ToldRun:
         """Return a run to be told of: ``with telemetry.run(task="detect") as run:``. Its end is told with its facts.
 
         Args:

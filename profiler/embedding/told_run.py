@@ -6,6 +6,7 @@ package's run, and no exception of it is held back.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from bisect import bisect_left
@@ -28,6 +29,7 @@ BUILT_IN: dict[str, tuple[Any, ...]] = {
     "duration": (60, 600, 3_600, 21_600, 86_400, 604_800),  # s
     "epochs": (1, 3, 10, 30, 100, 300, 1_000),
 }
+SIGNALLED = 128  # exit codes above it are those of signals
 now = time.monotonic
 
 
@@ -60,7 +62,8 @@ class DeclaredFacts:
         if values is bool:
             found = _flag(value) if isinstance(value, bool) else None
         elif isinstance(value, str):
-            found = value if value in values and not _is_limits(values) else None
+            plain = str.__str__(value)  # of a class of the program's own, which may say that it equals all words
+            found = plain if plain in values and not _is_limits(values) else None
         else:
             found = _class_of(value, values) if _is_limits(values) else None
         return None if found is None else f"{name}.{found}"
@@ -89,7 +92,7 @@ class ToldRun:
         self._is_over = False
         self.tell(**told)
 
-    def tell(self, **facts: Any) -> None:
+    def tell(self, /, **facts: Any) -> None:
         """Tell facts of the run, also ``epochs``, its number of epochs. The last value of each counts."""
         for name, value in facts.items():
             try:
@@ -118,7 +121,8 @@ class ToldRun:
 def _outcome(error: BaseException | None) -> str:
     if error is None or (isinstance(error, SystemExit) and not error.code):
         return "finished"
-    return "crashed" if isinstance(error, Exception) else "interrupted"
+    has_failed = isinstance(error, SystemExit) and not (isinstance(error.code, int) and error.code > SIGNALLED)
+    return "crashed" if has_failed or isinstance(error, Exception) else "interrupted"
 
 
 def _values_of(name: Any, values: Any) -> Any:
@@ -137,11 +141,18 @@ def _values_of(name: Any, values: Any) -> Any:
         raise ArgumentTypeError(f"the fact {name!r} takes 1 to {MOST} words, rising numbers, or bool, not {values!r}")
     if not _is_limits(values) and not all(isinstance(word, str) and WORD.fullmatch(word) for word in values):
         raise ArgumentValueError(f"the words of the fact {name!r} have 1 to 19 letters, digits, '-', '_' and '.': {values!r}")
-    if _is_limits(values) and not all(low < high for low, high in pairwise(values)):
-        raise ArgumentValueError(f"the limits of the fact {name!r} rise, unlike {values!r}")
+    if _is_limits(values) and not (all(map(_is_finite, values)) and all(low < high for low, high in pairwise(values))):
+        raise ArgumentValueError(f"the limits of the fact {name!r} are finite and rise, unlike {values!r}")
     if len(set(_words(values))) < len(_words(values)) or not all(map(WORD.fullmatch, _words(values))):
         raise ArgumentValueError(f"the values of the fact {name!r} are not told apart by six digits: {values!r}")
     return tuple(values)
+
+
+def _is_finite(limit: float) -> bool:
+    try:
+        return math.isfinite(limit)
+    except OverflowError:
+        return False
 
 
 def _is_limits(values: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime
 from typing import Any
@@ -15,6 +16,10 @@ from profiler.report.web.charts import axis, change_line, colour, columns, drawi
 from profiler.report.web.page import el, page, section, table
 
 RATIOS = ("ratio", "slower", "low", "high")
+SHOWN = (  # however narrow the place is: what is asked about, and the answer
+    *("workload", "version", "which", "cause", "node", "job", "rank", "gpu", "name", "outcome", "share_from"),
+    *("verdict", "ratio", "slower", "behind_share", "s_per_sample", "share", "j_per_sample", "runs", "p50_s", "times"),
+)
 MOST_DRAWN = 40  # rows of a chart
 LEAST_REACH, MOST_REACH = 0.05, 1.0  # of a chart of ratios
 HEIGHTS = {  # what the columns of a question's chart show, and what names each
@@ -29,10 +34,11 @@ HEIGHTS = {  # what the columns of a question's chart show, and what names each
 def columns_of(answer: pa.Table) -> list[Column]:
     """Return the columns of an answer, as text. Later ones are left out first where there is no room."""
     listed = [(name, answer[name].to_pylist()) for name in answer.column_names]
-    return [_column(name, values, rank) for rank, (name, values) in enumerate(listed)]
+    return [_column(name, values, 0 if name in SHOWN else rank) for rank, (name, values) in enumerate(listed, start=1)]
 
 
 def _column(name: str, values: Sequence[Any], rank: int) -> Column:
+    values = [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
     known = [value for value in values if value is not None]
     if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in known):
         return words(name, [_text(value) for value in values], rank)

@@ -34,7 +34,7 @@ ARROW = {
 NOISE = re.compile(r"^.*?DB::Exception: | \(for url .*")
 SECURE = "clickhouses"
 FORM = (
-    "--to takes an address such as clickhouse://user:password@host:8123/database, or clickhouses:// for TLS; in a user's"
+    "a server has an address such as clickhouse://user:password@host:8123/database, or clickhouses:// for TLS; in a user's"
     " name or a password, write / as %2F, @ as %40, : as %3A, # as %23, ? as %3F, [ as %5B and % as %25"
 )
 
@@ -136,6 +136,8 @@ class ClickHouseFleet:
             raise self._told(error) from None
 
     def _told(self, error: Exception) -> ProfilerError:
+        if "Max retries exceeded" in str(error) or isinstance(error, OSError):
+            return ProfilerError(f"no ClickHouse server answers at {self._host}")
         what = NOISE.sub("", first_line(error))
         return ProfilerError(f"ClickHouse at {self._host} did not take it: {what[:300]}")
 

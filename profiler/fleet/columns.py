@@ -104,6 +104,13 @@ class Derived(NamedTuple):
 
 DERIVED = (
     Derived("job_or_run", "coalesce(nullif(job, ''), run)", "the job, or the run of one process: what is counted"),
+    Derived(
+        *(
+            "part",
+            "coalesce(epoch, -1 - date_diff('hour', CAST('1970-01-01 00:00:00' AS TIMESTAMP), CAST(start AS TIMESTAMP)))",
+        ),
+        "the epoch; where there is none, the hour, below 0",
+    ),
     Derived("hardware", "CASE WHEN gpu <> '' THEN gpu ELSE cpu END", "the model of the GPU, or the CPU's family without one"),
     Derived(
         *("version", "CASE WHEN package_version <> '' THEN package_version ELSE torch END"),

@@ -3,7 +3,8 @@
 The rules it keeps:
 - A cell is published only if it has at least ``k`` units: jobs, or the values of a label such as a team. Never runs or ranks.
 - There are cells of one division alone: no totals and no margins, from which a small cell could be found by subtraction.
-- A week is published when it has been over for `SETTLED_DAYS`, and never changed then: two exports differ by whole weeks.
+- A week is published when it has been over for `SETTLED_DAYS`, and never changed then: two exports differ by whole weeks. All
+  weeks from the first one with a cell on have a file, so that none tells whether there was a job in it.
 - Numbers of units are rounded down to tens, other numbers to two digits, and no percentile stands on fewer than `BEHIND` jobs.
 """
 
@@ -30,6 +31,7 @@ FORM = "epochmeter fleet export 1"
 INDEX = "index.json"
 LEAST_K, STEP = 5, 10  # of units in a cell, and what their number is rounded down to
 SETTLED_DAYS = 7
+WEEK = timedelta(days=7)
 BEHIND = 4  # jobs on both sides of a percentile, and between two of them where there are many
 PERCENTILES = (tuple(range(1, 100)), tuple(range(5, 100, 5)), (10, 25, 50, 75, 90))  # the finest that its jobs allow
 MEASURES = ("waiting", "s_per_sample", "j_per_sample")
@@ -94,26 +96,40 @@ def export(fleet: Asked, folder: Path, rules: Rules, today: date | None = None) 
     """
     if rules.k < LEAST_K:
         raise ArgumentValueError(f"a cell must have at least {LEAST_K} jobs: fewer protect nobody")
-    _check_rules(folder, rules)
+    before = _check_rules(folder, rules)
     told, day = Exported(), today or datetime.now(timezone.utc).date()
     weeks: dict[date, list[dict[str, Any]]] = {}
     for row in fleet.sql(sql_of(rules)).to_pylist():
         weeks.setdefault(row["week"], []).append(row)
-    for week, rows in sorted(weeks.items()):
-        path = _path_of(folder, week)
-        if path.exists():
-            told.frozen += 1
-        elif week + timedelta(days=7 + SETTLED_DAYS) > day:
-            told.unsettled += 1
-        else:
-            cells, small = cells_of(rows, rules)
-            _put(path, {"form": FORM, "week": week.isoformat(), "k": rules.k, "by": rules.by, "cells": cells})
+    until = day - timedelta(days=day.weekday() + 7 + SETTLED_DAYS // 7 * 7)  # the last week that is settled
+    for week in _weeks(min(weeks, default=until + WEEK), until):
+        if before is not None and week <= before:
+            told.frozen += week in weeks
+            continue
+        cells, small = cells_of(weeks.get(week, ()), rules)
+        if cells or told.weeks or before is not None:
+            _put(_path_of(folder, week), {"form": FORM, "week": week.isoformat(), "k": rules.k, "by": rules.by, "cells": cells})
             told.weeks.append(week)
-            told.cells += len(cells)
-            told.suppressed[week] = small
+        told.cells += len(cells)
+        told.suppressed[week] = small
+    told.unsettled = sum(week > until for week in weeks)
     names = sorted(path.stem for path in _path_of(folder, day).parent.glob("*.json"))
-    _put(folder / INDEX, {"form": FORM, "k": rules.k, "by": rules.by, "unit": rules.unit or "job", "weeks": names})
+    index = {
+        "form": FORM,
+        "k": rules.k,
+        "by": rules.by,
+        "unit": rules.unit or "job",
+        "until": until.isoformat(),
+        "weeks": names,
+    }
+    _put(folder / INDEX, index)
     return told
+
+
+def _weeks(first: date, last: date) -> Iterator[date]:
+    while first <= last:
+        yield first
+        first += WEEK
 
 
 def cells_of(rows: Iterable[dict[str, Any]], rules: Rules) -> tuple[list[dict[str, Any]], list[int]]:
@@ -123,12 +139,12 @@ def cells_of(rows: Iterable[dict[str, Any]], rules: Rules) -> tuple[list[dict[st
         by_cell.setdefault(tuple(row[f"d{place}"] for place in range(len(rules.by))), []).append(row)
     cells, small = [], []
     for names, jobs in sorted(by_cell.items()):
-        units = len({job["unit"] for job in jobs if job["unit"]})
+        units = min(len({job["unit"] for job in jobs if job["unit"]}), len({job["job_or_run"] for job in jobs}))
         if units < rules.k:
             small.append(units)
             continue
         measured = {name: found for name in MEASURES if (found := _percentiles(name, jobs, rules.k))}
-        cells.append({**dict(zip(rules.by, names, strict=True)), "jobs": units // STEP * STEP or rules.k, **measured})
+        cells.append({**dict(zip(rules.by, names, strict=True)), "jobs": max(units // STEP * STEP, rules.k), **measured})
     return cells, sorted(small)
 
 
@@ -138,11 +154,11 @@ def weeks_in(folder: Path) -> Iterator[dict[str, Any]]:
     Raises:
         ProfilerError: the folder holds no export, or a file of it cannot be read.
     """
-    index = _read(folder / INDEX)
-    if not isinstance(index, dict) or index.get("form") != FORM:
-        raise ProfilerError(f"{folder} holds no export; 'epochmeter fleet export {folder}' makes one")
-    for name in index["weeks"]:
-        yield _read(_path_of(folder, date.fromisoformat(name)))
+    for week in _index_of(folder)[2]:
+        found = _read(_path_of(folder, week))
+        if not isinstance(found, dict) or not isinstance(found.get("cells"), list):
+            raise ProfilerError(f"{_path_of(folder, week)} is no week of an export")
+        yield found
 
 
 def _percentiles(measure: str, jobs: Sequence[dict[str, Any]], k: int) -> dict[str, float]:
@@ -172,17 +188,43 @@ def _path_of(folder: Path, week: date) -> Path:
     return folder / "weeks" / f"{week.isoformat()}.json"
 
 
-def _check_rules(folder: Path, rules: Rules) -> None:
+def _check_rules(folder: Path, rules: Rules) -> date | None:
+    """Return the last week that was settled when the folder was written, None for a new folder.
+
+    Raises:
+        ArgumentValueError: its rules are others.
+        ProfilerError: it cannot be read.
+    """
+    taken = {"week", "jobs", *MEASURES} & set(rules.by)
+    if taken:
+        raise ArgumentValueError(f"--by takes no {', '.join(sorted(taken))}: each cell has that of its own")
     if not (folder / INDEX).exists():
         if any((folder / "weeks").glob("*.json")):
             raise ProfilerError(f"{folder} has weeks and no {INDEX}: it is not known by which rules they were made")
-        return
-    index = _read(folder / INDEX)
-    before = Rules(index.get("k"), tuple(index.get("by", ())), "" if index.get("unit") == "job" else index.get("unit"))
-    if index.get("form") != FORM or before != rules:
+        return None
+    before, until, _ = _index_of(folder)
+    if before != rules:
         raise ArgumentValueError(
             f"{folder} is divided by {', '.join(before.by)} with k {before.k}: another division would give small cells away"
         )
+    return until
+
+
+def _index_of(folder: Path) -> tuple[Rules, date, list[date]]:
+    """Return the rules of an export, its last settled week, and its weeks.
+
+    Raises:
+        ProfilerError: the folder holds none.
+    """
+    index = _read(folder / INDEX)
+    try:
+        if index["form"] != FORM:
+            raise ValueError
+        unit = "" if index["unit"] == "job" else str(index["unit"])
+        rules = Rules(int(index["k"]), tuple(str(name) for name in index["by"]), unit)
+        return rules, date.fromisoformat(index["until"]), [date.fromisoformat(name) for name in index["weeks"]]
+    except (ValueError, KeyError, TypeError):
+        raise ProfilerError(f"{folder / INDEX} is no list of an export; 'epochmeter fleet export' writes one") from None
 
 
 def _read(path: Path) -> Any:

@@ -118,6 +118,8 @@ def sql_of(name: str, *, by: str = "", old: str = "", new: str = "", since: date
             raise ArgumentValueError(f"the question {name} does not ask for {place.lower()}")
         if not value and place in asked and place in ("OLD", "NEW"):
             raise ArgumentValueError(f"the question {name} compares two versions: name the old one and the new one")
+    if old and old == new:
+        raise ArgumentValueError(f"the question {name} compares two versions, not {old!r} with itself")
     return PLACE.sub(lambda found: given[found[1]] or found[0], text)
 
 

@@ -211,11 +211,11 @@ class TestParquet:
         ("arguments", "says"),
         [
             (["load", "nowhere"], "nowhere is neither a run log nor a folder of them"),
-            (["load", "--to", "http://x"], "--to takes an address such as clickhouse://"),
-            (["load", "--to", "clickhouse://"], "--to takes an address such as clickhouse://"),
+            (["load", "--to", "http://x"], "a server has an address such as clickhouse://"),
+            (["load", "--to", "clickhouse://"], "a server has an address such as clickhouse://"),
             (["load", "--to", "clickhouse://u:ca/nary@h"], "write / as %2F"),
             (["load", "--to", "clickhouse://u:ca[nary@h"], "[ as %5B"),
-            (["load", "--to", "clickhouse://h/?foo=bar"], "--to takes an address such as clickhouse://"),
+            (["load", "--to", "clickhouse://h/?foo=bar"], "a server has an address such as clickhouse://"),
             (["load", "--to", "clickhouse://x", "--into", "y"], "name one of them"),
         ],
     )
@@ -380,7 +380,7 @@ class TestClickHouse:
     def test_errors_hold_no_password(self) -> None:
         answer = epochmeter("fleet", "load", "--to", "clickhouse://me:canary-word@127.0.0.1:9/default")
         assert answer.code == 2 and len(answer.err.splitlines()) == 1
-        assert "ClickHouse at 127.0.0.1 did not take it" in answer.err and "canary-word" not in answer.err
+        assert "no ClickHouse server answers at 127.0.0.1" in answer.err and "canary-word" not in answer.err
 
 
 def test_a_run_loads_none_of_it() -> None:

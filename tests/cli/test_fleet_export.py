@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from profiler.errors import ArgumentValueError
+from profiler.errors import ArgumentValueError, ProfilerError
 from support.fleets import BEGAN, phases, row
 from support.processes import epochmeter
 
@@ -24,7 +24,7 @@ from profiler.fleet.export import BEHIND, DIGITS, Rules, export, weeks_in
 from profiler.fleet.parquet import ParquetFleet
 
 K20 = Rules(20, ("hardware", "version"), "")
-LATE = date(2027, 1, 1)
+LATE = date(2026, 12, 4)  # the weeks of November 2, 9 and 16 are settled
 
 
 def jobs(seed: int, sizes: dict[tuple[str, str], int], weeks: int = 3, **values: Any) -> Iterator[dict[str, Any]]:
@@ -85,7 +85,7 @@ class TestCells:
     def test_percentiles_stand_on_several_jobs(self, tmp_path: Path) -> None:
         rows = list(jobs(1, {("L4", "2.1"): 40}, weeks=1))
         export(opened(tmp_path / "fleet", rows), tmp_path / "out", K20, LATE)
-        ((cell,),) = (week["cells"] for week in weeks_in(tmp_path / "out"))
+        ((cell,),) = (week["cells"] for week in weeks_in(tmp_path / "out") if week["cells"])
         speeds = sorted({one["duration_s"] / one["samples"] for one in rows})
         assert len(speeds) == 40 and cell["s_per_sample"].keys() == {"p25", "p50", "p75"} | (
             {"p10"} if BEHIND <= 4 - 1 else set()
@@ -96,7 +96,7 @@ class TestCells:
     def test_what_was_not_measured_is_left_out(self, tmp_path: Path) -> None:
         rows = [one | {"energy_j": None, "ledger_s": {}} for one in jobs(1, {("L4", "2.1"): 40}, weeks=1)]
         export(opened(tmp_path / "fleet", rows), tmp_path / "out", K20, LATE)
-        ((cell,),) = (week["cells"] for week in weeks_in(tmp_path / "out"))
+        ((cell,),) = (week["cells"] for week in weeks_in(tmp_path / "out") if week["cells"])
         assert cell.keys() == {"hardware", "version", "jobs", "s_per_sample"}
 
 
@@ -120,7 +120,7 @@ class TestAttacks:
         rng = random.Random(seed)
         sizes = {(gpu, version): rng.choice([1, 3, 7, 12, 19, 20, 21, 33, 58]) for gpu in "ABC" for version in "123"}
         export(opened(tmp_path / "fleet", jobs(seed, sizes, weeks=1)), tmp_path / "out", K20, LATE)
-        (week,) = weeks_in(tmp_path / "out")
+        week = next(weeks_in(tmp_path / "out"))
         shown = {(cell["hardware"], cell["version"]): cell["jobs"] for cell in week["cells"]}
         assert shown.keys() == {key for key, size in sizes.items() if size >= 20}
         for place, name in [(0, gpu) for gpu in "ABC"] + [(1, version) for version in "123"]:
@@ -135,6 +135,33 @@ class TestAttacks:
         in_cells = {number for week in published for cell in week.get("cells", ()) for number in numbers(cell)}
         assert {number for content in published for number in numbers(content)} == in_cells
         assert all("A100" not in path.read_text() for path in (tmp_path / "out").rglob("*.*"))
+
+    def test_no_file_tells_of_a_job(self, tmp_path: Path) -> None:
+        """Weeks with a job, without one, and before the first cell look alike; what comes late to one of them stays out."""
+        rows = [one for one in jobs(1, {("L4", "2.1"): 30}, weeks=6) if one["start"] < BEGAN + timedelta(days=7)]
+        rows += [one for one in jobs(2, {("L4", "2.1"): 3}, weeks=3) if one["start"] > BEGAN + timedelta(days=14)]
+        rows += [row("early", job="early", start=BEGAN - timedelta(days=30), **phases(1.0))]
+        out, day = tmp_path / "out", BEGAN.date() + timedelta(days=40)
+        export(opened(tmp_path / "fleet", rows), out, K20, day)
+        weeks = list(weeks_in(out))
+        assert [bool(week["cells"]) for week in weeks] == [True, False, False, False]
+        rows += [one | {"start": BEGAN - timedelta(days=30)} for one in jobs(3, {("L4", "2.1"): 30}, weeks=1)]
+        told = export(opened(tmp_path / "later", rows), out, K20, day)
+        assert list(weeks_in(out)) == weeks and not told.weeks
+
+    def test_one_job_is_one_whatever_its_labels(self, tmp_path: Path) -> None:
+        rows = [
+            row(f"r{rank}", job="j", rank=rank, start=BEGAN, labels={"team": f"t{rank}"}, **phases(1.0)) for rank in range(25)
+        ]
+        told = export(opened(tmp_path / "fleet", rows), tmp_path / "out", Rules(20, ("hardware",), "team"), LATE)
+        assert told.cells == 0
+
+    @pytest.mark.parametrize("text", ["[]", "{}", '{"form": "epochmeter fleet export 1", "by": 3}', "{"])
+    def test_a_spoilt_list_is_told(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "index.json").write_text(text)
+        with pytest.raises(ProfilerError, match=r"is no list of an export|cannot be read"):
+            export(opened(tmp_path / "fleet", jobs(1, SIZES)), tmp_path / "out", K20, LATE)
 
     def test_another_division_beside_it_is_refused(self, tmp_path: Path) -> None:
         found, out = opened(tmp_path / "fleet", jobs(1, SIZES)), tmp_path / "out"
@@ -166,6 +193,7 @@ class TestCommand:
             (["--by", "hardware,,x"], "--by takes different columns"),
             (["--by", "gpu,gpu"], "--by takes different columns"),
             (["--k", "1"], "at least 5 jobs"),
+            (["--by", "hardware,jobs"], "each cell has that of its own"),
             (["--from", "nowhere"], "nowhere holds no fleet"),
         ],
     )

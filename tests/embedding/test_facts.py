@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,12 @@ from support.processes import at_terminal, epochmeter, free_port, wait_for
 from support.sinks import Sink
 
 FACTS: dict[str, Any] = {"task": ("detect", "segment"), "batch": (8, 16, 32), "amp": bool, "map50": (0.25, 0.5, 0.75)}
+
+
+class Task(str, Enum):
+    segment = "segment"
+
+
 HOST = """
 import sys
 from profiler import Telemetry
@@ -61,6 +68,8 @@ class TestWords:
         [
             ({"task": "detect"}, "task.detect"),
             ({"task": "Detect"}, None),
+            ({"task": Task.segment}, "task.segment"),
+            ({"self": 1}, None),
             ({"task": 8}, None),
             ({"batch": 8}, "batch.8"),
             ({"batch": 8.5}, "batch.16"),
@@ -94,7 +103,9 @@ class TestWords:
             ({"duration": ("a",)}, ArgumentValueError, "told of every run"),
             ({"a": "word"}, ArgumentTypeError, "rising numbers, or bool"),
             ({"a": ()}, ArgumentTypeError, "rising numbers, or bool"),
-            ({"a": (3, 2)}, ArgumentValueError, "limits of the fact 'a' rise"),
+            ({"a": (3, 2)}, ArgumentValueError, "limits of the fact 'a' are finite and rise"),
+            ({"a": (1, float("nan"))}, ArgumentValueError, "are finite and rise"),
+            ({"a": (10**400,)}, ArgumentValueError, "are finite and rise"),
             ({"a": ("x", 2)}, ArgumentValueError, "words of the fact 'a'"),
             ({"a": ("no way",)}, ArgumentValueError, "words of the fact 'a'"),
             ({"a": ("x", "x")}, ArgumentValueError, "not told apart"),
@@ -121,7 +132,9 @@ class TestOutcomes:
         [
             (None, "finished"),
             (SystemExit(0), "finished"),
-            (SystemExit(1), "interrupted"),
+            (SystemExit(1), "crashed"),
+            (SystemExit("text"), "crashed"),
+            (SystemExit(143), "interrupted"),
             (ValueError(), "crashed"),
             (KeyboardInterrupt(), "interrupted"),
             (GeneratorExit(), "interrupted"),
@@ -158,8 +171,14 @@ class TestOutcomes:
             def __float__(self) -> float:
                 raise RuntimeError("mine")
 
+        class Equal(str):
+            def __eq__(self, other: object) -> bool:
+                return True
+
+            __hash__ = str.__hash__
+
         telemetry = Telemetry("digits", "1", facts=FACTS)
-        run = telemetry.run(batch=Odd(), task="detect")
+        run = telemetry.run(batch=Odd(), task=Equal("canary"))
         for _ in range(2):
             with run:
                 run.tell(task="segment")

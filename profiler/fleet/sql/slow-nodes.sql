@@ -2,7 +2,8 @@
 -- Within a job on several machines, the own time of each is compared with that of the others. Jobs on one machine are compared with those of the same
 -- workload, hardware class and number of ranks. A machine is named by the label `node`, or by its number in its job.
 -- Named are those with at least three jobs, at least 3 % slower, whose interval is above the fleet's middle.
--- The intervals hold in 95 of 100 cases, all at once (Bonferroni), and are of how jobs differ on one and the same machine.
+-- The intervals hold in 99 of 100 cases, all at once (Bonferroni), and are of how jobs differ on one and the same machine
+-- (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23 and 26.7.5).
 WITH ranks AS (
   SELECT machine /* BY */ AS node, job_or_run, workload, hardware, coalesce(world_size, 1) AS ranks,
     ln(own_s / coalesce(samples, CAST(steps AS BIGINT))) AS own,
@@ -33,14 +34,20 @@ nodes AS (
 ),
 fleet AS (
   SELECT count(*) AS nodes, -medianExact(-mean) AS usual, sum(squares) / nullif(sum(n) - count(*), 0) AS variance,
-    0.025 / count(*) AS tail
+    sum(n) - count(*) AS freedom, 0.005 / count(*) AS tail
   FROM nodes
 ),
+normal AS (
+  SELECT n.node AS node, n.jobs AS jobs, f.nodes AS nodes, n.mean - f.usual AS shift, sqrt(f.variance / n.n) AS error,
+    1.0 * f.freedom AS freedom, sqrt(-2 * ln(f.tail)) - (2.515517 + 0.802853 * sqrt(-2 * ln(f.tail)) - 0.020656 * ln(f.tail))
+    / (1 + 1.432788 * sqrt(-2 * ln(f.tail)) - 0.378538 * ln(f.tail) + 0.001308 * pow(-2 * ln(f.tail), 1.5)) AS z
+  FROM nodes AS n CROSS JOIN fleet AS f WHERE f.freedom > 2
+),
 bounds AS (
-  SELECT n.node AS node, n.jobs AS jobs, f.nodes AS nodes, n.mean - f.usual AS shift,
-    sqrt(f.variance / n.n) * (sqrt(-2 * ln(f.tail)) - (2.515517 + 0.802853 * sqrt(-2 * ln(f.tail)) - 0.020656 * ln(f.tail))
-    / (1 + 1.432788 * sqrt(-2 * ln(f.tail)) - 0.378538 * ln(f.tail) + 0.001308 * pow(-2 * ln(f.tail), 1.5))) AS reach
-  FROM nodes AS n CROSS JOIN fleet AS f
+  SELECT node, jobs, nodes, shift, error * (z + (pow(z, 3) + z) / (4 * freedom)
+    + (5 * pow(z, 5) + 16 * pow(z, 3) + 3 * z) / (96 * freedom * freedom)
+    + (3 * pow(z, 7) + 19 * pow(z, 5) + 17 * pow(z, 3) - 15 * z) / (384 * pow(freedom, 3))) AS reach
+  FROM normal
 )
 SELECT node, jobs, nodes AS of_nodes, exp(shift) AS slower, exp(shift - reach) AS low, exp(shift + reach) AS high
 FROM bounds WHERE jobs >= 3 AND shift - reach > 0 AND exp(shift) >= 1.03
