@@ -54,7 +54,7 @@ format: $(VENV)/.dev  ## put imports and layout in order
 	$(BIN)/ruff format .
 
 .PHONY: docs
-docs: $(VENV)/.dev  ## make the pages that are generated from the list: all of it, the reference run's payload, the example's section
+docs: $(VENV)/.dev  ## make the generated pages: the list, the reference run's payload, the example's section, the fleet's dashboard
 	$(BIN)/epochmeter telemetry schema --markdown > docs/telemetry.md
 	sed '/^<!-- payload -->/q' docs/privacy.md > docs/privacy.new
 	{ echo '```text'; EPOCHMETER_HOME=docs/reference $(BIN)/epochmeter telemetry preview; echo '```'; } >> docs/privacy.new
@@ -65,6 +65,8 @@ docs: $(VENV)/.dev  ## make the pages that are generated from the list: all of i
 	sed '/^<!-- rules -->/q' docs/causes.md > docs/causes.new
 	$(BIN)/python -c "from profiler.report import rules; print(rules.markdown(), end='')" >> docs/causes.new
 	mv docs/causes.new docs/causes.md
+	$(BIN)/python -c "import json; from profiler.fleet import dashboard as d; print(json.dumps(d.dashboard(), indent=1))" > examples/pipeline/fleet_dashboard.json
+	$(BIN)/python -c "import json; from profiler.fleet import dashboard as d; print(json.dumps(d.alerts(), indent=1))" > examples/pipeline/fleet_alerts.json
 
 .PHONY: bench
 bench: $(VENV)/.dev  ## what the profiler costs, measured here

@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from datetime import date
+from datetime import date, datetime, timedelta, timezone
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from support.processes import epochmeter
 pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
 from profiler import fleet
+from profiler.fleet import dashboard
 from profiler.fleet.asking import Asked
 from profiler.fleet.parquet import ParquetFleet
 from profiler.fleet.questions import QUESTIONS, sql_of
@@ -386,3 +387,25 @@ class TestPlaces:
         code = "import sys; sys.modules['pyarrow'] = None\nfrom profiler import fleet\nfleet.open('.')"
         answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert "pip install 'epochmeter[fleet]'" in answer.stderr
+
+
+class TestDashboard:
+    def test_the_files_are_those_of_the_module(self) -> None:
+        kit = Path(__file__).parents[2] / "examples" / "pipeline"
+        assert json.loads((kit / "fleet_dashboard.json").read_text("utf-8")) == dashboard.dashboard()
+        assert json.loads((kit / "fleet_alerts.json").read_text("utf-8")) == dashboard.alerts()
+
+    @pytest.mark.slow
+    def test_every_query_is_answered(self, clickhouse: str) -> None:
+        from profiler.fleet.clickhouse import ClickHouseFleet
+
+        ClickHouseFleet(clickhouse).command("CREATE DATABASE IF NOT EXISTS panels")
+        server = ClickHouseFleet(clickhouse.replace("/default", "/panels"))
+        server.prepare()
+        rules = [rule["data"][0]["model"]["rawSql"] for rule in dashboard.alerts()["groups"][0]["rules"]]
+        assert [server.ask(sql)["found"].to_pylist() for sql in rules] == [[0], [0]]
+        now = datetime.now(timezone.utc) - timedelta(days=1)
+        server.write(one | {"start": now} for one in everything())
+        assert [server.ask(sql)["found"].to_pylist() for sql in rules] == [[1], [1]]
+        for panel in dashboard.dashboard()["panels"]:
+            assert server.ask(panel["targets"][0]["rawSql"]).num_rows, panel["title"]
