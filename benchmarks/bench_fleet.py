@@ -78,7 +78,9 @@ def main() -> None:
         with subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdin is not None and process.stdout is not None
             address = f"clickhouse://127.0.0.1:{int(process.stdout.readline())}/default"
-            clickhouse = loaded(folder, ClickHouseFleet(address))
+            there = ClickHouseFleet(address)
+            there.prepare()
+            clickhouse = loaded(folder, there)
             import clickhouse_connect
 
             client = clickhouse_connect.get_client(dsn=address)

@@ -9,9 +9,11 @@ from typing import Any
 
 from profiler.config.word_grammar import LABEL_PREFIX
 from profiler.fleet.columns import COLUMNS, SCALE
-from profiler.records.causes import LOADER_START, merge_costs
+from profiler.records.causes import LOADER_START, merge_costs, merge_lines
 from profiler.records.energy import Energy, sum_of
 from profiler.records.histogram import NS, Histogram
+from profiler.records.run import EpochRecord
+from profiler.records.timing import StageRecord, Timing
 from profiler.records.vocabulary import Phase
 from profiler.report.accounts import Accounts
 from profiler.report.ledger import WORDS as CAUSES
@@ -19,8 +21,8 @@ from profiler.report.ledger import WORDS as CAUSES
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.causes import Costs
-    from profiler.records.run import EpochRecord, Run
-    from profiler.records.timing import Path, StageRecord, Timing
+    from profiler.records.run import Run
+    from profiler.records.timing import Path
 
 
 Row = dict[str, Any]
@@ -111,7 +113,7 @@ def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) ->
 
 def _add_ledger(run: Run, rows: list[Row]) -> None:
     """Add to each row its time by cause, so that all of it has one."""
-    accounts = Accounts(run, run.whole())
+    accounts = Accounts(run, _outline(run))
     places = {(row["epoch"], row["stage"]): row for row in rows}
     for row in rows:
         row["ledger_s"] = {}
@@ -119,6 +121,20 @@ def _add_ledger(run: Run, rows: list[Row]) -> None:
         for one in accounts.of_part(part, costs):
             ledger, cause = places[part.index, one.stage]["ledger_s"], CAUSES[one.cause]
             ledger[cause] = ledger.get(cause, 0.0) + one.ns / NS
+
+
+def _outline(run: Run) -> EpochRecord:
+    """Return the sums of a run that its causes depend on, without the durations of phases: those take longest to add up."""
+    whole = EpochRecord(None)
+    for part in run.parts():
+        merge_costs(whole.costs, part.costs)
+        merge_lines(whole.lines, part.lines)
+        for name, stage in part.stages.items():
+            mine = whole.stages.setdefault(name, StageRecord(name))
+            mine.step.merge(stage.step)
+            mine.phases.update(dict.fromkeys(stage.phases, Timing()))
+        whole.phases.update(dict.fromkeys(part.phases, Timing()))
+    return whole
 
 
 def _costs_by_part(run: Run) -> Iterator[tuple[EpochRecord, Costs]]:

@@ -413,3 +413,21 @@ def test_links_to_folders_above_end(tmp_path: Path) -> None:
     path = written(tmp_path / "a", made(1))
     (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
     assert logs_in([tmp_path]) == [path] and run_paths(tmp_path / "a") == [path]
+
+
+def test_rows_have_the_ledger_of_the_report() -> None:
+    """Also where samples decide what a phase stands for, and costs are inside phases."""
+    from profiler.records.causes import COLLECTION, Line
+    from profiler.report.document import document
+    from profiler.report.ledger import WORDS
+
+    run = made(3, epochs=4)
+    for epoch in run.epochs:
+        epoch.lines = {Line("train", "mine", "t.py", 7, "step", "torch.nn.functional.linear"): 9}
+        epoch.costs[CausePlace(COLLECTION, "train", "forward")] = Cost(10**7)
+    told = document(run)["ledger"]
+    rows = rows_of(run, 1, "")
+    for word in set(WORDS.values()) - {"outside", "start_up", "host"}:
+        assert sum(row["ledger_s"].get(word, 0.0) for row in rows) == pytest.approx(told.get(f"{word}_s", 0.0)), word
+    assert all(sum(row["ledger_s"].values()) == pytest.approx(row["duration_s"]) for row in rows)
+    assert told["collections_s"] == pytest.approx(0.04) and told["useful_s"] > 0

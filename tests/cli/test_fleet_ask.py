@@ -132,7 +132,7 @@ class TestRanks:
         ]
         assert made(rows).stragglers().num_rows == 0
 
-    def test_fewer_steps_in_the_same_time_are_no_fault(self, made: Made) -> None:
+    def test_fewer_steps_in_equal_time_are_no_fault(self, made: Made) -> None:
         rows = [one | ({"steps": 90} if one["rank"] == 3 else {}) for one in ranks("a", 1)]
         assert made(rows).stragglers().num_rows == 0
 

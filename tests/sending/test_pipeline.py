@@ -211,5 +211,5 @@ def test_the_dashboard_is_one_that_grafana_can_import() -> None:
 
 def test_the_guide_names_the_files_that_there_are() -> None:
     text = (DOCS / "pipeline.md").read_text("utf-8")
-    named = set(re.findall(r"examples/pipeline/([a-z.]+)", text))
+    named = set(re.findall(r"examples/pipeline/([a-z_.]+)", text))
     assert named == {path.name for path in KIT.iterdir()}
