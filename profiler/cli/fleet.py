@@ -27,16 +27,11 @@ class Engine(str, Enum):
 
 
 fleet = typer.Typer(
-    help="Many runs as one table: read run logs into Parquet files, or into ClickHouse.\n\n"
+    help="Many runs as one table: read run logs into Parquet files or ClickHouse, and ask.\n\n"
     "Example: epochmeter fleet load /shared/runs --into fleet",
     no_args_is_help=True,
 )
 Into = Annotated[Path | None, typer.Option("--into", help="The folder of Parquet files; without it, one beside the run logs.")]
-
-
-fleet.command()(ask)
-fleet.command()(export)
-fleet.command()(baseline)
 
 
 @fleet.command()
@@ -116,6 +111,11 @@ def schema(
     folder = str((into or _default()).absolute())
     made = duckdb_schema(folder) if engine is Engine.duckdb else clickhouse_schema(keep_days=keep_days)
     say(";\n\n".join(made) + ";")
+
+
+fleet.command()(ask)
+fleet.command()(export)
+fleet.command()(baseline)
 
 
 def _default() -> Path:

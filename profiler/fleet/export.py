@@ -96,34 +96,36 @@ def export(fleet: Asked, folder: Path, rules: Rules, today: date | None = None) 
     """
     if rules.k < LEAST_K:
         raise ArgumentValueError(f"a cell must have at least {LEAST_K} jobs: fewer protect nobody")
-    before = _check_rules(folder, rules)
+    before, published = _checked(folder, rules)
     told, day = Exported(), today or datetime.now(timezone.utc).date()
     weeks: dict[date, list[dict[str, Any]]] = {}
     for row in fleet.sql(sql_of(rules)).to_pylist():
         weeks.setdefault(row["week"], []).append(row)
     until = day - timedelta(days=day.weekday() + 7 + SETTLED_DAYS // 7 * 7)  # the last week that is settled
-    for week in _weeks(min(weeks, default=until + WEEK), until):
-        if before is not None and week <= before:
-            told.frozen += week in weeks
-            continue
+    begin = min(weeks, default=until + WEEK)
+    if before is not None:
+        begin = before + WEEK if published else max(begin, before + WEEK)
+    for week in _weeks(begin, until):
+        path = _path_of(folder, week)
         cells, small = cells_of(weeks.get(week, ()), rules)
-        if cells or told.weeks or before is not None:
-            _put(_path_of(folder, week), {"form": FORM, "week": week.isoformat(), "k": rules.k, "by": rules.by, "cells": cells})
+        if path.exists():  # an export was ended before it wrote its list
+            published.append(week)
+        elif cells or published:
+            _put(path, {"form": FORM, "week": week.isoformat(), "k": rules.k, "by": rules.by, "cells": cells})
+            published.append(week)
             told.weeks.append(week)
-        told.cells += len(cells)
+            told.cells += len(cells)
         told.suppressed[week] = small
+    told.frozen = len(published) - len(told.weeks)
     told.unsettled = sum(week > until for week in weeks)
-    names = sorted(path.stem for path in _path_of(folder, day).parent.glob("*.json"))
-    index = {
-        "form": FORM,
-        "k": rules.k,
-        "by": rules.by,
-        "unit": rules.unit or "job",
-        "until": until.isoformat(),
-        "weeks": names,
-    }
-    _put(folder / INDEX, index)
+    _put_index(folder, rules, until if before is None else max(before, until), published)
     return told
+
+
+def _put_index(folder: Path, rules: Rules, until: date | None, weeks: list[date]) -> None:
+    names = [week.isoformat() for week in weeks]
+    made_by = {"k": rules.k, "by": rules.by, "unit": rules.unit or "job"}
+    _put(folder / INDEX, {"form": FORM, **made_by, "until": None if until is None else until.isoformat(), "weeks": names})
 
 
 def _weeks(first: date, last: date) -> Iterator[date]:
@@ -188,8 +190,8 @@ def _path_of(folder: Path, week: date) -> Path:
     return folder / "weeks" / f"{week.isoformat()}.json"
 
 
-def _check_rules(folder: Path, rules: Rules) -> date | None:
-    """Return the last week that was settled when the folder was written, None for a new folder.
+def _checked(folder: Path, rules: Rules) -> tuple[date | None, list[date]]:
+    """Return the last week that was settled when the folder was written, None for a new folder; and the published weeks.
 
     Raises:
         ArgumentValueError: its rules are others.
@@ -201,16 +203,18 @@ def _check_rules(folder: Path, rules: Rules) -> date | None:
     if not (folder / INDEX).exists():
         if any((folder / "weeks").glob("*.json")):
             raise ProfilerError(f"{folder} has weeks and no {INDEX}: it is not known by which rules they were made")
-        return None
-    before, until, _ = _index_of(folder)
+        _put_index(folder, rules, None, [])  # first, so that an export that is ended can go on
+        return None, []
+    before, until, weeks = _index_of(folder)
     if before != rules:
+        counted = f", counting {before.unit}" if before.unit else ""
         raise ArgumentValueError(
-            f"{folder} is divided by {', '.join(before.by)} with k {before.k}: another division would give small cells away"
+            f"{folder} is divided by {', '.join(before.by)} with k {before.k}{counted}: others would give small cells away"
         )
-    return until
+    return until, weeks
 
 
-def _index_of(folder: Path) -> tuple[Rules, date, list[date]]:
+def _index_of(folder: Path) -> tuple[Rules, date | None, list[date]]:
     """Return the rules of an export, its last settled week, and its weeks.
 
     Raises:
@@ -222,8 +226,9 @@ def _index_of(folder: Path) -> tuple[Rules, date, list[date]]:
             raise ValueError
         unit = "" if index["unit"] == "job" else str(index["unit"])
         rules = Rules(int(index["k"]), tuple(str(name) for name in index["by"]), unit)
-        return rules, date.fromisoformat(index["until"]), [date.fromisoformat(name) for name in index["weeks"]]
-    except (ValueError, KeyError, TypeError):
+        until = None if index["until"] is None else date.fromisoformat(index["until"])
+        return rules, until, [date.fromisoformat(name) for name in index["weeks"]]
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise ProfilerError(f"{folder / INDEX} is no list of an export; 'epochmeter fleet export' writes one") from None
 
 
@@ -232,7 +237,7 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ProfilerError(f"{path} is not there; 'epochmeter fleet export {path.parent}' makes it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ProfilerError(f"{path} cannot be read: {error}") from None
 
 

@@ -149,6 +149,36 @@ class TestAttacks:
         told = export(opened(tmp_path / "later", rows), out, K20, day)
         assert list(weeks_in(out)) == weeks and not told.weeks
 
+    def test_a_clock_that_was_set_changes_nothing(self, tmp_path: Path) -> None:
+        rows, out = list(jobs(1, SIZES)), tmp_path / "out"
+        export(opened(tmp_path / "fleet", rows), out, K20, LATE)
+        before = {path: path.read_bytes() for path in out.rglob("*.json")}
+        more = opened(tmp_path / "more", [*rows, *jobs(2, {("L4", "2.1"): 40})])
+        for day in (LATE - timedelta(days=14), LATE):
+            export(more, out, K20, day)
+        assert {path: path.read_bytes() for path in out.rglob("*.json")} == before
+
+    def test_an_export_that_was_killed_goes_on(self, tmp_path: Path) -> None:
+        """Its weeks are out, though its list is not: they stay as they are."""
+        rows, out = list(jobs(1, SIZES)), tmp_path / "out"
+        export(opened(tmp_path / "fleet", rows), out, K20, BEGAN.date() + timedelta(days=14))
+        empty = (out / "index.json").read_bytes()
+        export(opened(tmp_path / "again", rows), out, K20, LATE)
+        before = {path: path.read_bytes() for path in out.rglob("weeks/*.json")}
+        (out / "index.json").write_bytes(empty)
+        export(opened(tmp_path / "more", [*rows, *jobs(2, {("L4", "2.1"): 40})]), out, K20, LATE)
+        assert {path: path.read_bytes() for path in out.rglob("weeks/*.json")} == before
+        assert len(list(weeks_in(out))) == 3
+
+    def test_weeks_follow_each_other_without_a_gap(self, tmp_path: Path) -> None:
+        """Also if the fleet has forgotten its old rows, or is empty for a while."""
+        out, first = tmp_path / "out", list(jobs(1, {("L4", "2.1"): 30}, weeks=1))
+        export(opened(tmp_path / "fleet", first), out, K20, BEGAN.date() + timedelta(days=21))
+        late = [one | {"start": BEGAN + timedelta(days=49)} for one in jobs(2, {("L4", "2.1"): 1}, weeks=1)]
+        export(opened(tmp_path / "later", late), out, K20, BEGAN.date() + timedelta(days=70))
+        weeks = [date.fromisoformat(week["week"]) for week in weeks_in(out)]
+        assert weeks == [BEGAN.date() + timedelta(days=7 * number) for number in range(9)]
+
     def test_one_job_is_one_whatever_its_labels(self, tmp_path: Path) -> None:
         rows = [
             row(f"r{rank}", job="j", rank=rank, start=BEGAN, labels={"team": f"t{rank}"}, **phases(1.0)) for rank in range(25)
@@ -156,7 +186,17 @@ class TestAttacks:
         told = export(opened(tmp_path / "fleet", rows), tmp_path / "out", Rules(20, ("hardware",), "team"), LATE)
         assert told.cells == 0
 
-    @pytest.mark.parametrize("text", ["[]", "{}", '{"form": "epochmeter fleet export 1", "by": 3}', "{"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "[]",
+            "[" * 10**5,
+            '{"form": "epochmeter fleet export 1", "k": 1e999, "unit": ""}',
+            "{}",
+            '{"form": "epochmeter fleet export 1", "by": 3}',
+            "{",
+        ],
+    )
     def test_a_spoilt_list_is_told(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "index.json").write_text(text)
@@ -167,7 +207,7 @@ class TestAttacks:
         found, out = opened(tmp_path / "fleet", jobs(1, SIZES)), tmp_path / "out"
         export(found, out, K20, LATE)
         for rules in (Rules(10, K20.by, ""), Rules(20, ("hardware",), ""), Rules(20, K20.by, "team")):
-            with pytest.raises(ArgumentValueError, match="would give small cells away"):
+            with pytest.raises(ArgumentValueError, match="others would give small cells away"):
                 export(found, out, rules, LATE)
 
     def test_small_k_is_refused(self, tmp_path: Path) -> None:
