@@ -119,9 +119,11 @@ class ToldRun:
 
 
 def _outcome(error: BaseException | None) -> str:
-    if error is None or (isinstance(error, SystemExit) and not error.code):
+    code = error.args[0] if isinstance(error, SystemExit) and error.args else None  # `code` may be a property of its own
+    is_zero = code is None or (isinstance(code, int) and type(code) in (int, bool) and code == 0)
+    if error is None or (isinstance(error, SystemExit) and is_zero):
         return "finished"
-    has_failed = isinstance(error, SystemExit) and not (isinstance(error.code, int) and error.code > SIGNALLED)
+    has_failed = isinstance(error, SystemExit) and not (type(code) is int and code > SIGNALLED)
     return "crashed" if has_failed or isinstance(error, Exception) else "interrupted"
 
 

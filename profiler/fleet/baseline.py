@@ -38,7 +38,7 @@ def make_baseline(export: Path, output: Path, key_file: Path) -> tuple[int, str]
     if not classes:
         raise ProfilerError(f"{export} has no cell yet, so there is nothing to make a baseline of")
     body = {"by": by, "weeks": [weeks[0]["week"], weeks[-1]["week"]], "classes": classes}
-    private = _key(key_file)
+    private = key_in(key_file)
     public = private.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
     content = {"form": FORM, "body": body, "key": public, "signature": private.sign(signed_part(body)).hex()}
     put_text(output, json.dumps(content, indent=1) + "\n")
@@ -71,7 +71,12 @@ def _mean(measure: str, cells: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _key(path: Path) -> Ed25519PrivateKey:
+def key_in(path: Path) -> Ed25519PrivateKey:
+    """Return the private key of a file, which is made if it is not there.
+
+    Raises:
+        ProfilerError: it cannot be used.
+    """
     try:
         if not path.exists():
             made = Ed25519PrivateKey.generate()

@@ -6,6 +6,8 @@ The rule it keeps: asking sends nothing, and a file whose signature does not fit
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from profiler.errors import ProfilerError
 from profiler.records.causes import LOADER_START
 from profiler.records.energy import sum_of
 from profiler.records.histogram import NS
+from profiler.records.plain_text import printable
 from profiler.report.accounts import DATA_WAIT, Accounts
 
 TYPE_CHECKING = False
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 FORM = "epochmeter baseline 1"
 NEEDS = "a baseline's signature is checked by more packages: pip install 'epochmeter[fleet]'"
 SHARE = "waiting"
+PERCENTILE = re.compile(r"p([1-9]\d?)")
 WORDS = {"waiting": "waiting for data", "s_per_sample": "time for a sample", "j_per_sample": "energy for a sample"}
 OF_WORKLOAD = ("s_per_sample", "j_per_sample")  # comparable within one workload alone
 
@@ -62,15 +66,32 @@ def read(path: Path, key: str = "") -> Baseline:
         body, signed_by, signature = content["body"], content["key"], bytes.fromhex(content["signature"])
         if content["form"] != FORM:
             raise ValueError
-        found = Baseline(list(body["classes"]), tuple(body["by"]), str(signed_by))
+        found = Baseline([_checked(one, body["by"]) for one in body["classes"]], tuple(body["by"]), str(signed_by).lower())
     except OSError as error:
         raise ProfilerError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise ProfilerError(f"{path} is no baseline; 'epochmeter fleet baseline' makes one") from None
     _check(path, found.key, signature, signed_part(body))
-    if key and key.lower() != found.key:
-        raise ProfilerError(f"{path} is signed by {found.key[:16]}…, and not by {key[:16]}…")
+    wanted = key.strip().lower()
+    if wanted and wanted != found.key:
+        raise ProfilerError(f"{path} is signed by {found.key[:16]}…, and not by {wanted[:16]}…")
     return found
+
+
+def _checked(one: Any, by: Any) -> dict[str, Any]:
+    """Return a class of a file.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is none.
+    """
+    if not by or not all(isinstance(one[name], str) for name in by) or type(one["jobs"]) is not int or one["jobs"] < 1:
+        raise ValueError("it has no name, or no jobs")
+    for measure in WORDS:
+        steps = {int(PERCENTILE.fullmatch(name)[1]): float(step) for name, step in one.get(measure, {}).items()}  # type: ignore[index]
+        values = [step for _, step in sorted(steps.items())]
+        if not all(map(math.isfinite, values)) or values != sorted(values):
+            raise ValueError("its percentiles do not rise")
+    return dict(one)
 
 
 def _check(path: Path, key: str, signature: bytes, content: bytes) -> None:
@@ -94,7 +115,7 @@ def beside(run: Run, whole: EpochRecord, accounts: Accounts, baseline: Baseline)
     own = _class_of(run, baseline)
     if own is None:
         return []
-    named = ", ".join(str(own[name]) for name in baseline.by if own[name])
+    named = ", ".join(printable(own[name]) for name in baseline.by if own[name])
     found = []
     for measure, value in _measures(run, whole, accounts):
         steps = sorted((int(name[1:]), float(step)) for name, step in own.get(measure, {}).items())
@@ -127,11 +148,7 @@ def _class_of(run: Run, baseline: Baseline) -> dict[str, Any] | None:
     """Return the class that the run is of: of those whose words its hardware's name contains, the one with the longest."""
     first = run.hardware.gpus[min(run.hardware.gpus)] if run.hardware.gpus else {}
     model = str(first.get("name", "") or run.hardware.cpu.get("family", ""))
-    fits = [
-        one
-        for one in baseline.classes
-        if all(_fits(name, str(one.get(name, "")), run, model) for name in baseline.by) and one.get("jobs")
-    ]
+    fits = [one for one in baseline.classes if all(_fits(name, one[name], run, model) for name in baseline.by)]
     return max(fits, key=lambda one: len(str(one.get("hardware", ""))), default=None)
 
 

@@ -14,7 +14,7 @@ import pytest
 from profiler import Profiler, ProfilerError
 from profiler.records.run import Run
 from profiler.report.accounts import Accounts
-from profiler.report.baseline import Baseline, beside, in_words, place_of, read
+from profiler.report.baseline import Baseline, beside, in_words, place_of, read, signed_part
 from support.big_run import big_run
 from support.fleets import BEGAN, phases, row
 from support.processes import epochmeter
@@ -23,6 +23,7 @@ pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
 pytest.importorskip("cryptography")
 from profiler import fleet
+from profiler.fleet.baseline import key_in
 from profiler.fleet.export import Rules, export
 from profiler.fleet.parquet import ParquetFleet
 
@@ -111,7 +112,7 @@ class TestSignature:
 
     def test_the_key_may_be_demanded(self, signed: Path) -> None:
         key = json.loads(signed.read_text())["key"]
-        assert read(signed, key).key == key
+        assert read(signed, f" {key.upper()}\n").key == key
         with pytest.raises(ProfilerError, match="and not by 0000"):
             read(signed, "00" * 32)
 
@@ -121,7 +122,26 @@ class TestSignature:
         assert json.loads((tmp_path / "second.json").read_text())["key"] == json.loads(signed.read_text())["key"]
 
     @pytest.mark.parametrize(
-        "text", ["", "{}", "[]", '{"form": "epochmeter baseline 1", "body": 1, "key": 2, "signature": "ab"}']
+        "odd",
+        [
+            *([1], [{}], "x", [{"hardware": "a", "jobs": 0}], [{"hardware": 1, "jobs": 3}]),
+            [{"hardware": "a", "jobs": 3, "waiting": {"p50": "x"}}],
+            [{"hardware": "a", "jobs": 3, "waiting": {"p500": 1}}],
+            [{"hardware": "a", "jobs": 3, "waiting": {"p10": 0.5, "p90": 0.1}}],
+            [{"hardware": "a", "jobs": 3, "waiting": [1]}],
+        ],
+    )
+    def test_a_signed_file_may_be_odd(self, signed: Path, tmp_path: Path, odd: Any) -> None:
+        """Whoever has a key can sign anything."""
+        content = json.loads(signed.read_text())
+        content["body"]["classes"] = odd
+        content["signature"] = key_in(tmp_path / "key.pem").sign(signed_part(content["body"])).hex()
+        signed.write_text(json.dumps(content))
+        with pytest.raises(ProfilerError, match="is no baseline"):
+            read(signed)
+
+    @pytest.mark.parametrize(
+        "text", ["", "{}", "[]", "[" * 10**5, '{"form": "epochmeter baseline 1", "body": 1, "signature": "ab"}']
     )
     def test_what_is_no_baseline_is_told(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "b.json").write_text(text)

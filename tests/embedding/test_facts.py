@@ -27,6 +27,12 @@ class Task(str, Enum):
     segment = "segment"
 
 
+class OddExit(SystemExit):
+    @property
+    def code(self) -> int:  # type: ignore[override]
+        raise RuntimeError
+
+
 HOST = """
 import sys
 from profiler import Telemetry
@@ -135,6 +141,8 @@ class TestOutcomes:
             (SystemExit(1), "crashed"),
             (SystemExit("text"), "crashed"),
             (SystemExit(143), "interrupted"),
+            (SystemExit(), "finished"),
+            (OddExit(0), "finished"),
             (ValueError(), "crashed"),
             (KeyboardInterrupt(), "interrupted"),
             (GeneratorExit(), "interrupted"),
