@@ -119,12 +119,17 @@ class ToldRun:
 
 
 def _outcome(error: BaseException | None) -> str:
-    code = error.args[0] if isinstance(error, SystemExit) and error.args else None  # `code` may be a property of its own
-    is_zero = code is None or (isinstance(code, int) and type(code) in (int, bool) and code == 0)
-    if error is None or (isinstance(error, SystemExit) and is_zero):
+    if error is None:
         return "finished"
-    has_failed = isinstance(error, SystemExit) and not (type(code) is int and code > SIGNALLED)
-    return "crashed" if has_failed or isinstance(error, Exception) else "interrupted"
+    if not isinstance(error, SystemExit):
+        return "crashed" if isinstance(error, Exception) else "interrupted"
+    try:
+        code = 0 if error.code is None else int.__int__(error.code)  # type: ignore[arg-type]  # TypeError of anything else
+    except Exception as odd:  # of a program's own class, anything
+        if is_of_a_signal(odd):
+            raise
+        return "crashed"
+    return "interrupted" if code > SIGNALLED else "crashed" if code else "finished"
 
 
 def _values_of(name: Any, values: Any) -> Any:

@@ -12,7 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from profiler.errors import ProfilerError
+from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.fleet.export import MEASURES, put_text, rounded, weeks_in
 from profiler.report.baseline import FORM, signed_part
 
@@ -30,8 +30,11 @@ def make_baseline(export: Path, output: Path, key_file: Path) -> tuple[int, str]
         key_file: the private key (Ed25519, PEM); made, for the owner alone, if it is not there.
 
     Raises:
+        ArgumentValueError: both files are one.
         ProfilerError: the folder holds no export, or no cell; the key cannot be used; or the file cannot be written.
     """
+    if output.absolute() == key_file.absolute() or (output.exists() and key_file.exists() and output.samefile(key_file)):
+        raise ArgumentValueError(f"{output} is your private key: give the baseline another name")
     weeks = list(weeks_in(export))
     by = [name for name in (weeks[0]["by"] if weeks else []) if name not in OF_TIME]
     classes = _classes(weeks, by)

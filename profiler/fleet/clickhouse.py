@@ -117,10 +117,8 @@ class ClickHouseFleet:
         except (Error, OSError) as error:
             raise self._told(error) from None
         columns = found.result_columns or [[] for _ in found.column_names]
-        kinds = [ARROW.get(kind.python_type) for kind in found.column_types]
-        return pa.table(
-            {name: pa.array(column, kind) for name, column, kind in zip(found.column_names, columns, kinds, strict=True)}
-        )
+        listed = zip(found.column_names, columns, found.column_types, strict=True)
+        return pa.table({name: _arrow(column, kind) for name, column, kind in listed})
 
     def write(self, rows: Iterable[Row]) -> None:
         """Insert rows.
@@ -140,6 +138,13 @@ class ClickHouseFleet:
             return ProfilerError(f"no ClickHouse server answers at {self._host}")
         what = NOISE.sub("", first_line(error))
         return ProfilerError(f"ClickHouse at {self._host} did not take it: {what[:300]}")
+
+
+def _arrow(column: Any, kind: Any) -> pa.Array:
+    if kind.python_type is dict:
+        of = pa.string() if kind.name.endswith("String)") else pa.float64()
+        return pa.array([None if value is None else list(value.items()) for value in column], pa.map_(pa.string(), of))
+    return pa.array(column, ARROW.get(kind.python_type))
 
 
 def _place(address: str) -> dict[str, Any]:

@@ -5,11 +5,12 @@ The rules it keeps:
 - There are cells of one division alone: no totals and no margins, from which a small cell could be found by subtraction.
 - A week is published when it has been over for `SETTLED_DAYS`, and never changed then: two exports differ by whole weeks. All
   weeks from the first one with a cell on have a file, so that none tells whether there was a job in it.
-- Numbers of units are rounded down to tens, other numbers to two digits, and no percentile stands on fewer than `BEHIND` jobs.
+- Numbers of units are rounded down to tens, other numbers to two digits, and each percentile has `BEHIND` jobs on both sides.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.fleet.columns import text_of
 from profiler.fleet.questions import grouped
+from profiler.report.baseline import ODD, check_class
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ INDEX = "index.json"
 LEAST_K, STEP = 5, 10  # of units in a cell, and what their number is rounded down to
 SETTLED_DAYS = 7
 WEEK = timedelta(days=7)
-BEHIND = 4  # jobs on both sides of a percentile, and between two of them where there are many
+LONGEST_SILENCE = timedelta(days=100)  # of a fleet; after that, the clock may be wrong, and a week is never published again
+BEHIND = 5  # jobs on both sides of a percentile, itself among them, and between two of them where there are many
 PERCENTILES = (tuple(range(1, 100)), tuple(range(5, 100, 5)), (10, 25, 50, 75, 90))  # the finest that its jobs allow
 MEASURES = ("waiting", "s_per_sample", "j_per_sample")
 DIGITS = 2
@@ -91,27 +94,28 @@ def export(fleet: Asked, folder: Path, rules: Rules, today: date | None = None) 
         today: the day; None for now.
 
     Raises:
-        ArgumentValueError: ``k`` protects nobody, or the folder has other rules.
+        ArgumentValueError: ``k`` protects nobody or would be told exactly, or the folder has other rules.
         ProfilerError: the fleet cannot be read, or the folder not written.
     """
-    if rules.k < LEAST_K:
-        raise ArgumentValueError(f"a cell must have at least {LEAST_K} jobs: fewer protect nobody")
+    if rules.k < LEAST_K or rules.k % LEAST_K:
+        raise ArgumentValueError(f"--k is a multiple of {LEAST_K}, and at least that, not {rules.k}")
     before, published = _checked(folder, rules)
     told, day = Exported(), today or datetime.now(timezone.utc).date()
     weeks: dict[date, list[dict[str, Any]]] = {}
     for row in fleet.sql(sql_of(rules)).to_pylist():
         weeks.setdefault(row["week"], []).append(row)
     until = day - timedelta(days=day.weekday() + 7 + SETTLED_DAYS // 7 * 7)  # the last week that is settled
+    if weeks and until - max(weeks) > LONGEST_SILENCE:
+        raise ProfilerError(
+            f"the newest training is of the week of {max(weeks)}, and this machine's clock says {day}: is it right?"
+        )
     begin = min(weeks, default=until + WEEK)
     if before is not None:
         begin = before + WEEK if published else max(begin, before + WEEK)
     for week in _weeks(begin, until):
-        path = _path_of(folder, week)
         cells, small = cells_of(weeks.get(week, ()), rules)
-        if path.exists():  # an export was ended before it wrote its list
-            published.append(week)
-        elif cells or published:
-            _put(path, {"form": FORM, "week": week.isoformat(), "k": rules.k, "by": rules.by, "cells": cells})
+        if cells or published:
+            _put(_path_of(folder, week), {"form": FORM, "week": week.isoformat(), "k": rules.k, "by": rules.by, "cells": cells})
             published.append(week)
             told.weeks.append(week)
             told.cells += len(cells)
@@ -158,8 +162,11 @@ def weeks_in(folder: Path) -> Iterator[dict[str, Any]]:
     """
     for week in _index_of(folder)[2]:
         found = _read(_path_of(folder, week))
-        if not isinstance(found, dict) or not isinstance(found.get("cells"), list):
-            raise ProfilerError(f"{_path_of(folder, week)} is no week of an export")
+        try:
+            for cell in found["cells"]:
+                check_class(cell, found["by"])
+        except ODD:
+            raise ProfilerError(f"{_path_of(folder, week)} is no week of an export") from None
         yield found
 
 
@@ -172,12 +179,12 @@ def _percentiles(measure: str, jobs: Sequence[dict[str, Any]], k: int) -> dict[s
     values = sorted(sorted(own)[len(own) // 2] for own in by_unit.values())
     if len(values) < k:
         return {}
-    shares = next((those for those in PERCENTILES if (those[1] - those[0]) * len(values) >= 100 * BEHIND), PERCENTILES[-1])
-    places = {share: max(1, math.ceil(share / 100 * len(values))) for share in shares}
+    many = len(values) // STEP * STEP  # which percentiles there are tells no more than the rounded number
+    shares = next((those for those in PERCENTILES if (those[1] - those[0]) * many >= 100 * BEHIND), PERCENTILES[-1])
     return {
-        f"p{share}": rounded(values[place - 1])
-        for share, place in places.items()
-        if min(place - 1, len(values) - place) >= BEHIND
+        f"p{share}": rounded(values[math.ceil(share / 100 * len(values)) - 1])
+        for share in shares
+        if min(share, 100 - share) * many >= 100 * BEHIND
     }
 
 
@@ -211,7 +218,14 @@ def _checked(folder: Path, rules: Rules) -> tuple[date | None, list[date]]:
         raise ArgumentValueError(
             f"{folder} is divided by {', '.join(before.by)} with k {before.k}{counted}: others would give small cells away"
         )
-    return until, weeks
+    there = [week for week in _on_disk(folder) if week not in weeks]  # an export was ended before it wrote its list
+    return max([*there, *([until] if until else [])], default=None), sorted([*weeks, *there])
+
+
+def _on_disk(folder: Path) -> Iterator[date]:
+    for path in (folder / "weeks").glob("*.json"):
+        with contextlib.suppress(ValueError):
+            yield date.fromisoformat(path.stem)
 
 
 def _index_of(folder: Path) -> tuple[Rules, date | None, list[date]]:
@@ -236,7 +250,7 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise ProfilerError(f"{path} is not there; 'epochmeter fleet export {path.parent}' makes it") from None
+        raise ProfilerError(f"{path} is not there: 'epochmeter fleet export' makes an export, and never a week again") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ProfilerError(f"{path} cannot be read: {error}") from None
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 FORM = "epochmeter baseline 1"
+ODD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # of a file that is not what it seems
 NEEDS = "a baseline's signature is checked by more packages: pip install 'epochmeter[fleet]'"
 SHARE = "waiting"
 PERCENTILE = re.compile(r"p([1-9]\d?)")
@@ -66,10 +67,10 @@ def read(path: Path, key: str = "") -> Baseline:
         body, signed_by, signature = content["body"], content["key"], bytes.fromhex(content["signature"])
         if content["form"] != FORM:
             raise ValueError
-        found = Baseline([_checked(one, body["by"]) for one in body["classes"]], tuple(body["by"]), str(signed_by).lower())
+        found = Baseline([check_class(one, body["by"]) for one in body["classes"]], tuple(body["by"]), str(signed_by).lower())
     except OSError as error:
         raise ProfilerError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except ODD:
         raise ProfilerError(f"{path} is no baseline; 'epochmeter fleet baseline' makes one") from None
     _check(path, found.key, signature, signed_part(body))
     wanted = key.strip().lower()
@@ -78,11 +79,11 @@ def read(path: Path, key: str = "") -> Baseline:
     return found
 
 
-def _checked(one: Any, by: Any) -> dict[str, Any]:
-    """Return a class of a file.
+def check_class(one: Any, by: Any) -> dict[str, Any]:
+    """Return a class of a file, or a cell of an export.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is none.
+        ValueError, KeyError, TypeError, AttributeError: it is none; see `ODD`.
     """
     if not by or not all(isinstance(one[name], str) for name in by) or type(one["jobs"]) is not int or one["jobs"] < 1:
         raise ValueError("it has no name, or no jobs")

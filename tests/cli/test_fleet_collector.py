@@ -185,6 +185,37 @@ def test_scales_may_change_on_the_way(database: str) -> None:
     )
 
 
+def test_odd_series_are_told_as_they_are(database: str) -> None:
+    """A point of no run, a counter that begins anew, energy that comes after the last step, zeros that become fewer."""
+    server = ClickHouseFleet(database)
+    columns = "(ResourceAttributes, MetricName, Attributes, StartTimeUnix, TimeUnix, Value, AggregationTemporality)"
+    for run, metric, values in (
+        ("", "stage.time", (50, 60)),
+        ("", "stage.steps", (5, 6)),
+        ("r", "stage.time", (500, 20)),
+        ("r", "stage.steps", (50, 2)),
+        ("e", "stage.time", (60, 60)),
+        ("e", "stage.steps", (6, 6)),
+        ("e", "stage.samples", (60, 60)),
+        ("e", "gpu.energy.used", (10, 400)),
+    ):
+        for hour, value in enumerate(values):
+            at = f"toDateTime64('2026-11-02 1{hour}:30:00', 9)"
+            server.command(
+                f"INSERT INTO otel_metrics_sum {columns} SELECT map('service.instance.id', '{run}'), 'epochmeter.{metric}',"
+                f" map('epochmeter.stage', 'train'), toDateTime64('2026-11-02 10:00:00', 9), {at}, {value}, 2"
+            )
+    server.command(
+        DURATIONS, DURATIONS.replace("s, 1, o, c, 2", "s, 0, o, c, 2").replace("INTERVAL h HOUR", "INTERVAL 2 + h HOUR")
+    )
+    epochmeter("fleet", "collector", "--to", database)
+    found = fleet.open(database)
+    sql = "SELECT run, sum(duration_s) AS s, sum(steps) AS steps, sum(energy_j) AS j FROM fleet_epoch GROUP BY run ORDER BY run"
+    assert [tuple(row.values()) for row in found.sql(sql).to_pylist()] == [("e", 60, 6, 400), ("r", 520, 52, None)]
+    assert found.energy().to_pylist()[0]["j_per_sample"] == pytest.approx(400 / 60)
+    assert max(found.sql("SELECT step_zeros FROM fleet_epoch")["step_zeros"].to_pylist()) < 10
+
+
 class TestChecks:
     @pytest.mark.parametrize(
         ("change", "says"),

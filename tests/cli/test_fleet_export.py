@@ -87,11 +87,20 @@ class TestCells:
         export(opened(tmp_path / "fleet", rows), tmp_path / "out", K20, LATE)
         ((cell,),) = (week["cells"] for week in weeks_in(tmp_path / "out") if week["cells"])
         speeds = sorted({one["duration_s"] / one["samples"] for one in rows})
-        assert len(speeds) == 40 and cell["s_per_sample"].keys() == {"p25", "p50", "p75"} | (
-            {"p10"} if BEHIND <= 4 - 1 else set()
-        ) | ({"p90"} if BEHIND <= 40 - 36 else set())
+        assert len(speeds) == 40  # a tenth of which are four: too few
+        assert BEHIND == 5 and cell["s_per_sample"].keys() == {"p25", "p50", "p75"}
         assert cell["s_per_sample"]["p50"] == float(f"{speeds[19]:.{DIGITS}g}") and cell["waiting"]["p50"] == 0.1
         assert cell["j_per_sample"]["p50"] == float(f"{70 * speeds[19]:.{DIGITS}g}")
+
+    @pytest.mark.parametrize("ten", [20, 40, 50, 80, 100, 120])
+    def test_no_percentile_tells_the_exact_number(self, tmp_path: Path, ten: int) -> None:
+        found = []
+        for more in (0, 1, 9):
+            rows = jobs(1, {("L4", "2.1"): ten + more}, weeks=1)
+            export(opened(tmp_path / f"fleet{more}", rows), tmp_path / f"out{more}", K20, LATE)
+            cell = next(weeks_in(tmp_path / f"out{more}"))["cells"][0]
+            found.append((cell["jobs"], *cell["waiting"], *cell["s_per_sample"], *cell["j_per_sample"]))
+        assert found[0] == found[1] == found[2]
 
     def test_what_was_not_measured_is_left_out(self, tmp_path: Path) -> None:
         rows = [one | {"energy_j": None, "ledger_s": {}} for one in jobs(1, {("L4", "2.1"): 40}, weeks=1)]
@@ -170,6 +179,12 @@ class TestAttacks:
         assert {path: path.read_bytes() for path in out.rglob("weeks/*.json")} == before
         assert len(list(weeks_in(out))) == 3
 
+    def test_a_clock_far_ahead_is_told(self, tmp_path: Path) -> None:
+        found = opened(tmp_path / "fleet", jobs(1, SIZES))
+        with pytest.raises(ProfilerError, match="is it right"):
+            export(found, tmp_path / "out", K20, BEGAN.date() + timedelta(days=400))
+        assert export(found, tmp_path / "out", K20, LATE).cells == 9
+
     def test_weeks_follow_each_other_without_a_gap(self, tmp_path: Path) -> None:
         """Also if the fleet has forgotten its old rows, or is empty for a while."""
         out, first = tmp_path / "out", list(jobs(1, {("L4", "2.1"): 30}, weeks=1))
@@ -211,7 +226,7 @@ class TestAttacks:
                 export(found, out, rules, LATE)
 
     def test_small_k_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(ArgumentValueError, match="at least 5 jobs"):
+        with pytest.raises(ArgumentValueError, match="multiple of 5"):
             export(opened(tmp_path / "fleet", jobs(1, SIZES)), tmp_path / "out", Rules(4, ("hardware",), ""), LATE)
 
 
@@ -232,7 +247,8 @@ class TestCommand:
         [
             (["--by", "hardware,,x"], "--by takes different columns"),
             (["--by", "gpu,gpu"], "--by takes different columns"),
-            (["--k", "1"], "at least 5 jobs"),
+            (["--k", "1"], "multiple of 5"),
+            (["--k", "29"], "multiple of 5"),
             (["--by", "hardware,jobs"], "each cell has that of its own"),
             (["--from", "nowhere"], "nowhere holds no fleet"),
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from enum import Enum
+from enum import Enum, IntEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,11 @@ FACTS: dict[str, Any] = {"task": ("detect", "segment"), "batch": (8, 16, 32), "a
 
 class Task(str, Enum):
     segment = "segment"
+
+
+class Code(IntEnum):
+    fine = 0
+    killed = 137
 
 
 class OddExit(SystemExit):
@@ -142,7 +147,10 @@ class TestOutcomes:
             (SystemExit("text"), "crashed"),
             (SystemExit(143), "interrupted"),
             (SystemExit(), "finished"),
-            (OddExit(0), "finished"),
+            (SystemExit(Code.fine), "finished"),
+            (SystemExit(Code.killed), "interrupted"),
+            (SystemExit((0, 1)), "crashed"),
+            (OddExit(0), "crashed"),
             (ValueError(), "crashed"),
             (KeyboardInterrupt(), "interrupted"),
             (GeneratorExit(), "interrupted"),

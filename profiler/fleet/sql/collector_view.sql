@@ -1,22 +1,26 @@
 -- fleet_epoch over the tables of the OpenTelemetry Collector's ClickHouse exporter: a row for each run, stage and hour.
 -- What arrives is cumulative. Of each series the last point of an hour counts, less the last point before that hour; so the rows
--- of a run add up to its last points, and a point that arrives twice counts once. An epoch's number is not sent: it is null.
+-- of a run add up to its last points, and a point that arrives twice counts once. A counter that falls has begun anew. Points
+-- without service.instance.id are of no known run, and left out. An epoch's number is not sent: it is null.
 WITH numbers AS (
-  SELECT run, stage, hour, metric, is_partial, value - lagInFrame(value, 1, 0) OVER (
-    PARTITION BY run, stage, metric, series ORDER BY hour ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS growth
+  SELECT run, stage, hour, metric, is_partial, if(value < before, value, value - before) AS growth
   FROM (
+    SELECT *, lagInFrame(value, 1, 0) OVER (
+      PARTITION BY run, stage, metric, series ORDER BY hour ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) AS before
+    FROM (
     SELECT ResourceAttributes['service.instance.id'] AS run, Attributes['epochmeter.stage'] AS stage, toStartOfHour(TimeUnix) AS hour,
       MetricName AS metric, Attributes['epochmeter.pass.partial'] = 'true' AS is_partial,
       cityHash64(mapSort(Attributes), StartTimeUnix) AS series, argMax(Value, TimeUnix) AS value
     FROM {tables}_sum
-    WHERE startsWith(MetricName, 'epochmeter.') AND AggregationTemporality = 2
+    WHERE startsWith(MetricName, 'epochmeter.') AND AggregationTemporality = 2 AND ResourceAttributes['service.instance.id'] <> ''
     GROUP BY run, stage, hour, metric, is_partial, series
     UNION ALL
     SELECT ResourceAttributes['service.instance.id'] AS run, Attributes['epochmeter.stage'] AS stage, toStartOfHour(TimeUnix) AS hour,
       MetricName AS metric, false AS is_partial, cityHash64(mapSort(Attributes)) AS series, argMax(Value, TimeUnix) AS value
     FROM {tables}_gauge
-    WHERE MetricName = 'epochmeter.gpu.energy.uncertain'
+    WHERE MetricName = 'epochmeter.gpu.energy.uncertain' AND ResourceAttributes['service.instance.id'] <> ''
     GROUP BY run, stage, hour, metric, is_partial, series
+    )
   )
 ),
 stages AS (
@@ -26,7 +30,7 @@ stages AS (
     sumIf(growth, metric = 'epochmeter.gpu.energy.used') AS joules, countIf(metric = 'epochmeter.gpu.energy.used') AS meters,
     countIf(metric = 'epochmeter.stage.samples') AS counted,
     sumIf(greatest(growth, 0), metric = 'epochmeter.gpu.energy.uncertain') AS uncertain
-  FROM numbers GROUP BY run, stage, hour HAVING spent > 0
+  FROM numbers GROUP BY run, stage, hour HAVING spent > 0 OR steps > 0 OR joules > 0
 ),
 points AS (
   SELECT ResourceAttributes['service.instance.id'] AS run, Attributes['epochmeter.stage'] AS stage, toStartOfHour(TimeUnix) AS hour,
@@ -49,7 +53,8 @@ buckets AS (
 ),
 grown AS (
   SELECT run, stage, hour, metric, phase, cold,
-    total - lagInFrame(total, 1, 0) OVER w AS total, toInt64(zeros) - toInt64(lagInFrame(zeros, 1, 0) OVER w) AS zeros,
+    total - lagInFrame(total, 1, 0) OVER w AS total,
+    greatest(toInt64(zeros) - toInt64(lagInFrame(zeros, 1, 0) OVER w), 0) AS zeros,
     mapFilter((bucket, amount) -> amount > 0, mapSubtract(
       CAST((arrayMap(bucket -> toInt32(bitShiftLeft(toInt64(bucket), 3 - scale) + intDiv(bitShiftLeft(1, 3 - scale), 2)), found.1),
         found.2), 'Map(Int32, Int64)'),

@@ -4,5 +4,5 @@ SELECT e.gpu AS gpu, e.workload AS workload, e.stage AS stage, count(DISTINCT e.
   CAST(sum(e.samples) AS BIGINT) AS samples, sum(e.energy_j) / sum(e.samples) AS j_per_sample, sum(e.energy_j) / 3600000 AS kwh,
   sum(coalesce(e.energy_uncertain_j, 0)) / nullif(sum(e.energy_j), 0) AS uncertain_share
 FROM fleet_epoch AS e
-WHERE e.energy_j IS NOT NULL AND e.samples > 0 AND e.start >= CAST('1970-01-01' /* SINCE */ AS DATE)
-GROUP BY e.gpu, e.workload, e.stage ORDER BY gpu, workload, stage
+WHERE e.energy_j IS NOT NULL AND e.samples IS NOT NULL AND e.start >= CAST('1970-01-01' /* SINCE */ AS DATE)
+GROUP BY e.gpu, e.workload, e.stage HAVING sum(e.samples) > 0 ORDER BY gpu, workload, stage

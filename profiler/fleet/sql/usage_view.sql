@@ -10,5 +10,5 @@ SELECT ResourceAttributes['service.instance.id'] AS summary, ResourceAttributes[
     Attributes['epochmeter.usage.fact']) AS name,
   Attributes['epochmeter.usage.outcome'] AS outcome, toUInt64(argMax(Value, TimeUnix)) AS times
 FROM {tables}_sum
-WHERE MetricName IN ('epochmeter.usage.features', 'epochmeter.usage.commands', 'epochmeter.usage.options', 'epochmeter.usage.facts')
+WHERE ResourceAttributes['service.instance.id'] <> '' AND MetricName IN ('epochmeter.usage.features', 'epochmeter.usage.commands', 'epochmeter.usage.options', 'epochmeter.usage.facts')
 GROUP BY summary, package, package_version, kind, name, outcome
