@@ -7,6 +7,7 @@ package's run, and no exception of it is held back.
 from __future__ import annotations
 
 import math
+import os
 import re
 import time
 from bisect import bisect_left
@@ -90,6 +91,7 @@ class ToldRun:
         self._told: dict[str, str] = {}
         self._began = now()
         self._is_over = False
+        self._process = os.getpid()
         self.tell(**told)
 
     def tell(self, /, **facts: Any) -> None:
@@ -110,7 +112,7 @@ class ToldRun:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
-        if self._is_over:
+        if self._is_over or os.getpid() != self._process:  # a child that was forked inside is not the run
             return
         self._is_over = True
         spent = self._declared.word("duration", now() - self._began)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -17,7 +18,7 @@ from exporters.rules import declared_from
 from profiler import ArgumentTypeError, ArgumentValueError, Telemetry
 from profiler.embedding import told_run
 from support.package_author import OUTSIDE, choose, counted
-from support.processes import at_terminal, epochmeter, free_port, wait_for
+from support.processes import at_terminal, epochmeter, free_port, python, wait_for
 from support.sinks import Sink
 
 FACTS: dict[str, Any] = {"task": ("detect", "segment"), "batch": (8, 16, 32), "amp": bool, "map50": (0.25, 0.5, 0.75)}
@@ -181,6 +182,30 @@ class TestOutcomes:
         assert taken(telemetry) == {
             f"duration.{word}": {"finished": times} for word, times in (("60", 2), ("600", 1), ("86400", 1), ("more", 1))
         }
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+    def test_a_forked_child_is_not_the_run(self) -> None:
+        work = """
+import os, json, sys
+from profiler import Telemetry
+telemetry = Telemetry("digits", "1", facts={"task": ("detect", "segment")})
+try:
+    with telemetry.run(task="detect"):
+        child = os.fork()
+        if child == 0:
+            with telemetry.run(task="segment"):
+                pass
+            raise ValueError
+except ValueError:
+    pass
+if child:
+    os.waitpid(child, 0)
+print(json.dumps(telemetry._counters.take().told), flush=True)
+os._exit(0)
+"""
+        of_child, of_run = map(json.loads, python("-c", work).out.splitlines())
+        assert of_child == {word: {"finished": 1} for word in ("task.segment", "duration.60")}
+        assert of_run == {word: {"finished": 1} for word in ("task.detect", "duration.60")}
 
     def test_nothing_is_raised_or_told_twice(self) -> None:
         class Odd:

@@ -2,7 +2,7 @@
 -- Versions are compared within each workload on each hardware class that ran with both: a cell. The unit is the job.
 -- A job is the median of its epochs' time per sample, on a logarithmic scale, without the first epoch, which starts things up:
 -- jobs of one epoch count only in cells that have no others. The spread of jobs is that within all cells together.
--- "all" joins the cells, each with a weight by its jobs. From four cells on, its interval is of how they differ.
+-- "all" joins the cells, each with a weight by its jobs. Its interval is of how jobs differ, or of how cells do if that is more.
 -- The interval of "all" holds in 98 of 100 cases; those of the cells hold all at once in 995 of 1,000 (Bonferroni).
 -- Quantiles: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23 (normal) and 26.7.5 (Student's t).
 WITH epochs AS (
@@ -44,8 +44,9 @@ spread AS (
 ),
 answers AS (
   SELECT 'all' AS scope, '' AS workload, '' AS hardware, p.jobs_old AS jobs_old, p.jobs_new AS jobs_new, p.shift AS shift,
-    CASE WHEN p.cells > 3 THEN sqrt(s.squares / ((p.cells - 1) * p.weights)) ELSE sqrt(p.variance / p.weights) END AS error,
-    CASE WHEN p.cells > 3 THEN p.cells - 1.0 ELSE 1.0 * p.freedom END AS freedom, 0.01 AS tail
+    greatest(sqrt(p.variance / p.weights),
+      CASE WHEN p.cells > 1 THEN sqrt(s.squares / ((p.cells - 1) * p.weights)) ELSE 0 END) AS error,
+    1.0 * p.freedom AS freedom, 0.01 AS tail
   FROM pooled AS p CROSS JOIN spread AS s WHERE p.cells > 0
   UNION ALL
   SELECT 'cell' AS scope, c.workload AS workload, c.hardware AS hardware, c.jobs_old AS jobs_old, c.jobs_new AS jobs_new,
