@@ -104,8 +104,10 @@ class Declared:
         """Return the names of one kind, in their order."""
         if what == "app":
             return (self.app,)
-        if what in ("features", "told"):
-            return self.features if what == "features" else self.told
+        if what == "features":
+            return self.features
+        if what == "told":
+            return self.told
         if what == "commands":
             return tuple(name for name, _ in self.commands)
         return tuple(dict.fromkeys(option for _, options in self.commands for option in options))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,12 +84,13 @@ def fleet_at(place: str) -> Asked:
 
 
 def _show(name: str, asks: str, none: str, answer: pa.Table, *, as_json: bool, as_csv: bool, html: Path | None) -> None:
-    from profiler.fleet.answers import answer_page, columns_of
+    from profiler.fleet.answers import answer_page, columns_of, finite
     from profiler.records.plain_text import printable
     from profiler.report.layout import lines, place_width
 
     if as_json:
-        typer.echo(json.dumps([finite_in(row) for row in answer.to_pylist()], indent=2, default=_plain))
+        rows = [{name: finite(value) for name, value in row.items()} for row in answer.to_pylist()]
+        typer.echo(json.dumps(rows, indent=2, default=_plain))
     elif as_csv:
         typer.echo(_csv(answer), nl=False)
     elif html is not None:
@@ -117,11 +117,6 @@ def _in_csv(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return f"'{value}"  # a spreadsheet would take it for a formula
     return _plain(value) if isinstance(value, date) else value
-
-
-def finite_in(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without infinity and NaN, which JSON does not have."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
 
 
 def _plain(value: Any) -> Any:

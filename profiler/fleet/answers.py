@@ -38,7 +38,7 @@ def columns_of(answer: pa.Table) -> list[Column]:
 
 
 def _column(name: str, values: Sequence[Any], rank: int) -> Column:
-    values = [None if isinstance(value, float) and not math.isfinite(value) else value for value in values]
+    values = [finite(value) for value in values]
     known = [value for value in values if value is not None]
     if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in known):
         return words(name, [_text(value) for value in values], rank)
@@ -51,6 +51,11 @@ def _column(name: str, values: Sequence[Any], rank: int) -> Column:
     if all(isinstance(value, int) for value in known):
         return counts(name, values, rank)
     return numbers(name, values, rank)
+
+
+def finite(value: Any) -> Any:
+    """Return a value, or None for infinity and NaN, which neither JSON nor a table of numbers has."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(value: Any) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -87,11 +88,9 @@ class ClickHouseFleet:
         Raises:
             ProfilerError: the server refuses.
         """
-        try:
+        with self._refusals():
             for statement in statements:
                 self._client.command(statement)
-        except (Error, OSError) as error:
-            raise self._told(error) from None
 
     def loaded(self) -> dict[str, Known]:
         """Return what is loaded of each run, by its id; without runs of which a part is missing.
@@ -101,10 +100,8 @@ class ClickHouseFleet:
         """
         told = ", ".join(Known._fields)
         sql = f"SELECT run, {told} FROM {TABLE} GROUP BY run, {told} HAVING count() >= any(log_rows) ORDER BY as_of"  # noqa: S608
-        try:
+        with self._refusals():
             return {str(run): Known(*told) for run, *told in self._client.query(sql).result_rows}
-        except (Error, OSError) as error:
-            raise self._told(error) from None
 
     def ask(self, sql: str) -> pa.Table:
         """Return the answer to a query.
@@ -112,10 +109,8 @@ class ClickHouseFleet:
         Raises:
             ProfilerError: the server refuses.
         """
-        try:
+        with self._refusals():
             found = self._client.query(sql)
-        except (Error, OSError) as error:
-            raise self._told(error) from None
         columns = found.result_columns or [[] for _ in found.column_names]
         listed = zip(found.column_names, columns, found.column_types, strict=True)
         return pa.table({name: _arrow(column, kind) for name, column, kind in listed})
@@ -127,9 +122,14 @@ class ClickHouseFleet:
             ProfilerError: the server refuses.
         """
         data = [[row[name] for name in NAMES] for row in rows]
-        try:
-            if data:
+        if data:
+            with self._refusals():
                 self._client.insert(STORED, data, column_names=NAMES)
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
         except (Error, OSError) as error:
             raise self._told(error) from None
 

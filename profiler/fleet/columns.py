@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ NO_USAGE = (
     " FROM fleet_epoch WHERE 1 = 0"
 )
 RANKS = "fleet_rank"  # the training of each run
+PLACE = re.compile(r"(?:'[^']*'|(?:\w+ AS )?\w+) /\* ([A-Z]+) \*/")  # in a file of SQL
 HERE = Path(__file__).with_name("sql")
 FILES = "month=*/*.parquet"  # of a fleet's folder
 KEY = ("run", "stage", "epoch")  # one row each, whatever else a later load says of it; a rank is a run of its own
@@ -143,8 +145,7 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
     return [
         f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(as_of)\nPARTITION BY toYYYYMM(start)\n"
         f"ORDER BY (stage, run, ifNull(epoch, -1)){keep}",
-        *_clickhouse_views(f"{STORED} FINAL"),
-        f"CREATE OR REPLACE VIEW {USAGE} AS {NO_USAGE}",
+        *_views(f"{STORED} FINAL"),
         "CREATE OR REPLACE VIEW fleet_day AS\n"
         "SELECT toDate(start) AS day, gpu, workload, stage, count() AS rows, uniqExact(run) AS runs,\n"
         "  sum(duration_s) AS duration_s, sum(steps) AS steps, sum(samples) AS samples, sum(energy_j) AS energy_j,\n"
@@ -167,15 +168,7 @@ def collector_schema(tables: str, label: str) -> list[str]:
     usage = text_of("usage_view").replace("{tables}", tables)
     return [
         f"CREATE OR REPLACE VIEW {COLLECTED} AS\n{text}",
-        *_clickhouse_views(COLLECTED),
-        f"CREATE OR REPLACE VIEW {USAGE} AS\n{usage}",
-    ]
-
-
-def _clickhouse_views(source: str) -> list[str]:
-    return [
-        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT *,\n{_derived()}\nFROM {source}",
-        f"CREATE OR REPLACE VIEW {RANKS} AS\n{text_of('rank_view')}",
+        *_views(COLLECTED, usage),
     ]
 
 
@@ -183,23 +176,32 @@ def duckdb_schema(folder: str) -> list[str]:
     """Return the statements that make the views in DuckDB over the Parquet files of a fleet's folder."""
     literal = "".join(f"[{letter}]" if letter in "[*?" else letter for letter in folder)
     where = f"{literal}/{FILES}".replace("'", "''")
+    newest = f"row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY as_of DESC, state = 'running') = 1"
+    files = f"read_parquet('{where}', hive_partitioning=false, union_by_name=true)\nQUALIFY {newest}"
+    return [*DUCKDB_WORDS, *_views(files)]
+
+
+def _views(source: str, usage: str = NO_USAGE) -> list[str]:
+    """Return the statements that make the views that questions read."""
+    derived = ",\n".join(f"  {one.sql} AS {one.name}" for one in DERIVED)
     return [
-        *DUCKDB_WORDS,
-        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT *,\n{_derived()}\n"
-        f"FROM read_parquet('{where}', hive_partitioning=false, union_by_name=true)\n"
-        f"QUALIFY row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY as_of DESC, state = 'running') = 1",
+        f"CREATE OR REPLACE VIEW {TABLE} AS\nSELECT *,\n{derived}\nFROM {source}",
         f"CREATE OR REPLACE VIEW {RANKS} AS\n{text_of('rank_view')}",
-        f"CREATE OR REPLACE VIEW {USAGE} AS {NO_USAGE}",
+        f"CREATE OR REPLACE VIEW {USAGE} AS\n{usage}",
     ]
+
+
+def filled(text: str, given: Mapping[str, str]) -> str:
+    """Return SQL with what is given in its places: what stands before a comment such as ``/* OLD */`` is an example.
+
+    An example without anything given, or with "", stays: so each file of ours also runs as it is.
+    """
+    return PLACE.sub(lambda found: given.get(found[1]) or found[0], text)
 
 
 def text_of(name: str) -> str:
     """Return the SQL of a file of ours."""
     return (HERE / f"{name}.sql").read_text("utf-8").strip()
-
-
-def _derived() -> str:
-    return ",\n".join(f"  {one.sql} AS {one.name}" for one in DERIVED)
 
 
 def markdown() -> Iterator[str]:

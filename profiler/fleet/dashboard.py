@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from profiler.fleet.columns import filled
 from profiler.fleet.questions import question
 
 DAYS, ALERT_DAYS = 30, 7
 KIND, NAME = "grafana-clickhouse-datasource", "${datasource}"
 TABLE_FORMAT = 1
-SINCE = "'1970-01-01' /* SINCE */"
 PANELS = (  # question, title, its place and size (x, y, width, height)
     ("trend", "Time of a sample, by week", (0, 0, 12, 9)),
     ("steps", "Duration of a step", (12, 0, 12, 9)),
@@ -107,7 +107,7 @@ def _query(sql: str) -> dict[str, Any]:
 
 
 def _sql(name: str, days: int) -> str:
-    return question(name).sql.replace(SINCE, f"today() - {days}")
+    return filled(question(name).sql, {"SINCE": f"today() - {days}"})
 
 
 def _counted(sql: str) -> str:

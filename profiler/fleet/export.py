@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from profiler.errors import ArgumentValueError, ProfilerError
-from profiler.fleet.columns import text_of
+from profiler.fleet.columns import filled, text_of
+from profiler.fleet.files import written_whole
 from profiler.fleet.questions import grouped
 from profiler.report.baseline import ODD, check_class
 
@@ -39,7 +39,6 @@ BEHIND = 5  # jobs on both sides of a percentile, itself among them, and between
 PERCENTILES = (tuple(range(1, 100)), tuple(range(5, 100, 5)), (10, 25, 50, 75, 90))  # the finest that its jobs allow
 MEASURES = ("waiting", "s_per_sample", "j_per_sample")
 DIGITS = 2
-CELL, COLUMNS, UNIT = "d0 /* CELL */", "hardware AS d0 /* COLUMNS */", "job_or_run AS unit /* UNIT */"
 
 
 class Rules(NamedTuple):
@@ -80,8 +79,8 @@ def sql_of(rules: Rules) -> str:
     columns = [grouped(name) for name in rules.by]
     names = [f"d{place}" for place in range(len(columns))]
     made = ", ".join(f"{column} AS {name}" for column, name in zip(columns, names, strict=True))
-    unit = f"{grouped(rules.unit) if rules.unit else 'job_or_run'} AS unit"
-    return text_of("export").replace(CELL, ", ".join(names)).replace(COLUMNS, made).replace(UNIT, unit)
+    unit = f"{grouped(rules.unit)} AS unit" if rules.unit else ""
+    return filled(text_of("export"), {"CELL": ", ".join(names), "COLUMNS": made, "UNIT": unit})
 
 
 def export(fleet: Asked, folder: Path, rules: Rules, today: date | None = None) -> Exported:
@@ -265,13 +264,9 @@ def put_text(path: Path, text: str) -> None:
     Raises:
         ProfilerError: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with written_whole(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ProfilerError(f"{path} cannot be written: {error.strerror or error}") from None

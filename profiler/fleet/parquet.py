@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from profiler.errors import ProfilerError
 from profiler.fleet.columns import COLUMNS, FILES
+from profiler.fleet.files import written_whole
 from profiler.fleet.loading import Known, first_line
 
 TYPE_CHECKING = False
@@ -96,15 +96,8 @@ class ParquetFleet:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = self._folder / f"month={month}"
         place.mkdir(mode=0o700, exist_ok=True)
-        name = secrets.token_hex(8)
-        part = place / f"{name}.part"
-        try:
+        with written_whole(place / f"{secrets.token_hex(8)}.parquet") as part:
             pq.write_table(table, part, compression="zstd", compression_level=9)
-            with part.open("rb") as written:
-                os.fsync(written.fileno())
-            part.replace(place / f"{name}.parquet")
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def _as_stored(row: Row) -> Row:

@@ -1,7 +1,4 @@
-"""The questions that a fleet is asked: each one SQL text, a file in `sql/`, which runs unchanged in both engines.
-
-A word before a comment such as ``/* OLD */`` is an example, which what was asked for replaces. So each file runs as it is.
-"""
+"""The questions that a fleet is asked: each one SQL text, a file in `sql/`, which runs unchanged in both engines."""
 
 from __future__ import annotations
 
@@ -10,9 +7,8 @@ from datetime import date
 from typing import NamedTuple
 
 from profiler.errors import ArgumentValueError, did_you_mean
-from profiler.fleet.columns import COLUMNS, DERIVED, TABLE, USAGE, text_of
+from profiler.fleet.columns import COLUMNS, DERIVED, PLACE, TABLE, USAGE, filled, text_of
 
-PLACE = re.compile(r"(?:'[^']*'|\w+) /\* (BY|OLD|NEW|SINCE) \*/")
 PLAIN = re.compile(r"[^\\\x00-\x1f\x7f]{1,200}")
 GROUPS = frozenset(one.name for one in COLUMNS if one.kind in ("text", "word")) | {one.name for one in DERIVED}
 
@@ -120,7 +116,7 @@ def sql_of(name: str, *, by: str = "", old: str = "", new: str = "", since: date
             raise ArgumentValueError(f"the question {name} compares two versions: name the old one and the new one")
     if old and old == new:
         raise ArgumentValueError(f"the question {name} compares two versions, not {old!r} with itself")
-    return PLACE.sub(lambda found: given[found[1]] or found[0], text)
+    return filled(text, given)
 
 
 def grouped(by: str) -> str:
