@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,17 +9,18 @@ import pytest
 
 from profiler.config.paths import runs_path
 from profiler.errors import ProfilerError
+from support.collector import collector_with, to_clickhouse
 from support.collector_tables import statements
 from support.fleets import near
-from support.processes import can_connect, epochmeter, free_port, python, wait_for
+from support.processes import epochmeter, python, wait_for
 
-rotel = pytest.importorskip("rotel", reason="the collector's package has no build for this system")
+pytest.importorskip("rotel", reason="the collector's package has no build for this system")
 pytest.importorskip("duckdb")
 pytest.importorskip("clickhouse_connect")
-from profiler import fleet  # noqa: E402
-from profiler.fleet.clickhouse import ClickHouseFleet  # noqa: E402
-from profiler.fleet.loading import load_logs, logs_in  # noqa: E402
-from profiler.fleet.parquet import ParquetFleet  # noqa: E402
+from profiler import fleet
+from profiler.fleet.clickhouse import ClickHouseFleet
+from profiler.fleet.loading import load_logs, logs_in
+from profiler.fleet.parquet import ParquetFleet
 
 pytestmark = pytest.mark.slow
 TRAIN = """
@@ -79,22 +79,8 @@ def database(clickhouse: str, request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def collector(database: str, tmp_path: Path) -> Iterator[str]:
     """Run a real collector that writes into the tables, and return its address."""
-    ports = free_port(), free_port()
-    place, name = database.removeprefix("clickhouse://").split("/")
-    command = [
-        *(Path(rotel.__file__).parent / "rotel-agent", "start", "--exporter", "clickhouse"),
-        *("--otlp-http-endpoint", f"127.0.0.1:{ports[0]}", "--otlp-grpc-endpoint", f"127.0.0.1:{ports[1]}"),
-        *("--clickhouse-exporter-endpoint", f"http://{place}", "--clickhouse-exporter-database", name),
-        *("--clickhouse-exporter-compression", "none", "--batch-timeout", "100ms", "--pid-file", str(tmp_path / "pid")),
-    ]
-    with (tmp_path / "collector.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            wait_for(lambda: can_connect(ports[0]))
-            yield f"http://127.0.0.1:{ports[0]}"
-        finally:
-            process.terminate()
-            process.wait(10)
+    with collector_with(tmp_path, *to_clickhouse(database)) as (http, _):
+        yield f"http://127.0.0.1:{http}"
 
 
 def trained(collector: str, database: str, runs: int = 1, **more: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from enum import Enum, IntEnum
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +16,9 @@ from exporters.allowlist import OUTCOMES
 from exporters.rules import declared_from
 from profiler import ArgumentTypeError, ArgumentValueError, Telemetry
 from profiler.embedding import told_run
+from support.collector import collector_with, to_clickhouse
 from support.package_author import OUTSIDE, choose, counted
-from support.processes import at_terminal, epochmeter, free_port, python, wait_for
+from support.processes import at_terminal, epochmeter, python, wait_for
 from support.sinks import Sink
 
 FACTS: dict[str, Any] = {"task": ("detect", "segment"), "batch": (8, 16, 32), "amp": bool, "map50": (0.25, 0.5, 0.75)}
@@ -270,21 +270,12 @@ def test_the_bits_of_facts_are_counted() -> None:
 @pytest.mark.slow
 def test_events_of_a_package_moved(home: Path, tmp_path: Path, clickhouse: str) -> None:
     """The example's runs, through a real collector into its tables, are asked by week."""
-    rotel = pytest.importorskip("rotel", reason="the collector's package has no build for this system")
     pytest.importorskip("duckdb")
     from profiler.fleet.clickhouse import ClickHouseFleet
     from support.collector_tables import statements
 
-    server = ClickHouseFleet(clickhouse)
+    server, database = ClickHouseFleet(clickhouse), clickhouse.replace("/default", "/events")
     server.command(*statements("events"))
-    database, port = clickhouse.replace("/default", "/events"), free_port()
-    place = clickhouse.removeprefix("clickhouse://").partition("/")[0]
-    command = [
-        *(str(Path(rotel.__file__).parent / "rotel-agent"), "start", "--exporter", "clickhouse"),
-        *("--otlp-http-endpoint", f"127.0.0.1:{port}", "--otlp-grpc-endpoint", f"127.0.0.1:{free_port()}"),
-        *("--clickhouse-exporter-endpoint", f"http://{place}", "--clickhouse-exporter-database", "events"),
-        *("--clickhouse-exporter-compression", "none", "--batch-timeout", "100ms", "--pid-file", str(tmp_path / "pid")),
-    ]
     work = """
 import sys; sys.path.insert(0, sys.argv[1])
 from types import SimpleNamespace as Cfg
@@ -298,16 +289,11 @@ for model, task, mode in (("yolo11n.pt", "detect", "train"), ("/data/canary-mode
         pass
 """
     folder = Path(__file__).parents[2] / "examples" / "events"
-    choose(home, exporter="otlp", otlp_endpoint=f"http://127.0.0.1:{port}")
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            answer = at_terminal("-c", work, str(folder), **OUTSIDE)
-            assert answer.code == 0
-            wait_for(lambda: server.ask("SELECT count() AS n FROM events.otel_metrics_sum")["n"].to_pylist() != [0])
-        finally:
-            process.terminate()
-            process.wait(10)
+    with collector_with(tmp_path, *to_clickhouse(database)) as (http, _):
+        choose(home, exporter="otlp", otlp_endpoint=f"http://127.0.0.1:{http}")
+        answer = at_terminal("-c", work, str(folder), **OUTSIDE)
+        assert answer.code == 0
+        wait_for(lambda: server.ask("SELECT count() AS n FROM events.otel_metrics_sum")["n"].to_pylist() != [0])
     assert epochmeter("fleet", "collector", "--to", database).code == 0
     rows = json.loads(epochmeter("fleet", "ask", "features", "--from", database, "--json").out)
     told = {(row["kind"], row["name"], row["outcome"]): row["times"] for row in rows}

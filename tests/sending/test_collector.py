@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from support.collector import collector_with
 from support.package_author import OUTSIDE, WITHOUT_SENTRY, choose, counted, metrics
-from support.processes import can_connect, free_port, python, wait_for
+from support.processes import python, wait_for
 from support.sinks import Sink
 
-rotel = pytest.importorskip("rotel", reason="the collector's package has no build for this system")
+pytest.importorskip("rotel", reason="the collector's package has no build for this system")
 pytestmark = pytest.mark.slow
 
 TRAIN = """
@@ -30,30 +30,12 @@ print(json.dumps(prof.summary.to_dict()))
 """
 
 
-def start(ports: tuple[int, int], sink_url: str, log: Any) -> subprocess.Popen[bytes]:
-    """Run a collector that hands on all data, on these ports for HTTP and gRPC."""
-    command = [
-        *(Path(rotel.__file__).parent / "rotel-agent", "start"),
-        *("--otlp-http-endpoint", f"127.0.0.1:{ports[0]}", "--otlp-grpc-endpoint", f"127.0.0.1:{ports[1]}"),
-        *("--exporter", "otlp", "--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", sink_url),
-        *("--batch-timeout", "100ms", "--pid-file", f"{log.name}.pid"),
-    ]
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    wait_for(lambda: can_connect(ports[0]) and can_connect(ports[1]))
-    return process
-
-
 @pytest.fixture
 def collector(sink: Sink, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Run a collector that hands all data to the sink; return its addresses by protocol."""
-    ports = free_port(), free_port()
-    with (tmp_path / "collector.log").open("wb") as log:
-        process = start(ports, sink.url, log)
-        try:
-            yield {"http/protobuf": f"http://127.0.0.1:{ports[0]}", "grpc": f"http://127.0.0.1:{ports[1]}"}
-        finally:
-            process.terminate()
-            process.wait(10)
+    hands_on = ("otlp", "--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", sink.url)
+    with collector_with(tmp_path, *hands_on) as (http, grpc):
+        yield {"http/protobuf": f"http://127.0.0.1:{http}", "grpc": f"http://127.0.0.1:{grpc}"}
 
 
 def attributes(holder: Any) -> dict[str, Any]:
