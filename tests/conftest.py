@@ -72,17 +72,27 @@ def sink() -> Iterator[Sink]:
 
 
 @pytest.fixture(scope="session")
-def clickhouse() -> Iterator[str]:
-    """ClickHouse's engine behind its HTTP interface, in a process of its own."""
+def clickhouse_server() -> Iterator[str]:
+    """Run ClickHouse's engine behind its HTTP interface, in a process of its own; return its address."""
     pytest.importorskip("chdb", reason="ClickHouse's engine has no build for this system")
     pytest.importorskip("clickhouse_connect")
     program = Path(__file__).parent / "support" / "clickhouse_server.py"
     process = subprocess.Popen([sys.executable, str(program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
     try:
-        yield f"clickhouse://127.0.0.1:{int(process.stdout.readline())}/default"
+        yield f"clickhouse://127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.stdin.close()
         process.kill()
         process.wait(10)
         process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def clickhouse(clickhouse_server: str, request: pytest.FixtureRequest) -> str:
+    """Return the address of a database that this file's tests have for themselves."""
+    import clickhouse_connect
+
+    name = request.module.__name__.rpartition(".")[2]
+    clickhouse_connect.get_client(dsn=f"{clickhouse_server}/default").command(f"CREATE DATABASE IF NOT EXISTS {name}")
+    return f"{clickhouse_server}/{name}"

@@ -400,7 +400,7 @@ class TestDashboard:
         from profiler.fleet.clickhouse import ClickHouseFleet
 
         ClickHouseFleet(clickhouse).command("CREATE DATABASE IF NOT EXISTS panels")
-        server = ClickHouseFleet(clickhouse.replace("/default", "/panels"))
+        server = ClickHouseFleet(clickhouse.rpartition("/")[0] + "/panels")
         server.prepare()
         rules = [rule["data"][0]["model"]["rawSql"] for rule in dashboard.alerts()["groups"][0]["rules"]]
         assert [server.ask(sql)["found"].to_pylist() for sql in rules] == [[0], [0]]

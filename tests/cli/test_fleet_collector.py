@@ -72,7 +72,7 @@ def database(clickhouse: str, request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"d{abs(hash(request.node.name)):x}"
     server = ClickHouseFleet(clickhouse)
     server.command(*statements(name))
-    yield clickhouse.replace("/default", f"/{name}")
+    yield clickhouse.rpartition("/")[0] + f"/{name}"
     server.command(f"DROP DATABASE {name}")
 
 

@@ -266,7 +266,7 @@ def test_both_engines_export_the_same(tmp_path: Path, clickhouse: str) -> None:
 
     rows, server = list(jobs(77, SIZES)), ClickHouseFleet(clickhouse)
     server.command("CREATE DATABASE IF NOT EXISTS exported")
-    there = clickhouse.replace("/default", "/exported")
+    there = clickhouse.rpartition("/")[0] + "/exported"
     server = ClickHouseFleet(there)
     server.prepare()
     server.write(rows)

@@ -274,7 +274,7 @@ def test_events_of_a_package_moved(home: Path, tmp_path: Path, clickhouse: str) 
     from profiler.fleet.clickhouse import ClickHouseFleet
     from support.collector_tables import statements
 
-    server, database = ClickHouseFleet(clickhouse), clickhouse.replace("/default", "/events")
+    server, database = ClickHouseFleet(clickhouse), clickhouse.rpartition("/")[0] + "/events"
     server.command(*statements("events"))
     work = """
 import sys; sys.path.insert(0, sys.argv[1])
