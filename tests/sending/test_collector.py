@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from support.collector import collector_with
+from support.collector import collector_with, to_otlp
 from support.package_author import OUTSIDE, WITHOUT_SENTRY, choose, counted, metrics
 from support.processes import python, wait_for
 from support.sinks import Sink
@@ -33,8 +33,7 @@ print(json.dumps(prof.summary.to_dict()))
 @pytest.fixture
 def collector(sink: Sink, tmp_path: Path) -> Iterator[dict[str, str]]:
     """Run a collector that hands all data to the sink; return its addresses by protocol."""
-    hands_on = ("otlp", "--otlp-exporter-protocol", "http", "--otlp-exporter-endpoint", sink.url)
-    with collector_with(tmp_path, *hands_on) as (http, grpc):
+    with collector_with(tmp_path, *to_otlp(sink.url)) as (http, grpc):
         yield {"http/protobuf": f"http://127.0.0.1:{http}", "grpc": f"http://127.0.0.1:{grpc}"}
 
 

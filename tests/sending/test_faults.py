@@ -19,6 +19,7 @@ import pytest
 from exporters.outbox import Outbox
 from profiler import settings
 from profiler.config.folder import Folder
+from support import collector
 from support.deliveries import EXIT, box, epochs_in
 from support.ga_rules import google
 from support.processes import epochmeter, free_port, python, wait_for
@@ -173,7 +174,6 @@ with Profiler("x", interval=0.02) as prof:
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
 def test_collector_killed_and_restarted_in_mid_run(sink: Sink, home: Path, tmp_path: Path, protocol: str) -> None:
-    collectors = pytest.importorskip("test_collector")
     if protocol == "grpc":
         pytest.importorskip("grpc")
     ports = free_port(), free_port()
@@ -181,25 +181,24 @@ def test_collector_killed_and_restarted_in_mid_run(sink: Sink, home: Path, tmp_p
     settings.update(
         exporter="otlp", otlp_endpoint=f"http://127.0.0.1:{chosen}", otlp_protocol=protocol, export_interval=0.1, exit_timeout=5
     )
-    with (tmp_path / "collector.log").open("wb") as log:
-        collector = collectors.start(ports, sink.url, log)
-        training = subprocess.Popen([sys.executable, "-c", LONG, "60"], stdout=subprocess.PIPE, text=True)
-        try:
-            assert training.stdout is not None
-            wait_for(lambda: sink.received)
-            collector.send_signal(signal.SIGKILL)
-            collector.wait(10)
-            known = len(sink.received)
-            time.sleep(0.6)
-            assert len(sink.received) == known and training.poll() is None
-            collector = collectors.start(ports, sink.url, log)
-            wait_for(lambda: len(sink.received) > known)
-            told = json.loads(training.communicate(timeout=60)[0].splitlines()[-1])
-        finally:
-            training.kill()
-            collector.terminate()
-            collector.wait(10)
-            training.wait(10)
+    process = collector.start(ports, tmp_path, *collector.to_otlp(sink.url))
+    training = subprocess.Popen([sys.executable, "-c", LONG, "60"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert training.stdout is not None
+        wait_for(lambda: sink.received)
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+        known = len(sink.received)
+        time.sleep(0.6)
+        assert len(sink.received) == known and training.poll() is None
+        process = collector.start(ports, tmp_path, *collector.to_otlp(sink.url))
+        wait_for(lambda: len(sink.received) > known)
+        told = json.loads(training.communicate(timeout=60)[0].splitlines()[-1])
+    finally:
+        training.kill()
+        process.terminate()
+        process.wait(10)
+        training.wait(10)
     wait_for(lambda: epochs_in(sink).get(told["id"]) == 60)
     assert Outbox(Folder(home / "outbox")).waiting() == []
 
