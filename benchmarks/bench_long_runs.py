@@ -46,7 +46,8 @@ def day(steps: int, hours: float) -> dict[str, Any]:
     def clock() -> int:
         return at
 
-    clocks.host_clock = hot_path.now = clock
+    clocks.host_clock = clock
+    hot_path.use_clock(clock)
     from profiler import Profiler
 
     prof = Profiler("a day", interval=3600.0, epochs=1)

@@ -36,11 +36,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+def clock() -> Iterator[FakeClock]:
     """Stop the timers' clock; a test moves it."""
     fake = FakeClock(1_000_000)
-    monkeypatch.setattr(hot_path, "now", fake)
-    return fake
+    hot_path.use_clock(fake)
+    yield fake
+    hot_path.use_clock(None)
 
 
 @pytest.fixture(scope="session")

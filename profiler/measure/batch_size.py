@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from profiler.measure import hot_path
 from profiler.records.faults import is_of_a_signal
 
 PLAIN = frozenset((int, float, str, bytes, bool, type(None)))  # types without a shape, skipped at once
@@ -21,22 +22,31 @@ FIELDS = 4  # tensors of one rank that a batch has side by side, at most; if the
 CHANNELS = (1, 3, 4)  # first dimension of an image
 
 
-def batch_size(item: Any) -> int | None:
+def size_of(item: Any, error: Exception | None = None) -> int | None:
     """Return the first dimension of the first tensor in a batch, which is the number of samples, or None.
 
     Lists, tuples and mappings are searched, at most four levels deep and 32 objects wide. Anything with a ``shape`` counts
     as a tensor; a batch that tells its own ``batch_size`` is believed. A list of samples has as many samples as parts. A
     list that may hold samples as well as fields leaves the number unknown.
+
+    Args:
+        item: the batch.
+        error: raised by an attribute of the batch when it was asked before, in C.
     """
     if type(item) in PLAIN:
         return None
     try:
+        if error is not None:
+            raise error
         usual = _usual(item)
         return next(filter(_is_known, islice(_looks(item, DEPTH), LOOKS)), None) if usual is None else usual
     except Exception as error:  # the attributes of a user's class may raise anything
         if is_of_a_signal(error):
             raise
         return None
+
+
+batch_size = hot_path.sized_by(size_of)
 
 
 def call_size(args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:

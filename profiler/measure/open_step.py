@@ -35,7 +35,7 @@ def _in_pass(timer: Timer, segment: Segment, stage: str) -> OpenStep:
     return OpenStep(
         stage=stage,
         epoch=timer.edges.epoch,
-        step=tree.counts.in_epoch + tree.record.steps - bool(segment.in_step),
+        step=tree.counts.in_epoch + tree.steps - bool(segment.in_step),
         phase=span.name if is_in_phase else "",
         step_ns=step_ns,
         phase_ns=max(now - span.t0, 0) if is_in_phase else step_ns,

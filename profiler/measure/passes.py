@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import Any
 
 from profiler.measure import hot_path
-from profiler.measure.hot_path import ASKED, ASKED_BEFORE, HotPass, ThreadBadge
+from profiler.measure.hot_path import ASKED, ASKED_BEFORE, HotPass, Place
 from profiler.measure.spans import BUFFER_SIZE, StepCounts, Tree, drop_mark
 from profiler.records.histogram import NS
 from profiler.records.timing import Timing
@@ -52,35 +52,23 @@ class Concurrency:
         self._at = max(at, self._at)
 
 
-class ThreadState:
+class ThreadState(Place):
     """The place of one thread (or one task of asyncio): the innermost open span, and the passes it is in."""
 
-    __slots__ = (
-        "badge",
-        "buffer_size",
-        "counts",
-        "current",
-        "is_owner",
-        "outside",
-        "segments",
-        "thread",
-        "timer",
-        "too_deep",
-        "trees",
-    )
+    __slots__ = ("buffer_size", "counts", "outside", "segments", "timer", "too_deep", "trees")
 
     def __init__(self, timer: Timer, is_owner: bool, buffer_size: int = BUFFER_SIZE) -> None:
+        super().__init__(is_owner=is_owner)
         self.timer = timer
         self.thread = get_ident()
-        self.is_owner = is_owner
+        self.look_up = timer.phase
         self.buffer_size = buffer_size
-        self.badge = ThreadBadge(is_held=is_owner)
         self.segments: list[Segment] = []
         self.trees: list[Tree] = []
         self.counts: dict[Stage, StepCounts] = {}
         self.too_deep = 0  # open phases that are not measured, because they are nested too deep
         self.outside = Tree(self, None)
-        self.current: Span = self.outside.root
+        self.current = self.outside.root
 
     def counts_of(self, stage: Stage | None) -> StepCounts:
         """Return the counts of a stage's steps in this thread; of a pass without a stage, counts of its own."""
@@ -160,8 +148,10 @@ class ThreadState:
         """Remove and return what another thread may take of this one's phases outside passes, under the timer's lock."""
         found = {}
         for path, span in self.outside.spans():
-            if span.shared == ASKED_BEFORE and (span.n or span.waiting or span.timing.count):
-                span.fold()
+            if span.shared != ASKED_BEFORE:
+                continue
+            span.fold()
+            if span.timing.count:
                 found[path], span.timing = span.timing, Timing()
         return found
 
@@ -197,9 +187,10 @@ class ThreadState:
 class Segment(HotPass):
     """One pass over a loader by one thread, or the part of it that lies in one epoch."""
 
-    __slots__ = ("closed", "handed_at", "is_call", "length", "loop", "nodes", "resume", "resumed_at", "started", "task")
+    __slots__ = ("is_call", "length", "loop", "nodes", "resume", "resumed_at", "started", "task")
 
     def __init__(self, state: ThreadState, tree: Tree, loop: weakref.ref[Any] | None = None) -> None:
+        super().__init__()
         self.loop = loop
         self.length: int | None = None  # how many steps it will have, if that is known
         self.state = state
@@ -208,9 +199,7 @@ class Segment(HotPass):
         self.resume = state.current
         self.started = self.step_started = self.handed_at = self.resumed_at = hot_path.now()
         self.nodes = gradient_nodes()
-        self.closed = False
-        self.in_step = False
-        self.samples: int | None = None
+        self.samples = None
         self.wait = tree.root.child(Phase.DATA_WAIT.value)
         # The clock of a call stops during one that it makes itself, so that one is beside nothing.
         self.is_call = tree.stage is Stage.INFERENCE and all(
@@ -242,7 +231,7 @@ class Segment(HotPass):
         with state.timer.lock:
             if not self.closed:
                 measured = (span for _, span in self.tree.spans() if span.n and span.t0 >= self.resumed_at)
-                ends = (span.t0 + span.buffer[span.n - 1] for span in measured)
+                ends = (span.t0 + span.recent_ns(1) for span in measured)
                 self.close(partial=True, at=max(ends, default=self.resumed_at))
             elif self in state.segments:
                 state.segments.remove(self)
@@ -254,20 +243,34 @@ class Segment(HotPass):
             self.tree.become(stage)
             self.state.timer.warm_up(self.tree)
 
+    def begin_wait_slowly(self) -> bool:
+        """End the step and begin the wait, in every case that is not the usual one."""
+        if self.in_step:
+            self.end_step()
+        self.wait.__enter__()
+        if self.state.timer.is_slice_due:
+            self.state.close_slice()
+        return True
+
+    def end_wait_slowly(self, size: SampleCount, item: Any) -> bool:
+        """End the wait and begin the step, in every case that is not the usual one."""
+        self.wait.__exit__()
+        return self.begin_step(size(item))
+
     def begin_step(self, samples: int | None) -> bool:
         """Begin a step, under the timer's lock. Return False if the epoch, and with it this pass, ended during the wait."""
         with self.state.timer.lock:
             if self.closed:
                 return False
-            record = self.tree.record  # read under the lock: another thread may just have taken the previous one
+            tree = self.tree
             self.in_step = True
             self.samples = samples
-            record.steps += 1
+            tree.steps += 1
             if samples is not None:
-                record.samples = (record.samples or 0) + samples
-            if self.tree.stage is Stage.INFERENCE:
+                tree.samples = (tree.samples or 0) + samples
+            if tree.stage is Stage.INFERENCE:
                 if samples is not None:
-                    self.tree.batch.record(samples * NS)
+                    tree.batch.record(samples * NS)
                 self.handed_at = hot_path.now()
         return True
 
@@ -291,13 +294,13 @@ class Segment(HotPass):
 
     def drop_step(self) -> None:
         """Take back the step that has begun, as if its batch had not been fetched."""
-        record = self.tree.record
+        tree = self.tree
         with self.state.timer.lock:
-            if self.in_step and record.steps:
+            if self.in_step and tree.steps:
                 self.in_step = False
-                record.steps -= 1
-                if self.samples is not None and record.samples is not None:
-                    record.samples -= self.samples
+                tree.steps -= 1
+                if self.samples is not None and tree.samples is not None:
+                    tree.samples -= self.samples
 
     def close(self, *, partial: bool, at: int | None = None) -> None:
         """End the pass. Time that overlaps with a pass that began later and is still open belongs to that one.

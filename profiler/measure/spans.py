@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from profiler.measure import hot_path
-from profiler.measure.hot_path import Span
+from profiler.measure.hot_path import HotTree, Span
 from profiler.records.histogram import Histogram
 from profiler.records.timing import SLOWEST_KEPT, SlowStep, StageRecord, Timing, merge_phases, slowest_of
 from profiler.records.vocabulary import Phase, Stage
@@ -122,24 +122,22 @@ class StepCounts:
         self.in_run += steps
 
 
-class Tree:
+class Tree(HotTree):
     """The spans of one stage in one thread.
 
     ``stage`` is None for everything outside stages, and for an inferred pass whose stage is not known yet.
     """
 
     __slots__ = (
-        *("batch", "cold", "counts", "device", "in_use", "is_empty", "is_inference", "latency", "limit", "pending"),
-        *("record", "root", "slow", "span_type", "stage", "state", "step", "top"),
+        *("batch", "counts", "in_use", "is_empty", "latency", "record"),
+        *("slow", "span_type", "stage", "state", "top"),
     )
 
     def __init__(self, state: ThreadState, stage: Stage | None, device: DeviceClock | None = None) -> None:
+        super().__init__()
         self.state = state
         self.stage = stage
-        # A first step, inference, and marks to read: the end of such a step needs more than adding up. They stand here one by
-        # one, because a property that joins them would cost 30 ns twice a step.
         self.is_inference = stage is Stage.INFERENCE
-        self.cold = False  # True during the run's first step of this stage
         self.in_use = False
         self.is_empty = True  # nothing was measured since the last `take`, so another stage may reuse the tree
         self.device = device
@@ -150,7 +148,6 @@ class Tree:
         self.latency = Span(self, self.root, "latency")
         self.batch = Span(self, self.root, "batch")
         self.record = StageRecord(stage.value if stage else "")
-        self.limit = 0  # ns; a step above it is one of the slowest. -1 while a slice is due, so that the next step closes it
         self.top: list[int] = []  # a heap of the durations of the slowest steps so far
         self.slow: list[SlowStep] = []  # those of them since the last `take`
         self.counts = state.counts_of(stage)
@@ -196,7 +193,7 @@ class Tree:
         is_full = len(top) >= SLOWEST_KEPT
         if not is_full or duration > top[0]:
             (heapq.heapreplace if is_full else heapq.heappush)(top, duration)
-            done = self.record.steps - 1
+            done = self.steps - 1
             at = end - self.state.timer.began_ns
             phases, collected = self._phases_of_step(end - duration), self.state.timer.causes.garbage.since(end - duration)
             numbers = self.counts.in_epoch + done, self.counts.in_run + done
@@ -209,12 +206,12 @@ class Tree:
         """Return the times (ns) of the top-level phases of a step that has just ended."""
         # A phase's last entries are those of the step. Nothing counts them, as that would cost every step: a phase that
         # occurs k times in each step has k entries in this one, too.
-        steps = max(self.record.steps, 1)
+        steps = max(self.steps, 1)
         found = {}
         for name, span in list(self.root.children.items()):
             if span.n and span.t0 >= began:
                 times = max(round((span.timing.count + span.n) / steps), 1)
-                found[name] = sum(span.buffer[max(span.n - times, 0) : span.n])
+                found[name] = span.recent_ns(times)
         return found
 
     def become(self, stage: Stage | None) -> None:
@@ -228,7 +225,7 @@ class Tree:
 
     def cool_down(self) -> None:
         """Undo `Timer.warm_up` after an empty loader, which warms nothing up."""
-        if self.cold and self.stage and not self.record.steps:
+        if self.cold and self.stage and not self.steps:
             self.cold = False
             self.state.timer.warm.discard(self.stage)
 
@@ -249,8 +246,7 @@ class Tree:
         """Move every buffer into its histogram."""
         self.read_device()
         for _, span in self.spans():
-            if span.n or span.waiting:
-                span.fold()
+            span.fold()
 
     def read_device(self) -> None:
         """Read the device times that are complete by now."""
@@ -291,8 +287,10 @@ class Tree:
             else:
                 merge_phases(taken.phases, {path: timing})
         taken.slowest, self.slow = self.slow, []
-        self.counts.add(taken.steps)
-        self.record = StageRecord(taken.stage)  # last: what an exception of a signal's handler interrupts is taken later
+        self.counts.add(self.steps)
+        empty = StageRecord(taken.stage)
+        # All at once, and last: what an exception of a signal's handler interrupts before is taken later.
+        taken.steps, taken.samples, self.steps, self.samples, self.record = self.steps, self.samples, 0, None, empty
         return taken
 
     def keep(self, taken: StageRecord) -> None:

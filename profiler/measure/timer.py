@@ -150,10 +150,10 @@ class Timer:
         partial, is_lost = True, False
         try:
             while True:
-                if segment.closed or get_ident() != segment.state.thread:  # an epoch ended, or another thread took over
+                if not segment.begin_wait():  # an epoch ended, or another thread took over
                     segment.close(partial=True)
                     segment = self.begin(stage, loop)
-                segment.begin_wait()
+                    segment.begin_wait()
                 try:
                     if iterator is None:
                         iterator = iter(items)

@@ -88,6 +88,7 @@ class Profiler:
         )
         self._timer = self.session.timer
         self._owner = self._timer.owner
+        self.phase = self._owner.phase  # type: ignore[method-assign]  # the same without a call in between: it is the hot path
         self._timer.places.on_tasks = partial(_look_up_slowly, weakref.ref(self), self._timer)
         weakref.finalize(self, end_soon, self.session).atexit = False
 
@@ -136,10 +137,7 @@ class Profiler:
         Raises:
             ArgumentTypeError, ArgumentValueError: the name cannot be used.
         """
-        try:
-            return self._owner.current.children[name]
-        except (KeyError, TypeError):
-            return self._timer.phase(name)
+        return self._owner.phase(name)
 
     def train(self, loader: Iterable[T], *, samples: int | Callable[[Any], int] | None = None) -> Pass[T]:
         """Return the loader as one training pass; iterate over it as over the loader.

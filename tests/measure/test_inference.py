@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,6 @@ import pytest
 
 from profiler import ArgumentTypeError, Profiler
 from profiler.config.paths import runs_path
-from profiler.measure.passes import SMALL_BUFFER_SIZE
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
 from support.processes import wait_for
@@ -174,11 +174,17 @@ class TestAsyncio:
                 waiting: tuple[list[None], asyncio.Event] = [], asyncio.Event()
                 await asyncio.gather(*(predict(*waiting) for _ in range(1000)))
 
-            asyncio.run(serve())
-            asyncio.run(serve())
+            tracemalloc.start()
+            try:
+                asyncio.run(serve())
+                first = tracemalloc.get_traced_memory()[0]
+                asyncio.run(serve())
+                second = tracemalloc.get_traced_memory()[0]
+            finally:
+                tracemalloc.stop()
             states = [state for state in prof.session.timer.places.all if not state.is_owner]
         assert len(states) == 1000  # places are used again
-        assert all(len(span.buffer) == SMALL_BUFFER_SIZE for tree in states[0].trees for _, span in tree.spans())
+        assert first < 25_000 * 1000 and second < 1.2 * first
         assert inference(prof)["steps"] == 2000
 
     def test_training_loop_inside_running_asyncio_loop(self) -> None:

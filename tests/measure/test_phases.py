@@ -317,7 +317,7 @@ programs = st.recursive(
 @given(st.lists(st.lists(programs, max_size=3), min_size=1, max_size=4), st.integers(0, 1000))
 def test_the_parts_add_up_whatever_the_loop_does(steps: list[list[Program]], wait: int) -> None:
     fake = FakeClock(5)
-    real, hot_path.now = hot_path.now, fake
+    hot_path.use_clock(fake)
     try:
         timer = Timer()
 
@@ -332,7 +332,7 @@ def test_the_parts_add_up_whatever_the_loop_does(steps: list[list[Program]], wai
                 program.run(timer, fake)
         stage = taken(timer).stages["train"]
     finally:
-        hot_path.now = real
+        hot_path.use_clock(None)
     assert stage.duration_ns == fake.now - began
     assert stage.step.total_ns == stage.duration_ns
     assert stage.other_ns >= 0

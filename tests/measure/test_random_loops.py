@@ -202,12 +202,13 @@ def check(world: World, told: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     time = [10**12]
     now: Callable[[], int] = lambda: time[0]  # noqa: E731
-    monkeypatch.setattr(hot_path, "now", now)
     monkeypatch.setattr(clocks, "host_clock", now)
-    return time
+    hot_path.use_clock(now)
+    yield time
+    hot_path.use_clock(None)
 
 
 @pytest.mark.parametrize("is_sliced", [False, True])

@@ -89,7 +89,8 @@ class Fixed:
     def close(self): pass
     def readings(self): return (Reading((SPEC,), lambda: [Sample(SPEC, 123_456_789)]),)
 clock = FakeClock(1_000_000)
-hot_path.now = clocks.host_clock = clock
+clocks.host_clock = clock
+hot_path.use_clock(clock)
 time.time_ns = lambda: 1_790_000_000_000_000_000
 time.thread_time_ns = lambda: 0
 session.Sampler = partial(Sampler, probes=("fixed",), load=lambda name: Fixed())

@@ -156,8 +156,8 @@ class PassInference:
         self.has_optimizer = True
         for inferred in following.passes:
             segment = inferred.segment
-            if inferred.feed is None and not segment.closed and segment.tree.record.steps:
-                segment.tree.record.steps = segment.tree.step.n = 0
+            if inferred.feed is None and not segment.closed and segment.tree.steps:
+                segment.tree.steps = segment.tree.step.n = 0
                 segment.tree.step.timing = Timing()
                 segment.tree.slow, segment.tree.top, segment.tree.limit = [], [], 0
                 segment.tree.begin_cold_again()
@@ -305,7 +305,7 @@ def _count_step(segment: Segment, end: int) -> None:
     with segment.state.timer.lock:
         duration = end - segment.step_started
         tree.step.record(duration)
-        tree.record.steps += 1
+        tree.steps += 1
         if tree.stage is not None and duration > tree.limit:
             tree.keep_slow(duration, end, is_first=tree.cold)
         segment.step_started = end

@@ -85,7 +85,7 @@ class LoaderObserver:
         self._is_over = False
         self._faults = 0
         self._local = threading.local()
-        self.is_mine = timer.owner.badge.is_mine
+        self.is_mine = timer.owner.is_mine
 
     def close(self) -> None:
         """End the observing, and the passes that were inferred in this thread."""

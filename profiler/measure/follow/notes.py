@@ -115,8 +115,8 @@ class InferredPass:
     @property
     def is_trial(self) -> bool:
         """True if it has only called a model in training mode: to see a shape, or to warm up."""
-        record = self.segment.tree.record
-        return self.feed is None and not (self.has_backward or record.steps or record.passes)
+        tree = self.segment.tree
+        return self.feed is None and not (self.has_backward or tree.steps or tree.record.passes)
 
     @property
     def has_work(self) -> bool:
@@ -159,7 +159,7 @@ class ThreadFollowing:
         trees = (*self.state.trees, self.state.outside)
         spans = [span for tree in trees for _, span in tree.spans() if span.name == name and span.t0]
         latest = max(spans, key=lambda span: span.t0, default=None)
-        return None if latest is None else (latest.t0, latest.t0 + (latest.buffer[latest.n - 1] if latest.n else 0))
+        return None if latest is None else (latest.t0, latest.t0 + latest.recent_ns(1))
 
     def is_in_named_pass(self) -> bool:
         """Return True if the innermost pass is one that the loop named itself."""
