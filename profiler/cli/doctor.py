@@ -76,6 +76,16 @@ def _python() -> Iterator[Check]:
     yield Check("python", "ok" if fits else "problem", version, "" if fits else "use Python 3.10 or newer")
 
 
+def _hot_path() -> Iterator[Check]:
+    """Say whether phases and steps are timed in C or in Python, and why."""
+    from profiler.measure import hot_path
+
+    if not hot_path.WHY_PURE:
+        yield Check("hot path", "ok", "compiled")
+        return
+    yield Check("hot path", "ok", f"in Python ({hot_path.WHY_PURE}): a phase costs two to three times as much")
+
+
 def _packages() -> Iterator[Check]:
     """Look for other distributions, or a file in the working folder, that hide our two packages."""
     providers = metadata.packages_distributions()
@@ -325,4 +335,4 @@ def _cpu() -> Iterator[Check]:
     yield Check("cpu", "ok", f"{family}; vector instructions: {', '.join(features) or 'none known'}")
 
 
-LOOKS = (_python, _packages, _home, _folders, _settings, _outbox, _embedded, _probes, _optional, _recent_runs)
+LOOKS = (_python, _hot_path, _packages, _home, _folders, _settings, _outbox, _embedded, _probes, _optional, _recent_runs)

@@ -502,6 +502,15 @@ static PyObject *place_is_mine(PyObject *self, PyObject *unused)
 
 /* ---- the steps of a pass ------------------------------------------------------------------------------------------------ */
 
+/* Return 1 if everything is set that a step needs, else 0 with an exception set. */
+static int is_whole(Pass *self)
+{
+    if (self->state != NULL && self->wait != NULL && self->tree != NULL && self->tree->root != NULL && self->tree->step != NULL)
+        return 1;
+    PyErr_SetString(PyExc_ValueError, "a pass needs a place, a tree and a wait");
+    return 0;
+}
+
 /* Return 1 if the end of a step needs more than adding up: a first step, inference, marks of the GPU to read; -1 on an error. */
 static int needs_more(Tree *tree)
 {
@@ -539,7 +548,9 @@ static PyObject *pass_begin_wait(PyObject *object, PyObject *unused)
 {
     Pass *self = (Pass *)object;
     (void)unused;
-    if (self->closed || self->state == NULL || self->state->thread != PyThread_get_thread_ident())
+    if (!is_whole(self))
+        return NULL;
+    if (self->closed || self->state->thread != PyThread_get_thread_ident())
         Py_RETURN_FALSE;
     int more = needs_more(self->tree);
     if (more < 0)
@@ -584,7 +595,7 @@ static PyObject *pass_end_wait(PyObject *object, PyObject *const *args, Py_ssize
         return NULL;
     }
     ns_t end = read_clock();
-    int more = CLOCK_FAILED(end) ? -1 : needs_more(self->tree);
+    int more = CLOCK_FAILED(end) || !is_whole(self) ? -1 : needs_more(self->tree);
     if (more < 0)
         return NULL;
     if (more || !self->state->is_owner || self->state->current != self->wait || self->wait->shared)
@@ -661,7 +672,8 @@ static PyObject *fast_path_add(PyObject *object, PyObject *args)
     PyObject *before, *after, *segment;
     if (!PyArg_ParseTuple(args, "OOO", &before, &after, &segment))
         return NULL;
-    if (!PyObject_TypeCheck(before, span_type) || !PyObject_TypeCheck(after, span_type) ||
+    if (!PyObject_TypeCheck(before, span_type) || ((Span *)before)->tree == NULL ||
+        !PyObject_TypeCheck(after, span_type) || ((Span *)after)->tree == NULL ||
         (segment != Py_None && !PyObject_TypeCheck(segment, pass_type))) {
         PyErr_SetString(PyExc_TypeError, "a transition leads from a span to a span, in a pass or None");
         return NULL;
@@ -694,9 +706,9 @@ static PyObject *fast_path_forget(PyObject *object, PyObject *unused)
 /* Return 1 if the transition from the current span is known, and select it; 0 if the observer has to decide. */
 static int is_known(FastPath *fast, Place *place)
 {
-    Span *current = place->current;
-    if (!is_mine(place) || current == NULL)
+    if (fast == NULL || !is_mine(place) || place->current == NULL)
         return 0;
+    Span *current = place->current;
     if (current == fast->expected)
         return 1;
     if (fast->known == NULL)
@@ -766,7 +778,7 @@ static int end_phase(Hook *self, FastPath *fast, ns_t end, int ends_step)
     Py_INCREF(current);
     Py_XINCREF(pass);
     failed = record(current, end - current->t0) || (fast->is_on_device && mark(current, "mark_end"));
-    if (!failed && pass != NULL) {
+    if (!failed && pass != NULL && !(failed = !is_whole(pass))) {
         Tree *tree = pass->tree;
         pass->handed_at = end;
         if (ends_step) {
@@ -828,7 +840,7 @@ static PyObject *hook_ends_step(PyObject *object, PyObject *const *args, Py_ssiz
 /* Return 1 if this is the hooked module; a replica of it (DataParallel) has our hooks, too, and is ignored. */
 static int is_hooked(Hook *self, PyObject *module)
 {
-    PyObject *hooked = PyObject_CallObject(self->hooked, NULL);
+    PyObject *hooked = PyObject_CallFunctionObjArgs(self->hooked, NULL);
     Py_XDECREF(hooked);
     return hooked == NULL ? -1 : hooked == module;
 }
@@ -845,7 +857,7 @@ static PyObject *hook_forward_begins(PyObject *object, PyObject *module)
 {
     Hook *self = (Hook *)object;
     int trains = is_true(PyObject_GetAttr(module, s_training));
-    int learns = trains > 0 ? is_true(PyObject_CallObject(self->takes_gradients, NULL)) : trains;
+    int learns = trains > 0 ? is_true(PyObject_CallFunctionObjArgs(self->takes_gradients, NULL)) : trains;
     if (learns < 0)
         return NULL;
     FastPath *fast = learns ? self->fast : self->other;

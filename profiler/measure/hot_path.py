@@ -37,6 +37,7 @@ __all__ = [
     "ASKED",
     "ASKED_BEFORE",
     "COMPILED",
+    "WHY_PURE",
     "FastPath",
     "HotPass",
     "HotTree",
@@ -56,19 +57,21 @@ PURE = "EPOCHMETER_PURE"
 ASKED, ASKED_BEFORE = 2, 3  # of `Span.shared`: the phase's next end closes a slice
 
 
-def _find_compiled() -> Any:
-    """Return the compiled hot path, or None if it is not built, not wanted, or reads another clock than Python does."""
+def _find_compiled() -> tuple[Any, str]:
+    """Return the compiled hot path and "", or None and the reason."""
     if os.environ.get(PURE, "0") not in ("", "0"):
-        return None
+        return None, f"{PURE} is set"
     try:
         compiled = importlib.import_module("profiler.measure.compiled")
-    except ImportError:  # no compiler where it was installed, or an interpreter that it was not built for
-        return None
+    except ImportError as error:
+        is_there = error.name != "profiler.measure.compiled"
+        return None, "the compiled one was built for another Python" if is_there else "no compiler where it was installed"
+    # Its times are compared with those that Python reads, so both must come from one clock.
     before, at, after = host_clock(), compiled.now(), host_clock()
-    return compiled if before <= at <= after else None
+    return (compiled, "") if before <= at <= after else (None, "the compiled one reads another clock than Python here")
 
 
-COMPILED = _find_compiled()
+COMPILED, WHY_PURE = _find_compiled()
 now: Clock = host_clock
 
 

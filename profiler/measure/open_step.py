@@ -39,14 +39,17 @@ def _in_pass(timer: Timer, segment: Segment, stage: str) -> OpenStep:
         phase=span.name if is_in_phase else "",
         step_ns=step_ns,
         phase_ns=max(now - span.t0, 0) if is_in_phase else step_ns,
-        slowest_ns=max(tree.top, default=0) or _slowest(timer),
+        slowest_ns=max(tree.counts.top, default=0) or _slowest(timer),
         length=segment.length,
     )
 
 
 def _slowest(timer: Timer) -> int:
     """Return the longest step of any stage so far (ns), 0 without any."""
-    return max((step for state in list(timer.places.all) for tree in list(state.trees) for step in list(tree.top)), default=0)
+    return max(
+        (step for state in list(timer.places.all) for counts in list(state.counts.values()) for step in counts.top[:]),
+        default=0,
+    )
 
 
 def _between_passes(timer: Timer, state: ThreadState, expects_steps: bool) -> OpenStep | None:

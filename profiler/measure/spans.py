@@ -109,12 +109,21 @@ class LateMarks(NamedTuple):
 
 
 class StepCounts:
-    """How many steps of a stage one thread has made before the last `take`: in the open epoch, and in the run."""
+    """How many steps of a stage one thread has made before the last `take`, in the open epoch and in the run; the slowest ones.
 
-    __slots__ = ("in_epoch", "in_run")
+    A loop that is followed may use another tree in each epoch, so the slowest steps are not a tree's own.
+    """
+
+    __slots__ = ("in_epoch", "in_run", "top")
 
     def __init__(self) -> None:
         self.in_epoch = self.in_run = 0
+        self.top: list[int] = []  # a heap of the durations of the slowest steps of the run so far
+
+    @property
+    def limit(self) -> int:
+        """The duration (ns) above which a step is one of the slowest."""
+        return self.top[0] if len(self.top) >= SLOWEST_KEPT else 0
 
     def add(self, steps: int) -> None:
         """Add the steps that were taken."""
@@ -130,7 +139,7 @@ class Tree(HotTree):
 
     __slots__ = (
         *("batch", "counts", "in_use", "is_empty", "latency", "record"),
-        *("slow", "span_type", "stage", "state", "top"),
+        *("slow", "span_type", "stage", "state"),
     )
 
     def __init__(self, state: ThreadState, stage: Stage | None, device: DeviceClock | None = None) -> None:
@@ -148,9 +157,9 @@ class Tree(HotTree):
         self.latency = Span(self, self.root, "latency")
         self.batch = Span(self, self.root, "batch")
         self.record = StageRecord(stage.value if stage else "")
-        self.top: list[int] = []  # a heap of the durations of the slowest steps so far
         self.slow: list[SlowStep] = []  # those of them since the last `take`
         self.counts = state.counts_of(stage)
+        self.limit = self.counts.limit
 
     @property
     def stage_name(self) -> str:
@@ -189,7 +198,7 @@ class Tree(HotTree):
 
     def keep_slow(self, duration: int, end: int, *, is_first: bool = False) -> None:
         """Keep the step that has just ended if it is one of the slowest of its stage."""
-        top = self.top
+        top = self.counts.top
         is_full = len(top) >= SLOWEST_KEPT
         if not is_full or duration > top[0]:
             (heapq.heapreplace if is_full else heapq.heappush)(top, duration)
@@ -200,7 +209,7 @@ class Tree(HotTree):
             self.slow.append(SlowStep(*numbers, at, duration, phases, collected, is_first))
             if len(self.slow) > 2 * SLOWEST_KEPT:
                 self.slow = slowest_of(self.slow)
-        self.limit = top[0] if len(top) >= SLOWEST_KEPT else 0
+        self.limit = self.counts.limit
 
     def _phases_of_step(self, began: int) -> dict[str, int]:
         """Return the times (ns) of the top-level phases of a step that has just ended."""
@@ -217,8 +226,9 @@ class Tree(HotTree):
     def become(self, stage: Stage | None) -> None:
         """Assign the tree, with everything measured in it so far, to a stage."""
         if stage is not self.stage:
-            self.top, self.slow, self.limit = [], [], 0
+            self.slow = []
             self.counts = self.state.counts_of(stage)
+            self.limit = self.counts.limit
         self.stage = stage
         self.is_inference = stage is Stage.INFERENCE
         self.record.stage = stage.value if stage else ""

@@ -14,6 +14,7 @@ from profiler import Profiler, __version__, settings
 from profiler.cli import COMMANDS
 from profiler.cli.telemetry import COMMANDS as TELEMETRY
 from profiler.config.paths import runs_path
+from profiler.measure import hot_path
 from profiler.storage.run_log import run_id, run_paths
 from support.processes import epochmeter, python
 
@@ -136,6 +137,16 @@ def test_doctor() -> None:
     assert checks["probe nvml"]["state"] in ("ok", "missing")
     assert checks["probe nvml"]["detail"]
     assert "data folder" in epochmeter("doctor").out
+
+
+def test_doctor_says_which_hot_path_is_used() -> None:
+    def told(value: str) -> str:
+        answer = epochmeter("doctor", "--json", EPOCHMETER_PURE=value)
+        return next(str(check["detail"]) for check in answer.json["checks"] if check["name"] == "hot path")
+
+    assert told("1").startswith("in Python (EPOCHMETER_PURE is set)")
+    assert told("0").startswith("compiled" if hot_path.COMPILED else "in Python (")
+    assert epochmeter("settings", "--json", EPOCHMETER_PURE="0").json["sync"] is True  # it is no "off"
 
 
 def test_doctor_tells_what_is_wrong_and_what_helps(home: Path, tmp_path: Path) -> None:

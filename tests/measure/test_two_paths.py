@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from profiler.measure import hot_path
+from support.compiled import debug_python, other_pythons, source_with, worker_environment
 
 pytestmark = [
     pytest.mark.slow,
@@ -105,17 +106,18 @@ LOOPS = st.builds(lambda first, parts: first + list(itertools.chain(*parts)), DE
 class Worker:
     """A process that runs programs on one of the two paths."""
 
-    def __init__(self, *, is_pure: bool) -> None:
-        environment = {**os.environ, "EPOCHMETER_PURE": "1" if is_pure else "0"}
+    def __init__(self, *, is_pure: bool, python: str = sys.executable, **environment: str) -> None:
+        given = {**os.environ, **environment, "EPOCHMETER_PURE": "1" if is_pure else "0"}
         self.process = subprocess.Popen(
-            [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [python, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=given
         )
         assert self.answer() == ("reference" if is_pure else "compiled")
 
     def answer(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line, f"the worker ended with {self.process.wait(10)}"
+        if not line:
+            raise AssertionError(f"the worker ended: {self.process.communicate(timeout=10)[1]}")
         return json.loads(line)
 
     def send(self, program: Any) -> None:
@@ -155,3 +157,67 @@ def test_loops_measure_the_same(workers: tuple[Worker, Worker], program: Any) ->
 @given(st.lists(st.one_of(DURATIONS, st.integers(0, 2**62)), max_size=300))
 def test_histograms_count_the_same(workers: tuple[Worker, Worker], durations: list[int]) -> None:
     compared(workers, [["phase", "a", [["time", ns % 2**50]]] for ns in durations])
+
+
+def compare_some(worker: Worker, examples: int) -> None:
+    """Compare a worker with the path in Python, run by this Python."""
+    both = worker, Worker(is_pure=True)
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(LOOPS)
+    def check(program: Any) -> None:
+        compared(both, program)
+
+    try:
+        check()
+    finally:
+        for each in both:
+            each.process.communicate(timeout=60)
+    assert [each.process.returncode for each in both] == [0, 0]
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("minor", range(10, 15))
+def test_one_build_serves_every_python(minor: int) -> None:
+    python = other_pythons().get(minor) or pytest.skip(f"Python 3.{minor} is not on this machine")
+    compare_some(Worker(is_pure=False, python=python, **worker_environment()), 60)
+
+
+@pytest.mark.proof
+def test_sanitizers_find_no_fault(tmp_path: Path) -> None:
+    folder = source_with(tmp_path, "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+    libraries = [
+        subprocess.check_output(["gcc", f"-print-file-name=lib{name}.so"], text=True).strip() for name in ("asan", "ubsan")
+    ]
+    environment = {
+        **worker_environment(folder),
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+    }
+    compare_some(Worker(is_pure=False, **environment), 150)
+
+
+@pytest.mark.proof
+def test_programs_and_misuse_leave_no_reference(tmp_path: Path) -> None:
+    python = debug_python() or pytest.skip("no debug build of Python (python3-dbg) is on this machine")
+    folder = source_with(tmp_path, "-DPy_DEBUG", python=python)
+    programs: list[Any] = []
+
+    @settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(LOOPS)
+    def collect(program: Any) -> None:
+        programs.append(program)
+
+    collect()
+    done = subprocess.run(
+        [python, str(WORKER.with_name("hot_path_refs.py"))],
+        input="".join(json.dumps(program) + "\n" for program in programs),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **worker_environment(folder)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    left = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(left) == len(programs) + 6
+    assert [entry for entry in left if entry[1] >= 20] == []  # twenty repeats; one or two are the counting's own

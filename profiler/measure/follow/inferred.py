@@ -159,7 +159,8 @@ class PassInference:
             if inferred.feed is None and not segment.closed and segment.tree.steps:
                 segment.tree.steps = segment.tree.step.n = 0
                 segment.tree.step.timing = Timing()
-                segment.tree.slow, segment.tree.top, segment.tree.limit = [], [], 0
+                segment.tree.counts.top.clear()
+                segment.tree.slow, segment.tree.limit = [], 0
                 segment.tree.begin_cold_again()
                 segment.step_started = segment.started
 
