@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -83,8 +84,8 @@ CASES = {
 
 
 def where() -> str:
-    """What the figures depend on."""
-    compiler = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
+    """Return the versions that the figures depend on."""
+    compiler = subprocess.run([shutil.which("gcc") or "gcc", "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
     return f"Python {platform.python_version()}, gcc {compiler}, {platform.machine()} {sys.platform}"
 
 

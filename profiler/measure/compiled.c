@@ -221,7 +221,16 @@ typedef struct {
     PyObject *slow, *hooked, *takes_gradients;
 } Hook;
 
-static PyTypeObject *place_type, *span_type, *tree_type, *pass_type, *fast_path_type, *hook_type;
+/* The iterator of a loader that is followed, with the last way from a batch to the next one. */
+typedef struct {
+    PyObject_HEAD
+    Span *before, *gap; /* open when the next batch is asked for, and after it was handed out */
+    Pass *segment;
+    PyObject *ignored, *size;
+    long long handed, notable;
+} Feed;
+
+static PyTypeObject *place_type, *span_type, *tree_type, *pass_type, *fast_path_type, *hook_type, *feed_type;
 static PyObject *s_shape, *s_training; /* names, made once */
 
 #define NONE_OR(object) ((object) == NULL || (PyObject *)(object) == Py_None ? NULL : (object))
@@ -267,6 +276,7 @@ LINK(Place, current, span_type)
 LINK(Span, tree, tree_type) LINK(Span, state, place_type) LINK(Span, parent, span_type)
 LINK(Tree, root, span_type) LINK(Tree, step, span_type)
 LINK(Pass, state, place_type) LINK(Pass, tree, tree_type) LINK(Pass, wait, span_type)
+LINK(Feed, before, span_type) LINK(Feed, gap, span_type) LINK(Feed, segment, pass_type)
 
 /* The life of all types: each lists the offsets of what it holds, ended by 0. */
 static const size_t place_holds[] = {offsetof(Place, current), offsetof(Place, look_up), 0};
@@ -280,6 +290,9 @@ static const size_t fast_path_holds[] = {offsetof(FastPath, expected), offsetof(
                                          offsetof(FastPath, known), 0};
 static const size_t hook_holds[] = {offsetof(Hook, fast), offsetof(Hook, other), offsetof(Hook, state), offsetof(Hook, slow),
                                     offsetof(Hook, hooked), offsetof(Hook, takes_gradients), 0};
+
+static const size_t feed_holds[] = {offsetof(Feed, before), offsetof(Feed, gap), offsetof(Feed, segment),
+                                    offsetof(Feed, ignored), offsetof(Feed, size), 0};
 
 static int visit_held(PyObject *self, const size_t *holds, visitproc visit, void *arg)
 {
@@ -322,7 +335,7 @@ static void release(PyObject *self, const size_t *holds)
     }
 
 LIFE(place) DEALLOC(place) LIFE(span) LIFE(tree) DEALLOC(tree) LIFE(pass) DEALLOC(pass)
-LIFE(fast_path) DEALLOC(fast_path) LIFE(hook) DEALLOC(hook)
+LIFE(fast_path) DEALLOC(fast_path) LIFE(hook) DEALLOC(hook) LIFE(feed) DEALLOC(feed)
 
 static void span_dealloc(PyObject *self)
 {
@@ -603,6 +616,76 @@ static PyObject *pass_end_wait(PyObject *object, PyObject *const *args, Py_ssize
     if (count_batch(self, end, args[0], args[1]))
         return NULL;
     Py_RETURN_TRUE;
+}
+
+/* ---- the batches of a loader that is followed ---------------------------------------------------------------------------- */
+
+/* Return 1 if the pass goes on as it did with the last batch, from this span; 0 if the observer has to decide; -1 on an error. */
+static int goes_on(Feed *self, Span *from)
+{
+    Pass *pass = self->segment;
+    if (pass == NULL || from == NULL || pass->closed || !is_mine(pass->state) || pass->state->current != from)
+        return 0;
+    if (self->ignored == NULL || !PyList_Check(self->ignored) || PyList_Size(self->ignored) > 0)
+        return 0;
+    if (!is_whole(pass))
+        return -1;
+    int more = needs_more(pass->tree);
+    return more < 0 ? -1 : !more;
+}
+
+static PyObject *feed_fetch_begins(PyObject *object, PyObject *unused)
+{
+    Feed *self = (Feed *)object;
+    (void)unused;
+    int is_usual = goes_on(self, self->before);
+    if (is_usual < 0)
+        return NULL;
+    if (!is_usual || !self->segment->in_step)
+        return PyObject_CallMethod(object, "fetch_begins_slowly", NULL);
+    Pass *pass = self->segment;
+    Span *before = self->before;
+    ns_t end = read_clock();
+    if (CLOCK_FAILED(end) || (before != pass->tree->root && record(before, end - before->t0)))
+        return NULL;
+    PyObject *wait = (PyObject *)pass->wait;
+    Py_INCREF(wait); /* a slow step, or a slice that is due, runs Python code */
+    if (end_step_and_wait(pass, end))
+        Py_CLEAR(wait);
+    return wait;
+}
+
+static PyObject *feed_fetch_ends(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    Feed *self = (Feed *)object;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "fetch_ends takes the wait and the batch");
+        return NULL;
+    }
+    ns_t end = read_clock();
+    int is_usual = CLOCK_FAILED(end) ? -1 : goes_on(self, self->segment == NULL ? NULL : self->segment->wait);
+    if (is_usual < 0)
+        return NULL;
+    if (!is_usual || self->gap == NULL || (PyObject *)self->segment->wait != args[0] || self->segment->wait->shared ||
+        self->handed + 1 >= self->notable || self->size == NULL)
+        return PyObject_CallMethod(object, "fetch_ends_slowly", "OO", args[0], args[1]);
+    Pass *pass = self->segment;
+    Span *gap = self->gap;
+    Py_INCREF(pass);
+    Py_INCREF(gap);
+    int failed = count_batch(pass, end, self->size, args[1]);
+    self->handed++;
+    if (!failed && gap != pass->tree->root && pass->state->current == pass->tree->root) {
+        ns_t at = read_clock();
+        failed = CLOCK_FAILED(at);
+        gap->t0 = at;
+        SET(pass->state->current, gap);
+    }
+    Py_DECREF(pass);
+    Py_DECREF(gap);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* ---- the number of samples in a usual batch ----------------------------------------------------------------------------- */
@@ -931,6 +1014,11 @@ static PyGetSetDef pass_links[] = {LINKED(Pass, state), LINKED(Pass, tree), LINK
 static PyMethodDef pass_methods[] = {{"begin_wait", pass_begin_wait, METH_NOARGS, NULL},
                                      {"end_wait", FAST(pass_end_wait), METH_FASTCALL, NULL}, {NULL}};
 
+static PyMemberDef feed_members[] = {HELD(Feed, ignored), HELD(Feed, size), NUMBER(Feed, handed), NUMBER(Feed, notable), {NULL}};
+static PyGetSetDef feed_links[] = {LINKED(Feed, before), LINKED(Feed, gap), LINKED(Feed, segment), {NULL}};
+static PyMethodDef feed_methods[] = {{"fetch_begins", feed_fetch_begins, METH_NOARGS, NULL},
+                                     {"fetch_ends", FAST(feed_fetch_ends), METH_FASTCALL, NULL}, {NULL}};
+
 static PyMethodDef fast_path_methods[] = {{"add", fast_path_add, METH_VARARGS, NULL},
                                           {"clear", fast_path_forget, METH_NOARGS, NULL}, {NULL}};
 
@@ -1000,6 +1088,8 @@ PyMODINIT_FUNC PyInit_compiled(void)
         TYPE(module, "HotPass", pass, Pass, {Py_tp_members, pass_members}, {Py_tp_getset, pass_links},
              {Py_tp_methods, pass_methods}) ||
         TYPE(module, "FastPath", fast_path, FastPath, {Py_tp_methods, fast_path_methods}) ||
+        TYPE(module, "HotFeed", feed, Feed, {Py_tp_members, feed_members}, {Py_tp_getset, feed_links},
+             {Py_tp_methods, feed_methods}) ||
         TYPE(module, "Hook", hook, Hook, {Py_tp_init, hook_init}, {Py_tp_methods, hook_methods})) {
         Py_XDECREF(module);
         return NULL;

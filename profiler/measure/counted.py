@@ -10,6 +10,7 @@ from profiler.records.histogram import Histogram
 
 TYPE_CHECKING = False
 Place, HotTree, HotPass, FastPath = compiled.Place, compiled.HotTree, compiled.HotPass, compiled.FastPath
+HotFeed = compiled.HotFeed
 sized_by = compiled.sized_by
 
 

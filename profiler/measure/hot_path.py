@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.measure.reference import (
         FastPath,
+        HotFeed,
         HotPass,
         HotSpan,
         HotTree,
@@ -39,6 +40,7 @@ __all__ = [
     "COMPILED",
     "WHY_PURE",
     "FastPath",
+    "HotFeed",
     "HotPass",
     "HotTree",
     "Place",
@@ -85,6 +87,7 @@ def use_clock(clock: Clock | None) -> None:
 if not TYPE_CHECKING:
     _used = reference if COMPILED is None else importlib.import_module("profiler.measure.counted")
     Place, HotSpan, HotTree, HotPass, FastPath = _used.Place, _used.HotSpan, _used.HotTree, _used.HotPass, _used.FastPath
+    HotFeed = _used.HotFeed
     phase_begins, phase_ends, sized_by = _used.phase_begins, _used.phase_ends, _used.sized_by
     forward_begins, forward_ends = _used.forward_begins, _used.forward_ends
 

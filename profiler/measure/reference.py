@@ -243,6 +243,44 @@ class HotPass:
         raise NotImplementedError
 
 
+class HotFeed:
+    """The part of `LoaderFeed` that runs at every batch of a loader that is followed.
+
+    The compiled one goes the way of the last batch again, as long as nobody has cleared it. Here the observer decides anew.
+    """
+
+    __slots__ = ("before", "gap", "handed", "ignored", "notable", "segment", "size")
+
+    before: Span | None  # open when the next batch is asked for
+    gap: Span | None  # open after it was handed out
+    segment: Segment | None
+    ignored: list[str]  # phases whose ends are to be ignored; see `ThreadFollowing`
+    size: SampleCount
+
+    def __init__(self) -> None:
+        self.before = None
+        self.gap = None
+        self.segment = None
+        self.handed = 0  # batches handed out
+        self.notable = 1  # the number of the batch at which something is to be noted: the first, and the last
+
+    def fetch_begins(self) -> Span | None:
+        """Begin the wait for a batch. Return the span to hand to `fetch_ends`, or None if another pass has the wait."""
+        return self.fetch_begins_slowly()
+
+    def fetch_ends(self, wait: Span, item: Any) -> None:
+        """End the wait: the loop has its batch."""
+        self.fetch_ends_slowly(wait, item)
+
+    def fetch_begins_slowly(self) -> Span | None:
+        """Let the observer decide; see `LoaderFeed`."""
+        raise NotImplementedError
+
+    def fetch_ends_slowly(self, wait: Span, item: Any) -> None:
+        """Let the observer decide; see `LoaderFeed`."""
+        raise NotImplementedError
+
+
 class FastPath:
     """The last span transition of one event type, cached so that the next identical event skips the observer's logic.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from profiler.measure import compiled, hot_path  # type: ignore[attr-defined]
-from profiler.measure.hot_path import FastPath, HotPass, HotTree, Place, phase_ends
+from profiler.measure.hot_path import FastPath, HotFeed, HotPass, HotTree, Place, phase_ends
 from profiler.measure.timer import Timer
 from profiler.records.run import EpochRecord
 from profiler.records.vocabulary import Stage
@@ -59,6 +59,8 @@ def empty_objects() -> None:
         lambda: compiled.HotSpan.__new__(compiled.HotSpan).__enter__(),
         lambda: compiled.HotSpan.__new__(compiled.HotSpan).__exit__(None, None, None),
         lambda: HotPass().begin_wait(),
+        lambda: HotFeed().fetch_begins(),
+        lambda: HotFeed().fetch_ends(1, 2),
         lambda: HotPass().end_wait(len, ()),
         lambda: Place(is_owner=True).phase("a"),
         lambda: compiled.Hook.__new__(compiled.Hook).begins(),

@@ -242,15 +242,15 @@ class World:
     def do_fetch(self, wait: int, batch: int) -> None:
         if self.feeds:
             feed = self.feeds[-1]
-            waiting = self.observer.fetch_begins(feed)
+            waiting = feed.fetch_begins()
             self.now += wait
             if waiting is not None:
-                self.observer.fetch_ends(feed, waiting, BATCHES[batch])
+                feed.fetch_ends(waiting, BATCHES[batch])
 
     def do_exhaust(self, drops: bool) -> None:
         if self.feeds:
             feed = self.feeds.pop()
-            waiting = self.observer.fetch_begins(feed)
+            waiting = feed.fetch_begins()
             if waiting is not None:
                 self.observer.fetch_fails(feed, waiting, at_end=True)
             if drops:

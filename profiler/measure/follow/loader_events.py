@@ -6,7 +6,6 @@ The rule it keeps: nothing raises into the loop. A fault is counted, and after `
 from __future__ import annotations
 
 import functools
-import math
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar, cast
@@ -24,16 +23,17 @@ from profiler.measure.follow.phases import (
     ObservedPhases,
     is_inside,
 )
+from profiler.measure.hot_path import Span
 from profiler.records.faults import is_of_a_signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.measure.follow.notes import RunControl
-    from profiler.measure.hot_path import Span
     from profiler.measure.timer import Timer
 
 
 MAX_FAULTS = 5
+NEVER = 2**62  # the number of a batch that no loader reaches
 NO_OPTIMIZER = "no optimizer of torch was seen: what changes the weights is in 'after backward'"
 Event = TypeVar("Event", bound=Callable[..., Any])
 
@@ -149,7 +149,8 @@ class LoaderObserver:
         following = self.following()
         if following is None or following.state.current.name == DATA_WAIT:  # a loader inside prof.train(loader)
             return None
-        feed = LoaderFeed(following, key, batches)
+        feed = LoaderFeed(self, following, key, batches)
+        self.phases.feeds.add(feed)
         if not following.is_in_named_pass():
             self.inference.begin_for_feed(following, feed, one_iterator)
         return feed
@@ -177,6 +178,8 @@ class LoaderObserver:
                 if current.depth:
                     current.__exit__()
                 segment.begin_wait()
+                if segment.tree.device is None and type(current) is Span:  # without marks, the same way can be gone again
+                    feed.before, feed.segment = current, segment
                 return segment.wait
         return self._fetch_begins(feed)
 
@@ -212,6 +215,8 @@ class LoaderObserver:
             if feed.handed >= feed.notable:
                 self._note_batch(feed, wait)
             self.phases.begin_gap(feed.following, DATA_WAIT)
+            if feed.segment is not None:
+                feed.gap = feed.following.state.current
         except Exception as error:
             if is_of_a_signal(error):
                 raise
@@ -231,7 +236,7 @@ class LoaderObserver:
         if feed.handed == 1 and feed.note_first is not None and feed.inferred is not None:
             feed.note_first(feed.inferred.segment, hot_path.now() - wait.t0)
         feed.note_first = None
-        feed.notable = math.inf if feed.length is None else feed.length
+        feed.notable = NEVER if feed.length is None else feed.length
         if feed.handed >= feed.notable:
             self._hand_out_last(feed)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Protocol
+from typing import Any, Protocol
 
+from profiler.measure.batch_size import batch_size
+from profiler.measure.hot_path import HotFeed
 from profiler.records.timing import GAPS
 from profiler.records.vocabulary import Stage
 
@@ -53,22 +55,51 @@ class Called(Protocol):
     fast_paths: list[FastPath]  # of its begins and its end
 
 
-class LoaderFeed:
+class Fetches(Protocol):
+    """The part of an observer that a feed reports its batches to."""
+
+    def fetch_begins(self, feed: LoaderFeed) -> Span | None:
+        """Begin the wait for a batch."""
+        ...
+
+    def fetch_ends(self, feed: LoaderFeed, wait: Span, item: Any) -> None:
+        """End the wait for a batch."""
+        ...
+
+
+class LoaderFeed(HotFeed):
     """One iteration over a loader: the iterator's side of a pass."""
 
-    __slots__ = ("following", "goes_along", "handed", "inferred", "key", "length", "notable", "note_first", "start_ns", "watch")
+    __slots__ = (
+        *("__weakref__", "following", "goes_along", "inferred", "key", "length"),
+        *("note_first", "observer", "start_ns", "watch"),
+    )
 
-    def __init__(self, following: ThreadFollowing, key: Hashable, batches: int | None = None) -> None:
+    def __init__(self, observer: Fetches, following: ThreadFollowing, key: Hashable, batches: int | None = None) -> None:
+        super().__init__()
+        self.notable = 1
+        self.ignored, self.size = following.ignored, batch_size
+        self.observer = observer
         self.following = following
         self.key = key
         self.length = batches  # how many it will hand out, or None if nobody knows
-        self.handed = 0  # batches handed out
-        self.notable: float = 1  # the number of the batch at which something is to be noted: the first, and the last
         self.note_first: Callable[[Segment, int], None] | None = None  # called with the pass and its first wait (ns)
         self.inferred: InferredPass | None = None  # the pass that it feeds, while that is open
         self.goes_along = False  # True if the next batch belongs to a pass that another loader feeds
         self.start_ns = 0  # how long its loader took to start, until the first wait has it
         self.watch: object = None  # a weak reference that reports when the iterator is gone
+
+    def fetch_begins_slowly(self) -> Span | None:
+        """Begin the wait for a batch, in every case that is not the usual one."""
+        return self.observer.fetch_begins(self)
+
+    def fetch_ends_slowly(self, wait: Span, item: Any) -> None:
+        """End the wait for a batch, in every case that is not the usual one."""
+        self.observer.fetch_ends(self, wait, item)
+
+    def clear(self) -> None:
+        """Forget the way of the last batch."""
+        self.segment = self.before = self.gap = None
 
 
 class InferredPass:

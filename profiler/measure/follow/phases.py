@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 
 from profiler.measure import hot_path
@@ -11,7 +12,7 @@ from profiler.records.timing import AFTER, GAPS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from profiler.measure.follow.notes import ThreadFollowing
+    from profiler.measure.follow.notes import LoaderFeed, ThreadFollowing
     from profiler.measure.passes import Segment
     from profiler.measure.timer import Timer
 
@@ -33,6 +34,7 @@ class ObservedPhases:
         self._timer = timer
         self._gaps = gaps
         self._fast_paths: list[FastPath] = []
+        self.feeds: weakref.WeakSet[LoaderFeed] = weakref.WeakSet()  # they, too, know a way to go again
 
     def fast_path(self) -> FastPath:
         """Make the cache of one event type. It is cleared with all others when passes change."""
@@ -49,6 +51,8 @@ class ObservedPhases:
         """Send every event the slow way until its transition is known again."""
         for fast in self._fast_paths:
             fast.clear()
+        for feed in self.feeds:
+            feed.clear()
 
     def begin(self, following: ThreadFollowing, name: str, fast_paths: Iterable[FastPath] | None = None) -> Span | None:
         """Begin a phase. Return None if it is ignored, because one of the same name is open; see `ignore`."""

@@ -210,7 +210,7 @@ def _next(original: Callable[..., Any]) -> Callable[..., Any]:
         if len(feeds) > 1:
             return _followed_by_several(original, self, feeds)
         ((observer, feed),) = feeds
-        wait = observer.fetch_begins(feed)
+        wait = feed.fetch_begins()
         try:
             item = original(self)
         except BaseException as error:
@@ -219,14 +219,14 @@ def _next(original: Callable[..., Any]) -> Callable[..., Any]:
             drop_own_frame(error)
             raise
         if wait is not None:
-            observer.fetch_ends(feed, wait, item)
+            feed.fetch_ends(wait, item)
         return item
 
     return __next__
 
 
 def _followed_by_several(original: Callable[..., Any], iterator: Any, feeds: list[tuple[LoopObserver, LoaderFeed]]) -> Any:
-    waits = [(observer, feed, observer.fetch_begins(feed)) for observer, feed in feeds]
+    waits = [(observer, feed, feed.fetch_begins()) for observer, feed in feeds]
     try:
         item = original(iterator)
     except BaseException as error:
@@ -235,9 +235,9 @@ def _followed_by_several(original: Callable[..., Any], iterator: Any, feeds: lis
                 observer.fetch_fails(feed, wait, at_end=isinstance(error, StopIteration))
         drop_own_frame(error)
         raise
-    for observer, feed, wait in waits:
+    for _, feed, wait in waits:
         if wait is not None:
-            observer.fetch_ends(feed, wait, item)
+            feed.fetch_ends(wait, item)
     return item
 
 
