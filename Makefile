@@ -14,7 +14,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first and pinned: nothing that is installed after it may choose another build.
-$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.demo: pyproject.toml constraints.txt setup.py profiler/measure/compiled.c | $(BIN)/python
 	$(PIP) install --quiet -c constraints.txt torch
 	$(PIP) install --quiet -c constraints.txt -e '.[demo]'
 	@touch $@
@@ -33,8 +33,9 @@ test: $(VENV)/.dev  ## the test suite
 	$(BIN)/python -m pytest -m "not proof and not gpu" -n 2 --dist loadfile
 
 .PHONY: test-slow
-test-slow: $(VENV)/.dev  ## the long proofs: every layer of the gate removed, real ranks, the benchmark command, kills, the wheel
+test-slow: $(VENV)/.dev  ## the long proofs: every layer of the gate removed, real ranks, kills, the wheel, the compiled hot path
 	$(BIN)/python -m pytest -m "proof and not gpu"  # one at a time: they measure, and another one beside them is a cause
+	EPOCHMETER_PURE=1 $(BIN)/python -m pytest -m "not proof and not gpu" -n 2 --dist loadfile tests/measure  # the hot path in Python
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## the same, and which lines of ours it runs
@@ -74,6 +75,7 @@ bench: $(VENV)/.dev  ## what the profiler costs, measured here
 	$(BIN)/python benchmarks/bench_causes.py
 	$(BIN)/python benchmarks/bench_delivery.py
 	$(BIN)/python benchmarks/bench_attach.py
+	$(BIN)/python benchmarks/bench_own_cost.py
 	$(BIN)/python benchmarks/bench_telemetry.py
 	$(BIN)/python benchmarks/bench_nvml.py
 	$(BIN)/python benchmarks/bench_agreement.py
@@ -91,5 +93,6 @@ record-nvml:  ## what this machine's NVIDIA GPUs answer, for tests to replay
 
 .PHONY: clean
 clean:  ## remove what the other targets made
+	rm -f profiler/measure/compiled.*.so profiler/measure/compiled.*.pyd
 	rm -rf $(VENV) dist build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -49,8 +49,7 @@ class Place:
     """The part of `ThreadState` that each phase reads.
 
     ``is_mine`` answers whether the calling thread is the timer's own. A re-entrant lock knows its owner, and ``_is_owned``
-    is one call in C: 16 ns less than comparing `get_ident`. `threading.Condition` relies on the same method. The owner
-    acquires the lock for good; a lock that nobody holds sends its spans the slow way.
+    is one call in C, which `threading.Condition` uses, too. The owner holds the lock for good; others take the slow way.
     """
 
     __slots__ = ("current", "is_mine", "is_owner", "lock", "look_up", "thread")
@@ -86,6 +85,8 @@ class HotSpan:
     name: str
     timing: Timing
     tree: Tree
+    _enter_elsewhere: Callable[[], Span]  # every case that is not the usual one; see `Span`
+    _exit_elsewhere: Callable[[int, bool], None]
 
     def __init__(self, state: ThreadState, parent: Span | None) -> None:
         self.state = state
@@ -122,8 +123,7 @@ class HotSpan:
         """Keep a duration (ns), after making room for it."""
         if self.n == len(self.buffer):
             self.fold()
-        self.buffer[self.n] = duration
-        self.n += 1
+        self.buffer[self.n], self.n = duration, self.n + 1
 
     def recent_ns(self, times: int) -> int:
         """Return the sum (ns) of the last durations, as far as they are in no histogram yet."""
@@ -139,12 +139,6 @@ class HotSpan:
         (timing.cold if self.tree.cold else timing.steady).add(durations)
         self.waiting = []
         self.state.timer.overhead_ns += now() - began
-
-    def _enter_elsewhere(self) -> Span:
-        raise NotImplementedError  # see `Span`
-
-    def _exit_elsewhere(self, end: int, has_raised: bool) -> None:
-        raise NotImplementedError
 
 
 class HotTree:
@@ -179,6 +173,8 @@ class HotPass:
     samples: int | None
     handed_at: int
     step_started: int
+    begin_wait_slowly: Callable[[], bool]  # every case that is not the usual one; see `Segment`
+    end_wait_slowly: Callable[[SampleCount, Any], bool]
 
     def __init__(self) -> None:
         self.closed = False
@@ -234,19 +230,11 @@ class HotPass:
         self.in_step = True
         return True
 
-    def begin_wait_slowly(self) -> bool:
-        """Begin the wait in every case that is not the usual one; see `Segment`."""
-        raise NotImplementedError
-
-    def end_wait_slowly(self, size: SampleCount, item: Any) -> bool:
-        """End the wait in every case that is not the usual one; see `Segment`."""
-        raise NotImplementedError
-
 
 class HotFeed:
     """The part of `LoaderFeed` that runs at every batch of a loader that is followed.
 
-    The compiled one goes the way of the last batch again, as long as nobody has cleared it. Here the observer decides anew.
+    The compiled one goes the way of the last batch again until it is cleared. Here the observer decides anew.
     """
 
     __slots__ = ("before", "gap", "handed", "ignored", "notable", "segment", "size")
@@ -256,11 +244,11 @@ class HotFeed:
     segment: Segment | None
     ignored: list[str]  # phases whose ends are to be ignored; see `ThreadFollowing`
     size: SampleCount
+    fetch_begins_slowly: Callable[[], Span | None]  # let the observer decide; see `LoaderFeed`
+    fetch_ends_slowly: Callable[[Span, Any], None]
 
     def __init__(self) -> None:
-        self.before = None
-        self.gap = None
-        self.segment = None
+        self.before, self.gap, self.segment = None, None, None
         self.handed = 0  # batches handed out
         self.notable = 1  # the number of the batch at which something is to be noted: the first, and the last
 
@@ -271,14 +259,6 @@ class HotFeed:
     def fetch_ends(self, wait: Span, item: Any) -> None:
         """End the wait: the loop has its batch."""
         self.fetch_ends_slowly(wait, item)
-
-    def fetch_begins_slowly(self) -> Span | None:
-        """Let the observer decide; see `LoaderFeed`."""
-        raise NotImplementedError
-
-    def fetch_ends_slowly(self, wait: Span, item: Any) -> None:
-        """Let the observer decide; see `LoaderFeed`."""
-        raise NotImplementedError
 
 
 class FastPath:

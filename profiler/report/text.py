@@ -160,12 +160,21 @@ def fact_rows(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     yield from _ours(data)
 
 
+MOST_OVERHEAD = 0.01
+OVER = (
+    "this is more than the 1% that the profiler should take. Steps or epochs of this run are short: compare shares, not times, "
+    "and name fewer phases, or time a longer run"
+)
+
+
 def _ours(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
     if "overhead" in data:
         ratio = f", {data['overhead']['ratio']:.2%} of the run" if "ratio" in data["overhead"] else ""
         background = data["overhead"].get("background_cpu_s")
         beside = f"; {duration(background)} of CPU time beside it" if background is not None else ""
         yield "overhead", Text(f"{duration(data['overhead']['measured_s'])} on the loop{ratio}{beside}")
+        if data["overhead"].get("ratio", 0.0) > MOST_OVERHEAD:
+            yield "", Text(OVER)
     for what, times in data.get("notes", {}).items():
         yield "note", Text(f"{what} ({times}x)")
 

@@ -188,7 +188,8 @@ class Session:
         whole = self._keeper.whole()
         _note_unread(self.run, whole, self.timer.unread)
         self.run.state = state
-        self.run.overhead_ns = self.timer.overhead_ns + self.timer.causes.loop.spent_ns + hot_path_ns(whole)
+        in_steps = hot_path_ns(whole, are_modules_hooked=self.observation.is_in_place)
+        self.run.overhead_ns = self.timer.overhead_ns + self.timer.causes.loop.spent_ns + in_steps
         self.refresh()
         self._keeper.save()
         self._send_last()

@@ -132,6 +132,13 @@ def test_what_was_not_measured_is_not_there() -> None:
     assert data["readings"] == data["epochs"] == data["hardware"]["gpus"] == []
 
 
+@pytest.mark.parametrize(("share", "is_said"), [(0.009, False), (0.011, True)])
+def test_overhead_above_one_percent_is_said(share: float, is_said: bool) -> None:
+    made = run({"data_wait": 1.0})
+    made.overhead_ns = round(made.duration_ns * share)
+    assert ("more than the 1%" in text(made)) is is_said
+
+
 def test_only_the_table_shortens_many_epochs() -> None:
     made = run({"data_wait": 1.0})
     made.epochs = [EpochRecord(index, stages=made.epochs[0].stages) for index in range(500)]
