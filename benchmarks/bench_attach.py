@@ -13,7 +13,7 @@ The loop: a net of two layers on scikit-learn's digits, batches of 64, one threa
 - **TraceML**: ``traceml run --mode summary`` with its ``init`` and ``trace_step``.
 - **torch.profiler**: CPU activities, over the whole loop.
 
-Told for each: the time of a step (the median over epochs, so that what an epoch's end costs is apart), the time of the
+Told for each: the time of a step (that of the fastest tenth of the epochs: what other programs take is in the rest), of the
 whole loop, both as ratios to the bare loop of the same round, medians over rounds that take turns; and by how much the
 whole process takes longer. The losses have to be those of the bare loop, to the last digit.
 """
@@ -33,9 +33,9 @@ from pathlib import Path
 from typing import Any
 
 EPOCHS = 100
-GOALS = {"step_ratio": 1.02, "wall_s": 0.3}
+GOALS = {"attach": 1.015, "run": 1.04}
 SCRIPT = """
-import json, statistics, sys, time
+import json, sys, time
 import torch
 from torch import nn
 from sklearn.datasets import load_digits
@@ -60,7 +60,7 @@ times, began = [], time.perf_counter()
 {loop}
 loop = time.perf_counter() - began
 {after}
-print("RESULT" + json.dumps({{"step": statistics.median(times) / 29, "loop": loop, "loss": loss.item()}}))
+print("RESULT" + json.dumps({{"step": sorted(times)[{tenth}] / 29, "loop": loop, "loss": loss.item()}}))
 """
 TIMED = """
     start = time.perf_counter()
@@ -127,7 +127,8 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     """One process: seconds of a step, of the loop and of the whole process, and the last loss."""
     way = WAYS[name]
     script = folder / "train.py"
-    script.write_text(SCRIPT.format(imports=way.get("imports", ""), loop=way["loop"], after=way.get("after", "")))
+    parts = {"imports": way.get("imports", ""), "loop": way["loop"], "after": way.get("after", "")}
+    script.write_text(SCRIPT.format(tenth=EPOCHS // 10, **parts))
     environment = {**os.environ, "EPOCHMETER_HOME": str(folder / "home")}
     began = time.perf_counter()
     done = subprocess.run(command(way, script), capture_output=True, text=True, env=environment, cwd=folder)
@@ -174,8 +175,8 @@ def main() -> int:
     for name, row in rows.items():
         figures = f"{row['step_us']:9.0f} {row['step_ratio']:8.3f} {row['loop_ratio']:13.3f} {row['wall_added_s']:12.2f}"
         print(f"{name:16} {figures}  {'yes' if same[name] else 'NO'}")
-    met = rows["attach"]["step_ratio"] <= GOALS["step_ratio"] and rows["attach"]["wall_added_s"] <= GOALS["wall_s"]
-    print(f"goals for attach: a step at most {GOALS['step_ratio']} times bare, the process at most {GOALS['wall_s']} s longer")
+    met = rows["attach"]["step_ratio"] <= GOALS["attach"] and rows["run"]["loop_ratio"] <= GOALS["run"]
+    print(f"goals: a step with attach at most {GOALS['attach']} times bare, the whole loop under run at most {GOALS['run']}")
     if arguments.json:
         content = {"where": where, "rounds": arguments.rounds, "epochs": EPOCHS, "ways": rows, "same_losses": same}
         Path(arguments.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -83,7 +83,7 @@ class HostProbe:
     def readings(self) -> Sequence[Reading]:
         rows = [
             Reading((CPU_UTILIZATION,), self._cpu),
-            Reading((MEMORY_USAGE, MEMORY_UTILIZATION), self._memory),
+            Reading((MEMORY_USAGE, MEMORY_UTILIZATION), self._memory, every=2),
         ]
         if self._limit is not None and self._cgroups.memory_working_set() is not None:
             rows.append(Reading((WORKING_SET, AVAILABLE, CONTAINER_UTILIZATION), self._container_memory))

@@ -35,6 +35,7 @@ MAJOR = {"system.paging.fault.type": "major"}
 USER, SYSTEM = {"cpu.mode": "user"}, {"cpu.mode": "system"}
 SPECS = (CPU_TIME, CPU_WHOLE, CPU_UTILIZATION, MEMORY_USAGE, DISK_IO, FAULTS)
 
+SELDOM = 5  # ticks; sums that a run's first and last tick bound, and that are a sixth of a tick's cost
 SHORTEST_S = 0.05  # that a share of CPU time is of
 
 
@@ -74,9 +75,9 @@ class ProcessProbe:
             return (Sample(FAULTS, resource.getrusage(resource.RUSAGE_SELF).ru_majflt, MAJOR),)
 
         return (
-            *([Reading((DISK_IO,), disks)] if hasattr(process, "io_counters") else []),  # not on macOS
-            *([Reading((FAULTS,), faults)] if resource is not None else []),
-            Reading((CPU_TIME,), _cpu_time),
+            *([Reading((DISK_IO,), disks, every=SELDOM)] if hasattr(process, "io_counters") else []),  # not on macOS
+            *([Reading((FAULTS,), faults, every=SELDOM)] if resource is not None else []),
+            Reading((CPU_TIME,), _cpu_time, every=2),
             Reading((CPU_WHOLE, CPU_UTILIZATION), self._utilization),
             Reading((MEMORY_USAGE,), memory),
         )

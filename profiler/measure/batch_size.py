@@ -92,7 +92,8 @@ def _usual(item: Any) -> int | None:
     if kind is list or kind is tuple:
         if len(item) != 2:
             return None
-        shape, other = getattr(item[0], "shape", None), getattr(item[1], "shape", None)
+        first, second = item  # at once: a shape may be a property, and change the list
+        shape, other = getattr(first, "shape", None), getattr(second, "shape", None)
         if not (
             isinstance(shape, tuple) and isinstance(other, tuple) and len(shape) > len(other) == 1 and shape[0] == other[0]
         ):

@@ -56,15 +56,18 @@ static ns_t read_clock(void)
 
 /* ---- durations: an exponential histogram, counted in place ------------------------------------------------------------ */
 
-enum { BUCKETS = 160, RECENT = 64, FINEST = 20 };
+enum { BUCKETS = 160, FEW = 64, MANY = 2048, FINEST = 20 }; /* FEW and MANY: durations that are kept one by one */
 
 /* The durations of one span since they were last taken, in 160 neighbouring buckets from `first` on. The buckets cover more
-   than the values in use, so that few values need another range. `bounds` holds their upper bounds in whole ns. A service
-   may have thousands of places: the spans of other threads than the timer's own are without it, and look up more slowly. */
+   than the values in use, so that few values need another range. `bounds` holds their upper bounds in whole ns, and `recent`
+   the last durations. A service may have thousands of places: the spans of other threads than the timer's own are without
+   bounds, and look up more slowly. */
 typedef struct {
-    int64_t counts[BUCKETS], recent[RECENT];
+    int64_t counts[BUCKETS];
     int64_t lower, upper, sum, min, max, zeros, n;
     int scale, first, last, low, high; /* low and high: the positions in use, low > high if there are none */
+    int has_bounds, room;              /* room: for how many recent durations there is memory */
+    int64_t *recent;
     int64_t bounds[];
 } Durations;
 
@@ -88,7 +91,7 @@ static int bucket_index(int64_t value, int scale)
 }
 
 /* Choose the finest scale at which this value and all counted ones fit, and place 160 buckets around them. */
-static void make_room(Durations *d, int has_bounds, int64_t value)
+static void make_room(Durations *d, int64_t value)
 {
     int64_t counts[BUCKETS] = {0};
     int index = bucket_index(value, d->scale), low = index, high = index, steps = 0;
@@ -111,7 +114,7 @@ static void make_room(Durations *d, int has_bounds, int64_t value)
     memcpy(d->counts, counts, sizeof counts);
     d->scale -= steps;
     d->first = first;
-    for (int i = 0; has_bounds && i < BUCKETS; i++)
+    for (int i = 0; d->has_bounds && i < BUCKETS; i++)
         d->bounds[i] = upper_bound(first + i, d->scale);
     d->lower = upper_bound(first - 1, d->scale);
     d->upper = upper_bound(first + BUCKETS - 1, d->scale);
@@ -134,19 +137,35 @@ static int position_of(const Durations *d, int64_t value)
     return below;
 }
 
-static void count_duration(Durations *d, int has_bounds, int64_t value)
+/* Keep a duration among the recent ones, which take more memory only once there are many. */
+static void keep_recent(Durations *d, int64_t value)
+{
+    if (d->n == d->room && d->room < (d->has_bounds ? MANY : FEW)) {
+        int room = d->room == 0 ? FEW : 2 * d->room;
+        int64_t *recent = PyMem_Realloc(d->recent, room * sizeof *recent);
+        if (recent != NULL) {
+            d->recent = recent;
+            d->room = room;
+        }
+    }
+    if (d->room > 0)
+        d->recent[d->n % d->room] = value;
+}
+
+static void count_duration(Durations *d, int64_t value)
 {
     d->sum += value;
     d->min = d->n == 0 || value < d->min ? value : d->min;
     d->max = d->n == 0 || value > d->max ? value : d->max;
-    d->recent[d->n++ % RECENT] = value;
+    keep_recent(d, value);
+    d->n++;
     if (value <= 0) {
         d->zeros++;
         return;
     }
     if (value > d->upper || value <= d->lower)
-        make_room(d, has_bounds, value);
-    int at = has_bounds ? position_of(d, value) : bucket_index(value, d->scale) - d->first;
+        make_room(d, value);
+    int at = d->has_bounds ? position_of(d, value) : bucket_index(value, d->scale) - d->first;
     d->counts[at]++;
     d->last = at;
     if (d->low > d->high)
@@ -157,11 +176,25 @@ static void count_duration(Durations *d, int has_bounds, int64_t value)
         d->high = at;
 }
 
-static void forget_durations(Durations *d)
+static Durations *new_durations(int has_bounds)
 {
-    memset(d, 0, sizeof *d); /* but for the bounds, which are chosen anew with the first value */
-    d->scale = FINEST;
-    d->low = 1; /* above `high`: no bucket is in use, and no value is within the bounds */
+    size_t size = sizeof(Durations) + (has_bounds ? BUCKETS * sizeof(int64_t) : 0);
+    Durations *d = PyMem_Malloc(size);
+    if (d != NULL) {
+        memset(d, 0, size);
+        d->scale = FINEST;
+        d->low = 1; /* above `high`: no bucket is in use, and no value is within the bounds */
+        d->has_bounds = has_bounds;
+    }
+    return d;
+}
+
+static void free_durations(Durations **d)
+{
+    if (*d != NULL)
+        PyMem_Free((*d)->recent);
+    PyMem_Free(*d);
+    *d = NULL;
 }
 
 /* ---- the objects ------------------------------------------------------------------------------------------------------ */
@@ -183,7 +216,7 @@ struct Span {
     Place *state;
     Span *parent;
     PyObject *name, *children, *timing;
-    Durations *durations;
+    Durations *durations, *taken; /* taken: those that are being added to a histogram, until they are */
     ns_t t0;
     int depth, shared;
 };
@@ -339,8 +372,8 @@ LIFE(fast_path) DEALLOC(fast_path) LIFE(hook) DEALLOC(hook) LIFE(feed) DEALLOC(f
 
 static void span_dealloc(PyObject *self)
 {
-    PyMem_Free(((Span *)self)->durations);
-    ((Span *)self)->durations = NULL;
+    free_durations(&((Span *)self)->durations);
+    free_durations(&((Span *)self)->taken);
     release(self, span_holds);
 }
 
@@ -349,16 +382,14 @@ static void span_dealloc(PyObject *self)
 /* Count a duration of a span. Return -1 with an exception set if there is no memory for it. */
 static int record(Span *span, ns_t duration)
 {
-    int has_bounds = span->state != NULL && span->state->is_owner;
     if (span->durations == NULL) {
-        span->durations = PyMem_Malloc(sizeof(Durations) + (has_bounds ? BUCKETS * sizeof(int64_t) : 0));
+        span->durations = new_durations(span->state != NULL && span->state->is_owner);
         if (span->durations == NULL) {
             PyErr_NoMemory();
             return -1;
         }
-        forget_durations(span->durations);
     }
-    count_duration(span->durations, has_bounds, duration);
+    count_duration(span->durations, duration);
     return 0;
 }
 
@@ -412,19 +443,34 @@ static int span_init(PyObject *object, PyObject *args, PyObject *unused)
     return 0;
 }
 
+/* Count a number that need not be a duration: the samples of a batch, times 1e9, may be beyond 64 bits. */
 static PyObject *span_record(PyObject *object, PyObject *duration)
 {
-    ns_t value = (ns_t)PyLong_AsLongLong(duration);
-    if ((value == -1 && PyErr_Occurred()) || record((Span *)object, value))
+    const int64_t most = INT64_MAX / 4;
+    Durations *d = ((Span *)object)->durations;
+    int is_beyond = 0;
+    int64_t value = PyLong_AsLongLongAndOverflow(duration, &is_beyond);
+    if (value == -1 && PyErr_Occurred())
+        return NULL;
+    if (is_beyond || value > most || value < -most || (d != NULL && (d->sum > most || d->sum < -most)))
+        return PyObject_CallMethod(object, "record_large", "O", duration);
+    if (record((Span *)object, value))
         return NULL;
     Py_RETURN_NONE;
 }
 
-static PyObject *span_new_durations(PyObject *object, PyObject *unused)
+/* Set the durations aside, and return them as arguments of `Histogram.of`, or None if there are none. Those that were set
+   aside before, and not added to a histogram since, come first. */
+static PyObject *span_take_new(PyObject *object, PyObject *unused)
 {
-    Durations *d = ((Span *)object)->durations;
+    Span *self = (Span *)object;
     (void)unused;
-    if (d == NULL || d->n == 0)
+    if (self->taken == NULL) {
+        self->taken = self->durations;
+        self->durations = NULL;
+    }
+    Durations *d = self->taken;
+    if (d == NULL)
         Py_RETURN_NONE;
     PyObject *counts = PyDict_New();
     for (int i = d->low; counts != NULL && i <= d->high; i++) {
@@ -449,8 +495,8 @@ static PyObject *span_recent_ns(PyObject *object, PyObject *times)
     long long wanted = PyLong_AsLongLong(times), sum = 0;
     if (wanted == -1 && PyErr_Occurred())
         return NULL;
-    for (long long i = 0; d != NULL && i < wanted && i < RECENT && i < d->n; i++)
-        sum += d->recent[(d->n - 1 - i) % RECENT];
+    for (long long i = 0; d != NULL && i < wanted && i < d->room && i < d->n; i++)
+        sum += d->recent[(d->n - 1 - i) % d->room];
     return PyLong_FromLongLong(sum);
 }
 
@@ -469,13 +515,24 @@ static int span_set_n(PyObject *object, PyObject *value, void *unused)
             PyErr_SetString(PyExc_ValueError, "only 0, which forgets the durations");
         return -1;
     }
-    Span *self = (Span *)object;
-    if (self->state != NULL && self->state->is_owner && self->durations != NULL) {
-        forget_durations(self->durations);
-    } else {
-        PyMem_Free(self->durations);
-        self->durations = NULL;
+    free_durations(&((Span *)object)->durations);
+    return 0;
+}
+
+static PyObject *span_get_taken(PyObject *object, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(((Span *)object)->taken != NULL);
+}
+
+static int span_set_taken(PyObject *object, PyObject *value, void *unused)
+{
+    (void)unused;
+    if (value != Py_False) {
+        PyErr_SetString(PyExc_ValueError, "only False, once the durations are in a histogram");
+        return -1;
     }
+    free_durations(&((Span *)object)->taken);
     return 0;
 }
 
@@ -490,6 +547,8 @@ static PyObject *place_phase(PyObject *object, PyObject *name)
             Py_INCREF(found);
             return found;
         }
+        if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_TypeError))
+            return NULL;
         PyErr_Clear(); /* what cannot be hashed is refused by the slow way, in words */
     }
     return PyObject_CallFunctionObjArgs(self->look_up, name, NULL);
@@ -728,12 +787,22 @@ static PyObject *usual_size(PyObject *first, PyObject *second, int *failed)
 /* The batch's size; `self` is the function in Python that knows every kind of batch, and judges what an attribute raised. */
 static PyObject *batch_size(PyObject *self, PyObject *item)
 {
-    PyObject *size = NULL, *kind, *error, *traceback;
+    PyObject *size = NULL, *first = NULL, *second = NULL, *kind, *error, *traceback;
     int failed = 0;
-    if (PyTuple_CheckExact(item) && PyTuple_Size(item) == 2)
-        size = usual_size(PyTuple_GetItem(item, 0), PyTuple_GetItem(item, 1), &failed);
-    else if (PyList_CheckExact(item) && PyList_Size(item) == 2)
-        size = usual_size(PyList_GetItem(item, 0), PyList_GetItem(item, 1), &failed);
+    if (PyTuple_CheckExact(item) && PyTuple_Size(item) == 2) {
+        first = PyTuple_GetItem(item, 0);
+        second = PyTuple_GetItem(item, 1);
+    } else if (PyList_CheckExact(item) && PyList_Size(item) == 2) {
+        first = PyList_GetItem(item, 0);
+        second = PyList_GetItem(item, 1);
+    }
+    if (first != NULL && second != NULL) {
+        Py_INCREF(first); /* a shape may be a property, and change the list */
+        Py_INCREF(second);
+        size = usual_size(first, second, &failed);
+        Py_DECREF(first);
+        Py_DECREF(second);
+    }
     if (size != NULL || !failed)
         return size != NULL ? size : PyObject_CallFunctionObjArgs(self, item, NULL);
     PyErr_Fetch(&kind, &error, &traceback);
@@ -997,12 +1066,13 @@ static PyMemberDef span_members[] = {HELD(Span, name), HELD(Span, children), HEL
                                      {"depth", T_INT, offsetof(Span, depth), 0, NULL},
                                      {"shared", T_INT, offsetof(Span, shared), 0, NULL}, {NULL}};
 static PyGetSetDef span_links[] = {LINKED(Span, tree), LINKED(Span, state), LINKED(Span, parent),
-                                   {"n", span_get_n, span_set_n, NULL, NULL}, {NULL}};
+                                   {"n", span_get_n, span_set_n, NULL, NULL},
+                                   {"taken", span_get_taken, span_set_taken, NULL, NULL}, {NULL}};
 static PyMethodDef span_methods[] = {{"__enter__", span_enter, METH_NOARGS, NULL},
                                      {"__exit__", FAST(span_exit), METH_FASTCALL, NULL},
                                      {"record", span_record, METH_O, NULL},
                                      {"recent_ns", span_recent_ns, METH_O, NULL},
-                                     {"new_durations", span_new_durations, METH_NOARGS, NULL}, {NULL}};
+                                     {"take_new", span_take_new, METH_NOARGS, NULL}, {NULL}};
 
 static PyMemberDef tree_members[] = {HELD(Tree, device), HELD(Tree, pending), HELD(Tree, samples), NUMBER(Tree, limit),
                                      NUMBER(Tree, steps), FLAG(Tree, cold), FLAG(Tree, is_inference), {NULL}};

@@ -20,24 +20,31 @@ class HotSpan(compiled.HotSpan):  # type: ignore[misc]
     __slots__ = ()
 
     if TYPE_CHECKING:
-        n: int  # durations that are in no histogram yet; 0 forgets them
+        n: int  # durations that are in no histogram yet, but for those that are taken; 0 forgets them
+        taken: bool  # durations are set aside; False forgets them
 
     def fold(self) -> None:
         """Move the counted durations into the histogram: the cold one during the stage's first step, else the steady one."""
-        if not self.n:
+        if not (self.n or self.taken):
             return
         began = hot_path.now()
-        timing, is_cold = self.timing, self.tree.cold
-        whole = Histogram()
-        whole.merge(timing.cold if is_cold else timing.steady)
-        whole.merge(Histogram.of(**self.new_durations()))
-        # No call, and so no exception of a signal's handler, comes between the next two.
-        if is_cold:
-            timing.cold = whole
-        else:
-            timing.steady = whole
-        self.n = 0  # type: ignore[misc]  # a slot of the compiled class
+        while (new := self.take_new()) is not None:  # again, for those that come meanwhile, as in a signal's handler
+            timing, is_cold = self.timing, self.tree.cold
+            whole = Histogram()
+            whole.merge(timing.cold if is_cold else timing.steady)
+            whole.merge(Histogram.of(**new))
+            # No call comes between the next two: if a signal's handler raises before, these durations are taken again.
+            if is_cold:
+                timing.cold = whole
+            else:
+                timing.steady = whole
+            self.taken = False  # type: ignore[misc]  # a slot of the compiled class
         self.state.timer.overhead_ns += hot_path.now() - began
+
+    def record_large(self, number: int) -> None:
+        """Count a number that with the others may be beyond 64 bits."""
+        self.fold()
+        (self.timing.cold if self.tree.cold else self.timing.steady).add((number,))
 
 
 def phase_begins(fast: Any, state: Any, slow: Callable[[Any], None]) -> Callable[..., None]:

@@ -37,6 +37,11 @@ class _Tensor:
         self.shape = shape
 
 
+def on_the_loop_ns(timer: Timer, whole: EpochRecord, *, are_modules_hooked: bool) -> int:
+    """Return all time (ns) that we have taken from the loop's threads; see `hot_path_ns` for the arguments."""
+    return timer.overhead_ns + timer.causes.loop.spent_ns + hot_path_ns(whole, are_modules_hooked=are_modules_hooked)
+
+
 def hot_path_ns(whole: EpochRecord, *, are_modules_hooked: bool = False) -> int:
     """Return the time (ns) spent in phases and steps: their number times the cost of one here and now.
 

@@ -40,7 +40,7 @@ from profiler.session.keeper import RunKeeper
 from profiler.session.live import LiveLines
 from profiler.session.loop_ends import LoopEnds
 from profiler.session.observation import Observation
-from profiler.session.overhead import hot_path_ns
+from profiler.session.overhead import on_the_loop_ns
 from profiler.session.rank_exchange import RankExchange
 from profiler.session.slices import SliceCutter
 from profiler.storage.crash_notes import forget_crashes
@@ -188,8 +188,7 @@ class Session:
         whole = self._keeper.whole()
         _note_unread(self.run, whole, self.timer.unread)
         self.run.state = state
-        in_steps = hot_path_ns(whole, are_modules_hooked=self.observation.is_in_place)
-        self.run.overhead_ns = self.timer.overhead_ns + self.timer.causes.loop.spent_ns + in_steps
+        self.run.overhead_ns = on_the_loop_ns(self.timer, whole, are_modules_hooked=self.observation.is_in_place)
         self.refresh()
         self._keeper.save()
         self._send_last()

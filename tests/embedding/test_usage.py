@@ -638,6 +638,8 @@ def test_what_kind_of_place_it_is_is_told(sink: Sink, home: Path) -> None:
 
 def test_how_it_is_installed_is_told(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Telemetry("nobody-has-this", "1").facts() == {"name": "nobody-has-this", "version": "1", "install": "source"}
+    sources = str(Path(__file__).parents[2])  # its build has left metadata there, too
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", sources)])
     assert Telemetry("epochmeter", "1").facts()["install"] == "direct"  # from this folder
     (tmp_path / "of_sources.egg-info").mkdir()
     (tmp_path / "of_sources.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: of-sources\nVersion: 1\n")

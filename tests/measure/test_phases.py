@@ -16,6 +16,7 @@ from profiler.measure import spans as measure_spans
 from profiler.measure.batch_size import batch_size
 from profiler.measure.spans import BUFFER_SIZE
 from profiler.measure.timer import Timer
+from profiler.records.histogram import NS, Histogram
 from profiler.records.run import EpochRecord
 from profiler.records.timing import Path, StageRecord
 from profiler.records.vocabulary import Stage
@@ -246,6 +247,61 @@ def test_more_than_a_buffer_full_is_all_there(clock: FakeClock) -> None:
             clock.pass_ms(0.001)
     found = taken(timer).phases[("forward",)]
     assert (found.count, found.total_ns) == (count, count * 1000)
+
+
+def test_phases_during_folding_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler may run at any call of ours; here it does while durations join their histogram."""
+    timer = Timer()
+
+    def enter() -> None:
+        with timer.phase("forward"):
+            pass
+
+    enter()
+    merge, add = Histogram.merge, Histogram.add
+    struck: list[int] = []
+
+    def strike(*_: Any) -> None:
+        if not struck:
+            struck.append(1)
+            enter()
+
+    monkeypatch.setattr(Histogram, "merge", lambda *given: (strike(), merge(*given))[1])
+    monkeypatch.setattr(Histogram, "add", lambda *given: (strike(), add(*given))[1])
+    record = taken(timer)
+    monkeypatch.undo()
+    again = taken(timer).phases.get(("forward",))
+    assert struck and record.phases[("forward",)].count + (again.count if again is not None else 0) == 2
+
+
+def test_interrupt_in_a_look_up_is_raised() -> None:
+    class Refusing(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Timer().owner.phase(Refusing("a"))
+
+
+def test_hundreds_of_phases_keep_their_times(clock: FakeClock) -> None:
+    timer = Timer()
+    for step in timer.iterate(Stage.TRAIN, range(30), batch_size):
+        for _ in range(200):
+            with timer.phase("micro"):
+                clock.pass_ms(1 + 9 * (step == 28))
+    slowest = max(taken(timer).stages["train"].slowest, key=lambda slow: slow.duration_ns)
+    assert (slowest.step, slowest.phases["micro"]) == (28, slowest.duration_ns)
+
+
+@pytest.mark.parametrize("samples", [10**10, 10**30])
+def test_batches_beyond_64_bits_are_counted(samples: int) -> None:
+    timer = Timer()
+    for _ in timer.iterate(Stage.INFERENCE, range(12), lambda item: samples):
+        pass
+    stage = taken(timer).stages["inference"]
+    assert (stage.samples, stage.batch.sum_ns, stage.batch.count) == (12 * samples, 12 * samples * NS, 12)
 
 
 MANY_STEPS = """

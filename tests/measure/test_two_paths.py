@@ -27,7 +27,7 @@ DURATIONS = st.one_of(st.integers(0, 300), st.integers(0, 10**7), st.sampled_fro
 NAMES = st.sampled_from(["forward", "backward", "optimizer", "data_wait", "a", "checkpoint"])
 STAGES = st.sampled_from(["train", "val", "inference"])
 HOOKS = st.sampled_from(["forward", "forward_ends", "foreign", "backward", "backward_ends", "optimizer", "optimizer_ends"])
-BATCHES = st.integers(0, 8)
+BATCHES = st.integers(0, 11)
 
 
 def operation(name: str, *of: Any) -> Any:
@@ -56,7 +56,7 @@ def containers(inner: Any) -> Any:
         operation("phase", NAMES, several),
         operation("call", NAMES, several),
         operation("pass", STAGES, st.lists(st.tuples(DURATIONS, BATCHES, several), max_size=4), st.booleans()),
-        operation("inference", several),
+        operation("inference", BATCHES, several),
         operation("raise", several),
         operation("thread", several),
     )

@@ -49,6 +49,8 @@ def wrong_links() -> None:
         FastPath().add(span)
     with contextlib.suppress(ValueError):
         span.n = 3
+    with contextlib.suppress(ValueError):
+        span.taken = True
     with contextlib.suppress(TypeError):
         span.record("x")
 
@@ -98,7 +100,16 @@ def failing_size() -> None:
                 pass
 
 
+class Refusing:
+    """A name that cannot be looked up."""
+
+    def __hash__(self) -> int:
+        raise Raised
+
+
 def odd_names() -> None:
+    with contextlib.suppress(Raised):
+        Timer().owner.phase(Refusing())
     for name in ([], None, 3, ""):
         with contextlib.suppress(Exception):
             Timer().owner.phase(name)
