@@ -20,6 +20,8 @@
 #include <time.h>
 #endif
 
+#define LAYOUT 1 /* raise it, and the one in hot_path.py, with every change of what Python calls here */
+
 typedef int64_t ns_t;
 
 /* ---- the clock ------------------------------------------------------------------------------------------------------- */
@@ -206,7 +208,7 @@ typedef struct {
     PyObject_HEAD
     Span *current;
     PyObject *look_up;
-    unsigned long thread;
+    unsigned long thread; /* its identifier, as threading.get_ident returns it */
     char is_owner;
 } Place;
 
@@ -268,7 +270,8 @@ static PyObject *s_shape, *s_training; /* names, made once */
 
 #define NONE_OR(object) ((object) == NULL || (PyObject *)(object) == Py_None ? NULL : (object))
 
-/* Replace a held reference. The old object is released last, because that may run any code. */
+/* Replace a held reference, of any of our types (so without strict aliasing; see setup.py). The old object is released last,
+   because that may run any code. */
 static void replace(PyObject **place, PyObject *by)
 {
     PyObject *before = *place;
@@ -1058,7 +1061,7 @@ static int hook_init(PyObject *object, PyObject *args, PyObject *unused)
 #define FAST(function) ((PyCFunction)(void (*)(void))(function))
 
 static PyMemberDef place_members[] = {HELD(Place, look_up), {"thread", T_ULONG, offsetof(Place, thread), 0, NULL},
-                                      FLAG(Place, is_owner), {NULL}};
+                                      {"is_owner", T_BOOL, offsetof(Place, is_owner), READONLY, NULL}, {NULL}};
 static PyGetSetDef place_links[] = {LINKED(Place, current), {NULL}};
 static PyMethodDef place_methods[] = {{"phase", place_phase, METH_O, NULL}, {"is_mine", place_is_mine, METH_NOARGS, NULL}, {NULL}};
 
@@ -1149,7 +1152,7 @@ PyMODINIT_FUNC PyInit_compiled(void)
     PyObject *module = PyModule_Create(&definition);
     s_shape = PyUnicode_InternFromString("shape");
     s_training = PyUnicode_InternFromString("training");
-    if (module == NULL || s_shape == NULL || s_training == NULL ||
+    if (module == NULL || s_shape == NULL || s_training == NULL || PyModule_AddIntConstant(module, "LAYOUT", LAYOUT) ||
         TYPE(module, "Place", place, Place, {Py_tp_members, place_members}, {Py_tp_getset, place_links},
              {Py_tp_init, place_init}, {Py_tp_methods, place_methods}) ||
         TYPE(module, "HotSpan", span, Span, {Py_tp_members, span_members}, {Py_tp_getset, span_links},

@@ -56,6 +56,7 @@ __all__ = [
 P = ParamSpec("P")
 R = TypeVar("R")
 PURE = "EPOCHMETER_PURE"
+LAYOUT = 1  # of what is called in `compiled.c`; raised there and here with every change of it
 ASKED, ASKED_BEFORE = 2, 3  # of `Span.shared`: the phase's next end closes a slice
 
 
@@ -68,6 +69,8 @@ def _find_compiled() -> tuple[Any, str]:
     except ImportError as error:
         is_there = error.name != "profiler.measure.compiled"
         return None, "the compiled one was built for another Python" if is_there else "no compiler where it was installed"
+    if getattr(compiled, "LAYOUT", None) != LAYOUT:  # sources that were updated, and not installed again
+        return None, "the compiled one is of another version of the sources; install again"
     # Its times are compared with those that Python reads, so both must come from one clock.
     before, at, after = host_clock(), compiled.now(), host_clock()
     return (compiled, "") if before <= at <= after else (None, "the compiled one reads another clock than Python here")

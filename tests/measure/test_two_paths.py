@@ -27,6 +27,7 @@ DURATIONS = st.one_of(st.integers(0, 300), st.integers(0, 10**7), st.sampled_fro
 NAMES = st.sampled_from(["forward", "backward", "optimizer", "data_wait", "a", "checkpoint"])
 STAGES = st.sampled_from(["train", "val", "inference"])
 HOOKS = st.sampled_from(["forward", "forward_ends", "foreign", "backward", "backward_ends", "optimizer", "optimizer_ends"])
+TELL = "from profiler.measure import hot_path; print(hot_path.WHY_PURE)"
 BATCHES = st.integers(0, 11)
 
 
@@ -181,6 +182,14 @@ def compare_some(worker: Worker, examples: int) -> None:
 def test_one_build_serves_every_python(minor: int) -> None:
     python = other_pythons().get(minor) or pytest.skip(f"Python 3.{minor} is not on this machine")
     compare_some(Worker(is_pure=False, python=python, **worker_environment()), 60)
+
+
+def test_build_of_other_sources_is_not_used() -> None:
+    other = f"import sys, types; sys.modules['profiler.measure.compiled'] = types.ModuleType('compiled'); {TELL}"
+    told = subprocess.run(
+        [sys.executable, "-c", other], capture_output=True, text=True, env=os.environ | {"EPOCHMETER_PURE": "0"}
+    )
+    assert (told.returncode, told.stdout.strip()) == (0, "the compiled one is of another version of the sources; install again")
 
 
 @pytest.mark.proof

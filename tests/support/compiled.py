@@ -25,7 +25,17 @@ def source_with(folder: Path, *options: str, python: str = sys.executable) -> Pa
         pytest.skip("Python's headers are not on this machine")
     shutil.copytree(SOURCE / "profiler", folder / "profiler", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
     measure = folder / "profiler" / "measure"
-    built = ["-O1", "-g", "-shared", "-fPIC", *options, f"-I{include}", str(measure / "compiled.c"), "-lm"]
+    built = [
+        "-O1",
+        "-g",
+        "-shared",
+        "-fPIC",
+        "-fno-strict-aliasing",
+        *options,
+        f"-I{include}",
+        str(measure / "compiled.c"),
+        "-lm",
+    ]
     subprocess.run(["gcc", *built, "-o", str(measure / "compiled.abi3.so")], check=True)
     return folder
 
