@@ -26,11 +26,8 @@ from typing import Any
 
 FACTOR = 1.5
 COPIES = 6  # of the data: an epoch of 174 steps
-FIRST = (
-    40  # steps of an epoch that are left out: a loader starts in them, and the end of the epoch before has filled the caches
-)
+FIRST = 40  # steps of an epoch that are left out: a loader starts in them
 SHARE = 0.1
-Block = Callable[[], Iterator[Callable[[Any], Any]]]
 
 
 class Bench:

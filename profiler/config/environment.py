@@ -31,13 +31,7 @@ NOT_FOR_HOSTS = (  # if one of these is set, nothing goes to a destination that 
 )
 OWN = "EPOCHMETER_"
 DO_NOT_TRACK = ("DO_NOT_TRACK", "DONOTTRACK", "DO_NOTTRACK", "DONOT_TRACK", "DNT")  # in capitals
-NO_SETTINGS = (
-    "HOME",
-    "RUN",
-    "PURE",
-    "OTLP_HEADERS",
-    "GA_API_SECRET",
-)  # variables of ours that are no settings
+NO_SETTINGS = ("HOME", "RUN", "PURE", "OTLP_HEADERS", "GA_API_SECRET")  # variables of ours that choose no setting
 OTEL_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 
 

@@ -35,7 +35,7 @@ MAJOR = {"system.paging.fault.type": "major"}
 USER, SYSTEM = {"cpu.mode": "user"}, {"cpu.mode": "system"}
 SPECS = (CPU_TIME, CPU_WHOLE, CPU_UTILIZATION, MEMORY_USAGE, DISK_IO, FAULTS)
 
-SELDOM = 5  # ticks; sums that a run's first and last tick bound, and that are a sixth of a tick's cost
+SELDOM = 5  # ticks, for sums: those of a whole run are exact, as its first and last tick read everything
 SHORTEST_S = 0.05  # that a share of CPU time is of
 
 

@@ -242,6 +242,7 @@ class HotFeed:
     before: Span | None  # open when the next batch is asked for
     gap: Span | None  # open after it was handed out
     segment: Segment | None
+    notable: int  # the number of the batch at which something is to be noted: the first, and the last
     ignored: list[str]  # phases whose ends are to be ignored; see `ThreadFollowing`
     size: SampleCount
     fetch_begins_slowly: Callable[[], Span | None]  # let the observer decide; see `LoaderFeed`
@@ -250,7 +251,6 @@ class HotFeed:
     def __init__(self) -> None:
         self.before, self.gap, self.segment = None, None, None
         self.handed = 0  # batches handed out
-        self.notable = 1  # the number of the batch at which something is to be noted: the first, and the last
 
     def fetch_begins(self) -> Span | None:
         """Begin the wait for a batch. Return the span to hand to `fetch_ends`, or None if another pass has the wait."""

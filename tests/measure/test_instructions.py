@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,11 +21,10 @@ MOST = 1.05  # two counts of the same code differ by at most 1.5 %
 @pytest.mark.skipif(hot_path.COMPILED is None, reason="the compiled hot path is not in use")
 def test_no_case_takes_more_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    counting = __import__("count_instructions")
+    counting = importlib.import_module("count_instructions")
     limits = json.loads((BENCHMARKS / "results" / "instructions.json").read_text(encoding="utf-8"))
     if limits["where"] != counting.where():
         pytest.skip(f"the limits are of {limits['where']}, and this is {counting.where()}")
     found = counting.counted()
     over = {name: (limits["instructions"][name], number) for name, number in found.items()}
     assert {name: pair for name, pair in over.items() if pair[1] > MOST * pair[0]} == {}
-    sys.modules.pop("count_instructions")

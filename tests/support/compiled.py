@@ -18,25 +18,14 @@ def source_with(folder: Path, *options: str, python: str = sys.executable) -> Pa
     """Copy the package, and build its hot path with these options of the compiler. Return the folder to put on the path."""
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not on this machine")
-    include = subprocess.check_output(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('include'))"], text=True
-    ).strip()
+    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('include'))"]
+    include = subprocess.check_output(ask, text=True).strip()
     if not Path(include, "Python.h").exists():
         pytest.skip("Python's headers are not on this machine")
     shutil.copytree(SOURCE / "profiler", folder / "profiler", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
     measure = folder / "profiler" / "measure"
-    built = [
-        "-O1",
-        "-g",
-        "-shared",
-        "-fPIC",
-        "-fno-strict-aliasing",
-        *options,
-        f"-I{include}",
-        str(measure / "compiled.c"),
-        "-lm",
-    ]
-    subprocess.run(["gcc", *built, "-o", str(measure / "compiled.abi3.so")], check=True)
+    wanted = ["-O1", "-g", "-shared", "-fPIC", "-fno-strict-aliasing", *options, f"-I{include}"]
+    subprocess.run(["gcc", *wanted, measure / "compiled.c", "-lm", "-o", measure / "compiled.abi3.so"], check=True)
     return folder
 
 

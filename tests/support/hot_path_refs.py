@@ -12,27 +12,14 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from profiler.measure import compiled, hot_path  # type: ignore[attr-defined]
 from profiler.measure.hot_path import FastPath, HotFeed, HotPass, HotTree, Place, phase_ends
 from profiler.measure.timer import Timer
-from profiler.records.run import EpochRecord
 from profiler.records.vocabulary import Stage
-from support.two_paths import Raised, World
+from support.two_paths import Raised, measured
 
 REPEATS = 20
-
-
-def run(program: Any) -> None:
-    world = World()
-    hot_path.use_clock(lambda: world.now)
-    with contextlib.suppress(Raised):
-        world.run(program)
-    world.observer.close()
-    world.timer.close_passes()
-    world.timer.take(EpochRecord(None), ended=True)
-    hot_path.use_clock(None)
 
 
 # ---- misuse, and errors in the middle ---------------------------------------------------------------------------------
@@ -122,7 +109,7 @@ def broken_off() -> None:
             break
 
 
-def left_behind(action: Callable[[], None]) -> int:
+def left_behind(action: Callable[[], object]) -> int:
     for _ in range(3):
         action()
     gc.collect()
@@ -138,7 +125,7 @@ def found() -> Iterator[tuple[str, int]]:
         yield misuse.__name__, left_behind(misuse)
     for line in sys.stdin:
         program = json.loads(line)
-        yield line.strip(), left_behind(lambda: run(program))  # noqa: B023
+        yield line.strip(), left_behind(lambda: measured(program))  # noqa: B023
 
 
 if __name__ == "__main__":

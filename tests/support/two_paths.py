@@ -312,24 +312,28 @@ def of_histogram(histogram: Histogram) -> Any:
 MAIN = threading.main_thread()
 
 
+def measured(program: list[Operation]) -> list[Any]:
+    """Run a program in a world of its own, and return everything that was measured."""
+    world, raised = World(), ""
+    hot_path.use_clock(lambda: world.now)
+    try:
+        world.run(program)
+    except Raised as error:
+        raised = repr(error)
+    gc.collect()  # of both paths at the same moment: it closes the passes that a program has left
+    world.do_time(17)
+    world.observer.close()
+    world.timer.close_passes()
+    world.told.append(told(world.timer, EpochRecord(None), ended=True))
+    hot_path.use_clock(None)
+    return [raised, world.told, dict(world.timer.unmeasured), world.control.faults, world.timer.overhead_ns]
+
+
 def main() -> None:
     print(json.dumps("reference" if hot_path.COMPILED is None else "compiled"), flush=True)
     gc.disable()
     for line in sys.stdin:
-        world = World()
-        hot_path.use_clock(lambda: world.now)  # noqa: B023
-        try:
-            world.run(json.loads(line))
-            raised = ""
-        except Raised as error:
-            raised = repr(error)
-        gc.collect()  # of both paths at the same moment: it closes the passes that a program has left
-        world.do_time(17)
-        world.observer.close()
-        world.timer.close_passes()
-        world.told.append(told(world.timer, EpochRecord(None), ended=True))
-        unmeasured = dict(world.timer.unmeasured)
-        print(json.dumps([raised, world.told, unmeasured, world.control.faults, world.timer.overhead_ns]), flush=True)
+        print(json.dumps(measured(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
