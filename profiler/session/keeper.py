@@ -63,6 +63,9 @@ class RunKeeper:
         self._on_slices = on_slices
         self._unsaved: list[EpochRecord] = []
         self._closed: deque[EpochRecord] = deque()  # slices closed by the loop, to be added to their epoch
+        # The loop only hands a closed slice over, and the sampling thread adds it to its epoch and writes it. This is a call
+        # of C: a signal's handler (Ctrl-C) could strike at the entry of a function in Python, and the slice would be lost.
+        self.take_slice = self._closed.append
         self._slices: deque[EpochRecord] = deque()  # added, to be written by the sampling thread
         self._sums = Sums()
         self._outside_energy = EpochRecord(None)
@@ -113,14 +116,6 @@ class RunKeeper:
             if len(self._unsaved) > MAX_UNSAVED:
                 self._run.note("a line of the run log was given up, because none could be written")
                 del self._unsaved[0]
-
-    def take_slice(self, part: EpochRecord) -> None:
-        """Let the sampling thread add a closed slice to its epoch, and write it.
-
-        The loop only hands it over: an exception of a signal's handler (Ctrl-C) that struck while it is added would leave
-        some of it added, and some not.
-        """
-        self._closed.append(part)
 
     def add_slices(self) -> None:
         """Add the closed slices to the open epoch, or to what lies outside epochs. It is not written here."""
