@@ -23,7 +23,7 @@ from profiler.records.plain_text import printable_in
 
 RUNS_LOOKED_AT = 5
 NOT_OBEYED = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSLKEYLOGFILE")
-PROVIDED = ("profiler", "exporters")
+PROVIDED = ("epochmeter", "profiler", "exporters")
 
 
 @dataclass
@@ -87,7 +87,7 @@ def _hot_path() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Look for other distributions, or a file in the working folder, that hide our two packages."""
+    """Look for other distributions, or a file in the working folder, that hide our packages."""
     providers = metadata.packages_distributions()
     for package in PROVIDED:
         others = sorted({name for name in providers.get(package, []) if name.lower() != "epochmeter"})
@@ -97,7 +97,8 @@ def _packages() -> Iterator[Check]:
         hiding = [name for name in (f"{package}.py", package) if (Path.cwd() / name).exists()]
         ours = Path(__file__).parents[2].resolve() == Path.cwd().resolve()
         if hiding and not ours:
-            cure = f"rename {hiding[0]} here, or run scripts from another folder"
+            instead = ", or import from epochmeter instead" if package == "profiler" else ""
+            cure = f"rename {hiding[0]} here, or run scripts from another folder{instead}"
             yield Check(f"package {package}", "problem", f"{hiding[0]} in this folder hides it from scripts here", cure)
 
 

@@ -1,0 +1,1 @@
+"""Adapters for frameworks that drive the loop themselves, each handed on from `profiler.adapters`."""

@@ -1,0 +1,7 @@
+"""PyTorch Ignite; see `profiler.adapters.ignite_handler`."""
+
+from __future__ import annotations
+
+from profiler.adapters.ignite_handler import attach
+
+__all__ = ["attach"]

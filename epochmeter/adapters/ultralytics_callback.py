@@ -1,0 +1,7 @@
+"""Ultralytics; see `profiler.adapters.ultralytics_callback`."""
+
+from __future__ import annotations
+
+from profiler.adapters.ultralytics_callback import register
+
+__all__ = ["register"]
