@@ -1,13 +1,10 @@
 """What watching GPUs costs, on a machine without one: NVML's stand-in of the tests plays 1 and 8 H100s. All in one run.
 
-    python benchmarks/bench_nvml.py [--json benchmarks/results/nvml.json] [--peers PYTHON]
+    python benchmarks/bench_nvml.py [--json benchmarks/results/nvml.json]
 
 - **A tick** of the NVML probe, its values kept, against the same calls made raw through ctypes, with arrays that are kept
   and the same values taken out of them. The stand-in answers within about a microsecond; the calls of a real driver take
   longer, so there the ratio is nearer to 1. Rounds take turns.
-- **The CPU share** of a process that does nothing but watch GPUs once a second: ours with and without the other probes,
-  and its peers, nvitop's collector, gpustat's query and OpenLIT's instrumentation, each in a process of its own, less what
-  a process takes that only sleeps. Peers that the given Python does not have are left out.
 - **The end of a run** while a call to the driver hangs.
 """
 
@@ -18,7 +15,6 @@ import ctypes
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -29,11 +25,13 @@ from ctypes import byref
 from pathlib import Path
 from typing import Any
 
-SOURCE = Path(__file__).parent.parent / "tests" / "support" / "fake_nvml" / "nvml.c"
+sys.path.insert(0, str(Path(__file__).parent / "suite"))
+
+from machine import build
+
 ROUNDS, TICKS = 15, 40
-WINDOWS, SECONDS = 5, 10  # every tenth reading is dearer; the median of the windows, as other programs come and go
 STOPS = 5
-GOALS = {"tick_ratio": 1.5, "cpu_share": 0.001, "stop_s": 0.05}
+GOALS = {"tick_ratio": 1.5, "stop_s": 0.05}
 HANGS = """
 import time
 from profiler import Profiler
@@ -42,67 +40,6 @@ with Profiler("hung", interval=0.05):
     began = time.perf_counter()
 print(time.perf_counter() - began)
 """
-WATCH = """
-import sys, time
-{setup}
-for _ in range(2):
-    {once}
-    time.sleep(1)
-shares = []
-for _ in range({windows}):
-    began, cpu = time.perf_counter(), time.process_time()
-    for _ in range({seconds}):
-        {once}
-        time.sleep(1)
-    shares.append((time.process_time() - cpu) / (time.perf_counter() - began))
-print(sorted(shares)[len(shares) // 2])
-"""
-WATCHERS = {  # name: (set-up, what is done each second, by us)
-    "sleep": ("", "pass", True),
-    "epochmeter, NVML alone": (
-        "from profiler.hardware.sampler import Sampler\nr = Sampler(1.0, probes=('nvml',))\nr.start()",
-        "pass",
-        True,
-    ),
-    "epochmeter, all probes": (
-        "from profiler.hardware.sampler import Sampler\nr = Sampler(1.0)\nr.start()",
-        "pass",
-        True,
-    ),
-    "nvitop's collector": (
-        "from nvitop import ResourceMetricCollector\n"
-        "ResourceMetricCollector(root_pids=[]).daemonize(on_collect=lambda metrics: True, interval=1.0)",
-        "pass",
-        False,
-    ),
-    "gpustat's query": ("from gpustat import GPUStatCollection", "GPUStatCollection.new_query()", False),
-    "OpenLIT's instrumentation": (
-        "import types, importlib.util, pathlib\n"
-        "place = pathlib.Path(importlib.util.find_spec('openlit').submodule_search_locations[0])\n"
-        "package = types.ModuleType('openlit'); package.__path__ = [str(place)]; sys.modules['openlit'] = package\n"
-        "package = types.ModuleType('openlit.instrumentation'); package.__path__ = [str(place / 'instrumentation')]\n"
-        "sys.modules['openlit.instrumentation'] = package  # its own __init__ imports every framework there is\n"
-        "from openlit.instrumentation.gpu import GPUInstrumentor\n"
-        "from opentelemetry import metrics\n"
-        "from opentelemetry.sdk.metrics import MeterProvider\n"
-        "from opentelemetry.sdk.metrics.export import InMemoryMetricReader\n"
-        "reader = InMemoryMetricReader()\n"
-        "metrics.set_meter_provider(MeterProvider([reader]))\n"
-        "GPUInstrumentor().instrument()",
-        "reader.get_metrics_data()",
-        False,
-    ),
-}
-
-
-def build(into: Path) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise SystemExit("the stand-in for NVML is built with a C compiler; none was found")
-    library = into / "libnvidia-ml.so.1"
-    flags = ["-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wl,-soname,fake-nvml.so"]
-    subprocess.run([compiler, *flags, "-o", str(library), str(SOURCE), "-lm", "-lpthread"], check=True)
-    return library
 
 
 class Raw:
@@ -144,10 +81,12 @@ class Raw:
 
     def read(self) -> list[Any]:
         found: list[Any] = []
-        slow = self.tick % 10 == 0
+        slow, second = self.tick % 10 == 0, self.tick % 2 == 0
         self.tick += 1
         for index, handle in enumerate(self.handles):
             self._read(index, handle, slow, found)
+            if second:
+                self._read_second(index, handle, slow, found)
         return found
 
     def _read(self, index: int, handle: Any, slow: bool, found: list[Any]) -> None:
@@ -156,16 +95,18 @@ class Raw:
             found.append(wide.value)
         if not library.nvmlDeviceGetUtilizationRates(handle, self.utilization):
             found += (self.utilization[0] / 100, self.utilization[1] / 100)
-        if not library.nvmlDeviceGetMemoryInfo_v2(handle, byref(self.memory)):
-            found += (self.memory.used, self.memory.total, self.memory.reserved)
         fields = self.fields[slow]
         if not library.nvmlDeviceGetFieldValues(handle, len(fields), fields):
             for value in fields:
                 if value.nvmlReturn == 0:
                     found.append(value.value.uiVal / 1000 if value.valueType == 1 else value.value.ullVal / 1000)
-        self._read_gpm(handle, *self.gpm[index], found)
         if slow:
             self._read_slow(handle, found)
+
+    def _read_second(self, index: int, handle: Any, slow: bool, found: list[Any]) -> None:
+        if not self.library.nvmlDeviceGetMemoryInfo_v2(handle, byref(self.memory)):
+            found += (self.memory.used, self.memory.total, self.memory.reserved)
+        self._read_gpm(handle, *self.gpm[index], found)
         for kind in (0, 1) if slow else (0,):
             self._read_samples(handle, (index, kind), found)
 
@@ -248,21 +189,6 @@ def read_all(sampler: Any) -> list[Any]:
     return [row.reading.all() for row in drivers.rows if drivers.ticks % row.reading.every == 0]
 
 
-def shares(folder: Path, gpus: int, peers: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, (setup, once, is_ours) in WATCHERS.items():
-        code = WATCH.format(setup=setup, once=once, windows=WINDOWS, seconds=SECONDS)
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "FAKE_NVML": f"gpus={gpus}"}
-        python = sys.executable if is_ours else peers
-        done = subprocess.run([python, "-c", code], capture_output=True, text=True, env=environment)
-        if done.returncode == 0:
-            found[name] = float(done.stdout.split()[-1])
-        else:
-            print(f"  {name}: left out ({done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no answer'})")
-    nothing = found.pop("sleep")
-    return {name: share - nothing for name, share in found.items()}
-
-
 def stops(folder: Path) -> float:
     """Return the longest of some ends of runs (s), while a call hangs for a minute."""
     with tempfile.TemporaryDirectory() as home:
@@ -283,7 +209,6 @@ def stops(folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--peers", default=sys.executable, help="a Python that has nvitop, gpustat and openlit")
     arguments = parser.parse_args()
     import pynvml
 
@@ -292,7 +217,7 @@ def main() -> None:
         "goals": GOALS,
     }
     with tempfile.TemporaryDirectory() as place:
-        folder = build(Path(place)).parent
+        folder = Path(build(Path(place)))
         pynvml.nvmlLib = library = ctypes.CDLL(str(folder / "libnvidia-ml.so.1"))
         pynvml.nvmlInit()
         result["tick"] = {str(gpus): ticks(library, pynvml, gpus) for gpus in (1, 8)}
@@ -300,11 +225,6 @@ def main() -> None:
             print(f"a tick, {gpus} GPU(s): " + ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
         result["stop_s"] = stops(folder)
         print(f"end of a run while a call hangs: {result['stop_s'] * 1000:.1f} ms at most")
-        result["cpu_share"] = {}
-        for gpus in (1, 8):
-            costs = result["cpu_share"][str(gpus)] = shares(folder, gpus, arguments.peers)
-            for name, share in costs.items():
-                print(f"CPU share, {gpus} GPU(s): {name} {share:.4%} of a core")
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 

@@ -11,8 +11,8 @@ The protocol, which all writers below follow:
 4. One reading of the clock ends one span and begins the next.
 
 The lines are written out in each place instead of being shared in a helper: between two pieces of torch's work our code
-is cold, and there a call costs many times more than in a tight loop (``benchmarks/bench_attach.py``). Change them all, and
-`compiled.c` with them, and run ``benchmarks/bench_overhead.py`` and ``bench_attach.py`` before and after.
+is cold, and there a call costs many times more than in a tight loop (``benchmarks/bench_own_cost.py``). Change them all, and
+`compiled.c` with them, and run ``python benchmarks/suite --case phase step mlp`` before and after.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _histogram(histogram: Histogram) -> dict[str, Any]:
         "sum": histogram.sum_ns / NS,
         "scale": histogram.scale,
         "zeroCount": str(histogram.zero_count),
-        "positive": {**({"offset": offset} if offset else {}), "bucketCounts": [str(count) for count in counts]},
+        "positive": {**({"offset": offset} if offset else {}), "bucketCounts": list(map(str, counts))},
         "min": (histogram.min_ns or 0) / NS,
         "max": (histogram.max_ns or 0) / NS,
     }

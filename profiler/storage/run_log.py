@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 SUFFIX = ".otlp.jsonl"
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: an epoch's end is in the loop
 BESIDE = ".new"  # of a log that is being written anew
 LOOKS = 3  # at a log that is replaced meanwhile
 LOG = re.compile(r".+\.otlp\.jsonl")  # a log may have been copied here under a name of the user's
@@ -161,7 +162,7 @@ def line_of(run: Run, part: EpochRecord) -> bytes:
     has_times = part.duration_ns or part.slice is not None
     ended = began + part.duration_ns if has_times else run.started_unix_ns + run.duration_ns
     content = otlp_json.request(local_resource(run, part.slice), epoch_points(run, part), began, ended, epoch_attributes(part))
-    return (json.dumps(content, separators=(",", ":")) + "\n").encode("utf-8")
+    return (_encode(content) + "\n").encode("utf-8")
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

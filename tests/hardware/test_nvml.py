@@ -116,14 +116,14 @@ def test_everything_that_a_hopper_tells(machine: Machine) -> None:
     assert it.recorder.hardware().gpus == {0: {"name": H100, "memory_class_gb": 80, "power_limit_w": 700.0}}
 
 
-def test_one_batch_call_and_gpm_sample_a_tick(machine: Machine) -> None:
+def test_each_call_comes_at_its_pace(machine: Machine) -> None:
     machine.plays("gpus=2")
     it = Watched()
     it.ticks(2 * SLOW_TICKS)
     assert machine.calls("nvmlInitWithFlags") == 1
     assert machine.calls("nvmlDeviceGetHandleByIndex_v2") == 2
     assert machine.calls("nvmlDeviceGetFieldValues") == 2 * 2 * SLOW_TICKS
-    assert machine.calls("nvmlGpmSampleGet") == 2 * 2 * SLOW_TICKS
+    assert machine.calls("nvmlGpmSampleGet") == 2 * SLOW_TICKS  # an average since the call before: nothing is lost
     assert machine.calls("nvmlDeviceGetTemperatureV") == 2 * 2
     assert machine.calls("nvmlDeviceGetPcieThroughput") == machine.calls("nvmlDeviceGetComputeRunningProcesses_v3") == 0
     Watched().ticks()
@@ -172,14 +172,14 @@ def test_unremapped_rows_predict_a_failure(machine: Machine) -> None:
 def test_gpm_samples_lie_apart(machine: Machine) -> None:
     it = Watched()
     it.ticks()
-    found = it.ticks(5, apart=0.03)
+    found = it.ticks(10, apart=0.015)
     assert found["epochmeter.gpu.sm.utilization", "gpu-0"].count == 1  # 0.12 s
     machine.plays("gpm:2=nan", "gpm:3!3")
-    found = it.ticks(1)
+    found = it.ticks(2)
     names = {name for name, _ in found}
     assert "epochmeter.gpu.sm.utilization" not in names and "epochmeter.gpu.sm.occupancy" not in names
     machine.plays("")
-    names = {name for name, _ in it.ticks(1)}
+    names = {name for name, _ in it.ticks(2)}
     assert "epochmeter.gpu.sm.utilization" in names and "epochmeter.gpu.sm.occupancy" not in names
 
 
@@ -611,6 +611,7 @@ def test_torch_devices_confirm_the_gpus(machine: Machine, monkeypatch: pytest.Mo
     it.recorder.tick()
     assert it.gpus() == set()
     cuda.in_use = True
+    it.recorder.tick()
     it.recorder.tick()
     assert it.gpus() == {"gpu-1", "gpu-3"}
     it.ticks(FACT_TICKS)

@@ -3,7 +3,8 @@
 The rules it keeps:
 
 - One initialisation in a process, in the sampling thread. A handle is taken once, and only of a GPU that the run may use.
-- One `nvmlDeviceGetFieldValues` and one GPM sample a tick for each GPU. Expensive or slow readings come every tenth tick.
+- One `nvmlDeviceGetFieldValues` and the utilization a tick for each GPU, a GPM sample every second tick. Expensive or slow
+  readings come every tenth tick.
 - Each GPU and each reading fails alone. A reading that a card does not support disappears silently. A lost card is asked
   again after a back-off that doubles, from 1 to 30 s.
 - Serial numbers and PCI addresses are not read. UUIDs are read only to find the run's GPUs, and not kept.
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 
 
 SLOW_TICKS = 10
+SECOND_TICKS = 2  # for what loses nothing by it: averages since the last call, samples that the driver keeps, slow gauges
 DEGRADED = 0x8 | 0x20 | 0x40 | 0x80  # HW slowdown, SW and HW thermal slowdown, power brake; a power cap is normal
 
 
@@ -246,20 +248,20 @@ class NvmlProbe:
         return [
             Reading((STATUS,), partial(self._states, gpu)),
             row((UTILIZATION, CONTROLLER), partial(self._utilization, gpu)),
-            row((MEMORY_USAGE,), partial(self._memory_in_use, gpu)),
+            row((MEMORY_USAGE,), partial(self._memory_in_use, gpu), SECOND_TICKS),
             row((MEMORY_LIMIT, MEMORY_RESERVED), partial(self._memory_sizes, gpu), SLOW_TICKS),
             row(tuple(field.spec for field in (*QUICK, *SLOW)), fields.read_all, SLOW_TICKS),
             row(tuple(field.spec for field in QUICK), fields.read),
             Reading((STATUS,), partial(self._prediction, gpu), SLOW_TICKS),
             Reading((POWER,), partial(self._power, gpu)),
             Reading((ENERGY,), partial(self._energy, gpu)),
-            row(GPM, gpm.read),
+            row(GPM, gpm.read, SECOND_TICKS),
             row((TEMPERATURE,), partial(self._temperature, gpu, gpu.sensor("die", "gpu_die")), SLOW_TICKS),
             *(
                 row((CLOCK,), partial(self._clock_rate, gpu, kind, {**gpu.card, "epochmeter.gpu.clock": word}), SLOW_TICKS)
                 for kind, word in ((1, "sm"), (2, "memory"))
             ),
-            row((POWER_SAMPLES,), SampleBuffer(self._library, gpu, 0, POWER_SAMPLES, 1000).read),
+            row((POWER_SAMPLES,), SampleBuffer(self._library, gpu, 0, POWER_SAMPLES, 1000).read, SECOND_TICKS),
             row((UTILIZATION_SAMPLES,), SampleBuffer(self._library, gpu, 1, UTILIZATION_SAMPLES, 100).read, SLOW_TICKS),
         ]
 
