@@ -15,8 +15,8 @@ from profiler.measure.passes import Segment
 from profiler.records.faults import is_of_a_signal
 from profiler.records.vocabulary import Stage
 from profiler.report.summary import RunSummary
+from profiler.session.endings import ending
 from profiler.session.profiler import Profiler
-from profiler.session.session import state_after
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class FrameworkRun:
             return
         session.end_epoch()
         if self._given is None:
-            session.finish(state_after(error))
+            session.finish(*ending(error))
 
     @guarded
     def begin_epoch(self, index: int) -> None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import sys
 
 # Each is a module here, with that name in it.
-COMMANDS = ("demo", "run", "runs", "report", "compare", "whatif", "watch", "bench", "fleet", "settings", "telemetry", "doctor")
+COMMANDS = (
+    *("demo", "run", "runs", "report", "compare", "whatif", "watch", "bench", "fleet", "settings", "telemetry", "doctor"),
+    "version",
+)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from profiler.cli.output import say
 app = typer.Typer(
     name="epochmeter",
     help="Where did training, validation and inference time go, and what held the run back?\n\n"
-    "Example: epochmeter run train.py, and then epochmeter report",
+    "First: epochmeter demo, which shows a report. Then: epochmeter run train.py, with a script of yours.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

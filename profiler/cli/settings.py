@@ -40,8 +40,22 @@ def settings(
         typer.echo(json.dumps(_as_data(resolved.values, explain), indent=2))
     else:
         _print(resolved, explain)
+    if changes and any(change.startswith(("exporter=", "otlp_")) for change in changes):
+        _say_if_unreachable(resolved)
     if any(problem.startswith("EPOCHMETER_") for problem in resolved.problems):
         raise typer.Exit(2)
+
+
+def _say_if_unreachable(resolved: Any) -> None:
+    """Say at once that nobody listens at the address that was just chosen. The choice stands."""
+    from profiler.sending.destination import in_words
+    from profiler.sending.reach import why_unreachable
+
+    if why := why_unreachable(resolved):
+        complain(
+            f"nobody listens at {in_words(resolved)} now: {why}. Runs keep their measurements on this machine, and send them "
+            "when a collector is there. docs/pipeline.md shows how to start one"
+        )
 
 
 def _split(change: str) -> tuple[str, str]:

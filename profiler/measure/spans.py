@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from profiler.measure import hot_path
@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.measure.clocks import DeviceClock, Mark
     from profiler.measure.passes import ThreadState
+    from profiler.records.run import EpochRecord
     from profiler.records.timing import Path
 
 
@@ -322,6 +323,13 @@ class Tree(HotTree):
             for child in list(span.children.values()):
                 yield (*path, child.name), child
                 waiting.append(((*path, child.name), child))
+
+
+def never_begun(trees: Iterable[Tree], whole: EpochRecord) -> list[str]:
+    """Return the phases that were asked for and are in no sum of the run: ``prof.phase(name)`` without a ``with``."""
+    measured = {path[-1] for phases in (whole.phases, *(s.phases for s in whole.stages.values())) for path in phases}
+    named = {path[-1] for tree in trees for path, _ in tree.spans() if path}
+    return sorted(named - measured - {Phase.DATA_WAIT.value, TOO_MANY})
 
 
 def path_of(span: Span) -> Path:

@@ -211,6 +211,7 @@ class Run:
     name: str
     started_unix_ns: int
     state: State = "running"
+    exit_code: int | None = None  # that the program asked for by SystemExit, if it is not 0
     duration_ns: int = 0
     planned_epochs: int | None = None
     rank: int | None = None  # of a distributed run

@@ -110,6 +110,8 @@ def epochs(run: Run) -> list[dict[str, Any]]:
 
 def _run(run: Run) -> dict[str, Any]:
     result: dict[str, Any] = {"id": run.id, "name": run.name, "state": run.state}
+    if run.exit_code is not None:
+        result["exit_code"] = run.exit_code
     if run.started_unix_ns:
         result["started"] = rfc3339(run.started_unix_ns)
     result["duration_s"] = run.duration_ns / NS

@@ -26,6 +26,8 @@ PEAKS = {MEMORY: "memory_peak_bytes", "hw.gpu.memory.usage": "gpu_memory_peak_by
 def outline_row(run: Run) -> Row:
     """Return the row of a log's last line: ``id``, ``name``, ``state``, ``started`` and ``duration_s``."""
     row: Row = {"id": run.id, "name": run.name, "state": run.state}
+    if run.exit_code is not None:
+        row["exit_code"] = run.exit_code
     row |= {"started": rfc3339(run.started_unix_ns), "duration_s": run.duration_ns / NS}
     if run.rank is not None:
         row |= {"rank": run.rank, "world_size": run.world_size}

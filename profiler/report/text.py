@@ -76,12 +76,17 @@ def spaced(blocks: Iterable[RenderableType]) -> RenderableType:
     return Group(*parts)
 
 
+def state_of(run: dict[str, Any]) -> str:
+    """Return how a run stands, with the exit code that its program asked for."""
+    return f"{run['state']} (exit code {run['exit_code']})" if "exit_code" in run else str(run["state"])
+
+
 def _title(data: dict[str, Any]) -> Text:
     run = data["run"]
     rank = f"  rank {run['rank']} of {run['world_size']}" if "rank" in run else ""
     return Text.assemble(
         (run["name"], "bold"),
-        f"{rank}  run {run['id']}  {run['state']}  {duration(run['duration_s'])}  {run.get('started', '')}",
+        f"{rank}  run {run['id']}  {state_of(run)}  {duration(run['duration_s'])}  {run.get('started', '')}",
     )
 
 

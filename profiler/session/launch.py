@@ -22,9 +22,11 @@ from typing import Any
 
 from profiler.errors import ProfilerError
 from profiler.session.command_words import command_words
+from profiler.session.endings import asked_exit, ending
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from profiler.report.summary import RunSummary
     from profiler.session.profiler import Profiler
     from profiler.session.session import Session
 
@@ -48,6 +50,7 @@ def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
         _say(f"nothing is measured: {error}")
         return
     sys.excepthook = _hook_without_us(sys.excepthook)
+    asked_exit.watch()
     session = prof.session
     when_imported("torch", lambda: session.faults.swallow("torch could not be followed", lambda: _follow(session, request)))
 
@@ -83,7 +86,6 @@ class Rank:
 
     def __call__(self, *args: Any) -> Any:
         from profiler.session.profiler import Profiler
-        from profiler.session.session import state_after
 
         prof = Profiler(self._name)
         session, observation = prof.session, prof.session.observation
@@ -97,7 +99,7 @@ class Rank:
             error = raised
             raise
         finally:
-            session.finish(state_after(error))
+            session.finish(*ending(error))
             if session.run.rank is not None:
                 _show(prof, os.getpid(), self._quiet)
 
@@ -159,11 +161,21 @@ def _show(prof: Profiler, pid: int, quiet: bool) -> None:
     """Print the report on stderr at the very end; not in a forked child, and in no rank but the first."""
     if quiet or os.getpid() != pid or prof.session.run.rank or Rank.were_spawned or prof.summary.state == "running":
         return
+    summary, show = prof.summary, f"epochmeter report {prof.summary.id}"
     try:
-        sys.stderr.write(f"\n{prof.summary}\nkept on this machine; show it again with: epochmeter report {prof.summary.id}\n")
+        if has_no_step(summary):
+            what = "failed" if summary.state == "crashed" else "was ended"
+            sys.stderr.write(f"epochmeter: the script {what} before its first step; the machine's readings: {show}\n")
+        else:
+            sys.stderr.write(f"\n{summary}\nkept on this machine; show it again with: {show}\n")
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # closed, or none at all
         pass
+
+
+def has_no_step(summary: RunSummary) -> bool:
+    """Return True if the script failed or was ended before its first step: its own message says more than a report."""
+    return summary.state in ("crashed", "interrupted") and not any(stage["steps"] for stage in summary.stages.values())
 
 
 def _say(text: str) -> None:

@@ -22,8 +22,9 @@ from profiler.session.arguments import (
     checked_settings,
     sample_count,
 )
+from profiler.session.endings import ending
 from profiler.session.handles import Attachment, Pass
-from profiler.session.session import Session, state_after
+from profiler.session.session import Session
 from profiler.session.unheld import end_soon
 
 TYPE_CHECKING = False
@@ -114,7 +115,7 @@ class Profiler:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: object) -> None:
-        self.session.finish(state_after(value))
+        self.session.finish(*ending(value))
 
     @property
     def summary(self) -> RunSummary:

@@ -14,7 +14,6 @@ import importlib
 import itertools
 import os
 import secrets
-import sys
 import threading
 import time
 import weakref
@@ -30,12 +29,14 @@ from profiler.hardware.sampler import Sampler
 from profiler.measure import clocks
 from profiler.measure.energy_meter import EnergyMeter
 from profiler.measure.open_step import open_step
+from profiler.measure.spans import never_begun
 from profiler.measure.timer import Timer
 from profiler.records.faults import Faults, warn_once
 from profiler.records.run import UNREAD, EpochRecord, Run
 from profiler.records.vocabulary import Stage
 from profiler.sending.sender import Sending
 from profiler.sending.yielding import pause
+from profiler.session.endings import ending_of_program
 from profiler.session.keeper import RunKeeper
 from profiler.session.live import LiveLines
 from profiler.session.loop_ends import LoopEnds
@@ -159,14 +160,14 @@ class Session:
             self.start()
         return self.state == "running"
 
-    def finish(self, state: State) -> None:
+    def finish(self, state: State, exit_code: int | None = None) -> None:
         """End the run: close open passes, take the last readings, complete the log, send the final payload.
 
         Do nothing unless the run is running. Two threads may call it: the second one waits for the first.
         """
         with self._end_lock:
             if self.state == "running" and not self.slices.is_ending:
-                self.slices.is_ending = True
+                self.slices.is_ending, self.run.exit_code = True, exit_code
                 self._finish(state)
 
     def _finish(self, state: State) -> None:
@@ -186,7 +187,7 @@ class Session:
         self.slices.collect()  # the GPU has gone on meanwhile
         self.slices.close_tail()
         whole = self._keeper.whole()
-        _note_unread(self.run, whole, self.timer.unread)
+        _note_unmeasured(self.run, whole, self.timer)
         self.run.state = state
         self.run.overhead_ns = on_the_loop_ns(self.timer, whole, are_modules_hooked=self.observation.is_in_place)
         self.refresh()
@@ -357,8 +358,8 @@ class Session:
             self._keeper.save(EpochRecord(None))
 
     def _at_exit(self) -> None:
-        """End a run that nobody stopped; its state comes from the exception that the interpreter has just shown."""
-        self.finish(state_after(getattr(sys, "last_value", None)))
+        """End a run that nobody stopped."""
+        self.finish(*ending_of_program())
 
 
 class _Control:
@@ -383,17 +384,14 @@ def _take_words(run: Run, resolved: Resolved) -> None:
         run.note(f"the value of the resource attribute {name} cannot be sent: it has characters that no word has")
 
 
-def _note_unread(run: Run, whole: EpochRecord, unread: int) -> None:
+def _note_unmeasured(run: Run, whole: EpochRecord, timer: Timer) -> None:
+    """Note phases without a GPU's time, and phases that were named and never begun."""
     read = sum(t.device.count for stage in whole.stages.values() for t in stage.phases.values())
-    if unread > UNREAD_SHARE * (read + unread):
-        run.note(UNREAD, unread)
-
-
-def state_after(error: BaseException | None) -> State:
-    """Return the state of a run that ended with this exception, or with none."""
-    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
-        return "finished"
-    return "interrupted" if isinstance(error, (KeyboardInterrupt, GeneratorExit)) else "crashed"
+    if timer.unread > UNREAD_SHARE * (read + timer.unread):
+        run.note(UNREAD, timer.unread)
+    trees = [tree for state in timer.places.all for tree in (*state.trees, state.outside)]
+    for name in never_begun(trees, whole):
+        run.note(f'phase {name} was named and never begun; around its lines write: with prof.phase("{name}"):')
 
 
 def _load(keeps_log: bool) -> None:

@@ -165,6 +165,8 @@ def local_resource(run: Run, number: int | None = None) -> dict[str, Any]:
         "epochmeter.run.way": run.way,
         "epochmeter.run.started": run.started_unix_ns,
     }
+    if run.exit_code is not None:
+        local["epochmeter.run.exit_code"] = run.exit_code
     if run.said:
         local["epochmeter.run.said"] = [f"{name}={value}" for name, value in run.said.items()]
     if run.command:

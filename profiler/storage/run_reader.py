@@ -46,7 +46,7 @@ UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticErro
 BEGINNING, METRICS, END = '{"resourceMetrics":[{"resource":', '"metrics":[', '"}]}'
 OUTLINED = ("service.name", "epochmeter.run.", "epochmeter.distributed.")
 LATEST = (
-    *("name", "state", "started_unix_ns", "planned_epochs", "rank", "world_size", "node", "job"),
+    *("name", "state", "exit_code", "started_unix_ns", "planned_epochs", "rank", "world_size", "node", "job"),
     *("said", "app", "way", "command", "hardware", "open_step"),
     *("loaders", "growth"),
 )
@@ -265,6 +265,7 @@ def _read_resource(run: Run, resource: Mapping[str, Any]) -> bool:
     run.name = of_type(str, resource["epochmeter.run.name"])
     run.state = one_of(get_args(State), resource["epochmeter.run.state"])
     run.started_unix_ns = whole_upto(resource["epochmeter.run.started"], MAX_TIME)
+    run.exit_code = whole_upto(resource.get("epochmeter.run.exit_code"), MAX_WHOLE)
     run.planned_epochs = whole_upto(resource.get("epochmeter.run.planned_epochs"), MAX_WHOLE)
     run.rank = whole_upto(resource.get("epochmeter.distributed.rank"), MAX_RANKS)
     run.world_size = whole_upto(resource.get("epochmeter.distributed.world_size"), MAX_RANKS)

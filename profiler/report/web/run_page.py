@@ -19,7 +19,7 @@ from profiler.report.tables import (
     ranks_table,
     readings_by_gpu,
 )
-from profiler.report.text import fact_rows
+from profiler.report.text import fact_rows, state_of
 from profiler.report.web.charts import axis, columns, drawing, figure, legend, nice, scale, share_line
 from profiler.report.web.page import Content, el, facts, folded, fragment, page, section, table
 from profiler.report.web.step_chart import step_chart
@@ -68,7 +68,7 @@ def content(run: Run, whole: EpochRecord, data: dict[str, Any]) -> Iterator[Cont
 
 def _header(data: dict[str, Any]) -> Iterator[Element]:
     run = data["run"]
-    told = [f"run {run['id']}", run["state"], duration(run["duration_s"]), run.get("started", "")]
+    told = [f"run {run['id']}", state_of(run), duration(run["duration_s"]), run.get("started", "")]
     if "rank" in run:
         told.insert(1, f"rank {run['rank']} of {run['world_size']}")
     yield el("h1", run["name"])
