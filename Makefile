@@ -54,6 +54,14 @@ format: $(VENV)/.dev  ## put imports and layout in order
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+.PHONY: site
+site: $(VENV)/.dev  ## the documentation as a site, in build/site; it asks no other server for anything
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+.PHONY: outputs
+outputs: $(VENV)/.dev  ## make what the pages show of commands, and the README's picture; on a quiet machine, with Chromium
+	PYTHONPATH=tests $(BIN)/python -m support.outputs
+
 .PHONY: docs
 docs: $(VENV)/.dev  ## make the generated pages: the list, the reference run's payload, the example's section, the fleet's dashboard
 	$(BIN)/epochmeter telemetry schema --markdown > docs/telemetry.md
@@ -70,15 +78,28 @@ docs: $(VENV)/.dev  ## make the generated pages: the list, the reference run's p
 	$(BIN)/python -c "import json; from profiler.fleet import dashboard as d; print(json.dumps(d.alerts(), indent=1))" > examples/pipeline/fleet_alerts.json
 
 .PHONY: bench
-bench: $(VENV)/.dev  ## what the profiler costs, measured here
-	$(BIN)/python benchmarks/bench_overhead.py
+bench: $(VENV)/.dev  ## what the profiler costs, measured here: half an hour
+	$(BIN)/python benchmarks/suite
 	$(BIN)/python benchmarks/bench_causes.py
 	$(BIN)/python benchmarks/bench_delivery.py
-	$(BIN)/python benchmarks/bench_attach.py
 	$(BIN)/python benchmarks/bench_own_cost.py
 	$(BIN)/python benchmarks/bench_telemetry.py
 	$(BIN)/python benchmarks/bench_nvml.py
 	$(BIN)/python benchmarks/bench_agreement.py
+
+# The peers need other versions of some packages than we do, and much that nobody else here needs.
+PEERS := .venv-peers
+
+$(PEERS)/.made: benchmarks/peers.txt constraints.txt pyproject.toml setup.py profiler/measure/compiled.c
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt torch
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e . -r benchmarks/peers.txt
+	@touch $@
+
+.PHONY: bench-peers
+bench-peers: $(PEERS)/.made  ## the same beside every peer, an hour and a half: the figures and tables of docs/overhead.md
+	$(PEERS)/bin/python benchmarks/suite --peers --json benchmarks/results/suite.json
+	$(PEERS)/bin/python benchmarks/suite --pages
 
 .PHONY: gpu
 gpu:  ## the tests and the benchmarks that need an NVIDIA GPU, with the python that is on the path
@@ -94,5 +115,5 @@ record-nvml:  ## what this machine's NVIDIA GPUs answer, for tests to replay
 .PHONY: clean
 clean:  ## remove what the other targets made
 	rm -f profiler/measure/compiled.*.so profiler/measure/compiled.*.pyd
-	rm -rf $(VENV) dist build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) dist build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

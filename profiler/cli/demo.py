@@ -8,8 +8,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from profiler.cli.options import AsJson
+from profiler.cli.output import say_json
 
-def demo(epochs: Annotated[int, typer.Option(min=1, max=1000, help="How many epochs to train.")] = 10) -> None:
+
+def demo(
+    epochs: Annotated[int, typer.Option(min=1, max=1000, help="How many epochs to train.")] = 10,
+    as_json: AsJson = False,
+) -> None:
     """Train a small net on 1,797 real images, profiled, and show the report.
 
     Example: epochmeter demo
@@ -30,6 +36,9 @@ def demo(epochs: Annotated[int, typer.Option(min=1, max=1000, help="How many epo
                 prof,
                 lambda epoch, done: progress.update(task, completed=done, description=f"epoch {epoch + 1} of {epochs}"),
             )
+    if as_json:
+        say_json(prof.summary.to_dict())
+        return
     console = Console()
     console.print(f"training loss {losses[0]:.3f} to {losses[-1]:.3f}, validation accuracy {accuracies[-1]:.1%}\n")
     console.print(renderable(prof.summary.run))

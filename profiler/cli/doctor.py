@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sys
 import threading
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from profiler.cli.options import AsJson
+from profiler.cli.output import say_json
 from profiler.errors import ProfilerError
 from profiler.records.plain_text import printable_in
 
@@ -48,7 +48,7 @@ def doctor(
     if full:
         checks += list(_cpu())
     if as_json:
-        typer.echo(json.dumps({"checks": [asdict(check) for check in checks]}, indent=2))
+        say_json({"checks": [asdict(check) for check in checks]})
         return
     console = Console()
     marks = {"ok": "[green]ok[/]     ", "missing": "[yellow]missing[/]", "problem": "[red]problem[/]"}

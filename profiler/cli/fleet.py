@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,8 @@ import typer
 
 from profiler.cli.fleet_ask import ask
 from profiler.cli.fleet_export import baseline, export
-from profiler.cli.output import complain, say
+from profiler.cli.options import AsJson
+from profiler.cli.output import complain, say, say_json
 from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.fleet import NEEDS
 
@@ -43,6 +45,7 @@ def load(
     into: Into = None,
     to: Annotated[str, typer.Option("--to", metavar="ADDRESS", help="A server: clickhouse://user:password@host/db.")] = "",
     workload: Annotated[str, typer.Option(metavar="LABEL", help="Your label for it: team, for labels=team:vision.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Read run logs into a fleet. A log that is known adds nothing; one that has grown adds what is new.
 
@@ -66,7 +69,10 @@ def load(
     bad += told.bad
     for text in bad:
         complain(f"not loaded: {text}")
-    say(f"{told.rows:,} rows of {told.logs:,} logs loaded; {told.known:,} had nothing new, {len(bad):,} could not be read")
+    if as_json:
+        say_json({**asdict(told), "bad": bad})
+    else:
+        say(f"{told.rows:,} rows of {told.logs:,} logs loaded; {told.known:,} had nothing new, {len(bad):,} could not be read")
     if workload and told.logs and not told.labelled:
         complain(f"none of them has the label {workload!r}, so no workload is told; the setting 'labels' gives runs labels")
     if bad:
@@ -78,6 +84,7 @@ def collector(
     to: Annotated[str, typer.Option("--to", metavar="ADDRESS", help="Its database: clickhouse://user:password@host/otel.")],
     tables: Annotated[str, typer.Option(help="The begin of the names of its tables for metrics.")] = "otel_metrics",
     workload: Annotated[str, typer.Option(metavar="LABEL", help="Your label for what was trained.")] = "workload",
+    as_json: AsJson = False,
 ) -> None:
     """Show the tables of an OpenTelemetry Collector's ClickHouse exporter as a fleet, which can then be asked.
 
@@ -89,6 +96,9 @@ def collector(
     except ImportError:
         raise ProfilerError(NEEDS) from None
     make_views(ClickHouseFleet(to), tables, workload)
+    if as_json:
+        say_json({"views": ["fleet_epoch", "fleet_rank"]})
+        return
     say("fleet_epoch and fleet_rank show the collector's tables; 'epochmeter fleet ask QUESTION --from ADDRESS' asks them")
 
 
@@ -97,19 +107,26 @@ def schema(
     engine: Annotated[Engine | None, typer.Option("--for", help="The statements for an engine instead of the columns.")] = None,
     into: Into = None,
     keep_days: Annotated[int | None, typer.Option(min=1, help="ClickHouse: drop rows that began longer ago.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show the table's columns, or the SQL that makes it.
 
     Example: epochmeter fleet schema --for clickhouse --keep-days 400
     """
-    from profiler.fleet.columns import clickhouse_schema, duckdb_schema, markdown
+    from profiler.fleet.columns import clickhouse_schema, column_facts, duckdb_schema, markdown
 
+    if engine is None and as_json:
+        say_json({"columns": column_facts()})
+        return
     if engine is None:
         for line in markdown():
             say(line)
         return
     folder = str((into or _default()).absolute())
     made = duckdb_schema(folder) if engine is Engine.duckdb else clickhouse_schema(keep_days=keep_days)
+    if as_json:
+        say_json({"statements": list(made)})
+        return
     say(";\n\n".join(made) + ";")
 
 

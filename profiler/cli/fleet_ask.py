@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from profiler.cli.options import AsJson, moment, write_to
-from profiler.cli.output import say
+from profiler.cli.output import say, say_json
 from profiler.errors import ArgumentValueError, ProfilerError
 
 TYPE_CHECKING = False
@@ -90,7 +89,7 @@ def _show(name: str, asks: str, none: str, answer: pa.Table, *, as_json: bool, a
 
     if as_json:
         rows = [{name: finite(value) for name, value in row.items()} for row in answer.to_pylist()]
-        typer.echo(json.dumps(rows, indent=2, default=_plain))
+        say_json(rows, _plain)
     elif as_csv:
         typer.echo(_csv(answer), nl=False)
     elif html is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from profiler.cli.fleet_ask import From, fleet_at
-from profiler.cli.output import say
+from profiler.cli.options import AsJson
+from profiler.cli.output import say, say_json
 from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.fleet import NEEDS
 from profiler.records.plain_text import printable
@@ -18,6 +20,7 @@ def baseline(
     folder: Annotated[Path, typer.Argument(help="The folder that 'fleet export' has written.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to be given to others.")],
     key: Annotated[Path, typer.Option("--key", help="Your private key (Ed25519, PEM); made if it is not there.")],
+    as_json: AsJson = False,
 ) -> None:
     """Make one signed file of an export, for 'epochmeter report --baseline': how jobs of each class usually are.
 
@@ -28,6 +31,9 @@ def baseline(
     except ImportError:
         raise ProfilerError(NEEDS) from None
     classes, public = make_baseline(folder, output, key)
+    if as_json:
+        say_json({"classes": classes, "signed_by": public})
+        return
     say(f"{printable(output)}: {classes:,} {'class' if classes == 1 else 'classes'}, signed by {public}")
 
 
@@ -37,6 +43,7 @@ def export(
     k: Annotated[int, typer.Option("--k", help="The jobs that a cell must have at least; smaller cells stay out.")] = 20,
     by: Annotated[str, typer.Option(help="The columns, or your labels, that make a cell.")] = "hardware,version",
     unit: Annotated[str, typer.Option(metavar="LABEL", help="Count the values of this label, such as team, not jobs.")] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Write cells of a fleet that are large enough to be published: JSON files by week, and a page of trends.
 
@@ -52,6 +59,9 @@ def export(
 
     told = export_to(found, folder, Rules(k, names, unit))
     put_text(folder / "index.html", trends_page(list(weeks_in(folder))))
+    if as_json:
+        say_json(asdict(told), str)
+        return
     say(
         f"{len(told.weeks):,} weeks written with {told.cells:,} cells; {told.frozen:,} were published before and stay,"
         f" {told.unsettled:,} are not over for {SETTLED_DAYS} days yet"

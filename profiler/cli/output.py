@@ -5,16 +5,19 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from profiler.errors import ProfilerError
 from profiler.records.plain_text import printable, printable_lines
 
+SCHEMA = 1  # of all JSON on stdout: docs/json.md has the shapes, to which keys are only added
 PLAINER = "epochmeter.plainer"  # what is done about a character that a stream does not have
 PLAIN = {  # what our reports, and the pages of --help, are made of
     **dict.fromkeys("█▌", "#"),
@@ -42,6 +45,13 @@ codecs.register_error(PLAINER, plainer)
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
     """Write lines to stdout, or to stderr with ``err``. What stands in a line is made printable; its end is ours."""
     typer.echo(printable_lines(text), err=err, nl=nl)
+
+
+def say_json(data: dict[str, Any] | list[Any], default: Callable[[Any], Any] | None = None) -> None:
+    """Write a document on stdout; an object says the version of its shape."""
+    if isinstance(data, dict):
+        data = {"schema": SCHEMA, **data}
+    typer.echo(json.dumps(data, indent=2, default=default))
 
 
 def complain(what: object) -> None:

@@ -24,6 +24,7 @@ def run(
     name: Annotated[str | None, typer.Option("--name", help="What to call the run; by default as the script.")] = None,
     live: Annotated[bool, typer.Option("--live", help="Write a line on stderr every ten seconds or so.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no report at the end.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="At the end, write the report as JSON into this file.")] = None,
 ) -> None:
     """Run a training script unchanged and show where its time went. Its output, exit code and signals are its own.
 
@@ -40,7 +41,10 @@ def run(
         Profiler(name)  # says what is wrong with it
     resolve()
     command = python_command(target, arguments or [], module)
-    environment = environment_for_run({"name": name, "quiet": quiet, "live": live})
+    if json is not None and not json.absolute().parent.is_dir():
+        raise ArgumentValueError(f"--json {json}: there is no folder {json.absolute().parent}")
+    report = None if json is None else str(json.absolute())
+    environment = environment_for_run({"name": name, "quiet": quiet, "live": live, "json": report})
     if sys.platform == "win32":  # where a process cannot take another's place
         raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)  # noqa: S603
     sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from profiler.cli.options import AsJson, moment
-from profiler.cli.output import complain, say
+from profiler.cli.output import complain, say, say_json
 from profiler.errors import ArgumentValueError, did_you_mean
 from profiler.records.plain_text import printable_in
 
@@ -73,7 +72,7 @@ def runs(
         rows = _sorted(rows, KEYS[sort])
     shown = rows[:most]
     if as_json:
-        typer.echo(json.dumps(shown, indent=2))
+        say_json(shown)
         return
     if not rows:
         found_none = "no run is like that; 'epochmeter runs' lists all"

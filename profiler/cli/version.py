@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import platform
 from importlib import metadata
 
-import typer
-
 import profiler
 from profiler.cli.options import AsJson
-from profiler.cli.output import say
+from profiler.cli.output import say, say_json
 
 
 def version(as_json: AsJson = False) -> None:
@@ -19,10 +16,10 @@ def version(as_json: AsJson = False) -> None:
 
     Example: epochmeter version
     """
-    found = {"schema": 1, "epochmeter": profiler.__version__, "python": platform.python_version()}
+    found = {"epochmeter": profiler.__version__, "python": platform.python_version()}
     with contextlib.suppress(metadata.PackageNotFoundError):
         found["torch"] = metadata.version("torch")
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        say_json(found)
     else:
-        say(", ".join(f"{name} {number}" for name, number in found.items() if name != "schema"))
+        say(", ".join(f"{name} {number}" for name, number in found.items()))

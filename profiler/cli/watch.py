@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from profiler.cli.options import OneRun
-from profiler.cli.output import say
+from profiler.cli.output import SCHEMA, say
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def watch(
     run: OneRun = "last",
     every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Each look as JSON, one line on stdout.")] = False,
 ) -> None:
     """Show a run while it goes on: how far it is, where the last minute went, and in which phase it hangs.
 
@@ -36,6 +38,9 @@ def watch(
     from profiler.storage.run_reader import find
 
     follower = LogFollower(find(runs_path(), run))
+    if as_json:
+        _follow(follower, every, lambda seen: say(json.dumps(_as_data(seen))), once=once)
+        return
     console = Console(highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
         from rich.live import Live
@@ -49,6 +54,22 @@ def watch(
         *(follower, every, lambda seen: say(f"{time.strftime('%H:%M:%SZ', time.gmtime())} {seen.id} {one_line(seen)}")),
         once=once,
     )
+
+
+def _as_data(run: Run) -> dict[str, Any]:
+    """Return a look as data; what is not known is left out."""
+    from dataclasses import asdict
+
+    from profiler.report.progress import progress
+
+    known = {key: value for key, value in asdict(progress(run)).items() if value not in (None, "", {})}
+    return {
+        "schema": SCHEMA,
+        "run": run.id,
+        "state": run.state,
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **known,
+    }
 
 
 def _follow(follower: LogFollower, every: float, show: Callable[[Run], None], *, once: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from profiler.cli.options import AsJson, run_ids
-from profiler.cli.output import complain, say
+from profiler.cli.output import complain, say, say_json
 from profiler.errors import ArgumentValueError
 
 TYPE_CHECKING = False
@@ -55,7 +54,7 @@ def whatif(
     elif command:
         raise ArgumentValueError(f"{command[0]!r} is run again with --prove alone; {_example(recorded.id)}")
     if as_json:
-        typer.echo(json.dumps(_document(recorded.id, rows, proofs), indent=2))
+        say_json(_document(recorded.id, rows, proofs))
         return
     if rows:
         for line in _table(rows):

@@ -204,14 +204,18 @@ def text_of(name: str) -> str:
     return (HERE / f"{name}.sql").read_text("utf-8").strip()
 
 
+def column_facts() -> list[dict[str, str]]:
+    """Return name, kind and meaning of each column, those of the view last."""
+    made = [{"name": one.name, "kind": str(one.kind), "meaning": one.meaning} for one in COLUMNS]
+    return made + [{"name": one.name, "kind": "of the view", "meaning": one.meaning} for one in DERIVED]
+
+
 def markdown() -> Iterator[str]:
     """Yield the columns as the lines of a table."""
     yield "| column | kind | what it holds |"
     yield "|---|---|---|"
-    for one in COLUMNS:
-        yield f"| `{one.name}` | {one.kind} | {one.meaning} |"
-    for made in DERIVED:
-        yield f"| `{made.name}` | of the view | {made.meaning} |"
+    for one in column_facts():
+        yield f"| `{one['name']}` | {one['kind']} | {one['meaning']} |"
 
 
 def _codec(one: Column) -> str:

@@ -12,6 +12,7 @@ import atexit
 import functools
 import importlib
 import importlib.util
+import json
 import os
 import sys
 import types
@@ -37,13 +38,16 @@ def measure(kind: str, target: str, request: Mapping[str, Any]) -> None:
     Args:
         kind: "script" or "module".
         target: its path or name.
-        request: ``name`` (None: the script's), ``quiet``, ``live`` and, for a proof, ``proof``; see `proof_changes.install`.
+        request: ``name`` (None: the script's), ``quiet``, ``live``, ``json`` (a file for the report, or None) and, for a proof,
+            ``proof``; see `proof_changes.install`.
     """
     from profiler.session.profiler import Profiler  # the command asks this module, too, and has no need of that one
 
     try:
         prof = Profiler(request["name"] or name_of(kind, target), live=bool(request["live"]))
-        atexit.register(_show, prof, os.getpid(), bool(request["quiet"]))  # runs after the session's own, which ends it
+        atexit.register(
+            _show, prof, os.getpid(), bool(request["quiet"]), request.get("json")
+        )  # runs after the session's own, which ends it
         prof.session.run.way, prof.session.run.command = "script", _command(target)
         prof.start()
     except ProfilerError as error:
@@ -157,9 +161,13 @@ class _Watch:
         return spec
 
 
-def _show(prof: Profiler, pid: int, quiet: bool) -> None:
-    """Print the report on stderr at the very end; not in a forked child, and in no rank but the first."""
-    if quiet or os.getpid() != pid or prof.session.run.rank or Rank.were_spawned or prof.summary.state == "running":
+def _show(prof: Profiler, pid: int, quiet: bool, file: str | None = None) -> None:
+    """Print the report on stderr at the very end, and write it into a file; not in a forked child or a later rank."""
+    if os.getpid() != pid or prof.session.run.rank or Rank.were_spawned or prof.summary.state == "running":
+        return
+    if file is not None:
+        _write(prof.summary, file)
+    if quiet:
         return
     summary, show = prof.summary, f"epochmeter report {prof.summary.id}"
     try:
@@ -171,6 +179,13 @@ def _show(prof: Profiler, pid: int, quiet: bool) -> None:
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # closed, or none at all
         pass
+
+
+def _write(summary: RunSummary, file: str) -> None:
+    try:
+        Path(file).write_text(json.dumps(summary.to_dict(), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        _say(f"{file} cannot be written: {error.strerror}; epochmeter report {summary.id} --json shows the same")
 
 
 def has_no_step(summary: RunSummary) -> bool:

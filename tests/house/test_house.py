@@ -58,7 +58,7 @@ def test_seven_layers_name_every_room() -> None:
 
 def test_contributing_shows_the_layers() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-    shown = text.partition("<!-- layers -->\n```\n")[2].partition("```")[0].splitlines()
+    shown = text.partition("<!-- layers -->\n```text\n")[2].partition("```")[0].splitlines()
     assert shown == [layer.replace("profiler.", "") for layer in layers()]
 
 

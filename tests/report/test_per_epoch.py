@@ -14,7 +14,7 @@ from profiler.report.document import epochs
 from profiler.report.per_epoch import per_epoch
 from support.big_run import big_run
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "share.md"
 
 
 def recorded() -> Profiler:
@@ -50,8 +50,8 @@ def test_every_gpu_has_its_numbers() -> None:
 
 
 def snippet(package: str) -> str:
-    """Return the lines that the README shows for a tracker."""
-    blocks = [block.partition("```")[0] for block in README.read_text().split("```python\n")[1:]]
+    """Return the lines that the page shows for a tracker."""
+    blocks = [block.partition("```")[0] for block in PAGE.read_text().split("```python\n")[1:]]
     (found,) = (block for block in blocks if f"import {package}\n" in block or f"from {package}" in block)
     return found
 

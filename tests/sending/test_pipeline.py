@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+import urllib.request
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,16 @@ import pytest
 
 from exporters.allowlist import CRASH, METRICS, RESOURCE
 from exporters.rules import may_be_said
+from support.browser import CHROMIUM
 from support.deliveries import EXIT, epochs_in
 from support.processes import free_port, python, wait_for
 from support.sinks import Sink
 
 yaml = pytest.importorskip("yaml")
-KIT = Path(__file__).parents[2] / "examples" / "pipeline"
+ROOT = Path(__file__).parents[2]
+KIT = ROOT / "examples" / "pipeline"
 OWN_WORDS = {"epochmeter.label.job", "epochmeter.label.team", "k8s.job.name", "k8s.namespace.name"}  # examples of a user's
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = ROOT / "docs"
 
 
 def collector() -> dict[str, Any]:
@@ -95,6 +99,16 @@ tests:
         values: '0.1x120'
       - series: 'hw_temperature_celsius{{job="j", instance="i", hw_id="gpu-0-die", hw_parent="gpu-0"}}'
         values: '60x120'
+      - series: 'epochmeter_run_duration_seconds{{job="j", instance="i"}}'
+        values: '0+60x120'
+      - series: 'epochmeter_run_duration_seconds{{job="j", instance="over"}}'  # a collector shows its last values for a while
+        values: '0+60x60 3600x20'
+      - series: 'epochmeter_stage_time_seconds_total{{job="j", instance="over", epochmeter_stage="train"}}'
+        values: '0+50x60 3000x20'
+      - series: >-
+          epochmeter_phase_duration_seconds_sum{{job="j", instance="over", epochmeter_stage="train",
+          epochmeter_phase="data_wait", epochmeter_phase_level="top", epochmeter_cold="false"}}
+        values: '0+20x60 1200x20'
       - series: 'system_memory_utilization_ratio{{job="j", instance="i", system_memory_state="used"}}'
         values: '0.97x120'
     promql_expr_test:
@@ -103,7 +117,16 @@ tests:
         exp_samples:
           - labels: 'epochmeter:phase:ratio{{job="j", instance="i", epochmeter_stage="train", epochmeter_phase="data_wait"}}'
             value: 0.4
+          - labels: 'epochmeter:phase:ratio{{job="j", instance="over", epochmeter_stage="train", epochmeter_phase="data_wait"}}'
+            value: 0.4
     alert_rule_test:
+      - alertname: EpochmeterInputBound
+        eval_time: 64m
+        exp_alerts:
+          - exp_labels: {{severity: warning, job: j, instance: i, epochmeter_stage: train, epochmeter_phase: data_wait}}
+            exp_annotations:
+              summary: "Training waits 40% of its time for data"
+              description: "More loader workers, faster storage or data kept in memory would help run i."
       - alertname: EpochmeterInputBound
         eval_time: 80m
         exp_alerts:
@@ -213,3 +236,75 @@ def test_the_guide_names_the_files_that_there_are() -> None:
     text = (DOCS / "pipeline.md").read_text("utf-8")
     named = set(re.findall(r"examples/pipeline/([a-z_.]+)", text))
     assert named == {path.name for path in KIT.iterdir()}
+
+
+@pytest.mark.proof
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_graph_from_pip_and_apt(home: Path, tmp_path: Path) -> None:
+    """The first way of docs/pipeline.md: from an empty environment to a graph in a browser; only the ports are others."""
+    server = shutil.which("prometheus")
+    if server is None:
+        pytest.skip("prometheus is not installed (Debian's package of that name)")
+    command = installed_command(tmp_path)
+    page, port = free_port(), free_port()
+    kit = shutil.copytree(KIT, tmp_path / "pipeline")
+    config = kit / "prometheus.yml"
+    config.write_text(config.read_text("utf-8").replace("127.0.0.1:9464", f"127.0.0.1:{page}"))
+    options = [f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    settings = {"EPOCHMETER_EXPORTER": "prometheus", "EPOCHMETER_PROMETHEUS_PORT": str(page), "EPOCHMETER_EXPORT_INTERVAL": "5"}
+    with (tmp_path / "log").open("wb") as log:
+        prometheus = subprocess.Popen([server, *options], stdout=log, stderr=log)
+        training = subprocess.Popen(
+            [command, "demo", "--epochs", "1000"], stdout=log, stderr=log, env={**os.environ, **settings}, cwd=tmp_path
+        )
+        try:
+            wait_for(lambda: shares(port).get("forward", 0) > 0, 200)
+            found = shares(port)
+            assert "backward" in found and sum(found.values()) == pytest.approx(1, abs=0.15), found
+            graph = f"http://127.0.0.1:{port}/graph?g0.expr=epochmeter:phase:ratio&g0.tab=0&g0.range_input=5m"
+            told = seen_in_browser(graph, tmp_path)
+        finally:
+            for process in (training, prometheus):
+                process.terminate()
+                process.wait(30)
+    assert "epochmeter:phase:ratio" in told and told.count("this-machine") >= 4, told[-2000:]  # the lines' names
+    assert (tmp_path / "graph.png").stat().st_size > 20_000
+
+
+def installed_command(folder: Path) -> Path:
+    """Install what the page names into an empty environment, and return its command."""
+    source = folder / "source"
+    source.mkdir()
+    for name in ("epochmeter", "profiler", "exporters"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    venv.create(folder / "env", with_pip=True)
+    binaries = folder / "env" / "bin"
+    pip = [binaries / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
+    for what in ("torch", f"{source}[prometheus,demo]"):
+        done = subprocess.run([*pip, what], capture_output=True, text=True, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return binaries / "epochmeter"
+
+
+def shares(port: int) -> dict[str, float]:
+    """Return the share of each training phase, as Prometheus knows it."""
+    query = f"http://127.0.0.1:{port}/api/v1/query?query=epochmeter:phase:ratio{{epochmeter_stage=%22train%22}}"
+    try:
+        with urllib.request.urlopen(query, timeout=5) as answer:
+            results = json.load(answer)["data"]["result"]
+    except OSError:
+        return {}
+    return {one["metric"]["epochmeter_phase"]: float(one["value"][1]) for one in results}
+
+
+def seen_in_browser(address: str, folder: Path) -> str:
+    """Open a page in a browser, keep a picture of it, and return its elements once its scripts have run."""
+    assert CHROMIUM is not None
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}", "--window-size=1200,900"]
+    browse = [CHROMIUM, *options, "--virtual-time-budget=15000", "--timeout=30000"]
+    subprocess.run([*browse, f"--screenshot={folder / 'graph.png'}", address], check=True, capture_output=True)
+    done = subprocess.run([*browse, "--dump-dom", address], check=True, capture_output=True, text=True)
+    return done.stdout

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from profiler.cli.options import AsJson
-from profiler.cli.output import complain, say
+from profiler.cli.output import complain, say, say_json
 
 REMAIN = 3
 
@@ -36,7 +35,7 @@ def flush(adopt: Adopt = False, again: Again = False, as_json: AsJson = False) -
     except OSError as error:
         raise SettingsError(f"the outbox cannot be used: {error.strerror}. Make its folder writable, and try again.") from error
     if as_json:
-        typer.echo(json.dumps(asdict(done), indent=2))
+        say_json(asdict(done))
     else:
         say(f"{done.delivered} delivered, {done.aside} refused and set aside, {done.left} still waiting")
     for reason in (*notes, *done.reasons):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 from typing import Annotated, Any
 
 import typer
 
-from profiler.cli.output import say
+from profiler.cli.output import say, say_json
 from profiler.errors import RunNotFoundError
 from profiler.records.plain_text import printable
 
@@ -31,7 +30,7 @@ def log(
     if entry is not None and not sent:
         raise RunNotFoundError(f"nothing with the id {entry!r} was sent. 'epochmeter telemetry log' lists all entries.")
     if as_json:
-        typer.echo(json.dumps([_as_data(one) for one in sent], indent=2))
+        say_json([_as_data(one) for one in sent])
         return
     if not sent:
         say("nothing was sent from this machine", err=True)

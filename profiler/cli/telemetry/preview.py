@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from profiler.cli.options import AsJson
-from profiler.cli.output import complain, say
+from profiler.cli.output import complain, say, say_json
 from profiler.records.plain_text import printable
 
 INVALID = 1
@@ -60,7 +60,7 @@ def preview(
     where, why_off = _where(resolved)
     if as_json:
         more = {"beside": [one.as_data() for one in beside]} if beside else {}
-        typer.echo(json.dumps({**_as_data(recorded.id, target, bodies, where, why_off), **more}, indent=2))
+        say_json({**_as_data(recorded.id, target, bodies, where, why_off), **more})
         return
     if not bodies:
         say(f"run {recorded.id} measured nothing that is sent to {target}", err=True)
@@ -124,7 +124,7 @@ def show_own(app: str, as_json: bool) -> None:
 
 def _show_beside(beside: list[Beside], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps([one.as_data() for one in beside], indent=2))
+        say_json([one.as_data() for one in beside])
         return
     for one in beside:
         size = f"{len(one.body):,} bytes, SHA-256 {hashlib.sha256(one.body).hexdigest()}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from profiler.cli.options import AsJson
-from profiler.cli.output import say
+from profiler.cli.output import say, say_json
 
 Markdown = Annotated[bool, typer.Option("--markdown", help="As a page: docs/telemetry.md, or a section of a package's README.")]
 
@@ -36,7 +35,7 @@ def _show_entropy(as_json: bool) -> None:
     whole, requests = budget(), request_bits()
     if as_json:
         fields = {target: [asdict(field) for field in facts_of(target)] for target in ("otlp", "prometheus", "ga", "crash")}
-        typer.echo(json.dumps({"payload": whole, "ga_goal": GA_GOAL, "ga_requests": requests, "fields": fields}, indent=2))
+        say_json({"payload": whole, "ga_goal": GA_GOAL, "ga_requests": requests, "fields": fields})
         return
     say("bits that one payload tells about a machine at most, its measurements left aside:")
     for target, bits in whole.items():
@@ -64,7 +63,7 @@ def show(as_json: bool, markdown: bool, declaration: Mapping[str, Any] | None = 
     printed = the_list(declared)
     if as_json:
         printed["own_words"]["in_force"] = _own_words()
-        typer.echo(json.dumps(printed, indent=2))
+        say_json(printed)
         return
     for entry in printed["metrics"]:
         say(f"{entry['name']}  [{entry['unit']}]  {entry['kind']}: {entry['value']}\n    {entry['purpose']}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from profiler.cli.options import AsJson
-from profiler.cli.output import say
+from profiler.cli.output import say, say_json
 
 FAILED, FORBIDDEN = 1, 4
 RUN = """
@@ -80,12 +79,12 @@ def verify(as_json: AsJson = False) -> None:
         outcomes = watch(_workloads())
     except ProofUnavailableError as error:
         if as_json:
-            typer.echo(json.dumps({"holds": None, "why": str(error)}, indent=2))
+            say_json({"holds": None, "why": str(error)})
         say(f"epochmeter: the proof cannot be made here: {error}", err=True)
         raise typer.Exit(FORBIDDEN) from None
     holds = all(outcome.holds for outcome in outcomes)
     if as_json:
-        typer.echo(json.dumps({"holds": holds, "claims": [_as_data(outcome) for outcome in outcomes]}, indent=2))
+        say_json({"holds": holds, "claims": [_as_data(outcome) for outcome in outcomes]})
     else:
         _print(outcomes, holds)
     if not holds:
