@@ -37,6 +37,10 @@ test-slow: $(VENV)/.dev  ## the long proofs: every layer of the gate removed, re
 	$(BIN)/python -m pytest -m "proof and not gpu"  # one at a time: they measure, and another one beside them is a cause
 	EPOCHMETER_PURE=1 $(BIN)/python -m pytest -m "not proof and not gpu" -n 2 --dist loadfile tests/measure  # the hot path in Python
 
+.PHONY: test-all
+test-all:  ## the fast tests on Python 3.10 to 3.13, those of them that are on this machine
+	$(PYTHON) tests/support/every_python.py
+
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## the same, and which lines of ours it runs
 	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --cov --cov-report=term
@@ -115,5 +119,5 @@ record-nvml:  ## what this machine's NVIDIA GPUs answer, for tests to replay
 .PHONY: clean
 clean:  ## remove what the other targets made
 	rm -f profiler/measure/compiled.*.so profiler/measure/compiled.*.pyd
-	rm -rf $(VENV) $(PEERS) dist build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .venvs dist build .coverage .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,6 +2,8 @@
 
    Rules:
    - CPython's stable ABI of 3.10 alone, so that one build serves every later version. No global lock, no thread.
+   - None, True and False are returned by Py_NewRef: Py_RETURN_NONE of Python 3.12 adds no reference, as they are immortal there,
+     and a build by 3.12 that pip has kept is installed into 3.10 and 3.11, too.
    - Every function here runs under the interpreter's lock and calls no Python code between reading the clock and storing
      the duration. So neither another thread nor a signal's handler ever sees half of a transition.
    - A case that is not the usual one calls the method of the Python subclass that handles it (`_enter_elsewhere` and so on).
@@ -430,7 +432,7 @@ static PyObject *span_exit(PyObject *object, PyObject *const *args, Py_ssize_t c
     SET(place->current, self->parent);
     if (failed)
         return NULL;
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 static int span_init(PyObject *object, PyObject *args, PyObject *unused)
@@ -459,7 +461,7 @@ static PyObject *span_record(PyObject *object, PyObject *duration)
         return PyObject_CallMethod(object, "record_large", "O", duration);
     if (record((Span *)object, value))
         return NULL;
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 /* Set the durations aside, and return them as arguments of `Histogram.of`, or None if there are none. Those that were set
@@ -474,7 +476,7 @@ static PyObject *span_take_new(PyObject *object, PyObject *unused)
     }
     Durations *d = self->taken;
     if (d == NULL)
-        Py_RETURN_NONE;
+        return Py_NewRef(Py_None);
     PyObject *counts = PyDict_New();
     for (int i = d->low; counts != NULL && i <= d->high; i++) {
         if (d->counts[i] == 0)
@@ -626,7 +628,7 @@ static PyObject *pass_begin_wait(PyObject *object, PyObject *unused)
     if (!is_whole(self))
         return NULL;
     if (self->closed || self->state->thread != PyThread_get_thread_ident())
-        Py_RETURN_FALSE;
+        return Py_NewRef(Py_False);
     int more = needs_more(self->tree);
     if (more < 0)
         return NULL;
@@ -635,7 +637,7 @@ static PyObject *pass_begin_wait(PyObject *object, PyObject *unused)
     ns_t end = read_clock();
     if (CLOCK_FAILED(end) || end_step_and_wait(self, end))
         return NULL;
-    Py_RETURN_TRUE;
+    return Py_NewRef(Py_True);
 }
 
 /* End the wait at this moment, count the batch and begin the step. */
@@ -677,7 +679,7 @@ static PyObject *pass_end_wait(PyObject *object, PyObject *const *args, Py_ssize
         return PyObject_CallMethod(object, "end_wait_slowly", "OO", args[0], args[1]);
     if (count_batch(self, end, args[0], args[1]))
         return NULL;
-    Py_RETURN_TRUE;
+    return Py_NewRef(Py_True);
 }
 
 /* ---- the batches of a loader that is followed ---------------------------------------------------------------------------- */
@@ -747,7 +749,7 @@ static PyObject *feed_fetch_ends(PyObject *object, PyObject *const *args, Py_ssi
     Py_DECREF(gap);
     if (failed)
         return NULL;
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 /* ---- the number of samples in a usual batch ----------------------------------------------------------------------------- */
@@ -844,7 +846,7 @@ static PyObject *fast_path_add(PyObject *object, PyObject *args)
     SET(self->span, after);
     SET(self->segment, segment == Py_None ? NULL : segment);
     self->is_on_device = NONE_OR(((Span *)before)->tree->device) != NULL || NONE_OR(((Span *)after)->tree->device) != NULL;
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 static PyObject *fast_path_forget(PyObject *object, PyObject *unused)
@@ -855,7 +857,7 @@ static PyObject *fast_path_forget(PyObject *object, PyObject *unused)
     SET(self->span, NULL);
     SET(self->segment, NULL);
     SET(self->known, NULL);
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 /* Return 1 if the transition from the current span is known, and select it; 0 if the observer has to decide. */
@@ -893,7 +895,7 @@ static PyObject *take_slow_way(Hook *self, FastPath *fast)
     Py_XDECREF(answer);
     if (answer == NULL)
         return NULL;
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 /* Begin a phase, and end the gap before it, with one reading of the clock. */
@@ -919,7 +921,7 @@ static PyObject *begin_phase(Hook *self, FastPath *fast)
     Py_DECREF(span);
     if (failed)
         return NULL;
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 /* End a phase, and begin the gap after it; `ends_step`: the loop's step ends with it. */
@@ -977,7 +979,7 @@ static PyObject *end_or_take_slow_way(Hook *self, int ends_step)
         return take_slow_way(self, self->fast);
     if (end_phase(self, self->fast, end, ends_step))
         return NULL;
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 static PyObject *hook_ends(PyObject *object, PyObject *const *args, Py_ssize_t count)
@@ -1023,7 +1025,7 @@ static PyObject *hook_forward_begins(PyObject *object, PyObject *module)
         return NULL;
     if (is)
         return take_slow_way(self, fast);
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 static PyObject *hook_forward_ends(PyObject *object, PyObject *module)
@@ -1129,7 +1131,7 @@ static PyObject *module_use_clock(PyObject *module, PyObject *clock)
 {
     (void)module;
     replace(&given_clock, clock == Py_None ? NULL : clock);
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 static PyMethodDef batch_size_method = {"batch_size", batch_size, METH_O, NULL};

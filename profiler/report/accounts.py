@@ -25,7 +25,7 @@ from profiler.records.causes import (
     merge_lines,
 )
 from profiler.records.histogram import NS
-from profiler.records.timing import StageRecord, Timing
+from profiler.records.timing import GAPS, StageRecord, Timing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ INSIDE = (COMPILATION, COLLECTION, STARVED)  # costs that take time of a phase, 
 LOSS_GAP = "after forward"  # in a loop that names nothing, the loss is computed there
 COMPUTING = ("torch.nn.modules.", "torch.nn.functional.", "torch.optim.", "torch._tensor.", "torch.autograd.", "torch._dynamo.")
 SAVING = ("torch.serialization.",)
+LOADING = ("torch.utils.data.",)  # a loader that was not handed over
 FEWEST_SAMPLES = 8  # below this, samples say nothing about how a phase is used
 SHORTEST_NS = NS  # of a phase in all: the scheduler's counts are shared out by samples, and those are few before
 MOSTLY = 0.6  # of the samples: then a phase without a known meaning is torch's computing
@@ -221,6 +222,7 @@ class Accounts:
             give(self._loader_start(stage), LOADER_START)
         if cause == HOST:
             give(round(left * self._share_in(stage, phase, SAVING)), CHECKPOINT)
+            give(round(left * self._share_in(stage, phase, LOADING)), DATA_WAIT)
             if self._is_unnamed(stage, phase):
                 give(round(left * self._computing_share(stage, phase)), USEFUL)
                 cause = HOST if self._samples_in(stage, phase) else UNNAMED
@@ -251,10 +253,10 @@ class Accounts:
         return HOST
 
     def _is_unnamed(self, stage: str, phase: str) -> bool:
-        """Return True for the time in no phase of a stage that names no computing: samples show what it is."""
+        """Return True for the time in no phase of a stage that does not name all computing: samples show what it is."""
         record = self._whole.stages.get(stage)
         names = {path[0] for path in record.phases} if record is not None else set()
-        return phase == OTHER and not names & {"forward", "backward"}
+        return phase == OTHER and not (names & GAPS or names >= {"forward", "backward", "optimizer"})
 
     def _samples_in(self, stage: str, phase: str) -> int:
         """Return the number of a phase's samples, 0 if they are too few to say anything."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from profiler.records.histogram import NS
 from profiler.records.run import UNREAD
 from profiler.report import rules
-from profiler.report.accounts import COMPUTE_PHASES, LOSS_GAP, UNNAMED, USEFUL, Accounts
+from profiler.report.accounts import COMPUTE_PHASES, LOSS_GAP, OTHER, UNNAMED, USEFUL, Accounts
 from profiler.report.findings import Finder, Finding
 from profiler.report.silence import why_no_steps
 
@@ -254,6 +254,12 @@ def _compute(stage: StageRecord, finder: Finder, compute: float) -> Finding:
     inside = sum(shares[phase] for phase in named)
     evidence = [f"{inside:.0%} of {stage.stage} time was spent in {', '.join(named)}"]
     largest = max(named, key=lambda phase: shares[phase])
+    unnamed = sum(one.ns for one in finder.accounts.of(USEFUL) if (one.stage, one.phase) == (stage.stage, OTHER))
+    if unnamed / max(stage.elapsed_ns, 1) > shares[largest]:
+        words = f"by samples of its lines, {unnamed / max(stage.elapsed_ns, 1):.0%} in torch and in no phase"
+        lacking = " and ".join(phase for phase in ("forward", "backward", "optimizer") if phase not in named)
+        step = f"name {lacking} too, with prof.phase(...), or prof.attach(model, optimizer), to see which of them it is"
+        return Finding("compute", cost, compute, [*evidence, words], step, {"stage": stage.stage})
     evidence.append(f"the most in {largest}, {shares[largest]:.0%}")
     half = shares[largest] / 2
     how = {"optimizer": "a fused or foreach optimizer, or fewer and larger batches"}.get(

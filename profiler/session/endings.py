@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
+from threading import get_ident, main_thread
 from typing import Any, NamedTuple, NoReturn
 
 from profiler.measure.frames import drop_own_frame
@@ -54,12 +55,15 @@ class AskedExit:
         return self._code if self._frame is not None and self._frame.f_lasti == self._at else None
 
     def _note(self, status: Any) -> None:
-        frame = sys._getframe(2)
-        while frame.f_back is not None:
-            frame = frame.f_back
-        if frame.f_globals.get("__name__") != "__main__":  # another thread, which this does not end
+        if get_ident() != main_thread().ident:  # of another thread, which ends that one alone
             return
-        self._code, self._frame, self._at = code_of(status), frame, frame.f_lasti
+        frame: types.FrameType | None = sys._getframe(2)
+        outermost = None
+        while frame is not None:  # under ``-m``, runpy's frames are further out than the script's
+            if frame.f_globals.get("__name__") == "__main__" and frame.f_code.co_name == "<module>":
+                outermost = frame
+            frame = frame.f_back
+        self._code, self._frame, self._at = code_of(status), outermost, -1 if outermost is None else outermost.f_lasti
 
 
 def code_of(status: Any) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import time
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 
 SUFFIX = ".otlp.jsonl"
-_encode = json.JSONEncoder(separators=(",", ":")).encode  # made once: an epoch's end is in the loop
 BESIDE = ".new"  # of a log that is being written anew
 LOOKS = 3  # at a log that is replaced meanwhile
 LOG = re.compile(r".+\.otlp\.jsonl")  # a log may have been copied here under a name of the user's
@@ -161,8 +159,8 @@ def line_of(run: Run, part: EpochRecord) -> bytes:
     began = run.started_unix_ns + part.started_ns
     has_times = part.duration_ns or part.slice is not None
     ended = began + part.duration_ns if has_times else run.started_unix_ns + run.duration_ns
-    content = otlp_json.request(local_resource(run, part.slice), epoch_points(run, part), began, ended, epoch_attributes(part))
-    return (_encode(content) + "\n").encode("utf-8")
+    text = otlp_json.line(local_resource(run, part.slice), epoch_points(run, part), began, ended, epoch_attributes(part))
+    return f"{text}\n".encode("ascii")
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

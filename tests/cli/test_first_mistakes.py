@@ -70,6 +70,23 @@ def test_used_phases_are_not_told() -> None:
     assert "notes" not in prof.summary.to_dict()
 
 
+def test_phases_without_a_run_say_to_begin_it() -> None:
+    prof = Profiler("phases")
+    with prof.phase("forward"):
+        pass
+    assert "the run has not begun" in " ".join(str(prof.summary).split())
+    assert "prof.start()" in prof.summary.verdict["next"]
+
+
+@pytest.mark.slow
+def test_exit_code_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    assert epochmeter("run", "-m", "ends").code == 7
+    (run,) = epochmeter("runs", "--json").json
+    assert (run["state"], run["exit_code"]) == ("crashed", 7)
+
+
 @pytest.mark.slow
 def test_script_that_never_trains(tmp_path: Path) -> None:
     answer = ran(tmp_path / "train.py", "import torch\n")

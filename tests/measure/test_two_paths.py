@@ -184,6 +184,14 @@ def test_one_build_serves_every_python(minor: int) -> None:
     compare_some(Worker(is_pure=False, python=python, **worker_environment()), 60)
 
 
+@pytest.mark.proof
+@pytest.mark.parametrize("minor", [10, 12, 13])
+def test_builds_of_other_pythons_serve_this_one(minor: int, tmp_path: Path) -> None:
+    """pip keeps a wheel that one Python has built, and installs it into another: it is of the stable ABI."""
+    python = other_pythons().get(minor) or pytest.skip(f"Python 3.{minor} is not on this machine")
+    compare_some(Worker(is_pure=False, **worker_environment(source_with(tmp_path, python=python))), 60)
+
+
 def test_build_of_other_sources_is_not_used() -> None:
     other = f"import sys, types; sys.modules['profiler.measure.compiled'] = types.ModuleType('compiled'); {TELL}"
     told = subprocess.run(

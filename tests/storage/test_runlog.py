@@ -265,7 +265,7 @@ def test_line_equals_opentelemetry_encoder() -> None:
         points = epoch_points(run, part)
         data = sdk_form.metrics_data(local_resource(run), points, sdk_form.DELTA, 1, 2, epoch_attributes(part))
         theirs = MessageToDict(encode_metrics(data), use_integers_for_enums=True)
-        ours = json.loads(json.dumps(lines.request(local_resource(run), points, 1, 2, epoch_attributes(part))))
+        ours = json.loads(lines.line(local_resource(run), points, 1, 2, epoch_attributes(part)))
         assert _flat(ours) == _flat(theirs)
 
 
