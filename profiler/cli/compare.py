@@ -113,11 +113,11 @@ def _fails(made: Sequence[Comparison], limit: float) -> bool:
     regressed = [(one, row) for one in made for row in one.regressions(limit)]
     for one, row in regressed:
         say(f"slower by more than {limit:.1%}: {row.stage} of {one.after.id}, by {row.low:.1%} at least", err=True)
-    passed = [(one, row) for one in made for row in one.wholes() if row.low is not None and not regressed]
+    undecided = [(one, row) for one in made for row in one.undecided()]
+    passed = [(one, row) for one in made for row in one.wholes() if row.low is not None and not (regressed or undecided)]
     for one, row in passed:
         told = f"{row.stage} of {one.after.id}: {percent(row.change)} ({interval(row)})"
         say(f"not slower by more than {limit:.1%} beyond chance: {told}", err=True)
-    undecided = [(one, row) for one in made for row in one.undecided()]
     if undecided and not regressed:
         one, row = undecided[0]
         raise ArgumentValueError(

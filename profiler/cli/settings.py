@@ -36,6 +36,8 @@ def settings(
     resolved = resolve()
     for problem in resolved.problems:
         complain(problem)
+    if changes == ["reset"] and resolved.values["sync"].value is False and resolved.values["sync"].source == "file":
+        complain("sync stays false: an explicit off outlasts a reset; epochmeter settings sync=true ends it")
     if as_json:
         typer.echo(json.dumps(_as_data(resolved.values, explain), indent=2))
     else:

@@ -67,7 +67,7 @@ def loader_advice(
     # While the loop waits, workers have its CPU, too.
     workers = 1 if free is None else round(free + share)
     if workers < 1 or (free is not None and free < NO_CPU_FREE):
-        return LoaderAdvice(evidence, f"no CPU is free for workers: {CHEAPER}")
+        return LoaderAdvice(evidence, f"no whole CPU is free for workers: {CHEAPER}")
     return LoaderAdvice(evidence, f"load beside the loop: DataLoader(num_workers={workers})", workers, share)
 
 

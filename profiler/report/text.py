@@ -181,7 +181,7 @@ def _ours(data: dict[str, Any]) -> Iterator[tuple[str, Text]]:
         if data["overhead"].get("ratio", 0.0) > MOST_OVERHEAD:
             yield "", Text(OVER)
     for what, times in data.get("notes", {}).items():
-        yield "note", Text(f"{what} ({times}x)")
+        yield "note", Text(what if times == 1 else f"{what} ({times}x)")
 
 
 READING_WORDS = {

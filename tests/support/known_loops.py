@@ -22,6 +22,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+if len(sys.argv) < 2:
+    sys.exit("name a kind of loop, such as logging; docs/report.md and tests/report/test_known_loops.py list them")
 KIND, WAY = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "plain"
 torch.manual_seed(0)
 torch.set_num_threads(1)
