@@ -29,11 +29,12 @@ demo: $(VENV)/.demo  ## train a small net on real data, profiled, and show the r
 	$(BIN)/epochmeter demo
 
 .PHONY: test
-test: $(VENV)/.dev  ## the test suite
-	$(BIN)/python -m pytest -m "not proof and not gpu" -n 2 --dist loadfile
+test: $(VENV)/.dev  ## the test suite, in less than five minutes on two cores
+	$(BIN)/python -m pytest -q -m "not slow and not proof and not gpu" -n 2 --dist loadfile
 
 .PHONY: test-slow
-test-slow: $(VENV)/.dev  ## the long proofs: every layer of the gate removed, real ranks, kills, the wheel, the compiled hot path
+test-slow: $(VENV)/.dev  ## the slow tests, and the long proofs: gates removed, real ranks, kills, the wheel, the compiled hot path
+	$(BIN)/python -m pytest -m "slow and not proof and not gpu" -n 2 --dist loadfile
 	$(BIN)/python -m pytest -m "proof and not gpu"  # one at a time: they measure, and another one beside them is a cause
 	EPOCHMETER_PURE=1 $(BIN)/python -m pytest -m "not proof and not gpu" -n 2 --dist loadfile tests/measure  # the hot path in Python
 
@@ -45,13 +46,15 @@ test-all:  ## the fast tests on Python 3.10 to 3.13, those of them that are on t
 coverage: $(VENV)/.dev  ## the same, and which lines of ours it runs
 	$(BIN)/python -m pytest -m "not gpu" -n 2 --dist loadfile --cov --cov-report=term
 
-.PHONY: check
-check: $(VENV)/.dev  ## before each commit: lint, types, layers, fast tests
+.PHONY: lint
+lint: $(VENV)/.dev  ## style, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow and not proof and not gpu" -n 2 --dist loadfile
+
+.PHONY: check
+check: lint test  ## before each commit
 
 .PHONY: format
 format: $(VENV)/.dev  ## put imports and layout in order

@@ -16,7 +16,7 @@ import pytest
 SOURCE = Path(__file__).parents[2]
 SMOKE = SOURCE / "tests" / "support" / "wheel_smoke.py"
 MADE = {".so", ".pyd", ".pyc", ".c"}  # built here, or the source of it
-COPIED = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "profiler", "exporters")
+COPIED = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "epochmeter", "profiler", "exporters")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def smoke(wheel: Path, folder: Path) -> str:
 
 
 def wanted(source: Path) -> set[str]:
-    files = (path for room in ("profiler", "exporters") for path in (source / room).rglob("*") if path.is_file())
+    files = (path for room in ("epochmeter", "profiler", "exporters") for path in (source / room).rglob("*") if path.is_file())
     return {path.relative_to(source).as_posix() for path in files if path.suffix not in MADE}
 
 

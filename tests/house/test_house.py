@@ -16,7 +16,7 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted(path for package in ("profiler", "exporters") for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(path for package in ("epochmeter", "profiler", "exporters") for path in (ROOT / package).rglob("*.py"))
 MAX_CLASS, MAX_MODULE, MAX_P95 = 300, 450, 23
 MAX_WHAT = 3.0  # in 1,000 words of docstring
 BESIDE_THE_ROOMS = {"__init__.py", "errors.py", "testing.py", "py.typed"}
@@ -75,6 +75,10 @@ def test_functions_are_short() -> None:
     assert lengths[int(0.95 * len(lengths))] <= MAX_P95
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__")
+
+
 def own_privates(module: ast.Module) -> set[str]:
     """Private names that a file defines: functions, classes, attributes that it sets, and slots."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -95,7 +99,7 @@ def test_no_file_uses_private_names_of_another() -> None:
             if isinstance(node, ast.Attribute) and node.attr in foreign:
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("profiler", "exporters"):
-                found += [f"{path.relative_to(ROOT)}:{node.lineno} {a.name}" for a in node.names if a.name.startswith("_")]
+                found += [f"{path.relative_to(ROOT)}:{node.lineno} {a.name}" for a in node.names if is_private(a.name)]
     assert not found, "\n".join(found)
 
 

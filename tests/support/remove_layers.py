@@ -588,7 +588,7 @@ def removals(layers: Sequence[Layer]) -> list[str]:
     unseen = []
     with tempfile.TemporaryDirectory(prefix="epochmeter-layers-") as name:
         copy = Path(name)
-        for part in ("profiler", "exporters", "tests", "docs"):
+        for part in ("epochmeter", "profiler", "exporters", "tests", "docs"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", copy)
         if not passes(sorted({test for layer in layers for test in layer.test.split()}), copy, show=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 os.environ.setdefault("EPOCHMETER_HOME", tempfile.mkdtemp())
 
 import exporters
-from profiler import Profiler, settings
+from epochmeter import Profiler, settings
 from profiler.measure import hot_path
 
 with Profiler("smoke") as prof:
@@ -20,7 +20,7 @@ with Profiler("smoke") as prof:
                 pass
 assert "site-packages" in exporters.__file__, exporters.__file__
 assert settings["sync"] is True
-command = [sys.executable, "-m", "profiler.cli", "report", "--format", "json"]
+command = [sys.executable, "-m", "epochmeter", "report", "--format", "json"]
 report = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(sys.prefix)).stdout
 assert json.loads(report)["stages"]["train"]["steps"] == 20
 print("hot path:", "in Python" if hot_path.COMPILED is None else "compiled")
