@@ -328,7 +328,7 @@ class Tree(HotTree):
 def never_begun(trees: Iterable[Tree], whole: EpochRecord) -> list[str]:
     """Return the phases that were asked for and are in no sum of the run: ``prof.phase(name)`` without a ``with``."""
     measured = {path[-1] for phases in (whole.phases, *(s.phases for s in whole.stages.values())) for path in phases}
-    named = {path[-1] for tree in trees for path, _ in tree.spans() if path}
+    named = {path[-1] for tree in trees for path, span in tree.spans() if path and not span.t0}
     return sorted(named - measured - {Phase.DATA_WAIT.value, TOO_MANY})
 
 

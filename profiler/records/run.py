@@ -211,7 +211,6 @@ class Run:
     name: str
     started_unix_ns: int
     state: State = "running"
-    exit_code: int | None = None  # that the program asked for by SystemExit, if it is not 0
     duration_ns: int = 0
     planned_epochs: int | None = None
     rank: int | None = None  # of a distributed run
@@ -232,6 +231,7 @@ class Run:
     growth: MemoryGrowth | None = None
     slices: list[Slice] = field(default_factory=list)  # in the order of time, joined where there are many
     open_step: OpenStep | None = None  # when the run was last heard of
+    exit_code: int | None = None  # that the program asked for by SystemExit, if it is not 0
     by_index: dict[int, EpochRecord] = field(default_factory=dict, repr=False)  # the epochs of a run that is being read
 
     def parts(self) -> Iterable[EpochRecord]:

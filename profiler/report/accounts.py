@@ -38,6 +38,7 @@ USEFUL, DATA_WAIT, TRANSFER, HOST, CHECKPOINT, OUTSIDE = "useful", "data_wait", 
 UNNAMED = "unnamed"  # in no phase of a loop that names none, and without samples that show what it is
 OTHER = "other"  # the time of a stage in no phase
 BETWEEN = "between passes"  # the time of an epoch in no stage and no phase
+PARTS = ("forward", "backward", "optimizer")  # of the computing; a loop that names some of them has the others in no phase
 COMPUTE_PHASES = ("forward", "loss", "backward", "optimizer")
 CAUSE_OF_PHASE = {
     "data_wait": DATA_WAIT,
@@ -256,7 +257,7 @@ class Accounts:
         """Return True for the time in no phase of a stage that does not name all computing: samples show what it is."""
         record = self._whole.stages.get(stage)
         names = {path[0] for path in record.phases} if record is not None else set()
-        return phase == OTHER and not (names & GAPS or names >= {"forward", "backward", "optimizer"})
+        return phase == OTHER and not (names & GAPS or names.issuperset(PARTS))
 
     def _samples_in(self, stage: str, phase: str) -> int:
         """Return the number of a phase's samples, 0 if they are too few to say anything."""

@@ -26,7 +26,7 @@ def why_no_steps(run: Run, whole: EpochRecord, stage: StageRecord | None) -> tup
         what = "failed" if run.state == "crashed" else "was ended"
         who = "the script" if run.way == "script" else "the program"
         return f"{timed}: {who} {what} before its first step", "see its own error message, and run it again"
-    if run.state == "running" and not run.started_unix_ns:
+    if run.state == "running" and not (run.started_unix_ns or run.duration_ns):
         return f"{timed}: the run has not begun", "begin it: with Profiler(...) as prof: around the loop, or prof.start()"
     if run.state == "running":
         return f"{timed}: the first one has not ended yet", "wait for it: epochmeter watch"

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from profiler.records.histogram import NS
 from profiler.records.run import UNREAD
 from profiler.report import rules
-from profiler.report.accounts import COMPUTE_PHASES, LOSS_GAP, OTHER, UNNAMED, USEFUL, Accounts
+from profiler.report.accounts import COMPUTE_PHASES, LOSS_GAP, OTHER, PARTS, UNNAMED, USEFUL, Accounts
 from profiler.report.findings import Finder, Finding
 from profiler.report.silence import why_no_steps
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from profiler.records.reading_record import ReadingRecord
     from profiler.records.run import EpochRecord, Run
     from profiler.records.timing import StageRecord
@@ -156,11 +158,14 @@ def _by_time(
     if compute >= rules.COMPUTE_SHARE:
         found = _launch(stage, finder, compute) or _compute(stage, finder, compute)
         return _of([found, *losses, *late], waited)
-    if finder.accounts.total(UNNAMED) >= rules.NOTABLE * finder.loop_ns:
-        words = [*waited, "nothing else was timed: name the phases of a step with prof.phase(...)"]
-        return Verdict(
-            "unknown", words, [*losses, *late], "name the phases of a step with prof.phase(...), or prof.attach(model)"
-        )
+    unnamed = finder.accounts.total(UNNAMED) / finder.loop_ns
+    if unnamed >= rules.NOTABLE:
+        why, step = "nothing else was timed: name the phases of a step with prof.phase(...)", "name the phases of a step"
+        step += " with prof.phase(...), or prof.attach(model)"
+        if any(part in shares for part in PARTS):
+            why = f"{unnamed:.0%} of the loop is in no phase, and too few samples of its lines say what it is"
+            step = _lacking(shares)
+        return Verdict("unknown", [*waited, why], [*losses, *late], step)
     words = [*waited, f"compute took {compute:.0%}, everything else {max(1 - compute - wait, 0):.0%}"]
     step = "nothing stands out: see the phases, and epochmeter bench for what this machine can do"
     return Verdict("balanced", words, [*losses, *late], step)
@@ -242,6 +247,12 @@ def _undecided(stage: StageRecord, busy: float | None) -> str:
 # ---- useful work -----------------------------------------------------------------------------------------------------
 
 
+def _lacking(named: Iterable[str]) -> str:
+    """Return the step to take if not all parts of the computing are named."""
+    missing = " and ".join(part for part in PARTS if part not in named)
+    return f"name {missing} too, with prof.phase(...), or prof.attach(model, optimizer)"
+
+
 def _compute(stage: StageRecord, finder: Finder, compute: float) -> Finding:
     """Return the finding that the work itself takes the time, with the largest phase of it."""
     shares = {path[0]: t.total_ns / max(stage.duration_ns, 1) for path, t in stage.phases.items() if len(path) == 1}
@@ -257,9 +268,7 @@ def _compute(stage: StageRecord, finder: Finder, compute: float) -> Finding:
     unnamed = sum(one.ns for one in finder.accounts.of(USEFUL) if (one.stage, one.phase) == (stage.stage, OTHER))
     if unnamed / max(stage.elapsed_ns, 1) > shares[largest]:
         words = f"by samples of its lines, {unnamed / max(stage.elapsed_ns, 1):.0%} in torch and in no phase"
-        lacking = " and ".join(phase for phase in ("forward", "backward", "optimizer") if phase not in named)
-        step = f"name {lacking} too, with prof.phase(...), or prof.attach(model, optimizer), to see which of them it is"
-        return Finding("compute", cost, compute, [*evidence, words], step, {"stage": stage.stage})
+        return Finding("compute", cost, compute, [*evidence, words], _lacking(shares), {"stage": stage.stage})
     evidence.append(f"the most in {largest}, {shares[largest]:.0%}")
     half = shares[largest] / 2
     how = {"optimizer": "a fused or foreach optimizer, or fewer and larger batches"}.get(

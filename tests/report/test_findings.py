@@ -191,7 +191,7 @@ class TestLoaderAdvice:
         [
             ({"workers": None}, "make a batch cheaper"),
             ({"workers": 0, "free": 3.0}, "num_workers=4): at most 80%"),
-            ({"workers": 0, "free": 0.1}, "no CPU is free"),
+            ({"workers": 0, "free": 0.1}, "no whole CPU is free"),
             ({"workers": 0, "free": 0.1, "sleeps": True}, "workers wait beside the loop"),
             ({"workers": 0, "free": 0.6}, "num_workers=1): at most 20%"),
             ({"workers": 2, "free": 2.0, "busy": 0.98}, "num_workers=4: at most 50%"),
@@ -455,10 +455,14 @@ class TestSilence:
         ],
     )
     def test_text_says_why_and_what_to_do(self, way: str, state: Any, torch: bool, says: str, step: str) -> None:
-        made = Run("0a1b", "silent", 0, state, way=way)
+        made = Run("0a1b", "silent", 1, state, way=way)
         made.hardware.runtime.update({"torch": "2.13"} if torch else {})
         shown = " ".join(text(made).split())
         assert says in shown and step in shown and "verdict unknown" in shown
+
+    def test_run_that_has_not_begun(self) -> None:
+        shown = " ".join(text(Run("0a1b", "silent", 0, "running")).split())
+        assert "the run has not begun" in shown and "prof.start()" in shown
 
     def test_epochs_without_a_pass(self) -> None:
         made = Run("0a1b", "silent", 0, "finished", epochs=[EpochRecord(0, duration_ns=NS)])

@@ -60,7 +60,7 @@ def run(
     [
         (run({"data_wait": 4.0, "forward": 5.0}), "input-bound", "40% of train time"),
         (run({"data_wait": 0.5, "forward": 4.0, "backward": 4.0}), "compute-bound", "80% of train time"),
-        (run({"data_wait": 0.5, "forward": 2.0}), "host-bound", "75% of train time was spent outside"),
+        (run({"data_wait": 0.5, "forward": 2.0}), "unknown", "75% of the loop is in no phase"),
         (run({"data_wait": 1.0, "forward": 4.0, "augment": 3.0}), "host-bound", "30% of train time was spent in 'augment'"),
         (run({"data_wait": 1.5, "transfer": 1.5, "forward": 5.6, "augment": 1.0}), "balanced", "compute took 56%"),
         (run({"data_wait": 1.0}), "unknown", "name the phases"),

@@ -75,7 +75,10 @@ def test_flush_delivers_and_says_what_remains(home: Path, sink: Sink) -> None:
     assert doctor["outbox: waiting"]["detail"] == f"1 for {sink.url}/v1/metrics; the last time: HTTP 503"
     sink.status = 200
     answer = epochmeter("telemetry", "flush", "--json")
-    assert (answer.code, answer.json) == (0, {"delivered": 1, "aside": 0, "left": 0, "refused_before": 0, "reasons": []})
+    assert (answer.code, answer.json) == (
+        0,
+        {"schema": 1, "delivered": 1, "aside": 0, "left": 0, "refused_before": 0, "reasons": []},
+    )
     assert epochs_in(sink) == {told["run"]["id"]: 2}
     assert epochmeter("telemetry", "flush").out == "0 delivered, 0 refused and set aside, 0 still waiting\n"
 

@@ -72,7 +72,7 @@ def main() -> None:
         page = home / "report.html"
         command = [sys.executable, "-m", "epochmeter", "report", "--format", "html", "-o", str(page)]
         subprocess.run(command, env={**os.environ, "EPOCHMETER_HOME": str(home / "run")}, check=True)
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,900"]
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,820"]
         PICTURE.parent.mkdir(exist_ok=True)
         subprocess.run([CHROMIUM, *options, f"--screenshot={PICTURE}", page.as_uri()], check=True, capture_output=True)
 
