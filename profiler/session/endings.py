@@ -6,6 +6,7 @@ notes the code and the instruction at which the script's outermost frame stands.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import types
@@ -16,6 +17,8 @@ from profiler.measure.frames import drop_own_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from profiler.records.run import State
 
 
@@ -88,6 +91,21 @@ def ending_of_program() -> Ending:
     shown = getattr(sys, "last_value", None)
     code = None if shown is not None else asked_exit.code()
     return ending(shown) if not code else Ending("crashed", code)
+
+
+def end_with_program(finish: Callable[[State, int | None], None]) -> None:
+    """End a run at the interpreter's end."""
+    finish(*ending_of_program())
+    keep_interrupt()
+
+
+def keep_interrupt() -> None:
+    """Let the interpreter end by SIGINT after an uncaught KeyboardInterrupt, as it does without us."""
+    # CPython notes the interrupt, and forgets it when a text is executed at its end: a dataclass or a named tuple that is
+    # imported then does that (pythonrun.c, run_eval_code_obj). Raising one in such a text notes it again.
+    if isinstance(getattr(sys, "last_value", None), KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt):
+            exec("raise KeyboardInterrupt")  # noqa: S102  # a text of ours
 
 
 asked_exit = AskedExit()

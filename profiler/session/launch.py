@@ -23,7 +23,7 @@ from typing import Any
 
 from profiler.errors import ProfilerError
 from profiler.session.command_words import command_words
-from profiler.session.endings import asked_exit, ending
+from profiler.session.endings import asked_exit, ending, keep_interrupt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,11 +163,13 @@ class _Watch:
 
 def _show(prof: Profiler, pid: int, quiet: bool, file: str | None = None) -> None:
     """Print the report on stderr at the very end, and write it into a file; not in a forked child or a later rank."""
-    if os.getpid() != pid or prof.session.run.rank or Rank.were_spawned or prof.summary.state == "running":
+    is_first = os.getpid() == pid and not prof.session.run.rank and not Rank.were_spawned
+    if (quiet and file is None) or not is_first or prof.summary.state == "running":
         return
     if file is not None:
         _write(prof.summary, file)
     if quiet:
+        keep_interrupt()
         return
     summary, show = prof.summary, f"epochmeter report {prof.summary.id}"
     try:
@@ -179,6 +181,7 @@ def _show(prof: Profiler, pid: int, quiet: bool, file: str | None = None) -> Non
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # closed, or none at all
         pass
+    keep_interrupt()
 
 
 def _write(summary: RunSummary, file: str) -> None:

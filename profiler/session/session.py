@@ -36,7 +36,7 @@ from profiler.records.run import UNREAD, EpochRecord, Run
 from profiler.records.vocabulary import Stage
 from profiler.sending.sender import Sending
 from profiler.sending.yielding import pause
-from profiler.session.endings import ending_of_program
+from profiler.session.endings import end_with_program
 from profiler.session.keeper import RunKeeper
 from profiler.session.live import LiveLines
 from profiler.session.loop_ends import LoopEnds
@@ -359,7 +359,7 @@ class Session:
 
     def _at_exit(self) -> None:
         """End a run that nobody stopped."""
-        self.finish(*ending_of_program())
+        end_with_program(self.finish)
 
 
 class _Control:

@@ -127,6 +127,23 @@ class TestTheScript:
         assert ends[0] == ends[1]
         assert [run.state for run in recorded()] == ["interrupted"]
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+    @pytest.mark.parametrize(
+        "how", [["-m", "profiler.cli", "run"], ["-m", "profiler.cli", "run", "-q", "--json", "r.json"], []]
+    )
+    def test_interrupt_ends_it_as_without_us(self, how: list[str]) -> None:
+        measured = "from profiler import Profiler\nprof = Profiler('x')\nprof.start()\n" if not how else ""
+        Path("script.py").write_text(f"{measured}import time\nprint('begun', flush=True)\ntime.sleep(60)\n", encoding="utf-8")
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen([sys.executable, *how, "script.py"], **pipes) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            process.communicate()
+        assert process.returncode == -signal.SIGINT
+
     def test_runs_beside_a_sitecustomize_of_its_own(self, tmp_path: Path) -> None:
         (tmp_path / "sitecustomize.py").write_text("import builtins\nbuiltins.mark = 'theirs'\n", encoding="utf-8")
         bare, measured = both("print(mark)\n", PYTHONPATH=str(tmp_path))
@@ -164,7 +181,6 @@ class TestTheReport:
             ("print(1)\n", 0, "the script did not import torch"),
             ("import torch\nprint(torch.ones(2).sum())\n", 0, "neither a DataLoader nor an optimizer's step was seen"),
             ("import torch\nraise SystemExit(3)\n", 3, "neither a DataLoader nor an optimizer's step was seen"),
-            ("import torch\ntorch.ones(2) @ torch.ones(3)\n", 1, "the script failed before its first step"),
         ],
     )
     def test_run_without_a_step_says_why(self, script: str, code: int, says: str) -> None:
@@ -173,6 +189,13 @@ class TestTheReport:
         shown = " ".join(answer.err.split())
         assert answer.code == code and says in shown and "next " in shown
         assert "verdict unknown" in shown.replace("  ", " ")
+
+    @pytest.mark.slow
+    def test_failure_before_a_step_is_in_the_report(self) -> None:
+        Path("script.py").write_text("import torch\ntorch.ones(2) @ torch.ones(3)\n", encoding="utf-8")
+        assert epochmeter("run", "script.py").code == 1
+        shown = " ".join(epochmeter("report").out.split())
+        assert "the script failed before its first step" in shown and "see its own error message" in shown
 
     def test_quiet_says_nothing(self) -> None:
         _, measured = both("print(1)\n")

@@ -300,7 +300,8 @@ def prometheus(port: int, tmp_path: Path) -> Iterator[str]:
     for name in ("recording.yml", "alerts.yml"):
         text = re.sub(r"\b(\d+)h\b", lambda hours: f"{int(hours[1]) * 60}m", (KIT / name).read_text("utf-8"))
         (tmp_path / name).write_text(re.sub(r"\b(\d+)m\b", r"\1s", text))
-    text = (KIT / "prometheus.yml").read_text("utf-8").replace("15s", "200ms").replace("9464", str(port))
+    text = (KIT / "prometheus.yml").read_text("utf-8").replace("15s", "200ms").replace(" 5s", " 200ms")
+    text = text.replace("9464", str(port))
     (tmp_path / "prometheus.yml").write_text(text)
     own = free_port()
     command = [program, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data"]
