@@ -92,7 +92,7 @@ def short(cases: tuple[Case, ...], results: dict[str, Any]) -> str:
         peers = [way.name for way in case.ways if way.whose == PEER and way.name in rows]
         peers.sort(key=lambda name: rows[name][figure.against]["median"])
         beside = "; ".join(f"{told(figure, rows[name], False)} {name}" for name in dict.fromkeys((*peers[:1], *peers[-1:])))
-        lines.append(f"| {what} | {floor} | {told(figure, rows[ours], False)} | {beside} |")
+        lines.append(f"| {what} | {floor} | {told(figure, rows[ours], True)} | {beside} |")
     return "\n".join(lines) + "\n"
 
 
