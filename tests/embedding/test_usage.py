@@ -643,7 +643,7 @@ def test_how_it_is_installed_is_told(home: Path, tmp_path: Path, monkeypatch: py
     assert Telemetry("epochmeter", "1").facts()["install"] == "direct"  # from this folder
     (tmp_path / "of_sources.egg-info").mkdir()
     (tmp_path / "of_sources.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: of-sources\nVersion: 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # syspath_prepend would put the path above back in the end
     assert Telemetry("of-sources", "1").facts()["install"] == "source"  # a folder that something was built in
     assert Telemetry("pytest", "1").facts() == {"name": "pytest", "version": "1", "install": "index", "installer": "pip"}
 
