@@ -125,7 +125,7 @@ os.environ["EPOCHMETER_HOME"] = sys.argv[1]
 from profiler import Profiler, settings
 from profiler.config.resolve import resolve
 from profiler.config import file, resolve as module
-import difflib, platformdirs, filelock
+import difflib, filelock, ipaddress, platformdirs  # another user may not read the interpreter's folder
 os.setuid(54_321)
 found = resolve()
 print(found.settings.exporter, found.settings.otlp_endpoint, found.settings.usage, found.problems)
