@@ -40,7 +40,7 @@ test-slow: $(VENV)/.dev  ## the slow tests, and the long proofs: gates removed, 
 
 .PHONY: test-all
 test-all:  ## the fast tests on Python 3.10 to 3.13, those of them that are on this machine
-	$(PYTHON) tests/support/every_python.py
+	PYTHONPATH=tests $(PYTHON) -m support.every_python
 
 .PHONY: coverage
 coverage: $(VENV)/.dev  ## the same, and which lines of ours it runs

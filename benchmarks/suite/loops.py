@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from case import FLOOR, OURS, Case, Figure, Way
+from trackers import CODECARBON, MLFLOW, WANDB
 
 LOOP = """
 import json, sys, time
@@ -111,15 +112,6 @@ def traced_epoch(batches):
     return loss
 """
 TORCH = "with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):\n"
-MLFLOW = (
-    "import mlflow\nmlflow.set_tracking_uri('file:mlruns')\nmlflow.set_system_metrics_sampling_interval(1)\n"
-    "mlflow.enable_system_metrics_logging()\nmlflow.start_run()"
-)
-WANDB = "import wandb\nrun = wandb.init(mode='offline', settings=wandb.Settings(silent=True, x_stats_sampling_interval=1))"
-CODECARBON = (
-    "from codecarbon import OfflineEmissionsTracker\n"
-    "tracker = OfflineEmissionsTracker(country_iso_code='DEU', measure_power_secs=1, log_level='critical')\ntracker.start()"
-)
 ZEUS = "from zeus.monitor import ZeusMonitor\nmonitor = ZeusMonitor(gpu_indices=[])"
 OTEL = (
     "from opentelemetry import metrics\nfrom opentelemetry.sdk.metrics import MeterProvider\n"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from case import FLOOR, OURS, Case, Figure, Way
+from trackers import CODECARBON, MLFLOW, WANDB
 
 SOURCE = Path(__file__).parents[2] / "tests" / "support" / "fake_nvml" / "nvml.c"
 WATCH = """
@@ -64,18 +65,6 @@ SYSTEM = """
 from opentelemetry.instrumentation.system_metrics import SystemMetricsInstrumentor
 SystemMetricsInstrumentor().instrument()
 """
-MLFLOW = """
-import mlflow
-mlflow.set_tracking_uri("file:mlruns")
-mlflow.set_system_metrics_sampling_interval(1)
-mlflow.enable_system_metrics_logging()
-mlflow.start_run()
-"""
-WANDB = "import wandb\nrun = wandb.init(mode='offline', settings=wandb.Settings(silent=True, x_stats_sampling_interval=1))"
-CODECARBON = (
-    "from codecarbon import OfflineEmissionsTracker\n"
-    "tracker = OfflineEmissionsTracker(country_iso_code='DEU', measure_power_secs=1, log_level='critical')\ntracker.start()"
-)
 
 
 def watching(

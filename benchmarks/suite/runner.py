@@ -89,7 +89,8 @@ def measure(case: Case, with_peers: bool, repeats: int | None = None, library: s
         shared = root / "shared"
         shared.mkdir()
         if case.setup:
-            figures_of(Way("setup", case.setup), started(Way("setup", case.setup), root / "setup", shared, library))
+            setup = Way("setup", case.setup)
+            figures_of(setup, started(setup, root / "setup", shared, library))
         for turn in range(repeats or case.repeats):
             begin = [(way, root / f"{turn}-{number}") for number, way in enumerate(ways) if way.name not in absent]
             if case.at_once:

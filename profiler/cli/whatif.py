@@ -120,7 +120,7 @@ def _proof_line(proof: Proof) -> str:
 
 
 def _document(run: str, rows: list[WhatIf], proofs: list[Proof]) -> dict[str, Any]:
-    told: dict[str, Any] = {"schema": 1, "run": run, "whatif": [row.to_dict() for row in rows]}
+    told: dict[str, Any] = {"run": run, "whatif": [row.to_dict() for row in rows]}
     if proofs:
         told["proofs"] = [
             {

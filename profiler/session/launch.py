@@ -168,10 +168,13 @@ def _show(prof: Profiler, pid: int, quiet: bool, file: str | None = None) -> Non
         return
     if file is not None:
         _write(prof.summary, file)
-    if quiet:
-        keep_interrupt()
-        return
-    summary, show = prof.summary, f"epochmeter report {prof.summary.id}"
+    if not quiet:
+        _print(prof.summary)
+    keep_interrupt()
+
+
+def _print(summary: RunSummary) -> None:
+    show = f"epochmeter report {summary.id}"
     try:
         if has_no_step(summary):
             what = "failed" if summary.state == "crashed" else "was ended"
@@ -181,7 +184,6 @@ def _show(prof: Profiler, pid: int, quiet: bool, file: str | None = None) -> Non
         sys.stderr.flush()
     except (OSError, ValueError, AttributeError):  # closed, or none at all
         pass
-    keep_interrupt()
 
 
 def _write(summary: RunSummary, file: str) -> None:

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from profiler.measure import hot_path
-from support.compiled import debug_python, other_pythons, source_with, worker_environment
+from support.compiled import debug_python, source_with, worker_environment
+from support.pythons import other_pythons
 
 pytestmark = [
     pytest.mark.slow,

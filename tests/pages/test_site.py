@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.browser import CHROMIUM
+from support.browser import CHROMIUM, browse
 from support.outputs import OUTPUTS, PAGES, shown, standing
 from support.pages import ROOT
 
@@ -63,12 +63,10 @@ def test_pages_ask_no_other_server(site: Path) -> None:
 @pytest.mark.parametrize("width", [500, 1280])  # a headless Chromium has no narrower window
 @pytest.mark.parametrize("name", ["index", "quickstart", "report", "commands", "overhead", "api"])
 def test_page_fits_its_width(site: Path, name: str, width: int, tmp_path: Path) -> None:
-    assert CHROMIUM is not None
     page = site / f"{name}-{width}.html"
     page.write_text((site / f"{name}.html").read_text("utf-8").replace("</body>", WIDE + "</body>"), "utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", f"--window-size={width},2000"]
-    command = [CHROMIUM, *options, "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    options = (f"--user-data-dir={tmp_path}", f"--window-size={width},2000", "--virtual-time-budget=5000", "--dump-dom")
+    done = browse(page.as_uri(), *options)
     assert "<title>wide false</title>" in done.stdout
 
 

@@ -9,7 +9,6 @@ import html.parser
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -24,7 +23,7 @@ from profiler.report.compare import compared
 from profiler.report.web.compare_page import compare_page
 from profiler.report.web.run_page import run_page
 from support.big_run import big_run
-from support.browser import CHROMIUM
+from support.browser import CHROMIUM, browse
 from support.processes import at_terminal, epochmeter
 
 EVIL = "<script>alert(1)</script>\"'&</title><img src=x onerror=alert(2)>"
@@ -224,23 +223,12 @@ axe.run(document).then((found) => {
 """
 
 
-def browse(page: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    assert CHROMIUM is not None
-    return subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", *options, page.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-
-
 def title_of(page: Path, more: str, *options: str) -> Any:
     """Return what a script in a copy of the page, which has no policy, has put into its title."""
     content = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
     other = page.with_name("with_script.html")
     other.write_text(content.replace("</body>", more + "</body>"))
-    dumped = browse(other, "--virtual-time-budget=20000", "--dump-dom", *options).stdout
+    dumped = browse(other.as_uri(), "--virtual-time-budget=20000", "--dump-dom", *options).stdout
     found = re.search(r"<title>(.*?)</title>", dumped, re.DOTALL)
     assert found is not None
     return json.loads(found[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
@@ -269,7 +257,7 @@ class TestBrowser:
     def test_no_message_and_no_request(self, pages: list[Path]) -> None:
         for page in pages:
             shot = page.with_suffix(".png")
-            log = browse(page, f"--screenshot={shot}", "--window-size=1280,2000").stderr
+            log = browse(page.as_uri(), f"--screenshot={shot}", "--window-size=1280,2000").stderr
             assert not messages(log), messages(log)
             assert shot.stat().st_size > 20_000
 
@@ -290,5 +278,5 @@ class TestBrowser:
 
     def test_it_prints(self, pages: list[Path]) -> None:
         paper = pages[1].with_suffix(".pdf")
-        browse(pages[1], f"--print-to-pdf={paper}")
+        browse(pages[1].as_uri(), f"--print-to-pdf={paper}")
         assert paper.read_bytes().startswith(b"%PDF") and paper.stat().st_size > 20_000

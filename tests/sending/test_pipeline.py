@@ -16,7 +16,7 @@ import pytest
 
 from exporters.allowlist import CRASH, METRICS, RESOURCE
 from exporters.rules import may_be_said
-from support.browser import CHROMIUM
+from support.browser import CHROMIUM, browse
 from support.deliveries import EXIT, epochs_in
 from support.processes import free_port, python, wait_for
 from support.sinks import Sink
@@ -302,9 +302,7 @@ def shares(port: int) -> dict[str, float]:
 
 def seen_in_browser(address: str, folder: Path) -> str:
     """Open a page in a browser, keep a picture of it, and return its elements once its scripts have run."""
-    assert CHROMIUM is not None
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'browser'}", "--window-size=1200,900"]
-    browse = [CHROMIUM, *options, "--virtual-time-budget=15000", "--timeout=30000"]
-    subprocess.run([*browse, f"--screenshot={folder / 'graph.png'}", address], check=True, capture_output=True)
-    done = subprocess.run([*browse, "--dump-dom", address], check=True, capture_output=True, text=True)
-    return done.stdout
+    options = (f"--user-data-dir={folder / 'browser'}", "--window-size=1200,900")
+    waits = ("--virtual-time-budget=15000", "--timeout=30000")
+    browse(address, *options, *waits, f"--screenshot={folder / 'graph.png'}")
+    return browse(address, *options, *waits, "--dump-dom").stdout

@@ -1,8 +1,7 @@
-"""Builds of the compiled hot path for tests: with a sanitizer, for a debug build of Python; and the Pythons of this machine."""
+"""Builds of the compiled hot path for tests: with a sanitizer, for a debug build of Python."""
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 import subprocess
@@ -37,17 +36,3 @@ def worker_environment(folder: Path = SOURCE) -> dict[str, str]:
 def debug_python() -> str | None:
     """Return a debug build of Python, or None."""
     return shutil.which("python3-dbg") or shutil.which(f"python3.{sys.version_info[1]}-dbg")
-
-
-@functools.cache
-def other_pythons() -> dict[int, str]:
-    """Return the interpreters of this machine, by their minor version."""
-    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    found = {}
-    for minor in range(10, 15):
-        candidates = [*sorted(map(str, versions.glob(f"3.{minor}.*/bin/python"))), shutil.which(f"python3.{minor}") or ""]
-        for candidate in filter(None, candidates):
-            asked = subprocess.run([candidate, "-c", "import sys; print(sys.version_info[1])"], capture_output=True, text=True)
-            if asked.stdout.strip() == str(minor):
-                found[minor] = candidate
-    return found

@@ -5,27 +5,16 @@ Each has an environment of its own in ``.venvs``. The tests need torch; a Python
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from support.pythons import other_pythons
+
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / ".venvs"
-VERSIONS = ("3.10", "3.11", "3.12", "3.13")
+MINORS = range(10, 14)
 FAST = ("-q", "-m", "not slow and not proof and not gpu", "-n", "2", "--dist", "loadfile")
-
-
-def python_of(version: str) -> str | None:
-    """Return the program of this version that works, or None."""
-    named = [shutil.which(f"python{version}")]
-    named += [str(path) for path in sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), reverse=True)]
-    for program in named:
-        if program is not None:
-            asked = subprocess.run([program, "-c", "import ssl, venv"], capture_output=True)
-            if asked.returncode == 0:  # a shim of pyenv fails if that version is not chosen
-                return program
-    return None
 
 
 def environment(version: str, program: str) -> Path | None:
@@ -54,8 +43,8 @@ def environment(version: str, program: str) -> Path | None:
 
 def main() -> int:
     results = {}
-    for version in VERSIONS:
-        program = python_of(version)
+    for minor in MINORS:
+        version, program = f"3.{minor}", other_pythons().get(minor)
         if program is None:
             results[version] = "skipped: it is not on this machine"
             continue

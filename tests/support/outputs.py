@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from support.browser import CHROMIUM
+from support.browser import browse
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/quickstart.md", "docs/report.md")
@@ -68,13 +68,11 @@ def main() -> None:
                 if standing(name, page) is not None:
                     put = f"\\1\n```text\n{text}\n```\n\n\\3"
                     page.write_text(re.sub(PLACE.format(name=name), put, page.read_text("utf-8"), flags=re.DOTALL), "utf-8")
-        assert CHROMIUM is not None, "the picture needs Chromium"
         page = home / "report.html"
         command = [sys.executable, "-m", "epochmeter", "report", "--format", "html", "-o", str(page)]
         subprocess.run(command, env={**os.environ, "EPOCHMETER_HOME": str(home / "run")}, check=True)
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,820"]
         PICTURE.parent.mkdir(exist_ok=True)
-        subprocess.run([CHROMIUM, *options, f"--screenshot={PICTURE}", page.as_uri()], check=True, capture_output=True)
+        browse(page.as_uri(), "--hide-scrollbars", "--window-size=1000,820", f"--screenshot={PICTURE}")
 
 
 if __name__ == "__main__":
