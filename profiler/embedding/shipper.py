@@ -7,6 +7,7 @@ raises into the program. The end waits for a delivery for ``exit_timeout`` secon
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 
 MAX_CRASHES = 10  # of a process
+LOOK_EVERY_S = 60.0
+ENDS_WITH_THREADS = not (3, 12) <= sys.version_info < (3, 12, 2)
+"""False for Pythons that start no thread once the program is ending (python/cpython#113964)."""
 now = time.monotonic
 
 
@@ -59,6 +63,7 @@ class Shipper:
         self.notes: dict[str, int] = {}
         self.faults = Faults(self.note)
         self.threads: list[threading.Thread] = []
+        self._standby: Standby | None = None
         self.is_over = False  # the program is ending, and has waited for its deliveries
 
     @property
@@ -74,7 +79,7 @@ class Shipper:
         """Reset in a forked process: counts, faults and threads are the parent's."""
         self._lock = threading.Lock()
         self._counters.forget()
-        self.threads, self._deadline = [], math.inf
+        self.threads, self._standby, self._deadline = [], None, math.inf
         self.notes.clear()
         self._since_ns = time.time_ns()
 
@@ -82,6 +87,9 @@ class Shipper:
 
     def send_some(self) -> float:
         """Send the counts so far in a thread, if they may be sent. Return the seconds until the next time."""
+        if self._standby is None and not ENDS_WITH_THREADS:
+            self._standby = Standby()
+            return LOOK_EVERY_S
         info = self._info()
         resolved = info.resolve()
         if resolved.may_send or info.exporter is not None:
@@ -203,17 +211,41 @@ class Shipper:
             self._deliver(delivery)
 
     def _start(self, work: Callable[[], None]) -> bool:
-        """Start a thread for the work. Return False if the interpreter is ending and starts none."""
+        """Start a thread for the work. Return False if the interpreter is ending and starts none, and none stands by."""
         self.threads = [thread for thread in self.threads if thread.is_alive()]
         guarded = partial(self.faults.swallow, "something could not be sent", work)
         thread = threading.Thread(target=guarded, name="epochmeter-telemetry", daemon=True)
         try:
             thread.start()
         except RuntimeError:
-            self.note("a thread could not be started")
-            return False
+            if self._standby is None or not self._standby.is_free:
+                self.note("a thread could not be started")
+                return False
+            thread = self._standby.take(guarded)
         self.threads.append(thread)
         return True
+
+
+class Standby:
+    """A thread that was started in time and waits for the work of the program's end."""
+
+    def __init__(self) -> None:
+        self.is_free = True
+        self._work: Callable[[], object] | None = None
+        self._begin = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="epochmeter-standby", daemon=True)
+        self._thread.start()
+
+    def take(self, work: Callable[[], object]) -> threading.Thread:
+        """Do the work, and end. Return the thread."""
+        self.is_free, self._work = False, work
+        self._begin.set()
+        return self._thread
+
+    def _main(self) -> None:
+        self._begin.wait()
+        if self._work is not None:
+            self._work()
 
 
 def _add_to_ledger(ledger: UsageLedger, counted: Any, days: int) -> None:

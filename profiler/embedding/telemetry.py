@@ -30,7 +30,7 @@ from profiler.embedding.arguments import (
 from profiler.embedding.command_counter import CommandCounter
 from profiler.embedding.counters import Counters
 from profiler.embedding.guard import Guard
-from profiler.embedding.shipper import Shipper
+from profiler.embedding.shipper import ENDS_WITH_THREADS, LOOK_EVERY_S, Shipper
 from profiler.errors import ArgumentValueError, SettingsError
 from profiler.records.faults import is_of_a_signal
 
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 
 NOTED = "__epochmeter_noted__"  # attribute of an error: the packages that have noted it
-LOOK_EVERY_S = 60.0
 now = time.monotonic
 _live: weakref.WeakSet[Telemetry] = weakref.WeakSet()
 
@@ -105,7 +104,7 @@ class Telemetry:
         self._began_ns = time.time_ns()
         self._own_files: OwnFiles | None = None
         self._shipper = Shipper(self._counters, version, self._info, self._began_ns, lambda: self._commands.take(self._is_own))
-        self._look_at = now() + LOOK_EVERY_S
+        self._look_at = now() + (LOOK_EVERY_S if ENDS_WITH_THREADS else 0.0)
         if sys.version_info < (3, 11):  # at the program's end this Python cannot load it any more
             import concurrent.futures.thread  # noqa: F401
         _live.add(self)
@@ -139,8 +138,7 @@ class Telemetry:
             if is_of_a_signal(error):
                 raise
             self._swallow("a command could not be counted", lambda: self._commands.count(called, options))
-        if now() > self._look_at:
-            self._send_if_due()
+        self._send_if_due()
 
     def watch(self, cli: Any) -> Any:
         """Count every command of a program, without a line in each.
@@ -206,6 +204,7 @@ class Telemetry:
         Args:
             facts: declared facts of the run; `ToldRun.tell` adds to them. A value that is not declared never leaves.
         """
+        self._send_if_due()
         from profiler.embedding.told_run import ToldRun
 
         def missed(name: Any) -> None:
@@ -216,8 +215,7 @@ class Telemetry:
     def close(self) -> None:
         """Send the counts so far, if they may be sent, and wait for the delivery for ``exit_timeout`` seconds.
 
-        Without this call, the program's end does it, unless a summary was sent in the last ``export_interval``. Later
-        counts are sent by the next `close`, or at the end.
+        Without this call, the program's end does it, unless a summary was sent in the last ``export_interval``.
         """
         self._swallow("counts could not be kept", lambda: self._shipper.send_last(closing=True))
 
@@ -310,8 +308,9 @@ class Telemetry:
 
     def _send_if_due(self) -> None:
         """Send the counts now and then, from the counting thread. Otherwise no thread is started."""
-        self._look_at = now() + LOOK_EVERY_S
-        self._swallow("counts could not be sent", self._send_some)
+        if now() > self._look_at:
+            self._look_at = now() + LOOK_EVERY_S
+            self._swallow("counts could not be sent", self._send_some)
 
     def _send_some(self) -> None:
         self._look_at = now() + self._shipper.send_some()
