@@ -8,8 +8,9 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from profiler.errors import ProfilerError
-from profiler.fleet.questions import question, sql_of
+from profiler.errors import ProfilerError, did_you_mean
+from profiler.fleet.columns import TABLE
+from profiler.fleet.questions import GROUPS, grouped, question, sql_of
 
 
 class Engine(Protocol):
@@ -72,13 +73,31 @@ class Asked:
 
         Raises:
             ArgumentValueError: there is no such question, or it does not ask for one of these.
-            ProfilerError: no row tells enough; the text says which metrics to send.
+            ProfilerError: no row tells enough; the text says which metrics to send. Or no row has the label ``by``.
         """
+        self.check_labels(by)
         answer = self.sql(sql_of(name, by=by, old=old, new=new, since=since))
         asked = question(name)
-        if not answer.num_rows and not self.sql(f"SELECT 1 AS found FROM {asked.table} WHERE {asked.needs} LIMIT 1").num_rows:  # noqa: S608
+        if not answer.num_rows and not self._has_any(asked.needs, asked.table):
             raise ProfilerError(f"{name} cannot be answered: {asked.lacks}")
         return answer
+
+    def check_labels(self, *names: str) -> None:
+        """Check that what is to be grouped by is a column or a label of some row.
+
+        Raises:
+            ArgumentValueError: it cannot be a name.
+            ProfilerError: no row has it.
+        """
+        for name in names:
+            if name and name not in GROUPS and not self._has_any(f"{grouped(name)} <> ''"):
+                known = self.sql(f"SELECT DISTINCT arrayJoin(mapKeys(labels)) AS name FROM {TABLE} ORDER BY name")  # noqa: S608
+                found = known["name"].to_pylist()
+                labels = f"the labels are {', '.join(found)}" if found else "no run has a label"
+                raise ProfilerError(f"no row has a label {name!r}: {labels}.{did_you_mean(name, [*found, *GROUPS])}")
+
+    def _has_any(self, needs: str, table: str = TABLE) -> bool:
+        return bool(self.sql(f"SELECT 1 AS found FROM {table} WHERE {needs} LIMIT 1").num_rows)  # noqa: S608
 
     def sql(self, text: str) -> pa.Table:
         """Return the answer to a query of one's own, over ``fleet_epoch`` and ``fleet_rank``."""

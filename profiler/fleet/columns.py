@@ -16,7 +16,7 @@ NO_USAGE = (
     "SELECT run AS summary, package, package_version, start AS told, '' AS kind, '' AS name, '' AS outcome, steps AS times"
     " FROM fleet_epoch WHERE 1 = 0"
 )
-RANKS = "fleet_rank"  # the training of each run
+RANKS = "fleet_rank"  # the training of each rank, epoch by epoch
 PLACE = re.compile(r"(?:'[^']*'|(?:\w+ AS )?\w+) /\* ([A-Z]+) \*/")  # in a file of SQL
 HERE = Path(__file__).with_name("sql")
 FILES = "month=*/*.parquet"  # of a fleet's folder
@@ -120,9 +120,8 @@ DERIVED = (
     ),
     Derived(
         "machine",
-        "coalesce(nullif(labels['node'], ''), nullif(labels['k8s.node.name'], ''), nullif(labels['host.name'], ''),"
-        " CASE WHEN node IS NULL THEN '' ELSE concat('node ', node, ' of its job') END)",
-        "the machine: the label `node`, `k8s.node.name` or `host.name`, or its number in its job",
+        "coalesce(nullif(labels['node'], ''), nullif(labels['k8s.node.name'], ''), nullif(labels['host.name'], ''), '')",
+        "the machine: the label `node`, `k8s.node.name` or `host.name`; empty without one",
     ),
 )
 # What the questions use and only ClickHouse has by that name.

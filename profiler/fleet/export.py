@@ -94,10 +94,15 @@ def export(fleet: Asked, folder: Path, rules: Rules, today: date | None = None) 
 
     Raises:
         ArgumentValueError: ``k`` protects nobody or would be told exactly, or the folder has other rules.
-        ProfilerError: the fleet cannot be read, or the folder not written.
+        ProfilerError: the fleet cannot be read or has no such label, or the folder not written.
     """
     if rules.k < LEAST_K or rules.k % LEAST_K:
         raise ArgumentValueError(f"--k is a multiple of {LEAST_K}, and at least that, not {rules.k}")
+    taken = {"week", "jobs", *MEASURES} & set(rules.by)
+    if taken:
+        raise ArgumentValueError(f"--by takes no {', '.join(sorted(taken))}: each cell has that of its own")
+    if not (folder / INDEX).exists():  # its rules stay for good
+        fleet.check_labels(*rules.by, rules.unit)
     before, published = _checked(folder, rules)
     told, day = Exported(), today or datetime.now(timezone.utc).date()
     weeks: dict[date, list[dict[str, Any]]] = {}
@@ -203,9 +208,6 @@ def _checked(folder: Path, rules: Rules) -> tuple[date | None, list[date]]:
         ArgumentValueError: its rules are others.
         ProfilerError: it cannot be read.
     """
-    taken = {"week", "jobs", *MEASURES} & set(rules.by)
-    if taken:
-        raise ArgumentValueError(f"--by takes no {', '.join(sorted(taken))}: each cell has that of its own")
     if not (folder / INDEX).exists():
         if any((folder / "weeks").glob("*.json")):
             raise ProfilerError(f"{folder} has weeks and no {INDEX}: it is not known by which rules they were made")

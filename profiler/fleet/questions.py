@@ -53,14 +53,19 @@ QUESTIONS = {
     question.name: question
     for question in (
         Question("trend", "no training is in it", *TRAINING),
-        Question("regression", "no workload ran with both versions on the same hardware", *TRAINING),
+        Question(
+            *("regression", "no workload ran with both versions on the same hardware", f"{TRAINING[0]} AND workload <> ''"),
+            "no row of training tells its workload: give runs a label such as task, and name it where the fleet is made"
+            " (--workload task)",
+        ),
         Question(
             *("stragglers", "no rank holds its job back", "job <> '' AND rank IS NOT NULL"),
             "no row tells of ranks: jobs of torch.distributed do; a collector must keep epochmeter.distributed.job and .rank",
         ),
         Question(
             *("slow-nodes", "no machine is slower than the others", "machine <> ''"),
-            "no row tells its machine: give runs a label `node`, or let a collector add k8s.node.name or host.name",
+            "no row tells its machine: give runs a label (EPOCHMETER_LABELS=node:n17), or let a collector add k8s.node.name"
+            " or host.name",
         ),
         Question("waste", "no time is in it", *CAUSES),
         Question(

@@ -18,7 +18,7 @@ import pytest
 
 from profiler.errors import ArgumentValueError, ProfilerError
 from profiler.records.histogram import NS, Histogram
-from support.fleets import exact, histogram, machines, near, phases, ranks, row, versions
+from support.fleets import BEGAN, exact, histogram, machines, near, phases, ranks, row, versions
 from support.processes import epochmeter
 
 pytest.importorskip("duckdb")
@@ -102,6 +102,54 @@ class TestRegression:
             ]
             assert made(rows).regression("a", "b").to_pylist()[0]["verdict"] == "no difference found"
 
+    def test_more_ranks_are_another_cell(self, made: Made) -> None:
+        rows = [
+            row(
+                f"{v}{job}-{rank}",
+                job=f"{v}{job}",
+                rank=rank,
+                world_size=world,
+                package_version=v,
+                **phases(10.0 * slower + job),
+            )
+            for v, world, slower in (("a", 2, 1.0), ("b", 4, 1.5))
+            for job in range(4)
+            for rank in range(world)
+        ]
+        assert made(rows).regression("a", "b").num_rows == 0
+
+    def test_unknown_workloads_are_not_compared(self, made: Made) -> None:
+        """The new version trains larger models, which nobody has told."""
+        rows = [
+            row(f"{v}{job}", package_version=v, workload="", **phases(s + job))
+            for v, s in (("a", 50), ("b", 90))
+            for job in range(4)
+        ]
+        with pytest.raises(ProfilerError, match=r"\(--workload task\)"):
+            made(rows).regression("a", "b")
+
+    def test_one_slow_job_condemns_no_cell(self, made: Made) -> None:
+        """One in ten jobs takes up to 60 % longer for reasons of its own, whatever its version."""
+        alarms = 0
+        for seed in range(40):
+            rng, rows = random.Random(seed), []
+            for workload in range(20):
+                for version in "ab":
+                    for job in range(rng.randint(1, 6)):
+                        of_job = 10 * rng.lognormvariate(0, 0.03) * (1 + (rng.random() < 0.1) * rng.uniform(0.1, 0.6))
+                        rows += [
+                            row(
+                                f"{workload}{version}{job}",
+                                epoch,
+                                workload=f"w{workload}",
+                                package_version=version,
+                                **phases(of_job),
+                            )
+                            for epoch in range(2)
+                        ]
+            alarms += any(one["verdict"] in ("slower", "faster") for one in made(rows).regression("a", "b").to_pylist())
+        assert alarms <= 2
+
     def test_versions_are_of_labels_too(self, made: Made) -> None:
         rows = [row(f"{v}{job}", labels={"git": v}, **phases(s + job)) for v, s in (("x", 50), ("y", 90)) for job in range(4)]
         assert made(rows).regression("x", "y", by="git").to_pylist()[0]["verdict"] == "slower"
@@ -122,6 +170,34 @@ class TestRanks:
     def test_ranks_that_do_not_wait_are_compared_whole(self, made: Made) -> None:
         rows = [row(f"j-{rank}", job="j", rank=rank, **phases(14.0 if rank == 2 else 10.0)) for rank in range(4)]
         assert [one["rank"] for one in made(rows).stragglers().to_pylist()] == [2]
+
+    def test_a_job_that_began_anew_has_as_many_ranks(self, made: Made) -> None:
+        """Its second attempt repeats an epoch of the first one; each is compared with its own."""
+        rows = list(ranks("a", 1, slow={5: 1.25}))
+        for one in ranks("a", 2, slow={5: 1.25}):
+            one |= {"run": f"again-{one['run']}", "epoch": one["epoch"] + 2, "start": one["start"] + timedelta(days=1)}
+            rows.append(one | {"duration_s": one["duration_s"] * 2, "phases_s": {k: v * 2 for k, v in one["phases_s"].items()}})
+        (found,) = made(rows).stragglers().to_pylist()
+        assert (found["rank"], found["ranks"], found["epochs"]) == (5, 16, 6)
+
+    def test_since_is_of_epochs(self, made: Made) -> None:
+        """A job that began long ago and goes on is asked for its last days."""
+        rows = [one | {"start": BEGAN + timedelta(days=one["epoch"])} for one in ranks("a", 1, slow={5: 1.25}, epochs=40)]
+        found = made(rows)
+        (late,) = found.stragglers(since=date(2026, 12, 7)).to_pylist()
+        assert (late["rank"], late["epochs"]) == (5, 5) and found.stragglers(since=date(2027, 1, 1)).num_rows == 0
+
+    def test_a_little_is_found_among_many_jobs(self, made: Made) -> None:
+        """Where ten jobs tell how much ranks differ, 8 % of a rank's work are seen: 3 % of a step outside the backward."""
+        rows = [
+            one for job in range(12) for one in ranks(f"j{job:02d}", job, slow={3: 1.08} if job == 4 else None, spread=0.004)
+        ]
+        assert [(one["job"], one["rank"]) for one in made(rows).stragglers().to_pylist()] == [("j04", 3)]
+
+    def test_usual_differences_blame_nobody(self, made: Made) -> None:
+        for spread in (0.005, 0.02, 0.04):
+            rows = [one for job in range(40) for one in ranks(f"j{job}", job, world=8, spread=spread)]
+            assert made(rows).stragglers().num_rows == 0, spread
 
     def test_ranks_that_died_early_blame_nobody(self, made: Made) -> None:
         """The others' later epochs are slower for reasons of their own: only the first one is compared."""
@@ -180,9 +256,19 @@ class TestNodes:
         rows = [one for job in range(2) for one in ranks(f"j{job}", job, nodes=["n1", "n2"], slow=dict.fromkeys(range(8), 1.5))]
         assert made(rows).slow_nodes().num_rows == 0
 
-    def test_without_labels_a_node_is_its_number(self, made: Made) -> None:
+    def test_without_labels_a_machine_is_not_known(self, made: Made) -> None:
+        """The second machine of one job is not the second one of another."""
         rows = [one for job in range(5) for one in ranks(f"j{job}", job, slow=dict.fromkeys(range(8, 16), 1.3))]
-        assert [one["node"] for one in made(rows).slow_nodes().to_pylist()] == ["node 1 of its job"]
+        with pytest.raises(ProfilerError, match="EPOCHMETER_LABELS=node:n17"):
+            made(rows).slow_nodes()
+        assert {one["machine"] for one in made(rows).stragglers().to_pylist()} == {"node 1 of its job"}
+
+    def test_unknown_workloads_are_not_compared(self, made: Made) -> None:
+        """A machine that trains the larger models is not slow."""
+        rows = [
+            row(f"r{n}", labels={"node": f"n{n % 4}"}, workload="", **phases(30.0 if n % 4 == 3 else 10.0)) for n in range(40)
+        ]
+        assert made(rows).slow_nodes().num_rows == 0
 
 
 class TestSteps:
@@ -233,7 +319,7 @@ class TestOthers:
         assert made(rows).energy().to_pylist() == [
             {
                 "gpu": "H100",
-                "workload": "",
+                "workload": "net",
                 "stage": "train",
                 "jobs": 1,
                 "samples": 50,
@@ -337,6 +423,7 @@ class TestCommand:
             (["stragglers", "--by", "team"], "does not ask for by"),
             (["trend", "--since", "then"], "--since is a day such as"),
             (["trend", "--by", "a\\b"], "without a backslash"),
+            (["waste", "--by", "teem"], "holds no fleet"),
             (["trend", "--from", "nowhere"], "nowhere holds no fleet"),
             (["trend"], "holds no fleet"),
             (["trend", "--json", "--csv"], "name one of them"),
@@ -347,6 +434,16 @@ class TestCommand:
     def test_bad_input_is_told(self, arguments: list[str], says: str) -> None:
         answer = epochmeter("fleet", "ask", *arguments)
         assert answer.code == 2 and says in answer.err and len(answer.err.splitlines()) == 1
+
+    def test_a_label_that_no_run_has_is_told(self, folder: str, tmp_path: Path) -> None:
+        ParquetFleet(tmp_path / "named").write([row("r", labels={"team": "vision"})])
+        for place, says in (("named", "the labels are team. Did you mean 'team'?"), ("fleet", "the labels are node.")):
+            answer = epochmeter("fleet", "ask", "waste", "--by", "teem", "--from", str(tmp_path / place))
+            assert answer.code == 2 and says in answer.err and len(answer.err.splitlines()) == 1
+        out = str(tmp_path / "public")
+        answer = epochmeter("fleet", "export", out, "--by", "hardware,verzion", "--from", folder)
+        assert answer.code == 2 and "no row has a label 'verzion'" in answer.err
+        assert epochmeter("fleet", "export", out, "--by", "hardware,version", "--from", folder).code == 0
 
     @pytest.mark.parametrize("form", ["--json", "--csv", ""])
     def test_odd_values_are_shown(self, folder: str, tmp_path: Path, form: str) -> None:

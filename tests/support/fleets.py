@@ -27,6 +27,7 @@ def row(run: str, epoch: int | None = 0, **values: Any) -> dict[str, Any]:
         "run": run,
         "epoch": epoch,
         "stage": "train",
+        "workload": "net",
         "state": "finished",
         "log_rows": 1,
     }
@@ -80,14 +81,15 @@ def ranks(
     of_node: int = 8,
     nodes: list[str] | None = None,
     epochs: int = 3,
+    spread: float = 0.01,
     **values: Any,
 ) -> Iterator[dict[str, Any]]:
     """Yield the ranks of a job that exchange gradients: all take equally long, and wait in the backward for the slowest.
 
-    ``slow`` says how many times longer some ranks take for their own work.
+    ``slow`` says how many times longer some ranks take for their own work, ``spread`` how much the others differ.
     """
     rng = random.Random(seed)
-    own = {rank: (slow or {}).get(rank, 1.0) * rng.lognormvariate(0, 0.01) for rank in range(world)}
+    own = {rank: (slow or {}).get(rank, 1.0) * rng.lognormvariate(0, spread) for rank in range(world)}
     for epoch in range(epochs):
         parts = {
             rank: {name: share * 10 * own[rank] * rng.lognormvariate(0, 0.005) for name, share in PHASES.items()}

@@ -1,43 +1,52 @@
--- fleet_rank: one row for each run's training, of all its epochs; a rank of a distributed job is a run of its own.
+-- fleet_rank: one row for each rank in each epoch of its job's training; a process alone is a job of one rank.
+-- attempt: 1, 2, ... where a job began anew under the same id: each attempt's ranks are compared with each other.
+-- Epochs that not all ranks of the job have are left out: one that died early is not held against the others.
 -- meeting: the phase in which the job's ranks wait for each other; empty where none of them waits.
 -- It is the first of these phases in which most ranks take at least 1 % of an epoch longer than the rank that waits least.
 -- own_s: the time without the meeting phase, so what the rank itself took.
--- Ranks are compared over the epochs that all of them have: one that died early is not held against the others.
-WITH told AS (
-  SELECT job_or_run, part, count(DISTINCT run) AS ranks FROM fleet_epoch
-  WHERE stage = 'train' AND steps > 0 AND duration_s > 0 GROUP BY job_or_run, part
+-- start: when the first of the ranks began the epoch.
+WITH trained AS (
+  SELECT run, job, job_or_run, rank, world_size, node, machine, labels, workload, hardware, version, part, start AS began, steps, samples,
+    duration_s, coalesce(phases_s['backward'], 0) AS backward_s, coalesce(phases_s['after backward'], 0) AS after_backward_s,
+    coalesce(phases_s['optimizer'], 0) AS optimizer_s, coalesce(phases_s['forward'], 0) AS forward_s,
+    min(start) OVER (PARTITION BY run) AS run_began
+  FROM fleet_epoch WHERE stage = 'train' AND steps > 0 AND duration_s > 0
 ),
-shared AS (
-  SELECT t.job_or_run AS job_or_run, t.part AS part
-  FROM told AS t INNER JOIN (SELECT job_or_run, max(ranks) AS most FROM told GROUP BY job_or_run) AS m ON t.job_or_run = m.job_or_run
-  WHERE t.ranks = m.most
+attempts AS (
+  SELECT *, CAST(dense_rank() OVER (PARTITION BY job_or_run, rank ORDER BY run_began, run) AS BIGINT) AS attempt FROM trained
+),
+rounds AS (
+  SELECT *, count(*) OVER (PARTITION BY job_or_run, attempt, part) AS together,
+    min(began) OVER (PARTITION BY job_or_run, attempt, part) AS start
+  FROM attempts
+),
+whole AS (
+  SELECT *, max(together) OVER (PARTITION BY job_or_run) AS most FROM rounds
+),
+compared AS (
+  SELECT * FROM whole WHERE together = most
 ),
 ranks AS (
-  SELECT e.run AS run, e.job AS job, e.job_or_run AS job_or_run, e.rank AS rank, e.world_size AS world_size, e.machine AS machine,
-    e.workload AS workload, e.hardware AS hardware, e.version AS version, e.labels AS labels, min(e.start) AS start,
-    count(*) AS epochs, sum(e.steps) AS steps, sum(e.samples) AS samples, sum(e.duration_s) AS duration_s,
-    sum(coalesce(e.phases_s['backward'], 0)) AS backward_s, sum(coalesce(e.phases_s['after backward'], 0)) AS after_backward_s,
-    sum(coalesce(e.phases_s['optimizer'], 0)) AS optimizer_s, sum(coalesce(e.phases_s['forward'], 0)) AS forward_s
-  FROM fleet_epoch AS e INNER JOIN shared AS s ON e.job_or_run = s.job_or_run AND e.part = s.part
-  WHERE e.stage = 'train' AND e.steps > 0 AND e.duration_s > 0
-  GROUP BY e.run, e.job, e.job_or_run, e.rank, e.world_size, e.machine, e.workload, e.hardware, e.version, e.labels
+  SELECT job_or_run, rank, sum(duration_s) AS whole, sum(backward_s) AS backward, sum(after_backward_s) AS after_backward,
+    sum(optimizer_s) AS optimizer, sum(forward_s) AS forward
+  FROM compared GROUP BY job_or_run, rank
 ),
 meetings AS (
   SELECT job_or_run,
     CASE WHEN count(*) < 2 THEN ''
-      WHEN medianExact(backward_s) - min(backward_s) >= 0.01 * medianExact(duration_s) THEN 'backward'
-      WHEN medianExact(after_backward_s) - min(after_backward_s) >= 0.01 * medianExact(duration_s) THEN 'after backward'
-      WHEN medianExact(optimizer_s) - min(optimizer_s) >= 0.01 * medianExact(duration_s) THEN 'optimizer'
-      WHEN medianExact(forward_s) - min(forward_s) >= 0.01 * medianExact(duration_s) THEN 'forward'
+      WHEN medianExact(backward) - min(backward) >= 0.01 * medianExact(whole) THEN 'backward'
+      WHEN medianExact(after_backward) - min(after_backward) >= 0.01 * medianExact(whole) THEN 'after backward'
+      WHEN medianExact(optimizer) - min(optimizer) >= 0.01 * medianExact(whole) THEN 'optimizer'
+      WHEN medianExact(forward) - min(forward) >= 0.01 * medianExact(whole) THEN 'forward'
       ELSE '' END AS phase
   FROM ranks GROUP BY job_or_run
 ),
 met AS (
-  SELECT r.*, m.phase AS meeting,
-    CASE m.phase WHEN 'backward' THEN r.backward_s WHEN 'after backward' THEN r.after_backward_s
-      WHEN 'optimizer' THEN r.optimizer_s WHEN 'forward' THEN r.forward_s ELSE 0 END AS meeting_s
-  FROM ranks AS r INNER JOIN meetings AS m ON r.job_or_run = m.job_or_run
+  SELECT c.*, m.phase AS meeting,
+    CASE m.phase WHEN 'backward' THEN c.backward_s WHEN 'after backward' THEN c.after_backward_s
+      WHEN 'optimizer' THEN c.optimizer_s WHEN 'forward' THEN c.forward_s ELSE 0 END AS meeting_s
+  FROM compared AS c INNER JOIN meetings AS m ON c.job_or_run = m.job_or_run
 )
-SELECT run, job, job_or_run, rank, world_size, machine, labels, workload, hardware, version, start, epochs, steps, samples,
-  duration_s, meeting, meeting_s, duration_s - meeting_s AS own_s
+SELECT run, job, job_or_run, rank, world_size, node, machine, labels, workload, hardware, version, start, attempt, part, steps,
+  samples, duration_s, meeting, meeting_s, duration_s - meeting_s AS own_s
 FROM met
