@@ -20,6 +20,7 @@ def baseline(
     folder: Annotated[Path, typer.Argument(help="The folder that 'fleet export' has written.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to be given to others.")],
     key: Annotated[Path, typer.Option("--key", help="Your private key (Ed25519, PEM); made if it is not there.")],
+    note: Annotated[str, typer.Option(help="What its jobs are, in your words; every comparison shows it.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Make one signed file of an export, for 'epochmeter report --baseline': how jobs of each class usually are.
@@ -30,7 +31,7 @@ def baseline(
         from profiler.fleet.baseline import make_baseline
     except ImportError:
         raise ProfilerError(NEEDS) from None
-    classes, public = make_baseline(folder, output, key)
+    classes, public = make_baseline(folder, output, key, note)
     if as_json:
         say_json({"classes": classes, "signed_by": public})
         return

@@ -30,6 +30,7 @@ NEEDS = "a baseline's signature is checked by more packages: pip install 'epochm
 SHARE = "waiting"
 PERCENTILE = re.compile(r"p([1-9]\d?)")
 WORDS = {"waiting": "waiting for data", "s_per_sample": "time for a sample", "j_per_sample": "energy for a sample"}
+MOST_OF_NOTE = 100  # letters
 OF_WORKLOAD = ("s_per_sample", "j_per_sample")  # comparable within one workload alone
 
 
@@ -40,11 +41,13 @@ class Baseline(NamedTuple):
         classes: for each class its columns, ``jobs``, and of each measure its percentiles, ``p5`` to ``p95``.
         by: the columns that make a class.
         key: the public key that it was signed with, in hexadecimal digits.
+        note: what its jobs are, in the maker's words.
     """
 
     classes: list[dict[str, Any]]
     by: tuple[str, ...]
     key: str
+    note: str = ""
 
 
 def signed_part(body: Mapping[str, Any]) -> bytes:
@@ -67,7 +70,8 @@ def read(path: Path, key: str = "") -> Baseline:
         body, signed_by, signature = content["body"], content["key"], bytes.fromhex(content["signature"])
         if content["form"] != FORM:
             raise ValueError
-        found = Baseline([check_class(one, body["by"]) for one in body["classes"]], tuple(body["by"]), str(signed_by).lower())
+        classes = [check_class(one, body["by"]) for one in body["classes"]]
+        found = Baseline(classes, tuple(body["by"]), str(signed_by).lower(), printable(body.get("note", ""))[:MOST_OF_NOTE])
     except OSError as error:
         raise ProfilerError(f"{path} cannot be read: {error.strerror}") from None
     except ODD:
@@ -110,8 +114,8 @@ def _check(path: Path, key: str, signature: bytes, content: bytes) -> None:
 def beside(run: Run, whole: EpochRecord, accounts: Accounts, baseline: Baseline) -> list[dict[str, Any]]:
     """Return where a run stands among others of its class; empty if the baseline has no such class.
 
-    Each entry has ``measure``, ``value``, ``jobs``, ``class``, and ``more_than`` or ``less_than``, a share of these jobs.
-    Without either of the last two the value is near the middle.
+    Each entry has ``measure``, ``value``, ``jobs``, ``class``, ``note`` if there is one, and ``more_than`` or ``less_than``, a
+    share of these jobs. Without either of the last two the value is near the middle.
     """
     own = _class_of(run, baseline)
     if own is None:
@@ -121,7 +125,9 @@ def beside(run: Run, whole: EpochRecord, accounts: Accounts, baseline: Baseline)
     for measure, value in _measures(run, whole, accounts):
         steps = sorted((int(name[1:]), float(step)) for name, step in own.get(measure, {}).items())
         if steps and (measure not in OF_WORKLOAD or "workload" in baseline.by):
-            found.append({"measure": measure, "value": value, "jobs": own["jobs"], "class": named, **place_of(value, steps)})
+            noted = {"note": baseline.note} if baseline.note else {}
+            told = {"measure": measure, "value": value, "jobs": own["jobs"], "class": named, **noted}
+            found.append(told | place_of(value, steps))
     return found
 
 
@@ -137,7 +143,7 @@ def place_of(value: float, steps: list[tuple[int, float]]) -> dict[str, float]:
 def in_words(entry: Mapping[str, Any]) -> str:
     """Return an entry as a sentence."""
     value = f"{entry['value']:.0%}" if entry["measure"] == SHARE else f"{entry['value']:.3g}"
-    of = f"{entry['jobs']:,} jobs on {entry['class']}"
+    of = f"{entry['jobs']:,} jobs on {entry['class']}" + (f" ({entry['note']})" if "note" in entry else "")
     what = f"{WORDS[entry['measure']]} {value}"
     for key, word in (("more_than", "more"), ("less_than", "less")):
         if key in entry:

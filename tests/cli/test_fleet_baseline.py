@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import stat
 import time
 from datetime import date
@@ -17,14 +18,14 @@ from profiler.records.run import Run
 from profiler.report.accounts import Accounts
 from profiler.report.baseline import Baseline, beside, in_words, place_of, read, signed_part
 from support.big_run import big_run
-from support.fleets import BEGAN, phases, row
+from support.fleets import BEGAN, exact, phases, row
 from support.processes import epochmeter
 
 pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
 pytest.importorskip("cryptography")
 from profiler import fleet
-from profiler.fleet.baseline import key_in
+from profiler.fleet.baseline import classes_of, key_in
 from profiler.fleet.export import Rules, export
 from profiler.fleet.parquet import ParquetFleet
 
@@ -101,6 +102,32 @@ class TestPlace:
         ]
         alone = Baseline([{"hardware": "H100", **steps}], ("hardware",), "")
         assert [one["measure"] for one in placed(run, alone)] == ["waiting"]  # a sample of another workload is another thing
+
+
+class TestJoined:
+    def test_two_kinds_of_jobs_are_not_averaged(self) -> None:
+        """Half of the jobs wait 10 %, the others 50 %: nobody waits 30 %."""
+        cells = [
+            {"gpu": "H100", "jobs": 40, "waiting": {f"p{share}": wait for share in range(5, 100, 5)}} for wait in (0.1, 0.5)
+        ]
+        (found,) = classes_of([{"cells": cells}], ["gpu"])
+        assert [found["waiting"][f"p{share}"] for share in (5, 25, 45, 55, 75, 95)] == [0.1, 0.1, 0.1, 0.5, 0.5, 0.5]
+        assert found["jobs"] == 80
+
+    def test_percentiles_are_those_of_all_jobs(self) -> None:
+        rng = random.Random(1)
+        many, few = sorted(rng.gauss(5, 1) for _ in range(900)), sorted(rng.uniform(2, 20) for _ in range(300))
+        cells = [
+            {"gpu": "L4", "jobs": len(jobs), "s_per_sample": {f"p{share}": exact(jobs, share / 100) for share in range(1, 100)}}
+            for jobs in (many, few)
+        ]
+        (found,) = classes_of([{"cells": cells}], ["gpu"])
+        for share in range(2, 99):
+            assert found["s_per_sample"][f"p{share}"] == pytest.approx(exact(many + few, share / 100), rel=0.05), share
+
+    def test_a_job_of_many_weeks_is_one(self) -> None:
+        weeks = [{"cells": [{"gpu": "L4", "jobs": jobs, "waiting": {"p50": 0.2}}]} for jobs in (20, 30, 20)]
+        assert classes_of(weeks, ["gpu"]) == [{"gpu": "L4", "jobs": 30, "waiting": {"p50": 0.2}}]
 
 
 class TestSignature:
