@@ -15,7 +15,7 @@ import pyarrow as pa
 from clickhouse_connect.driver.exceptions import Error
 
 from profiler.errors import ArgumentValueError, ProfilerError
-from profiler.fleet.columns import COLLECTED, COLUMNS, STORED, TABLE, clickhouse_schema
+from profiler.fleet.columns import COLLECTED, COLUMNS, STORED, STORED_DAYS, TABLE, clickhouse_schema, day_sums
 from profiler.fleet.loading import Known, first_line
 
 TYPE_CHECKING = False
@@ -116,15 +116,17 @@ class ClickHouseFleet:
         return pa.table({name: _arrow(column, kind) for name, column, kind in listed})
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Insert rows.
+        """Insert rows, and add up their days anew.
 
         Raises:
             ProfilerError: the server refuses.
         """
-        data = [[row[name] for name in NAMES] for row in rows]
-        if data:
+        added = list(rows)
+        if added:
+            days = ", ".join(f"'{day}'" for day in sorted({row["start"].date().isoformat() for row in added}))
             with self._refusals():
-                self._client.insert(STORED, data, column_names=NAMES)
+                self._client.insert(STORED, [[row[name] for name in NAMES] for row in added], column_names=NAMES)
+            self.command(f"INSERT INTO {STORED_DAYS}\n{day_sums(days)}")
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 SCALE = 3  # of all histograms: at most 4.4 % off, and any of them can be added up bucket by bucket
 TABLE = "fleet_epoch"  # what questions read: each row once, as of the last load
 STORED = "fleet_epoch_loaded"  # in ClickHouse: what was loaded, also rows that a later load has replaced
+DAYS, STORED_DAYS = "fleet_day", "fleet_day_loaded"  # in ClickHouse: the sums of each day, which stay when its rows are dropped
 COLLECTED = "fleet_epoch_collected"  # in ClickHouse, instead of it: what a collector's tables give
 USAGE = "fleet_usage"  # what packages count, from a collector alone
 NO_USAGE = (
@@ -39,7 +40,11 @@ CLICKHOUSE = {
     "counts": "Array(UInt32)",
     "histograms": "Array(Array(UInt32))",
 }
-PACKED = ("counts", "histograms")  # kinds that ClickHouse compresses well with ZSTD
+PACKED = {  # kinds, and how ClickHouse packs them better than by default
+    **dict.fromkeys(("counts", "histograms"), "T64, ZSTD(6)"),
+    **dict.fromkeys(("numbers", "number", "unsure", "indexes"), "ZSTD(6)"),
+    "moment": "Delta, ZSTD(1)",
+}
 
 
 class Column(NamedTuple):
@@ -79,8 +84,8 @@ COLUMNS = (
     Column("samples", "whole", "samples; null if no batch had a known size"),
     Column("passes", "count", "passes over a loader"),
     Column("partial_passes", "count", "of them, those that were broken off"),
-    Column("phases_s", "numbers", "the time of each top-level phase, s (32 bits: seven digits)"),
-    Column("ledger_s", "numbers", "all of the stage's time by its cause, as in a report's ledger, s (32 bits)"),
+    Column("phases_s", "numbers", "the time of each top-level phase, s (12 binary digits: at most 0.025 % off)"),
+    Column("ledger_s", "numbers", "all of the stage's time by its cause, as in a report's ledger, s (as exact)"),
     Column("energy_j", "unsure", "the energy of the GPUs, J; null if none was counted"),
     Column("energy_uncertain_j", "unsure", "of it, what may belong to a neighbour at most, J"),
     Column("step_zeros", "count", "steps that took no time that a clock could see"),
@@ -134,26 +139,30 @@ DUCKDB_WORDS = (
 
 
 def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
-    """Return the statements that make the table and its views in ClickHouse, and the rollup by day.
+    """Return the statements that make the table and its views in ClickHouse, and the sums by day.
 
     Args:
-        keep_days: rows that began longer ago are dropped; None keeps all.
+        keep_days: rows that began longer ago are dropped; their sums by day stay. None changes nothing: a new table keeps all.
     """
     listed = ",\n".join(f"  {one.name} {CLICKHOUSE[one.kind]}{_codec(one)} COMMENT {_quoted(one.meaning)}" for one in COLUMNS)
-    keep = "" if keep_days is None else f"\nTTL toDateTime(start) + INTERVAL {keep_days} DAY"
+    keep = [] if keep_days is None else [f"ALTER TABLE {STORED} MODIFY TTL toDateTime(start) + INTERVAL {keep_days} DAY"]
     return [
         f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(as_of)\nPARTITION BY toYYYYMM(start)\n"
-        f"ORDER BY (stage, run, ifNull(epoch, -1)){keep}",
+        f"ORDER BY (stage, run, ifNull(epoch, -1))",
+        *keep,
         *_views(f"{STORED} FINAL"),
-        "CREATE OR REPLACE VIEW fleet_day AS\n"
-        "SELECT toDate(start) AS day, gpu, workload, stage, count() AS rows, uniqExact(run) AS runs,\n"
-        "  sum(duration_s) AS duration_s, sum(steps) AS steps, sum(samples) AS samples, sum(energy_j) AS energy_j,\n"
-        "  sumMap(phases_s) AS phases_s,\n"
-        "  sum(step_zeros) AS step_zeros,\n"
-        "  sumMap(arrayMap((count, place) -> toInt32(step_offset + place - 1), step_counts, arrayEnumerate(step_counts)),\n"
-        "    arrayMap(count -> toUInt64(count), step_counts)) AS step_buckets\n"
-        f"FROM {TABLE} GROUP BY day, gpu, workload, stage",
+        f"CREATE TABLE IF NOT EXISTS {STORED_DAYS} ENGINE = MergeTree ORDER BY (day, made)\nEMPTY AS\n{day_sums()}",
+        f"CREATE OR REPLACE VIEW {DAYS} AS\n{text_of('day_view')}",
     ]
+
+
+def day_sums(days: str = "'1970-01-01'") -> str:
+    """Return the query for the sums of days in ClickHouse.
+
+    Args:
+        days: the days, as SQL.
+    """
+    return filled(text_of("day_sums"), {"DAYS": days})
 
 
 def collector_schema(tables: str, label: str) -> list[str]:
@@ -218,7 +227,7 @@ def markdown() -> Iterator[str]:
 
 
 def _codec(one: Column) -> str:
-    return " CODEC(ZSTD(1))" if one.kind in PACKED else ""
+    return f" CODEC({PACKED[one.kind]})" if one.kind in PACKED else ""
 
 
 def _quoted(text: str) -> str:

@@ -36,6 +36,14 @@ KINDS = {
     "counts": pa.list_(pa.uint32()),
     "histograms": pa.list_(pa.list_(pa.uint32())),
 }
+LEAVES = {  # where the values of a column are, in Parquet's terms
+    **dict.fromkeys(("words", "numbers"), (".key_value.key", ".key_value.value")),
+    **dict.fromkeys(("names", "indexes", "counts"), (".list.element",)),
+    "histograms": (".list.element.list.element",),
+}
+NUMBERS = {"number": "", "unsure": "", "numbers": ".key_value.value"}  # kinds of which no two values are alike
+SPLIT = {one.name + NUMBERS[one.kind]: "BYTE_STREAM_SPLIT" for one in COLUMNS if one.kind in NUMBERS}
+WORDS = [path for one in COLUMNS for leaf in LEAVES.get(one.kind, ("",)) if (path := one.name + leaf) not in SPLIT]
 SCHEMA = pa.schema([(one.name, KINDS[one.kind]) for one in COLUMNS])
 
 
@@ -97,7 +105,7 @@ class ParquetFleet:
         place = self._folder / f"month={month}"
         place.mkdir(mode=0o700, exist_ok=True)
         with written_whole(place / f"{secrets.token_hex(8)}.parquet") as part:
-            pq.write_table(table, part, compression="zstd", compression_level=9)
+            pq.write_table(table, part, compression="zstd", compression_level=9, use_dictionary=WORDS, column_encoding=SPLIT)
 
 
 def _as_stored(row: Row) -> Row:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from copy import copy
 from datetime import datetime, timezone
+from math import frexp, ldexp
 from typing import Any
 
 from profiler.config.word_grammar import LABEL_PREFIX
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 OWN = "own"  # stands for the names of phases that are the user's own, where these stay at home
 WORDS = frozenset(word for one in (*(phase.value for phase in Phase), LOADER_START) for word in (one, f"after {one}"))
+BITS = 12  # of the times of phases and causes: at most 0.025 % off
+LONG_BITS = 24  # of the time of a stage: seven digits
 MOST_WHOLE, MOST_IN_BUCKET = 2**63 - 1, 2**32 - 1
 WHOLE = tuple(column.name for column in COLUMNS if column.kind in ("count", "whole"))
 
@@ -78,13 +80,13 @@ def _facts(run: Run) -> Row:
 
 
 def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) -> Iterator[Row]:
-    start = datetime.fromtimestamp((run.started_unix_ns + part.started_ns) / NS, timezone.utc)
+    start = datetime.fromtimestamp((run.started_unix_ns + part.started_ns) // (NS // 1_000) / 1_000, timezone.utc)
     place = {**facts, "epoch": part.index, "start": start}
     for name, stage in part.stages.items():
         yield {
             **place,
             "stage": name,
-            "duration_s": stage.elapsed_ns / NS,
+            "duration_s": rounded(stage.elapsed_ns / NS, LONG_BITS),
             "steps": stage.steps,
             "samples": stage.samples,
             "passes": stage.passes,
@@ -98,7 +100,7 @@ def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) ->
         yield {
             **place,
             "stage": "",
-            "duration_s": spent / NS,
+            "duration_s": rounded(spent / NS, LONG_BITS),
             "steps": 0,
             "samples": None,
             "passes": 0,
@@ -121,6 +123,8 @@ def _add_ledger(run: Run, rows: list[Row]) -> None:
         for one in accounts.of_part(part, costs):
             ledger, cause = places[part.index, one.stage]["ledger_s"], CAUSES[one.cause]
             ledger[cause] = ledger.get(cause, 0.0) + one.ns / NS
+    for row in rows:
+        row["ledger_s"] = {cause: rounded(spent) for cause, spent in row["ledger_s"].items()}
 
 
 def _outline(run: Run) -> EpochRecord:
@@ -151,7 +155,9 @@ def _costs_by_part(run: Run) -> Iterator[tuple[EpochRecord, Costs]]:
 
 def _energy(gpus: Mapping[str, Energy]) -> Row:
     used = sum_of(gpus.values())
-    return {"energy_j": used.joules if gpus else None, "energy_uncertain_j": used.uncertain if gpus else None}
+    if not gpus:
+        return {"energy_j": None, "energy_uncertain_j": None}
+    return {"energy_j": rounded(used.joules, LONG_BITS), "energy_uncertain_j": rounded(used.uncertain, LONG_BITS)}
 
 
 def _steps(stage: StageRecord) -> Row:
@@ -166,7 +172,7 @@ def _phases(timings: Mapping[Path, Timing], keeps_names: bool) -> Row:
             named.setdefault(path[0] if keeps_names or path[0] in WORDS else OWN, []).append(timing)
     found = {name: buckets_of(timing.steady for timing in those) for name, those in named.items()}
     return {
-        "phases_s": {name: sum(timing.total_ns for timing in those) / NS for name, those in named.items()},
+        "phases_s": {name: rounded(sum(timing.total_ns for timing in those) / NS) for name, those in named.items()},
         "phase_names": list(found),
         "phase_zeros": [zeros for zeros, _, _ in found.values()],
         "phase_offsets": [offset for _, offset, _ in found.values()],
@@ -176,16 +182,35 @@ def _phases(timings: Mapping[Path, Timing], keeps_names: bool) -> Row:
 
 def buckets_of(histograms: Iterable[Histogram]) -> tuple[int, int, list[int]]:
     """Return the values of no time, the first bucket, and the buckets at the fleet's scale, of histograms together."""
-    first, *others = histograms
-    whole: Histogram = copy(first)
-    for other in others:
-        whole.merge(other)
-    whole.coarsen(SCALE)
-    offset, counts = whole.dense()
-    while whole.scale < SCALE:  # of durations from microseconds to hours: half of a bucket goes to each of its two
-        whole.scale += 1
-        offset, counts = offset * 2, [half for count in counts for half in (count - count // 2, count // 2)]
-    return whole.zero_count, offset, counts
+    zeros, found = 0, dict[int, int]()
+    for one in histograms:
+        zeros += one.zero_count
+        shift = one.scale - SCALE
+        if shift < 0:  # of durations from microseconds to hours
+            _spread(one, -shift, found)
+            continue
+        for index, count in one.counts.items():
+            found[index >> shift] = found.get(index >> shift, 0) + count
+    if not found:
+        return zeros, 0, []
+    low, high = min(found), max(found)
+    return zeros, low, [found.get(index, 0) for index in range(low, high + 1)]
+
+
+def _spread(coarse: Histogram, steps: int, found: dict[int, int]) -> None:
+    """Add the buckets of a coarser histogram: half of a bucket goes to each of its two at the next finer scale."""
+    counts = dict(coarse.counts)
+    for _ in range(steps):
+        halves = ((2 * index + side, half) for index, n in counts.items() for side, half in enumerate((n - n // 2, n // 2)))
+        counts = {index: half for index, half in halves if half}
+    for index, count in counts.items():
+        found[index] = found.get(index, 0) + count
+
+
+def rounded(value: float, bits: int = BITS) -> float:
+    """Return a number with so many binary digits: the rest is noise that no file can pack."""
+    digits, power = frexp(value)
+    return ldexp(round(ldexp(digits, bits)), power - bits)
 
 
 def _check(row: Row) -> None:

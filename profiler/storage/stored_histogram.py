@@ -25,7 +25,8 @@ def histogram_in(point: Mapping[str, Any]) -> Histogram:
         whole_64(point.get("zeroCount", 0)),
     )
     texts = positive.get("bucketCounts", ())
-    counts = {step: whole_64(count) for step, count in enumerate(texts, offset) if count != "0"}  # most buckets are empty
+    known = {text: whole_64(text) for text in set(texts)}  # few: most buckets hold nothing, or as little as others
+    counts = {step: known[text] for step, text in enumerate(texts, offset) if text != "0"}
     count = whole_64(point.get("count", 0))
     highest = (abs(offset) + len(texts)) * 2.0**-scale  # of a bucket, as a power of two
     if not -10 <= scale <= 20 or len(texts) > MAX_BUCKETS or highest > MAX_POWER or min([*counts.values(), zero_count]) < 0:

@@ -100,9 +100,15 @@ class TestRows:
             77,
             "w",
         )
-        assert (first["steps"], first["samples"], first["duration_s"]) == (stage.steps, stage.samples, stage.elapsed_ns / NS)
+        assert (first["steps"], first["samples"], first["duration_s"]) == (
+            stage.steps,
+            stage.samples,
+            pytest.approx(stage.elapsed_ns / NS, rel=2**-24),
+        )
         assert first["start"].timestamp() == pytest.approx((run.started_unix_ns + run.epochs[0].started_ns) / NS)
-        assert first["phases_s"] == {path[0]: timing.total_ns / NS for path, timing in stage.phases.items()}
+        assert first["phases_s"] == pytest.approx(
+            {path[0]: timing.total_ns / NS for path, timing in stage.phases.items()}, rel=2**-12
+        )
         assert (first["labels"], first["package"], first["package_version"]) == ({"team": "vision"}, "digits", "1.2")
         assert (first["gpu"], first["gpus"], first["cores"]) == ("NVIDIA H100 80GB HBM3", 2, 64)
         assert first["energy_j"] is None and first["rank"] is None  # absent is absent
@@ -264,13 +270,14 @@ class TestParquet:
         run = made(1)
         run.outside.costs[CausePlace(STARVED, "val", "")] = Cost(NS // 1000)
         rows = [row for row in rows_of(run, 1, "") if row["stage"] == "val"]
-        assert [row["ledger_s"].get(STARVED) for row in rows] == [None, None, 0.001]
+        assert [row["ledger_s"].get(STARVED) for row in rows] == [None, None, pytest.approx(0.001, rel=2**-12)]
 
     def test_time_outside_stages_has_rows(self) -> None:
         run = made(1)
         rows = [row for row in rows_of(run, 1, "") if row["stage"] == ""]
         spent = [epoch.phases["checkpoint",].total_ns / NS for epoch in run.epochs]
-        assert [row["phases_s"]["checkpoint"] for row in rows] == [row["duration_s"] for row in rows] == spent
+        assert [row["phases_s"]["checkpoint"] for row in rows] == pytest.approx(spent, rel=2**-12)
+        assert [row["duration_s"] for row in rows] == pytest.approx(spent, rel=2**-24)
 
 
 class TestSchema:
@@ -283,8 +290,8 @@ class TestSchema:
         )
 
     def test_old_rows_may_be_dropped(self) -> None:
-        assert "TTL toDateTime(start) + INTERVAL 400 DAY" in clickhouse_schema(keep_days=400)[0]
-        assert "TTL" not in clickhouse_schema()[0]
+        assert any("MODIFY TTL toDateTime(start) + INTERVAL 400 DAY" in one for one in clickhouse_schema(keep_days=400))
+        assert not any("TTL" in one for one in clickhouse_schema())
 
 
 def ready(address: str) -> Any:
@@ -373,6 +380,24 @@ class TestClickHouse:
         ).result_rows
         assert steps == 150 and sum(buckets[1]) == 150
 
+    def test_sums_of_days_outlive_their_rows(self, clickhouse: str, tmp_path: Path) -> None:
+        """Rows are dropped after their time, and a log that comes later takes nothing from the sums. A late GPU counts once."""
+        from profiler.fleet.columns import clickhouse_schema
+
+        run, fleet = made(71, gpus=2, said={"team": "kept"}), ready(clickhouse)
+        gpus, run.hardware.gpus = run.hardware.gpus, {}
+        for run.hardware.gpus in ({}, gpus):
+            fleet.write(rows_of(run, 1, "kept"))
+        query = "SELECT sum(steps) AS steps FROM fleet_day WHERE workload = 'kept' AND stage = 'train'"
+        assert fleet.ask(query).to_pylist() == [{"steps": 150}]
+        fleet.command("ALTER TABLE fleet_epoch_loaded DELETE WHERE workload = 'kept' SETTINGS mutations_sync = 1")
+        late = made(72, epochs=1, said={"team": "kept"})
+        fleet.write(rows_of(late, 1, "late"))
+        assert fleet.ask(query).to_pylist() == [{"steps": 150}]
+        fleet.command(*clickhouse_schema(keep_days=40))
+        assert "TTL" in fleet.ask("SHOW CREATE TABLE fleet_epoch_loaded").to_pylist()[0]["statement"]
+        fleet.command("ALTER TABLE fleet_epoch_loaded REMOVE TTL")
+
     def test_off_wins(self, clickhouse: str) -> None:
         answer = epochmeter("fleet", "load", "--to", clickhouse, DO_NOT_TRACK="1")
         assert answer.code == 2 and "sync is off, so nothing leaves this machine" in answer.err
@@ -428,6 +453,8 @@ def test_rows_have_the_ledger_of_the_report() -> None:
     told = document(run)["ledger"]
     rows = rows_of(run, 1, "")
     for word in set(WORDS.values()) - {"outside", "start_up", "host"}:
-        assert sum(row["ledger_s"].get(word, 0.0) for row in rows) == pytest.approx(told.get(f"{word}_s", 0.0)), word
+        assert sum(row["ledger_s"].get(word, 0.0) for row in rows) == pytest.approx(told.get(f"{word}_s", 0.0), rel=1.3e-4), (
+            word
+        )
     assert all(sum(row["ledger_s"].values()) == pytest.approx(row["duration_s"]) for row in rows)
     assert told["collections_s"] == pytest.approx(0.04) and told["useful_s"] > 0

@@ -62,9 +62,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reply(200, b"Ok.\n")
             return
         sql, data = asked.get("query", ""), body
-        if not sql and body[:6].upper() == b"INSERT":
-            first, _, data = body.partition(b"\n")
-            sql = first.decode()
+        first, _, rest = body.partition(b"\n")
+        if not sql and INSERT.match(first.decode(errors="replace")):
+            sql, data = first.decode(), rest
         elif not sql:
             sql, data = body.decode(), b""
         parameters = {name[6:]: value for name, value in asked.items() if name.startswith("param_")}
