@@ -6,7 +6,9 @@ import contextlib
 import gzip
 import os
 import shutil
+import stat
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 20_000  # rows that are written together
 PACKED = ".gz"
+OURS, LONGEST_LOAD_S = "epochmeter-fleet-", 86_400.0  # temporary folders, each changed with every log
 
 
 class Known(NamedTuple):
@@ -111,8 +114,9 @@ def load_logs(logs: Sequence[Path], fleet: Fleet, label: str = "", on_log: Calla
     Raises:
         ProfilerError: the fleet cannot be read or written.
     """
+    _forget_killed()
     told, known, waiting = Loaded(), fleet.loaded(), []
-    with tempfile.TemporaryDirectory(prefix="epochmeter-fleet-") as folder:
+    with tempfile.TemporaryDirectory(prefix=OURS) as folder:
         for log in logs:
             try:
                 rows = _new_rows(log, Path(folder), known, label, keeps_names=fleet.keeps_names)
@@ -131,6 +135,16 @@ def load_logs(logs: Sequence[Path], fleet: Fleet, label: str = "", on_log: Calla
             on_log()
     fleet.write(waiting)
     return told
+
+
+def _forget_killed() -> None:
+    """Remove the copy of a log that a load has left behind which was killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{OURS}*"):
+        with contextlib.suppress(OSError):
+            found = folder.lstat()
+            is_own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
+            if is_own and stat.S_ISDIR(found.st_mode) and time.time() - found.st_mtime > LONGEST_LOAD_S:
+                shutil.rmtree(folder)
 
 
 def first_line(error: Exception) -> str:

@@ -1,17 +1,22 @@
-"""A fleet as a folder of Parquet files, by month. Each file is written whole or not at all, and never changed."""
+"""A fleet as a folder of Parquet files, by month. Each file is written whole or not at all, and never changed.
+
+Of a month's small files, one is made now and then.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from profiler.errors import ProfilerError
-from profiler.fleet.columns import COLUMNS, FILES
+from profiler.fleet.columns import COLUMNS, FILES, KEY
 from profiler.fleet.files import written_whole
 from profiler.fleet.loading import Known, first_line
 
@@ -44,6 +49,7 @@ LEAVES = {  # where the values of a column are, in Parquet's terms
 NUMBERS = {"number": "", "unsure": "", "numbers": ".key_value.value"}  # kinds of which no two values are alike
 SPLIT = {one.name + NUMBERS[one.kind]: "BYTE_STREAM_SPLIT" for one in COLUMNS if one.kind in NUMBERS}
 WORDS = [path for one in COLUMNS for leaf in LEAVES.get(one.kind, ("",)) if (path := one.name + leaf) not in SPLIT]
+SMALL, MANY = 200_000, 8  # rows of a small file, and as many such files of a month as are put into one
 SCHEMA = pa.schema([(one.name, KINDS[one.kind]) for one in COLUMNS])
 
 
@@ -65,22 +71,15 @@ class ParquetFleet:
         Raises:
             ProfilerError: a file of the folder cannot be read.
         """
-        places: dict[tuple[str, Known], set[tuple[str, int | None]]] = {}
-        wholes: dict[tuple[str, Known], int] = {}
-        for path in sorted(self._folder.glob(FILES)):
-            try:
-                table = pq.read_table(path, columns=list(READ), partitioning=None)
-            except (pa.ArrowException, OSError) as error:
-                raise ProfilerError(f"{path.name} of the fleet cannot be read: {first_line(error)}") from None
-            for run, stage, epoch, whole, *told in zip(*(table[name].to_pylist() for name in READ), strict=True):
-                load = run, Known(*told)
-                places.setdefault(load, set()).add((stage, epoch))
-                wholes[load] = whole
         loaded: dict[str, Known] = {}
-        for load, found in places.items():
-            run, known = load
-            if len(found) >= wholes[load] and (run not in loaded or known.is_newer(loaded[run])):
-                loaded[run] = known
+        parts: dict[tuple[str, Known], set[tuple[str, int | None]]] = {}  # of loads that are not whole in one file
+        for path in sorted(self._folder.glob(FILES)):
+            with contextlib.suppress(FileNotFoundError):  # another load has just put it into a larger one
+                for run, known, whole, places in _loads_in(_read(path, READ)):
+                    found = places if len(places) >= whole else parts.setdefault((run, known), set())
+                    found.update(places)
+                    if len(found) >= whole and (run not in loaded or known.is_newer(loaded[run])):
+                        loaded[run] = known
         return loaded
 
     def write(self, rows: Iterable[Row]) -> None:
@@ -97,8 +96,26 @@ class ParquetFleet:
             table = pa.Table.from_pylist([_as_stored(row) for row in those], schema=SCHEMA)
             try:
                 self._put(table, month)
+                self._join_small(month)
             except OSError as error:
                 raise ProfilerError(f"the fleet's folder {self._folder} cannot be written: {error.strerror or error}") from None
+
+    def _join_small(self, month: str) -> None:
+        """Put the small files of a month into one, without rows that a later load has replaced: logs that grow have many.
+
+        The new file is there before the others go, and the view takes each row once: a load that is killed here loses nothing.
+        """
+        try:
+            sizes = {path: pq.read_metadata(path).num_rows for path in self._folder.glob(f"month={month}/*.parquet")}
+            small = [path for path, rows in sizes.items() if rows < SMALL]
+            if len(small) < MANY:
+                return
+            tables = [_read(path) for path in small]
+        except FileNotFoundError:  # another load has just done it
+            return
+        self._put(_newest(pa.concat_tables(tables)), month)
+        for path in small:
+            path.unlink(missing_ok=True)
 
     def _put(self, table: Any, month: str) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -106,6 +123,46 @@ class ParquetFleet:
         place.mkdir(mode=0o700, exist_ok=True)
         with written_whole(place / f"{secrets.token_hex(8)}.parquet") as part:
             pq.write_table(table, part, compression="zstd", compression_level=9, use_dictionary=WORDS, column_encoding=SPLIT)
+
+
+def _read(path: Path, columns: Iterable[str] = SCHEMA.names) -> pa.Table:
+    """Return columns of a file.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        ProfilerError: it cannot be read.
+    """
+    try:
+        return pq.read_table(path, columns=list(columns), partitioning=None)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ProfilerError(f"{path.name} of the fleet cannot be read: {first_line(error)}") from None
+
+
+def _loads_in(table: pa.Table) -> Iterator[tuple[str, Known, int, set[tuple[str, int | None]]]]:
+    """Yield each load of a run in a file, with the rows that it had, and the places of those that are here."""
+    load = ["run", *Known._fields]
+    together = table.group_by(load).aggregate([("log_rows", "max"), ("stage", "list"), ("epoch", "list")])
+    for batch in together.to_batches(max_chunksize=500):
+        for run, *told, whole, stages, epochs in zip(*(column.to_pylist() for column in _columns(batch, load)), strict=True):
+            yield run, Known(*told), whole, set(zip(stages, epochs, strict=True))
+
+
+def _columns(batch: pa.RecordBatch, load: list[str]) -> list[Any]:
+    return [batch[name] for name in (*load, "log_rows_max", "stage_list", "epoch_list")]
+
+
+def _newest(table: pa.Table) -> pa.Table:
+    """Return each row once, as of its last load: the order in which the view reads them."""
+    is_running = pc.equal(table["state"], "running")
+    order = pc.sort_indices(
+        pa.table({"as_of": table["as_of"], "running": is_running}),
+        sort_keys=[("as_of", "descending"), ("running", "ascending")],
+    )
+    ordered = pa.table({name: table[name].take(order) for name in KEY}).append_column("place", order)
+    first = ordered.group_by(list(KEY), use_threads=False).aggregate([("place", "first")])["place_first"]
+    return table.take(first).sort_by([(name, "ascending") for name in ("gpu", "stage", "run", "epoch")])
 
 
 def _as_stored(row: Row) -> Row:
