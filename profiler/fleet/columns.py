@@ -21,7 +21,7 @@ RANKS = "fleet_rank"  # the training of each rank, epoch by epoch
 PLACE = re.compile(r"(?:'[^']*'|(?:\w+ AS )?\w+) /\* ([A-Z]+) \*/")  # in a file of SQL
 HERE = Path(__file__).with_name("sql")
 FILES = "month=*/*.parquet"  # of a fleet's folder
-KEY = ("run", "stage", "epoch")  # one row each, whatever else a later load says of it; a rank is a run of its own
+KEY = ("run", "stage", "epoch", "slice")  # one row each, whatever else a later load says of it; a rank is a run of its own
 
 # The types in ClickHouse, by kind; those in Parquet stand in `fleet.parquet`, which alone needs its package.
 CLICKHOUSE = {
@@ -78,7 +78,10 @@ COLUMNS = (
     Column("gpu_memory_gib", "whole", "the class of the first GPU's memory, GiB"),
     Column("stage", "word", "train, val or inference; empty for phases outside stages, such as a checkpoint between two"),
     Column("epoch", "whole", "the epoch's index; null outside epochs"),
-    Column("start", "moment", "when the epoch began, or the run where there is none"),
+    Column(
+        "slice", "whole", "the hour since 1970, for a part of an epoch (or of time outside) of over two hours; null if whole"
+    ),
+    Column("start", "moment", "when the epoch or its hour began, or the run where there is none"),
     Column("duration_s", "number", "the stage's time in the epoch, s"),
     Column("steps", "count", "steps"),
     Column("samples", "whole", "samples; null if no batch had a known size"),
@@ -114,9 +117,10 @@ DERIVED = (
     Derived(
         *(
             "part",
-            "coalesce(epoch, -1 - date_diff('hour', CAST('1970-01-01 00:00:00' AS TIMESTAMP), CAST(start AS TIMESTAMP)))",
+            "coalesce(-1 - slice, epoch,"
+            " -1 - date_diff('hour', CAST('1970-01-01 00:00:00' AS TIMESTAMP), CAST(start AS TIMESTAMP)))",
         ),
-        "the epoch; where there is none, the hour, below 0",
+        "the epoch; of an epoch in slices, and where there is none, the hour, below 0",
     ),
     Derived("hardware", "CASE WHEN gpu <> '' THEN gpu ELSE cpu END", "the model of the GPU, or the CPU's family without one"),
     Derived(
@@ -148,7 +152,7 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
     keep = [] if keep_days is None else [f"ALTER TABLE {STORED} MODIFY TTL toDateTime(start) + INTERVAL {keep_days} DAY"]
     return [
         f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(as_of)\nPARTITION BY toYYYYMM(start)\n"
-        f"ORDER BY (stage, run, ifNull(epoch, -1))",
+        f"ORDER BY (stage, run, ifNull(epoch, -1), ifNull(slice, -1))",
         *keep,
         *_views(f"{STORED} FINAL"),
         f"CREATE TABLE IF NOT EXISTS {STORED_DAYS} ENGINE = MergeTree ORDER BY (day, made)\nEMPTY AS\n{day_sums()}",

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from profiler.config.word_grammar import LABEL_PREFIX
 from profiler.errors import ProfilerError, RunLogError
+from profiler.fleet.hours import pieces_of
 from profiler.fleet.rows import Row, rows_of
 from profiler.records.plain_text import printable
 from profiler.storage.run_log import SUFFIX, is_being_written, run_id
@@ -175,7 +176,8 @@ def _new_rows(log: Path, folder: Path, known: dict[str, Known], label: str, *, k
         if run.state == "interrupted" and is_being_written(log):
             run.state = "running"
         with believed(run):
-            rows = rows_of(run, size, _workload(run, label, keeps_names=keeps_names), keeps_names=keeps_names)
+            named = _workload(run, label, keeps_names=keeps_names)
+            rows = rows_of(run, size, named, keeps_names=keeps_names, pieces=pieces_of(run, copy))
     if rows and before is not None and not known_of(rows).is_newer(before):
         return []  # an older copy, or a log that was only written anew in fewer lines
     return rows

@@ -24,7 +24,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.fleet.rows import Row
 
-READ = ("run", "stage", "epoch", "log_rows", *Known._fields)  # of each row, to know what is loaded
+READ = (*KEY, "log_rows", *Known._fields)  # of each row, to know what is loaded
+PLACE = KEY[1:]  # of a row within its run
 KINDS = {
     "text": pa.string(),
     "word": pa.string(),
@@ -72,7 +73,7 @@ class ParquetFleet:
             ProfilerError: a file of the folder cannot be read.
         """
         loaded: dict[str, Known] = {}
-        parts: dict[tuple[str, Known], set[tuple[str, int | None]]] = {}  # of loads that are not whole in one file
+        parts: dict[tuple[str, Known], set[Any]] = {}  # of loads that are not whole in one file
         for path in sorted(self._folder.glob(FILES)):
             with contextlib.suppress(FileNotFoundError):  # another load has just put it into a larger one
                 for run, known, whole, places in _loads_in(_read(path, READ)):
@@ -140,17 +141,14 @@ def _read(path: Path, columns: Iterable[str] = SCHEMA.names) -> pa.Table:
         raise ProfilerError(f"{path.name} of the fleet cannot be read: {first_line(error)}") from None
 
 
-def _loads_in(table: pa.Table) -> Iterator[tuple[str, Known, int, set[tuple[str, int | None]]]]:
+def _loads_in(table: pa.Table) -> Iterator[tuple[str, Known, int, set[Any]]]:
     """Yield each load of a run in a file, with the rows that it had, and the places of those that are here."""
     load = ["run", *Known._fields]
-    together = table.group_by(load).aggregate([("log_rows", "max"), ("stage", "list"), ("epoch", "list")])
+    together = table.group_by(load).aggregate([("log_rows", "max"), *((name, "list") for name in PLACE)])
     for batch in together.to_batches(max_chunksize=500):
-        for run, *told, whole, stages, epochs in zip(*(column.to_pylist() for column in _columns(batch, load)), strict=True):
-            yield run, Known(*told), whole, set(zip(stages, epochs, strict=True))
-
-
-def _columns(batch: pa.RecordBatch, load: list[str]) -> list[Any]:
-    return [batch[name] for name in (*load, "log_rows_max", "stage_list", "epoch_list")]
+        for row in batch.to_pylist():
+            places = set(zip(*(row[f"{name}_list"] for name in PLACE), strict=True))
+            yield row["run"], Known(*(row[name] for name in Known._fields)), row["log_rows_max"], places
 
 
 def _newest(table: pa.Table) -> pa.Table:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from math import frexp, ldexp
 from typing import Any
 
 from profiler.config.word_grammar import LABEL_PREFIX
 from profiler.fleet.columns import COLUMNS, SCALE
+from profiler.fleet.hours import Piece
 from profiler.records.causes import LOADER_START, merge_costs, merge_lines
 from profiler.records.energy import Energy, sum_of
 from profiler.records.histogram import NS, Histogram
@@ -34,7 +35,7 @@ MOST_WHOLE, MOST_IN_BUCKET = 2**63 - 1, 2**32 - 1
 WHOLE = tuple(column.name for column in COLUMNS if column.kind in ("count", "whole"))
 
 
-def rows_of(run: Run, log_bytes: int, workload: str, *, keeps_names: bool = True) -> list[Row]:
+def rows_of(run: Run, log_bytes: int, workload: str, *, keeps_names: bool = True, pieces: Sequence[Piece] = ()) -> list[Row]:
     """Return the rows of a run.
 
     Args:
@@ -42,13 +43,16 @@ def rows_of(run: Run, log_bytes: int, workload: str, *, keeps_names: bool = True
         log_bytes: how many bytes of its log were read.
         workload: what was trained, in the user's words.
         keeps_names: False to put "own" in the place of the names that the user has given to phases.
+        pieces: what there are rows of; without any, its epochs and what lies outside.
 
     Raises:
         ValueError: a number is larger than any that was measured.
     """
     facts = {**_facts(run), "workload": workload, "log_bytes": log_bytes}
-    found = [row for part in run.parts() for row in _rows_of_part(run, part, facts, keeps_names)]
-    _add_ledger(run, found)
+    pieces = pieces or [Piece(part) for part in run.parts()]
+    by_piece = [list(_rows_of_piece(run, piece, facts, keeps_names)) for piece in pieces]
+    _add_ledger(run, [piece.part for piece in pieces], by_piece)
+    found = [row for rows in by_piece for row in rows]
     for row in found:
         row["log_rows"] = len(found)
         _check(row)
@@ -79,9 +83,10 @@ def _facts(run: Run) -> Row:
     }
 
 
-def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) -> Iterator[Row]:
+def _rows_of_piece(run: Run, piece: Piece, facts: Row, keeps_names: bool) -> Iterator[Row]:
+    part = piece.part
     start = datetime.fromtimestamp((run.started_unix_ns + part.started_ns) // (NS // 1_000) / 1_000, timezone.utc)
-    place = {**facts, "epoch": part.index, "start": start}
+    place = {**facts, "epoch": part.index, "slice": piece.hour, "start": start}
     for name, stage in part.stages.items():
         yield {
             **place,
@@ -113,24 +118,22 @@ def _rows_of_part(run: Run, part: EpochRecord, facts: Row, keeps_names: bool) ->
         }
 
 
-def _add_ledger(run: Run, rows: list[Row]) -> None:
+def _add_ledger(run: Run, parts: Sequence[EpochRecord], by_part: Sequence[list[Row]]) -> None:
     """Add to each row its time by cause, so that all of it has one."""
-    accounts = Accounts(run, _outline(run))
-    places = {(row["epoch"], row["stage"]): row for row in rows}
-    for row in rows:
-        row["ledger_s"] = {}
-    for part, costs in _costs_by_part(run):
+    accounts = Accounts(run, _outline(parts))
+    for part, rows, costs in zip(parts, by_part, _costs_by_part(parts), strict=True):
+        ledgers: dict[str, dict[str, float]] = {row["stage"]: {} for row in rows}
         for one in accounts.of_part(part, costs):
-            ledger, cause = places[part.index, one.stage]["ledger_s"], CAUSES[one.cause]
+            ledger, cause = ledgers[one.stage], CAUSES[one.cause]
             ledger[cause] = ledger.get(cause, 0.0) + one.ns / NS
-    for row in rows:
-        row["ledger_s"] = {cause: rounded(spent) for cause, spent in row["ledger_s"].items()}
+        for row in rows:
+            row["ledger_s"] = {cause: rounded(spent) for cause, spent in ledgers[row["stage"]].items()}
 
 
-def _outline(run: Run) -> EpochRecord:
+def _outline(parts: Iterable[EpochRecord]) -> EpochRecord:
     """Return the sums of a run that its causes depend on, without the durations of phases: those take longest to add up."""
     whole = EpochRecord(None)
-    for part in run.parts():
+    for part in parts:
         merge_costs(whole.costs, part.costs)
         merge_lines(whole.lines, part.lines)
         for name, stage in part.stages.items():
@@ -141,16 +144,15 @@ def _outline(run: Run) -> EpochRecord:
     return whole
 
 
-def _costs_by_part(run: Run) -> Iterator[tuple[EpochRecord, Costs]]:
-    """Yield each part with its costs. One that came late, in a part without its stage, is the last one's."""
-    parts = list(run.parts())
+def _costs_by_part(parts: Sequence[EpochRecord]) -> list[Costs]:
+    """Return the costs of each part. One that came late, in a part without its stage, is the last one's."""
     last = {name: index for index, part in enumerate(parts) for name in part.stages}
     found: list[Costs] = [{} for _ in parts]
     for index, part in enumerate(parts):
         for place, cost in part.costs.items():
             home = index if place.stage in part.stages else last.get(place.stage, index)
             merge_costs(found[home], {place: cost})
-    yield from zip(parts, found, strict=True)
+    return found
 
 
 def _energy(gpus: Mapping[str, Energy]) -> Row:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from support.processes import epochmeter, python
 
 duckdb = pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
+from profiler import fleet  # noqa: E402  # needs pyarrow
 from profiler.fleet.parquet import ParquetFleet  # noqa: E402  # needs pyarrow
 
 SUMS = "SELECT count(*), count(DISTINCT run), sum(steps), sum(samples), round(sum(duration_s), 6) FROM fleet_epoch"
@@ -175,6 +177,38 @@ class TestParquet:
         for path in list(place.rglob("*.parquet")):  # as if the old files had not been removed yet
             shutil.copy(path, path.with_name(f"copy-{path.name}"))
         assert asked(place, "SELECT count(*) FROM fleet_epoch") == [(90,)] and fleet.loaded().keys() == {run.id}
+
+    def test_a_long_epoch_has_rows_by_the_hour(self, tmp_path: Path) -> None:
+        """A run of one epoch of nine hours, in slices of ten minutes, is of the hours in which it was."""
+        whole = made(1, epochs=54)
+        run = made(1, epochs=0)
+        log = RunLog(tmp_path / "runs", run)
+        for number, part in enumerate(whole.epochs):
+            part.index, part.slice, part.started_ns, part.duration_ns = 0, number, number * 600 * NS, 600 * NS
+            run.duration_ns = part.ended_ns
+            log.append(run, part)
+        log.close()
+        assert load_logs(logs_in([tmp_path / "runs"]), ParquetFleet(tmp_path / "fleet")).rows == 3 * 10
+        hours = asked(
+            tmp_path / "fleet",
+            "SELECT slice, min(start), sum(steps) FROM fleet_epoch WHERE stage = 'train' GROUP BY 1 ORDER BY 1",
+        )
+        began = run.started_unix_ns // NS
+        assert [hour for hour, *_ in hours] == list(range(began // 3600, (began + 32_400) // 3600 + 1))
+        assert (
+            all(start.timestamp() // 3600 == hour for hour, start, _ in hours) and sum(steps for *_, steps in hours) == 54 * 50
+        )
+        ((seconds, phases, ledger, counted),) = asked(
+            tmp_path / "fleet",
+            "SELECT sum(duration_s), sum(phases_s['forward']), sum(list_sum(map_values(ledger_s))), sum(list_sum(step_counts))"
+            " FROM fleet_epoch WHERE stage = 'train'",
+        )
+        stages = [part.stages["train"] for part in whole.epochs]
+        assert seconds == pytest.approx(sum(stage.elapsed_ns for stage in stages) / NS) == pytest.approx(ledger, rel=1e-4)
+        assert phases == pytest.approx(sum(stage.phases["forward",].total_ns for stage in stages) / NS, rel=1e-4)
+        assert counted == 54 * 50
+        late = fleet.open(tmp_path / "fleet").trend(since=date(2026, 9, 22)).to_pylist()
+        assert sum(one["samples"] for one in late) < 54 * 50 * 256 and late
 
     def test_what_a_killed_load_left_is_removed(self, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

@@ -171,7 +171,7 @@ class TestRanks:
         rows = [row(f"j-{rank}", job="j", rank=rank, **phases(14.0 if rank == 2 else 10.0)) for rank in range(4)]
         assert [one["rank"] for one in made(rows).stragglers().to_pylist()] == [2]
 
-    def test_a_job_that_began_anew_has_as_many_ranks(self, made: Made) -> None:
+    def test_a_job_that_began_anew_is_one(self, made: Made) -> None:
         """Its second attempt repeats an epoch of the first one; each is compared with its own."""
         rows = list(ranks("a", 1, slow={5: 1.25}))
         for one in ranks("a", 2, slow={5: 1.25}):

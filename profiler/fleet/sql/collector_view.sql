@@ -99,6 +99,7 @@ SELECT s.run AS run, r.at['epochmeter.distributed.job'] AS job, toInt64OrNull(r.
   toInt64OrNull(r.at['epochmeter.memory.total_class_gib']) AS memory_gib, r.at['epochmeter.gpu.model'] AS gpu,
   toUInt64OrZero(r.at['epochmeter.gpu.count']) AS gpus, toInt64OrNull(r.at['epochmeter.gpu.memory_class']) AS gpu_memory_gib,
   s.stage AS stage, CAST(NULL AS Nullable(Int64)) AS epoch,
+  CAST(intDiv(toUnixTimestamp(s.hour), 3600) AS Nullable(Int64)) AS slice,
   toDateTime64(greatest(toDateTime64(s.hour, 6, 'UTC'), toDateTime64(r.began, 6, 'UTC')), 6, 'UTC') AS start,
   s.spent AS duration_s, toUInt64(s.steps) AS steps, if(s.counted > 0, toInt64(s.samples), NULL) AS samples,
   toUInt64(s.passes) AS passes, toUInt64(s.partial) AS partial_passes, p.spent AS phases_s,
