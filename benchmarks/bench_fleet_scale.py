@@ -1,7 +1,8 @@
-"""How a fleet grows: every question, and an export, over 1e5, 1e6 and 1e7 rows, each in a process of its own.
+"""How a fleet grows: the load of one more log, every question, and an export, over 1e5, 1e6 and 1e7 rows.
 
-The rows are those of one hand-made run, loaded from its log, and multiplied in DuckDB to 10,000 ranks in jobs of 100, each with
-times of its own. So the load of 10,000 logs is not in it: `bench_fleet.py` measures loading.
+Each is a process of its own. The rows are the training of one hand-made run, loaded from its log, and multiplied in DuckDB to
+10,000 ranks in jobs of 100, each with times of its own: 10, 100 and 1,000 epochs. So the load of 10,000 logs is not in it:
+`bench_fleet.py` measures loading.
 
     PYTHONPATH=tests python benchmarks/bench_fleet_scale.py [--rows 100000 1000000 10000000] [--json FILE]
 """
@@ -44,12 +45,13 @@ COPY (
   SELECT * REPLACE (
     printf('%012x', rank_) AS run, printf('%012x', rank_ // 100) AS job, rank_ % 100 AS rank, 100 AS world_size,
     (rank_ % 100) // 8 AS node, map {{'node': 'n' || (rank_ // 8 % 300)}} AS labels, 'net ' || (rank_ // 100 % 20) AS workload,
-    ['0.2.0', '0.3.0'][1 + rank_ // 100 % 2] AS package_version, 1 AS gpus,
+    ['0.2.0', '0.3.0'][1 + rank_ // 100 % 2] AS package_version, 1 AS gpus, {epochs} AS log_rows,
     start + to_hours(CAST(rank_ // 100 * 5 AS INTEGER)) AS start, duration_s * (0.98 + 0.04 * random()) AS duration_s,
     300.0 * duration_s * (0.9 + 0.2 * random()) AS energy_j, 1.0 AS energy_uncertain_j,
     map_from_entries(list_transform(map_entries(phases_s),
       lambda e: {{'k': e.key, 'v': CAST(e.value * (0.98 + 0.04 * random()) AS FLOAT)}})) AS phases_s)
-  FROM base CROSS JOIN (SELECT range AS rank_ FROM range({first}, {last})) AS ranks
+  FROM (SELECT * FROM base WHERE stage = 'train') AS base
+    CROSS JOIN (SELECT range AS rank_ FROM range({first}, {last})) AS ranks
   ORDER BY gpu, stage, run, epoch
 ) TO '{path}' (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 9)
 """
@@ -57,8 +59,8 @@ COPY (
 
 def make(folder: Path, rows: int) -> int:
     """Make a fleet of so many rows, and return its bytes."""
-    epochs = max(rows // RANKS // 3, 1)
-    ranks = rows // (epochs * 3)
+    epochs = max(rows // RANKS, 1)
+    ranks = rows // epochs
     run = big_run(epochs, gpus=1)
     run.outside.ranks, run.outside.rank_epochs = {}, 0
     log = RunLog(folder / "logs", run)
@@ -66,13 +68,19 @@ def make(folder: Path, rows: int) -> int:
         log.append(run, part)
     log.close()
     load_logs(logs_in([folder / "logs"]), ParquetFleet(folder / "base"))
+    more = big_run(20, gpus=1, seed=2)
+    more.id = "f" * 12
+    log = RunLog(folder / "more", more)
+    for part in more.parts():
+        log.append(more, part)
+    log.close()
     connection = duckdb.connect()
     connection.execute(f"CREATE TABLE base AS SELECT * FROM read_parquet('{folder}/base/*/*.parquet', hive_partitioning=false)")  # noqa: S608
     (folder / "fleet" / "month=2026-09").mkdir(parents=True)
-    step = max(PER_FILE // (epochs * 3), 1)
+    step = max(PER_FILE // epochs, 1)
     for first in range(0, ranks, step):
         path = folder / "fleet" / "month=2026-09" / f"{first:08d}.parquet"
-        connection.execute(MULTIPLIED.format(first=first, last=min(first + step, ranks), path=path))
+        connection.execute(MULTIPLIED.format(epochs=epochs, first=first, last=min(first + step, ranks), path=path))
     return sum(path.stat().st_size for path in (folder / "fleet").rglob("*.parquet"))
 
 
@@ -101,6 +109,7 @@ def main() -> None:
                 if question != "features":
                     versions = ("0.2.0", "0.3.0") if question == "regression" else ()
                     told[question] = measured("ask", question, *versions, "--from", place, "--csv")
+            told["load"] = measured("load", str(folder / "more"), "--into", place)
             told["export"] = measured("export", str(folder / "out"), "--from", place, "--k", "5")
             ((counted,),) = duckdb.sql(f"SELECT count(*) FROM read_parquet('{place}/*/*.parquet')").fetchall()  # noqa: S608
             found["sizes"][str(counted)] = {"bytes": size, "bytes_a_row": round(size / counted, 1), **told}

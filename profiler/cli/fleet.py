@@ -69,6 +69,8 @@ def load(
     bad += told.bad
     for text in bad:
         complain(f"not loaded: {text}")
+    for log in told.torn:
+        complain(f"loaded in part: {log}: what its unreadable lines say is missing")
     if as_json:
         say_json({**asdict(told), "bad": bad})
     else:

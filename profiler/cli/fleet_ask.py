@@ -47,6 +47,9 @@ def ask(
     from profiler.fleet.questions import QUESTIONS, question, sql_of
 
     if not name and sql is None:
+        if as_json:
+            say_json([{"name": one.name, "help": one.help} for one in QUESTIONS.values()])
+            return
         for one in QUESTIONS.values():
             say(f"{one.name:<12} {one.help}")
         return

@@ -21,14 +21,14 @@ from profiler.fleet.hours import pieces_of
 from profiler.fleet.rows import Row, rows_of
 from profiler.records.plain_text import printable
 from profiler.storage.run_log import SUFFIX, is_being_written, run_id
-from profiler.storage.run_reader import believed, load
+from profiler.storage.run_reader import SPOILT, believed, load
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from profiler.records.run import Run
 
 AT_ONCE = 20_000  # rows that are written together
-PACKED = ".gz"
+PACKED, BLOCK = ".gz", 2**16
 OURS, LONGEST_LOAD_S = "epochmeter-fleet-", 86_400.0  # temporary folders, each changed with every log
 
 
@@ -71,6 +71,7 @@ class Loaded:
         known: how many logs had nothing new.
         labelled: how many of the logs with rows have the label of the workload.
         bad: what is wrong with each log or folder that could not be read.
+        torn: each log of which a part could not be read, and is missing.
     """
 
     logs: int = 0
@@ -78,6 +79,7 @@ class Loaded:
     known: int = 0
     labelled: int = 0
     bad: list[str] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
 
 
 def logs_in(paths: Iterable[Path], on_bad: Callable[[str], None] = lambda _: None) -> list[Path]:
@@ -120,13 +122,14 @@ def load_logs(logs: Sequence[Path], fleet: Fleet, label: str = "", on_log: Calla
     with tempfile.TemporaryDirectory(prefix=OURS) as folder:
         for log in logs:
             try:
-                rows = _new_rows(log, Path(folder), known, label, keeps_names=fleet.keeps_names)
+                rows, is_torn = _new_rows(log, Path(folder), known, label, keeps_names=fleet.keeps_names)
             except (ProfilerError, OSError) as error:
                 told.bad.append(printable(f"{log}: {error}"))
             else:
                 told.known += not rows
                 if rows:
                     told.logs, told.rows = told.logs + 1, told.rows + len(rows)
+                    told.torn += [printable(log)] if is_torn else []
                     told.labelled += bool(rows[0]["workload"])
                     known[rows[0]["run"]] = known_of(rows)
                     waiting += rows
@@ -157,8 +160,8 @@ def _is_log(path: Path) -> bool:
     return path.name.endswith((SUFFIX, SUFFIX + PACKED))
 
 
-def _new_rows(log: Path, folder: Path, known: dict[str, Known], label: str, *, keeps_names: bool) -> list[Row]:
-    """Return the rows of a log, or none if nothing of it is new.
+def _new_rows(log: Path, folder: Path, known: dict[str, Known], label: str, *, keeps_names: bool) -> tuple[list[Row], bool]:
+    """Return the rows of a log, or none if nothing of it is new; and whether a part of it could not be read.
 
     Raises:
         RunLogError: it holds no run.
@@ -167,11 +170,11 @@ def _new_rows(log: Path, folder: Path, known: dict[str, Known], label: str, *, k
     before = known.get(run_id(Path(log.name.removesuffix(PACKED))))
     settled = before.log_bytes if before is not None and before.is_over else None
     if not log.name.endswith(PACKED) and log.stat().st_size == settled:
-        return []
-    with _copied(log, folder) as copy:
+        return [], False
+    with _copied(log, folder) as (copy, is_whole):
         size = copy.stat().st_size
         if size == settled:
-            return []
+            return [], False
         run = load(copy)
         if run.state == "interrupted" and is_being_written(log):
             run.state = "running"
@@ -179,8 +182,8 @@ def _new_rows(log: Path, folder: Path, known: dict[str, Known], label: str, *, k
             named = _workload(run, label, keeps_names=keeps_names)
             rows = rows_of(run, size, named, keeps_names=keeps_names, pieces=pieces_of(run, copy))
     if rows and before is not None and not known_of(rows).is_newer(before):
-        return []  # an older copy, or a log that was only written anew in fewer lines
-    return rows
+        return [], False  # an older copy, or a log that was only written anew in fewer lines
+    return rows, not is_whole or SPOILT in run.notes
 
 
 def known_of(rows: Sequence[Row]) -> Known:
@@ -195,19 +198,26 @@ def _workload(run: Run, label: str, *, keeps_names: bool) -> str:
 
 
 @contextlib.contextmanager
-def _copied(log: Path, folder: Path) -> Iterator[Path]:
-    """Copy a log into a folder of our own, where nobody changes it while it is read; unpack one that is packed."""
+def _copied(log: Path, folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Copy a log into a folder of our own, where nobody changes it while it is read; unpack one that is packed.
+
+    Yields:
+        the copy, and False if it is only the begin of what was packed.
+    """
     copy = folder / log.name.removesuffix(PACKED)
     try:
-        _copy(log, copy)
-        yield copy
+        yield copy, _copy(log, copy)
     finally:
         copy.unlink(missing_ok=True)
 
 
-def _copy(log: Path, copy: Path) -> None:
+def _copy(log: Path, copy: Path) -> bool:
     try:
         with gzip.open(log) if log.name.endswith(PACKED) else log.open("rb") as source, copy.open("wb") as file:
-            shutil.copyfileobj(source, file, 2**20)
+            while block := source.read1(BLOCK):  # as much as is unpacked: of a file that was cut off, all of its begin
+                file.write(block)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RunLogError(f"it cannot be unpacked: {error}") from None
+        if copy.stat().st_size == 0:
+            raise RunLogError(f"it cannot be unpacked: {error}") from None
+        return False
+    return True

@@ -44,6 +44,7 @@ MAX_RANKS = 2**24
 TEXTS = ("epochmeter.stage", "epochmeter.phase", "hw.id", "what")  # attributes of points
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, StopIteration)
 BEGINNING, METRICS, END = '{"resourceMetrics":[{"resource":', '"metrics":[', '"}]}'
+SPOILT = "unreadable line in the run log"  # a run's note
 OUTLINED = ("service.name", "epochmeter.run.", "epochmeter.distributed.")
 LATEST = (
     *("name", "state", "exit_code", "started_unix_ns", "planned_epochs", "rank", "world_size", "node", "job"),
@@ -106,7 +107,7 @@ def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
         raise no_run(path)
     spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now
     if spoilt:
-        run.note("unreadable line in the run log", spoilt)
+        run.note(SPOILT, spoilt)
     run.epochs.sort(key=lambda epoch: epoch.started_ns)
     return with_true_state(run, path)
 

@@ -236,6 +236,20 @@ class TestParquet:
         assert all(f"not loaded: {logs}/node0/20260101T" in line for line in answer.err.splitlines())
         assert answer.out == "51 rows of 6 logs loaded; 0 had nothing new, 3 could not be read\n"
 
+    def test_what_is_torn_is_loaded_in_part(self, tmp_path: Path) -> None:
+        """A packed log that was cut off has its begin; a log with a spoilt line amid others has the others. Both are named."""
+        cut, spoilt, last = (written(tmp_path / "runs", made(number)) for number in range(3))
+        text = cut.read_bytes()
+        cut.unlink()
+        cut = cut.with_name(f"{cut.name}.gz")
+        cut.write_bytes(gzip.compress(text)[: -len(gzip.compress(text)) // 4])
+        first, second, *others = spoilt.read_bytes().splitlines(keepends=True)
+        spoilt.write_bytes(b"".join([first, second[:100] + b"\n", *others]))
+        last.write_bytes(last.read_bytes()[:-40])
+        answer = epochmeter("fleet", "load", str(tmp_path / "runs"), "--into", str(tmp_path / "fleet"))
+        assert answer.code == 0 and answer.out.startswith("18 rows of 3 logs loaded")
+        assert sorted(answer.err.split(": ")[1:5:2]) == sorted(map(str, (cut, spoilt))), answer.err
+
     def test_a_real_run_and_the_default_places(self, home: Path) -> None:
         with Profiler("mine") as prof:
             for _ in prof.epochs(2):

@@ -378,6 +378,7 @@ class TestCommand:
     def test_questions_are_listed(self) -> None:
         told = epochmeter("fleet", "ask").out
         assert [line.split()[0] for line in told.splitlines()] == list(QUESTIONS)
+        assert [one["name"] for one in json.loads(epochmeter("fleet", "ask", "--json").out)] == list(QUESTIONS)
 
     def test_tables_json_and_csv_say_the_same(self, folder: str) -> None:
         ask = ("fleet", "ask", "regression", "0.2.0", "0.3.0", "--from", folder)
