@@ -129,8 +129,9 @@ DERIVED = (
     ),
     Derived(
         "machine",
-        "coalesce(nullif(labels['node'], ''), nullif(labels['k8s.node.name'], ''), nullif(labels['host.name'], ''), '')",
-        "the machine: the label `node`, `k8s.node.name` or `host.name`; empty without one",
+        "coalesce(nullif(labels['node'], ''), nullif(labels['k8s.node.name'], ''), nullif(labels['host.name'], ''),"
+        " CASE WHEN node IS NULL THEN '' ELSE concat('node ', node, ' of its job') END)",
+        "the machine: the label `node`, `k8s.node.name` or `host.name`, or else its place in its job",
     ),
 )
 # What the questions use and only ClickHouse has by that name.

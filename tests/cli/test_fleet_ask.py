@@ -256,12 +256,12 @@ class TestNodes:
         rows = [one for job in range(2) for one in ranks(f"j{job}", job, nodes=["n1", "n2"], slow=dict.fromkeys(range(8), 1.5))]
         assert made(rows).slow_nodes().num_rows == 0
 
-    def test_without_labels_a_machine_is_not_known(self, made: Made) -> None:
-        """The second machine of one job is not the second one of another."""
+    def test_without_labels_a_node_is_a_place(self, made: Made) -> None:
         rows = [one for job in range(5) for one in ranks(f"j{job}", job, slow=dict.fromkeys(range(8, 16), 1.3))]
-        with pytest.raises(ProfilerError, match="EPOCHMETER_LABELS=node:n17"):
-            made(rows).slow_nodes()
+        assert [one["node"] for one in made(rows).slow_nodes().to_pylist()] == ["node 1 of its job"]
         assert {one["machine"] for one in made(rows).stragglers().to_pylist()} == {"node 1 of its job"}
+        with pytest.raises(ProfilerError, match="EPOCHMETER_LABELS=node:n17"):
+            made([one | {"node": None} for one in rows]).slow_nodes()
 
     def test_unknown_workloads_are_not_compared(self, made: Made) -> None:
         """A machine that trains the larger models is not slow."""

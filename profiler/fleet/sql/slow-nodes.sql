@@ -1,7 +1,7 @@
 -- Machines on which jobs take longer than on the others.
 -- Within a job on several machines, the own time of each is compared with that of the others. Jobs on one machine are compared with those of the same
--- workload, hardware class and number of ranks, if their workload is known. A machine is known by its label `node` alone: its number
--- in a job says nothing about another job.
+-- workload, hardware class and number of ranks, if their workload is known. A machine is named by the label `node`. Without
+-- it only its place in its jobs is known: that a job's first machine is slow in all jobs says something, but of no machine.
 -- Named are those with at least three jobs, at least 3 % slower, whose interval is above the fleet's middle.
 -- The intervals hold in 99 of 100 cases, all at once (Bonferroni), and are of how jobs differ on one and the same machine
 -- (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23 and 26.7.5).

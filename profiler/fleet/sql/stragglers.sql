@@ -6,8 +6,7 @@
 -- compared: they may not wait for each other. A rank that is slow in the very phase in which the others wait cannot be seen: all
 -- take equally long there. lost_s: how long all ranks together waited.
 WITH per_epoch AS (
-  SELECT job, rank, max(coalesce(nullif(machine, ''), CASE WHEN node IS NULL THEN '' ELSE concat('node ', node, ' of its job') END))
-    AS place, max(workload) AS workload, max(meeting) AS meeting, count(*) AS epochs, sum(own_s) / count(*) AS own,
+  SELECT job, rank, max(machine) AS place, max(workload) AS workload, max(meeting) AS meeting, count(*) AS epochs, sum(own_s) / count(*) AS own,
     sum(meeting_s) / count(*) AS met, sum(duration_s) / count(*) AS whole
   FROM fleet_rank WHERE job <> '' AND rank IS NOT NULL AND start >= CAST('1970-01-01' /* SINCE */ AS DATE) GROUP BY job, rank
 ),
