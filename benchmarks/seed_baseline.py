@@ -23,7 +23,7 @@ from profiler.fleet.export import Rules, export
 ROOT = Path(__file__).parents[1]
 NOTE = "runs of Epochmeter's example on one machine of its makers, no fleet"
 LEAST = 20  # jobs of a cell, as in `fleet export`
-LATER = timedelta(days=21)  # the jobs are of today, and a week is settled only later: here nobody's job can still arrive
+LATER = timedelta(days=14)  # the jobs are of today, and a week is settled only later: here nobody's job can still arrive
 
 
 def main() -> None:

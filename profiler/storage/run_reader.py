@@ -411,13 +411,15 @@ def _read_reading(
 
 
 def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
-    return {of_type(str, entry["key"]): _value(entry["value"]) for entry in holder.get("attributes", ())}
+    found = {}
+    for entry in holder.get("attributes", ()):
+        value = entry["value"]
+        text = value.get("stringValue")
+        found[of_type(str, entry["key"])] = text if type(text) is str else _value(value)  # most are texts
+    return found
 
 
 def _value(value: Mapping[str, Any]) -> Any:
-    text = value.get("stringValue")
-    if type(text) is str:
-        return text
     kind, content = next(iter(value.items()))
     if kind == "intValue":
         return whole_64(content)

@@ -29,7 +29,7 @@ def histogram_in(point: Mapping[str, Any]) -> Histogram:
     counts = {step: known[text] for step, text in enumerate(texts, offset) if text != "0"}
     count = whole_64(point.get("count", 0))
     highest = (abs(offset) + len(texts)) * 2.0**-scale  # of a bucket, as a power of two
-    if not -10 <= scale <= 20 or len(texts) > MAX_BUCKETS or highest > MAX_POWER or min([*counts.values(), zero_count]) < 0:
+    if not -10 <= scale <= 20 or len(texts) > MAX_BUCKETS or highest > MAX_POWER or min([*known.values(), zero_count]) < 0:
         raise ValueError("a histogram is none of ours")
     return Histogram.of(
         scale=scale,
