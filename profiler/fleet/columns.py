@@ -155,7 +155,7 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(as_of)\nPARTITION BY toYYYYMM(start)\n"
         f"ORDER BY (stage, run, ifNull(epoch, -1), ifNull(slice, -1))",
         *keep,
-        *_views(f"{STORED} FINAL"),
+        *_views(f"{STORED} FINAL\nWHERE (run, as_of) IN (SELECT run, max(as_of) FROM {STORED} GROUP BY run)"),  # noqa: S608
         f"CREATE TABLE IF NOT EXISTS {STORED_DAYS} ENGINE = MergeTree ORDER BY (day, made)\nEMPTY AS\n{day_sums()}",
         f"CREATE OR REPLACE VIEW {DAYS} AS\n{text_of('day_view')}",
     ]
@@ -190,7 +190,10 @@ def duckdb_schema(folder: str) -> list[str]:
     literal = "".join(f"[{letter}]" if letter in "[*?" else letter for letter in folder)
     where = f"{literal}/{FILES}".replace("'", "''")
     newest = f"row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY as_of DESC, state = 'running') = 1"
-    files = f"read_parquet('{where}', hive_partitioning=false, union_by_name=true)\nQUALIFY {newest}"
+    files = f"read_parquet('{where}', hive_partitioning=false, union_by_name=true)"
+    # A later load may have other parts of a long epoch, so all rows of a run are of its last one.
+    last = f"SELECT run, max(as_of) AS as_of FROM {files} GROUP BY run"  # noqa: S608
+    files = f"{files}\nSEMI JOIN ({last}) AS last USING (run, as_of)\nQUALIFY {newest}"
     return [*DUCKDB_WORDS, *_views(files)]
 
 

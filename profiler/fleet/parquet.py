@@ -152,13 +152,11 @@ def _loads_in(table: pa.Table) -> Iterator[tuple[str, Known, int, set[Any]]]:
 
 
 def _newest(table: pa.Table) -> pa.Table:
-    """Return each row once, as of its last load: the order in which the view reads them."""
-    is_running = pc.equal(table["state"], "running")
-    order = pc.sort_indices(
-        pa.table({"as_of": table["as_of"], "running": is_running}),
-        sort_keys=[("as_of", "descending"), ("running", "ascending")],
-    )
-    ordered = pa.table({name: table[name].take(order) for name in KEY}).append_column("place", order)
+    """Return the rows of each run's last load, each once: those that the view reads."""
+    last = table.group_by("run").aggregate([("as_of", "max")]).select(["run", "as_of_max"]).rename_columns(["run", "as_of"])
+    places = table.select([*KEY, "as_of", "state"]).append_column("place", pa.array(range(table.num_rows)))
+    kept = places.join(last, ["run", "as_of"], join_type="left semi")
+    ordered = kept.append_column("is_running", pc.equal(kept["state"], "running")).sort_by("is_running")
     first = ordered.group_by(list(KEY), use_threads=False).aggregate([("place", "first")])["place_first"]
     return table.take(first).sort_by([(name, "ascending") for name in ("gpu", "stage", "run", "epoch")])
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def made(number: int, epochs: int = 3, **more: Any) -> Run:
     for name, value in more.items():
         setattr(run, name, value)
     return run
+
+
+def by_slices(whole: Run, folder: Path) -> Iterator[int]:
+    """Write the epochs of a run as slices of ten minutes of one epoch. Yield how many are in the log, after each."""
+    run = made(1, epochs=0)
+    log = RunLog(folder, run)
+    for number, part in enumerate(whole.epochs):
+        part.index, part.slice, part.started_ns, part.duration_ns = 0, number, number * 600 * NS, 600 * NS
+        run.duration_ns = part.ended_ns
+        log.append(run, part)
+        yield number + 1
+    log.close()
 
 
 @pytest.fixture
@@ -181,19 +194,14 @@ class TestParquet:
     def test_a_long_epoch_has_rows_by_the_hour(self, tmp_path: Path) -> None:
         """A run of one epoch of nine hours, in slices of ten minutes, is of the hours in which it was."""
         whole = made(1, epochs=54)
-        run = made(1, epochs=0)
-        log = RunLog(tmp_path / "runs", run)
-        for number, part in enumerate(whole.epochs):
-            part.index, part.slice, part.started_ns, part.duration_ns = 0, number, number * 600 * NS, 600 * NS
-            run.duration_ns = part.ended_ns
-            log.append(run, part)
-        log.close()
+        for _ in by_slices(whole, tmp_path / "runs"):
+            pass
         assert load_logs(logs_in([tmp_path / "runs"]), ParquetFleet(tmp_path / "fleet")).rows == 3 * 10
         hours = asked(
             tmp_path / "fleet",
             "SELECT slice, min(start), sum(steps) FROM fleet_epoch WHERE stage = 'train' GROUP BY 1 ORDER BY 1",
         )
-        began = run.started_unix_ns // NS
+        began = whole.started_unix_ns // NS
         assert [hour for hour, *_ in hours] == list(range(began // 3600, (began + 32_400) // 3600 + 1))
         assert (
             all(start.timestamp() // 3600 == hour for hour, start, _ in hours) and sum(steps for *_, steps in hours) == 54 * 50
@@ -209,6 +217,16 @@ class TestParquet:
         assert counted == 54 * 50
         late = fleet.open(tmp_path / "fleet").trend(since=date(2026, 9, 22)).to_pylist()
         assert sum(one["samples"] for one in late) < 54 * 50 * 256 and late
+
+    def test_an_epoch_that_becomes_long_counts_once(self, tmp_path: Path) -> None:
+        """Its first load has a row of the whole epoch, the later ones have rows of its hours."""
+        query = "SELECT sum(steps), count(*) FROM fleet_epoch WHERE stage = 'train'"
+        found = []
+        for number in by_slices(made(1, epochs=54), tmp_path / "runs"):
+            if number in (6, 11, 31, 54):
+                load_logs(logs_in([tmp_path / "runs"]), ParquetFleet(tmp_path / "fleet"))
+                found += asked(tmp_path / "fleet", query)
+        assert found == [(300, 1), (550, 1), (1550, 6), (2700, 10)]
 
     def test_what_a_killed_load_left_is_removed(self, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -429,6 +447,16 @@ class TestClickHouse:
         client = clickhouse_connect.get_client(dsn=clickhouse)
         sums = client.query(f"SELECT gpus, count(), sum(steps) FROM fleet_epoch WHERE run = '{run.id}' GROUP BY gpus")  # noqa: S608
         assert sums.result_rows == [(2, 9, 300)]
+
+    def test_an_epoch_that_becomes_long_counts_once(self, clickhouse: str, tmp_path: Path) -> None:
+        fleet, sums = ready(clickhouse), []
+        for number in by_slices(made(1, epochs=54), tmp_path / "runs"):
+            if number in (11, 31, 54):
+                load_logs(logs_in([tmp_path / "runs"]), fleet)
+                for table in ("fleet_epoch", "fleet_day"):
+                    where = "run = '000000000001'" if table == "fleet_epoch" else "day >= '2026-09-21' AND rows < 30"
+                    sums += fleet.ask(f"SELECT sum(steps) AS n FROM {table} WHERE stage = 'train' AND {where}")["n"].to_pylist()  # noqa: S608
+        assert sums[::2] == [550, 1550, 2700], sums
 
     def test_names_stay_at_home(self, clickhouse: str, tmp_path: Path) -> None:
         import clickhouse_connect
