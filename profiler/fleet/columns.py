@@ -155,7 +155,7 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
         f"CREATE TABLE IF NOT EXISTS {STORED} (\n{listed}\n) ENGINE = ReplacingMergeTree(as_of)\nPARTITION BY toYYYYMM(start)\n"
         f"ORDER BY (stage, run, ifNull(epoch, -1), ifNull(slice, -1))",
         *keep,
-        *_views(f"{STORED} FINAL\nWHERE (run, as_of) IN (SELECT run, max(as_of) FROM {STORED} GROUP BY run)"),  # noqa: S608
+        *_views(f"{STORED} FINAL\nWHERE {_of_last_load(STORED)}"),
         f"CREATE TABLE IF NOT EXISTS {STORED_DAYS} ENGINE = MergeTree ORDER BY (day, made)\nEMPTY AS\n{day_sums()}",
         f"CREATE OR REPLACE VIEW {DAYS} AS\n{text_of('day_view')}",
     ]
@@ -189,12 +189,18 @@ def duckdb_schema(folder: str) -> list[str]:
     """Return the statements that make the views in DuckDB over the Parquet files of a fleet's folder."""
     literal = "".join(f"[{letter}]" if letter in "[*?" else letter for letter in folder)
     where = f"{literal}/{FILES}".replace("'", "''")
-    newest = f"row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY as_of DESC, state = 'running') = 1"
+    newest = f"row_number() OVER (PARTITION BY {', '.join(KEY)} ORDER BY as_of DESC, state = 'running', log_bytes DESC) = 1"
     files = f"read_parquet('{where}', hive_partitioning=false, union_by_name=true)"
-    # A later load may have other parts of a long epoch, so all rows of a run are of its last one.
-    last = f"SELECT run, max(as_of) AS as_of FROM {files} GROUP BY run"  # noqa: S608
-    files = f"{files}\nSEMI JOIN ({last}) AS last USING (run, as_of)\nQUALIFY {newest}"
-    return [*DUCKDB_WORDS, *_views(files)]
+    return [*DUCKDB_WORDS, *_views(f"{files}\nWHERE {_of_last_load(files)}\nQUALIFY {newest}")]
+
+
+def _of_last_load(table: str) -> str:
+    """Return the condition on a row of a run's last load: an earlier one may have other parts of a long epoch.
+
+    A load is told by when the run was last heard of, and by whether it was over: see `fleet.loading.Known.is_newer`.
+    """
+    load = "2 * as_of + CASE WHEN state = 'running' THEN 0 ELSE 1 END"
+    return f"(run, {load}) IN (SELECT run, max({load}) FROM {table} GROUP BY run)"  # noqa: S608
 
 
 def _views(source: str, usage: str = NO_USAGE) -> list[str]:

@@ -45,8 +45,11 @@ class Known(NamedTuple):
         return self.state != "running"
 
     def is_newer(self, other: Known) -> bool:
-        """Return True if this was known later. A run that was killed tells its end without a new line in its log."""
-        return (self.as_of, self.is_over) > (other.as_of, other.is_over)
+        """Return True if this was known later, or from more of the log.
+
+        A run that was killed tells its end without a new line in its log.
+        """
+        return (self.as_of, self.is_over, self.log_bytes) > (other.as_of, other.is_over, other.log_bytes)
 
 
 class Fleet(Protocol):

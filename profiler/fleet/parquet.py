@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from profiler.fleet.rows import Row
 
 READ = (*KEY, "log_rows", *Known._fields)  # of each row, to know what is loaded
+ORDER = [(name, "ascending") for name in ("gpu", "stage", "run", "epoch", "slice")]
 PLACE = KEY[1:]  # of a row within its run
 KINDS = {
     "text": pa.string(),
@@ -92,14 +93,17 @@ class ParquetFleet:
         months: dict[str, list[Row]] = {}
         for row in rows:
             months.setdefault(f"{row['start']:%Y-%m}", []).append(row)
-        for month, those in sorted(months.items()):
-            those.sort(key=lambda row: (row["gpu"], row["stage"], row["run"], -1 if row["epoch"] is None else row["epoch"]))
-            table = pa.Table.from_pylist([_as_stored(row) for row in those], schema=SCHEMA)
-            try:
-                self._put(table, month)
+        try:
+            with contextlib.ExitStack() as files:  # all are there before the first gets its name: a run may be of two months
+                for month, those in sorted(months.items()):
+                    those.sort(
+                        key=lambda row: (row["gpu"], row["stage"], row["run"], -1 if row["epoch"] is None else row["epoch"])
+                    )
+                    self._put(pa.Table.from_pylist([_as_stored(row) for row in those], schema=SCHEMA), month, files)
+            for month in months:
                 self._join_small(month)
-            except OSError as error:
-                raise ProfilerError(f"the fleet's folder {self._folder} cannot be written: {error.strerror or error}") from None
+        except OSError as error:
+            raise ProfilerError(f"the fleet's folder {self._folder} cannot be written: {error.strerror or error}") from None
 
     def _join_small(self, month: str) -> None:
         """Put the small files of a month into one, without rows that a later load has replaced: logs that grow have many.
@@ -114,16 +118,17 @@ class ParquetFleet:
             tables = [_read(path) for path in small]
         except FileNotFoundError:  # another load has just done it
             return
-        self._put(_newest(pa.concat_tables(tables)), month)
+        with contextlib.ExitStack() as files:
+            self._put(_newest(pa.concat_tables(tables)), month, files)
         for path in small:
             path.unlink(missing_ok=True)
 
-    def _put(self, table: Any, month: str) -> None:
+    def _put(self, table: Any, month: str, files: contextlib.ExitStack) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = self._folder / f"month={month}"
         place.mkdir(mode=0o700, exist_ok=True)
-        with written_whole(place / f"{secrets.token_hex(8)}.parquet") as part:
-            pq.write_table(table, part, compression="zstd", compression_level=9, use_dictionary=WORDS, column_encoding=SPLIT)
+        part = files.enter_context(written_whole(place / f"{secrets.token_hex(8)}.parquet"))
+        pq.write_table(table, part, compression="zstd", compression_level=9, use_dictionary=WORDS, column_encoding=SPLIT)
 
 
 def _read(path: Path, columns: Iterable[str] = SCHEMA.names) -> pa.Table:
@@ -153,12 +158,13 @@ def _loads_in(table: pa.Table) -> Iterator[tuple[str, Known, int, set[Any]]]:
 
 def _newest(table: pa.Table) -> pa.Table:
     """Return the rows of each run's last load, each once: those that the view reads."""
-    last = table.group_by("run").aggregate([("as_of", "max")]).select(["run", "as_of_max"]).rename_columns(["run", "as_of"])
-    places = table.select([*KEY, "as_of", "state"]).append_column("place", pa.array(range(table.num_rows)))
-    kept = places.join(last, ["run", "as_of"], join_type="left semi")
-    ordered = kept.append_column("is_running", pc.equal(kept["state"], "running")).sort_by("is_running")
-    first = ordered.group_by(list(KEY), use_threads=False).aggregate([("place", "first")])["place_first"]
-    return table.take(first).sort_by([(name, "ascending") for name in ("gpu", "stage", "run", "epoch")])
+    is_over = pc.cast(pc.not_equal(table["state"], "running"), pa.int64())
+    loads = table.select([*KEY, "log_bytes"]).append_column("load", pc.add(pc.multiply(table["as_of"], 2), is_over))
+    last = loads.group_by("run").aggregate([("load", "max")]).select(["run", "load_max"]).rename_columns(["run", "load"])
+    kept = loads.append_column("place", pa.array(range(table.num_rows))).join(last, ["run", "load"], join_type="left semi")
+    ordered = kept.sort_by([("log_bytes", "descending")])
+    once = ordered.group_by(list(KEY), use_threads=False).aggregate([("place", "first")])["place_first"]
+    return table.take(once).sort_by(ORDER)
 
 
 def _as_stored(row: Row) -> Row:

@@ -228,6 +228,25 @@ class TestParquet:
                 found += asked(tmp_path / "fleet", query)
         assert found == [(300, 1), (550, 1), (1550, 6), (2700, 10)]
 
+    def test_the_load_that_knew_the_end_counts(self, tmp_path: Path) -> None:
+        """A log may be written anew in other slices, and its process killed before it writes another line."""
+        run, target = made(1), ParquetFleet(tmp_path / "fleet")
+        rows = rows_of(run, 100, "")
+        target.write(one | {"state": "running", "slice": 1 + number} for number, one in enumerate(rows))
+        target.write(one | {"state": "interrupted", "slice": 100 + number} for number, one in enumerate(rows))
+        assert asked(tmp_path / "fleet", "SELECT count(*), min(slice), max(state) FROM fleet_epoch") == [
+            (9, 100, "interrupted")
+        ]
+
+    def test_a_repaired_log_is_completed(self, tmp_path: Path) -> None:
+        log = written(tmp_path / "runs", made(1))
+        whole = log.read_bytes()
+        first, second, *others = whole.splitlines(keepends=True)
+        for content, steps in ((b"".join([first, second[:100] + b"\n", *others]), 100), (whole, 150)):
+            log.write_bytes(content)
+            load_logs([log], ParquetFleet(tmp_path / "fleet"))
+            assert asked(tmp_path / "fleet", "SELECT sum(steps) FROM fleet_epoch WHERE stage = 'train'") == [(steps,)]
+
     def test_what_a_killed_load_left_is_removed(self, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         old, new, other = (tmp_path / name for name in ("epochmeter-fleet-old", "epochmeter-fleet-new", "other-fleet"))

@@ -168,7 +168,7 @@ class TestRanks:
         assert sorted(one["rank"] for one in found) == list(range(8))
 
     def test_ranks_that_do_not_wait_are_compared_whole(self, made: Made) -> None:
-        rows = [row(f"j-{rank}", job="j", rank=rank, **phases(14.0 if rank == 2 else 10.0)) for rank in range(4)]
+        rows = [row(f"j-{n % 4}", n // 4, job="j", rank=n % 4, **phases(14.0 if n % 4 == 2 else 10.0)) for n in range(8)]
         assert [one["rank"] for one in made(rows).stragglers().to_pylist()] == [2]
 
     def test_a_job_that_began_anew_is_one(self, made: Made) -> None:
@@ -179,6 +179,15 @@ class TestRanks:
             rows.append(one | {"duration_s": one["duration_s"] * 2, "phases_s": {k: v * 2 for k, v in one["phases_s"].items()}})
         (found,) = made(rows).stragglers().to_pylist()
         assert (found["rank"], found["ranks"], found["epochs"]) == (5, 16, 6)
+
+    def test_each_attempt_is_compared_with_itself(self, made: Made) -> None:
+        """The second one is slower, has fewer ranks, and one whose first log is lost: only its own slow rank is named."""
+        rows = [one for one in ranks("a", 1, world=10) if one["rank"] != 5]
+        for one in ranks("a", 2, world=9, slow={2: 1.3}):
+            slower = {"duration_s": one["duration_s"] * 1.5, "phases_s": {k: v * 1.5 for k, v in one["phases_s"].items()}}
+            rows.append(one | slower | {"run": f"again-{one['run']}", "start": one["start"] + timedelta(days=1)})
+        (found,) = made(rows).stragglers().to_pylist()
+        assert (found["rank"], found["ranks"], found["epochs"]) == (2, 9, 3)
 
     def test_since_is_of_epochs(self, made: Made) -> None:
         """A job that began long ago and goes on is asked for its last days."""
@@ -194,9 +203,21 @@ class TestRanks:
         ]
         assert [(one["job"], one["rank"]) for one in made(rows).stragglers().to_pylist()] == [("j04", 3)]
 
+    def test_a_rank_that_is_slow_lately_is_found(self, made: Made) -> None:
+        """In the days of --since, whatever the job did before."""
+        rows = [one | {"start": BEGAN + timedelta(hours=one["epoch"])} for one in ranks("a", 1, world=8, epochs=240)]
+        later = list(ranks("a", 3, world=8, epochs=24, slow={6: 1.3}))
+        rows += [one | {"epoch": one["epoch"] + 240, "start": BEGAN + timedelta(days=10, hours=one["epoch"])} for one in later]
+        found = made(rows)
+        assert [one["rank"] for one in found.stragglers(since=date(2026, 11, 12)).to_pylist()] == [6]
+        assert found.stragglers(since=date(2026, 11, 2)).num_rows == 0
+
+    def test_one_epoch_names_nobody(self, made: Made) -> None:
+        assert made(ranks("a", 1, slow={5: 1.3}, epochs=1)).stragglers().num_rows == 0
+
     def test_usual_differences_blame_nobody(self, made: Made) -> None:
-        for spread in (0.005, 0.02, 0.04):
-            rows = [one for job in range(40) for one in ranks(f"j{job}", job, world=8, spread=spread)]
+        for world, spread in ((8, 0.005), (8, 0.02), (8, 0.04), (4, 0.05)):
+            rows = [one for job in range(40) for one in ranks(f"j{job}", job, world=world, spread=spread)]
             assert made(rows).stragglers().num_rows == 0, spread
 
     def test_ranks_that_died_early_blame_nobody(self, made: Made) -> None:
@@ -251,6 +272,31 @@ class TestNodes:
             for one in ranks(f"j{job}", job, world=8, nodes=[f"n{job % 8}"], slow={r: 1.2 for r in range(8) if job % 8 == 3})
         ]
         assert [one["node"] for one in made(rows).slow_nodes().to_pylist()] == ["n3"]
+
+    def test_waits_with_long_tails_name_nobody(self, made: Made) -> None:
+        """Jobs on two of twelve machines, in which each rank waits a random while, often short and sometimes long."""
+        named = 0
+        for seed in range(30):
+            rng, rows = random.Random(seed), []
+            for job in range(30):
+                machines_of = rng.sample(range(12), 2)
+                spent = [10 * (1 + rng.betavariate(1.2, 14)) for _ in range(8)]
+                rows += [
+                    row(
+                        f"j{job}-{rank}",
+                        epoch,
+                        job=f"j{job}",
+                        rank=rank,
+                        world_size=8,
+                        labels={"node": f"n{machines_of[rank // 4]}"},
+                        duration_s=max(spent),
+                        phases_s={"forward": spent[rank] * 0.4, "backward": max(spent) - spent[rank] * 0.4},
+                    )
+                    for epoch in range(2)
+                    for rank in range(8)
+                ]
+            named += made(rows).slow_nodes().num_rows > 0
+        assert named <= 2
 
     def test_two_jobs_are_too_few(self, made: Made) -> None:
         rows = [one for job in range(2) for one in ranks(f"j{job}", job, nodes=["n1", "n2"], slow=dict.fromkeys(range(8), 1.5))]

@@ -1,5 +1,5 @@
 -- Machines on which jobs take longer than on the others.
--- Within a job on several machines, the own time of each is compared with that of the others. Jobs on one machine are compared with those of the same
+-- Within a job on several machines, the own time of each is compared with the mean of the others. Jobs on one machine are compared with those of the same
 -- workload, hardware class and number of ranks, if their workload is known. A machine is named by the label `node`. Without
 -- it only its place in its jobs is known: that a job's first machine is slow in all jobs says something, but of no machine.
 -- Named are those with at least three jobs, at least 3 % slower, whose interval is above the fleet's middle.
@@ -17,17 +17,19 @@ on_several AS (
   SELECT job_or_run FROM ranks GROUP BY job_or_run HAVING count(DISTINCT place) > 1
 ),
 compared AS (
-  SELECT place, job_or_run, concat('job ', job_or_run) AS peers, avg(own) AS x
+  SELECT place, job_or_run, concat('job ', job_or_run) AS peers, 1 AS in_job, avg(own) AS x
   FROM ranks WHERE job_or_run IN (SELECT job_or_run FROM on_several) GROUP BY place, job_or_run
   UNION ALL
-  SELECT place, job_or_run, concat(workload, ' on ', hardware, ' with ', max(ranks)) AS peers, avg(whole) AS x
+  SELECT place, job_or_run, concat(workload, ' on ', hardware, ' with ', max(ranks)) AS peers, 0 AS in_job, avg(whole) AS x
   FROM ranks WHERE workload <> '' AND job_or_run NOT IN (SELECT job_or_run FROM on_several) GROUP BY place, job_or_run, workload, hardware
 ),
 peers AS (
-  SELECT peers, -medianExact(-x) AS usual FROM compared GROUP BY peers HAVING count(DISTINCT place) > 1
+  SELECT peers, (medianExact(x) - medianExact(-x)) / 2 AS usual, sum(x) AS whole, count(*) AS n FROM compared GROUP BY peers HAVING count(DISTINCT place) > 1
 ),
 shifts AS (
-  SELECT c.place AS place, c.job_or_run AS job_or_run, c.x - p.usual AS shift FROM compared AS c INNER JOIN peers AS p ON c.peers = p.peers
+  SELECT c.place AS place, c.job_or_run AS job_or_run, 
+    CASE WHEN c.in_job = 1 THEN c.x - (p.whole - c.x) / (p.n - 1) ELSE c.x - p.usual END AS shift
+  FROM compared AS c INNER JOIN peers AS p ON c.peers = p.peers
 ),
 nodes AS (
   SELECT place, count(DISTINCT job_or_run) AS jobs, count(*) AS n, avg(shift) AS mean,

@@ -2,7 +2,7 @@
 -- A machine without a GPU has hours alone. Time outside stages and phases, and start-up, are in no row of the fleet.
 -- ranks: waiting for the slowest rank of the job, beyond what that one waits itself.
 WITH waits AS (
-  SELECT run, meeting, greatest(met_s - steps * min(met_s / steps) OVER (PARTITION BY job_or_run, attempt), 0) / spent_s AS share
+  SELECT run, meeting, greatest(met_s - steps * min(met_s / steps) OVER (PARTITION BY job_or_run, attempt, meeting), 0) / spent_s AS share
   FROM (
     SELECT run, job_or_run, attempt, meeting, sum(meeting_s) AS met_s, sum(steps) AS steps, sum(duration_s) AS spent_s
     FROM fleet_rank WHERE meeting <> '' AND start >= CAST('1970-01-01' /* SINCE */ AS DATE) GROUP BY run, job_or_run, attempt, meeting
