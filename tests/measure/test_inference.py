@@ -47,14 +47,15 @@ class TestAsyncio:
             async def serve() -> list[float]:
                 return await asyncio.gather(*(predict(Batch(4), 0.02 + 0.01 * (index % 3)) for index in range(30)))
 
+            began = time.perf_counter()
             assert asyncio.run(serve()) == [0.02, 0.03, 0.04] * 10
+            took = time.perf_counter() - began  # on a busy machine, many times what the sleeps are
         stage = inference(prof)
         assert stage["steps"] == stage["latency"]["count"] == 30
         assert stage["samples"] == 120
-        assert 0.02 <= stage["latency"]["p50_s"] <= 0.08
-        assert stage["latency"]["max_s"] < 0.8  # one after the other they would take 0.9 s
-        assert 0.9 <= stage["call_time_s"] < 3
-        assert 0.04 <= stage["duration_s"] < 0.3
+        assert 0.02 <= stage["latency"]["p50_s"] <= stage["latency"]["max_s"] <= 1.1 * took
+        assert 0.04 <= stage["duration_s"] <= took
+        assert 0.9 <= stage["call_time_s"] <= 30 * took and stage["call_time_s"] > 5 * stage["duration_s"]  # beside each other
         assert stage["samples_per_s"] == pytest.approx(120 / stage["duration_s"])
         assert stage["latency"]["cold"]["count"] == 1
 
