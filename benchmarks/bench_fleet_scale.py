@@ -25,6 +25,7 @@ import duckdb
 from profiler.fleet.loading import load_logs, logs_in
 from profiler.fleet.parquet import ParquetFleet
 from profiler.fleet.questions import QUESTIONS
+from profiler.records.run import Run
 from profiler.storage.run_log import RunLog
 from support.big_run import big_run
 
@@ -57,23 +58,25 @@ COPY (
 """
 
 
+def write_log(folder: Path, run: Run) -> None:
+    """Write the log of a run."""
+    log = RunLog(folder, run)
+    for part in run.parts():
+        log.append(run, part)
+    log.close()
+
+
 def make(folder: Path, rows: int) -> int:
     """Make a fleet of so many rows, and return its bytes."""
     epochs = max(rows // RANKS, 1)
     ranks = rows // epochs
     run = big_run(epochs, gpus=1)
     run.outside.ranks, run.outside.rank_epochs = {}, 0
-    log = RunLog(folder / "logs", run)
-    for part in run.parts():
-        log.append(run, part)
-    log.close()
+    write_log(folder / "logs", run)
     load_logs(logs_in([folder / "logs"]), ParquetFleet(folder / "base"))
     more = big_run(20, gpus=1, seed=2)
     more.id = "f" * 12
-    log = RunLog(folder / "more", more)
-    for part in more.parts():
-        log.append(more, part)
-    log.close()
+    write_log(folder / "more", more)
     connection = duckdb.connect()
     connection.execute(f"CREATE TABLE base AS SELECT * FROM read_parquet('{folder}/base/*/*.parquet', hive_partitioning=false)")  # noqa: S608
     (folder / "fleet" / "month=2026-09").mkdir(parents=True)

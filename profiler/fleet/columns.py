@@ -161,11 +161,11 @@ def clickhouse_schema(*, keep_days: int | None = None) -> list[str]:
     ]
 
 
-def day_sums(days: str = "'1970-01-01'") -> str:
+def day_sums(days: str = "") -> str:
     """Return the query for the sums of days in ClickHouse.
 
     Args:
-        days: the days, as SQL.
+        days: the days, as SQL; "" for the file's example.
     """
     return filled(text_of("day_sums"), {"DAYS": days})
 

@@ -96,10 +96,8 @@ class ParquetFleet:
         try:
             with contextlib.ExitStack() as files:  # all are there before the first gets its name: a run may be of two months
                 for month, those in sorted(months.items()):
-                    those.sort(
-                        key=lambda row: (row["gpu"], row["stage"], row["run"], -1 if row["epoch"] is None else row["epoch"])
-                    )
-                    self._put(pa.Table.from_pylist([_as_stored(row) for row in those], schema=SCHEMA), month, files)
+                    table = pa.Table.from_pylist([_as_stored(row) for row in those], schema=SCHEMA)
+                    self._put(table.sort_by(ORDER), month, files)
             for month in months:
                 self._join_small(month)
         except OSError as error:

@@ -6,7 +6,7 @@
 -- own_s: the time without the meeting phase, so what the rank itself took.
 -- start: when the first of the ranks began the epoch.
 WITH trained AS (
-  SELECT run, job, job_or_run, rank, world_size, node, machine, labels, workload, hardware, version, part, start AS began, steps, samples,
+  SELECT run, job, job_or_run, rank, world_size, machine, labels, workload, hardware, version, part, start AS began, steps, samples,
     duration_s, coalesce(phases_s['backward'], 0) AS backward_s, coalesce(phases_s['after backward'], 0) AS after_backward_s,
     coalesce(phases_s['optimizer'], 0) AS optimizer_s, coalesce(phases_s['forward'], 0) AS forward_s,
     min(start) OVER (PARTITION BY run) AS run_began
@@ -53,6 +53,6 @@ met AS (
       WHEN 'optimizer' THEN c.optimizer_s WHEN 'forward' THEN c.forward_s ELSE 0 END AS meeting_s
   FROM compared AS c INNER JOIN meetings AS m ON c.job_or_run = m.job_or_run AND c.attempt = m.attempt AND c.day = m.day
 )
-SELECT run, job, job_or_run, rank, world_size, node, machine, labels, workload, hardware, version, start, attempt, part, steps,
+SELECT run, job, job_or_run, rank, world_size, machine, labels, workload, hardware, version, start, attempt, part, steps,
   samples, duration_s, meeting, meeting_s, duration_s - meeting_s AS own_s
 FROM met
