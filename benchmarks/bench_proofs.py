@@ -56,7 +56,7 @@ def proof_of(kind: str, key: str) -> dict[str, Any]:
         "key": key,
         "predicted": predicted["saved"],
         "predicted_interval": predicted.get("interval"),
-        **{name: found[name] for name in ("measured", "interval", "steps", "outcome")},
+        **{name: found[name] for name in ("again", "again_interval", "measured", "interval", "steps", "outcome")},
     }
 
 

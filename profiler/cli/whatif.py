@@ -115,7 +115,8 @@ def _table(rows: list[WhatIf]) -> Iterator[str]:
 def _proof_line(proof: Proof) -> str:
     predicted = proof.predicted
     span = "" if predicted.low is None or predicted.high is None else f" ({predicted.low:.1%} to {predicted.high:.1%})"
-    measured = f"measured {proof.measured:.1%} ({proof.low:.1%} to {proof.high:.1%}) in {proof.steps} steps"
+    found = proof.measured
+    measured = f"measured {found.mean:.1%} ({found.low:.1%} to {found.high:.1%}) in {proof.steps} steps"
     return f"{predicted.what}: predicted {predicted.saved:.1%}{span}, {measured}: {proof.outcome}"
 
 
@@ -126,8 +127,10 @@ def _document(run: str, rows: list[WhatIf], proofs: list[Proof]) -> dict[str, An
             {
                 "key": proof.predicted.key,
                 "predicted": proof.predicted.saved,
-                "measured": proof.measured,
-                "interval": [proof.low, proof.high],
+                "measured": proof.measured.mean,
+                "interval": [proof.measured.low, proof.measured.high],
+                "again": proof.again.mean,
+                "again_interval": [proof.again.low, proof.again.high],
                 "steps": proof.steps,
                 "outcome": proof.outcome.partition(":")[0],
             }

@@ -113,10 +113,15 @@ def whatifs(run: Run, whole: EpochRecord | None = None) -> list[WhatIf]:
             low, high = (None, None) if of_slice is None else interval(run.slices, of_slice, share)
             if key == "logging":
                 low, high = (of_cause(HOST) / loop_ns * end for end in _logging_ends(accounts))
-            if high is not None and share >= MOSTLY_SAVED:
-                high = 1 - (1 - high) * WARM
+            if high is not None:
+                high = highest(share, high)
             found.append(WhatIf(key, what, share, low, high, loop_ns / parts / NS, _bound(key, run, whole)))
     return sorted(found, key=lambda one: -one.saved)
+
+
+def highest(share: float, high: float) -> float:
+    """Return the upper end of a saving's interval: without long waits, the rest of a step takes less time, too."""
+    return 1 - (1 - high) * WARM if share >= MOSTLY_SAVED else high
 
 
 def interval(slices: list[Slice], saved_in: Callable[[Slice], float], share: float) -> tuple[float | None, float | None]:

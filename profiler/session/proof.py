@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 from profiler.config.environment import environment_for_run
 from profiler.errors import ProfilerError
+from profiler.records.histogram import NS
 from profiler.records.student import student
 from profiler.report.accounts import Accounts
+from profiler.report.whatif import highest, whatifs
 from profiler.session.proof_changes import CHANGES
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
@@ -31,37 +34,50 @@ SHARPEST = 0.1  # an interval wider than that, and than the saving, decides noth
 LEAST_PROVED = 0.05  # of the loop: a smaller saving is lost in how much two runs of a script differ
 
 
+class Share(NamedTuple):
+    """A share of the loop's time that is saved, as the mean of some runs, with the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def meets(self, low: float, high: float) -> bool:
+        """Return True if the interval has a number in common with another one."""
+        return low <= self.high and self.low <= high
+
+
 @dataclass(frozen=True)
 class Proof:
-    """A prediction beside its measurement: shares of the loop's time that are saved.
+    """A prediction beside its measurement.
 
     Attributes:
-        predicted: the counterfactual.
-        measured: the mean of the rounds.
-        low: the lower end of its 95 % interval.
-        high: the upper end.
+        predicted: the counterfactual, from the record.
+        again: the same prediction, from the runs that were made now as the script is.
+        measured: the saving that the runs without the cause show.
         steps: how many steps each run made.
     """
 
     predicted: WhatIf
-    measured: float
-    low: float
-    high: float
+    again: Share
+    measured: Share
     steps: int
 
     @property
     def outcome(self) -> str:
-        """Say "as predicted", "not as predicted", or "cannot tell" if the runs differed too much among each other."""
-        if self.high - self.low > max(self.predicted.saved, SHARPEST):
-            return "cannot tell: the runs differ too much; try more --rounds on a quiet machine"
-        return "as predicted" if self.is_kept else "not as predicted"
+        """Say if the measurement meets the prediction.
 
-    @property
-    def is_kept(self) -> bool:
-        """True if the two intervals meet."""
-        low = self.predicted.saved if self.predicted.low is None else self.predicted.low
-        high = self.predicted.saved if self.predicted.high is None else self.predicted.high
-        return low <= self.high and self.low <= high
+        "changed since the record" means that it meets the prediction from the runs made now, but not that from the record: a
+        disk or a machine may be faster at one time than at another.
+        """
+        if self.measured.high - self.measured.low > max(self.predicted.saved, SHARPEST):
+            return "cannot tell: the runs differ too much; try more --rounds on a quiet machine"
+        saved = self.predicted.saved
+        ends = (end if end is not None else saved for end in (self.predicted.low, self.predicted.high))
+        if self.measured.meets(*ends):
+            return "as predicted"
+        if self.measured.meets(self.again.low, self.again.high):
+            return f"changed since the record: the script as it runs now would save {self.again.mean:.1%}"
+        return "not as predicted"
 
 
 def steps_of(run: Run) -> int:
@@ -69,7 +85,7 @@ def steps_of(run: Run) -> int:
     stage = run.whole().stages["train"]
     steps = min(stage.steps, MOST_STEPS)
     if stage.step.steady.count:
-        each = stage.step.steady.sum_ns / stage.step.steady.count / 1e9
+        each = stage.step.steady.sum_ns / stage.step.steady.count / NS
         steps = min(steps, math.floor(LONGEST_S / each) if each else steps)
     per_epoch = stage.steps // max(len(run.epochs), 1)
     if per_epoch and steps > per_epoch:
@@ -103,23 +119,35 @@ def prove(
         ProfilerError: the script could not be run, or made no step.
     """
     steps = steps_of(run)
-    times: dict[str, list[float]] = {}
+    made: dict[str, list[Run]] = {}
     for number in range(rounds):
         for change in ("none", *(one.key for one in predictions)):
             say(f"round {number + 1} of {rounds}: {steps} steps, {'as it is' if change == 'none' else 'without ' + change}")
-            times.setdefault(change, []).append(_step_s(command, change, steps))
-    return [_proof(one, times["none"], times[one.key], steps) for one in predictions]
+            made.setdefault(change, []).append(_run_again(command, change, steps))
+    return [_proof(one, made["none"], made[one.key], steps) for one in predictions]
 
 
-def _proof(predicted: WhatIf, before: list[float], after: list[float], steps: int) -> Proof:
-    saved = [1 - changed / usual for usual, changed in zip(before, after, strict=True)]
-    error = student(len(saved) - 1) * stdev(saved) / math.sqrt(len(saved)) if len(saved) > 1 else 0.0
-    middle = mean(saved)
-    return Proof(predicted, middle, middle - error, middle + error, steps)
+def _proof(predicted: WhatIf, as_it_is: list[Run], changed: list[Run], steps: int) -> Proof:
+    measured = _share([1 - _step_s(after) / _step_s(before) for before, after in zip(as_it_is, changed, strict=True)])
+    again = _share([next((one.saved for one in whatifs(run) if one.key == predicted.key), 0.0) for run in as_it_is])
+    return Proof(predicted, again._replace(high=highest(again.mean, again.high)), measured, steps)
 
 
-def _step_s(command: Sequence[str], change: str, steps: int) -> float:
-    """Return the loop's time for each step (s), but for the first one, of the script with one change.
+def _share(found: list[float]) -> Share:
+    error = student(len(found) - 1) * stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
+    middle = mean(found)
+    return Share(middle, middle - error, middle + error)
+
+
+def _step_s(run: Run) -> float:
+    """Return the loop's time for each training step (s), but for the first one."""
+    stage = run.whole().stages["train"]
+    loop_ns = Accounts(run, run.whole()).loop_ns - stage.step.cold.sum_ns
+    return loop_ns / (stage.steps - stage.step.cold.count) / NS
+
+
+def _run_again(command: Sequence[str], change: str, steps: int) -> Run:
+    """Return the record of the script's run with one change.
 
     Raises:
         ProfilerError: it made no step.
@@ -136,5 +164,4 @@ def _step_s(command: Sequence[str], change: str, steps: int) -> float:
         last = ended.stderr.decode(errors="replace").strip().splitlines()[-1:]
         words = f": {last[0]}" if last else ""
         raise ProfilerError(f"the script made no training step that could be followed (exit code {ended.returncode}){words}")
-    loop_ns = Accounts(made, made.whole()).loop_ns - stage.step.cold.sum_ns
-    return loop_ns / (stage.steps - stage.step.cold.count) / 1e9
+    return made

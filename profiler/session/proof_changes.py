@@ -21,7 +21,9 @@ CHANGES = ("none", "data_wait", "collection", "checkpoint", "logging")
 
 
 def install(request: Mapping[str, Any]) -> None:
-    """Make one change, and end the script after so many steps of an optimizer.
+    """Make one change, and end the script when it begins an optimizer's step beyond so many.
+
+    So the last epoch ends as each other one, with the checkpoint that is saved after it.
 
     Args:
         request: ``change``, a word of `CHANGES`, and ``steps``.
@@ -43,10 +45,10 @@ def _end_after(steps: int) -> None:
     def count(*_: object) -> None:
         nonlocal made
         made += 1
-        if made >= steps:
+        if made > steps:
             raise SystemExit(0)
 
-    optimizers.register_optimizer_step_post_hook(count)
+    optimizers.register_optimizer_step_pre_hook(count)
 
 
 def _cache_batches() -> None:
@@ -56,7 +58,7 @@ def _cache_batches() -> None:
     """
     loaders = importlib.import_module("torch.utils.data.dataloader")
     iterate, original = loaders.DataLoader.__iter__, loaders._BaseDataLoaderIter.__next__
-    first: dict[int, Any] = {}  # by the data set, which lives as long as its loader
+    first: dict[int, tuple[Any, Any]] = {}  # by the data set's id, with the data set: a forgotten one's id may be used again
 
     @functools.wraps(iterate)
     def __iter__(self: Any) -> Any:
@@ -69,13 +71,13 @@ def _cache_batches() -> None:
 
     @functools.wraps(original)
     def __next__(self: Any) -> Any:
-        key, handed = id(self.__dict__["_dataset"]), self.__dict__.get("_epochmeter_handed", 0)
+        data, handed = self.__dict__["_dataset"], self.__dict__.get("_epochmeter_handed", 0)
         if handed >= _length(self):
             raise StopIteration
         self.__dict__["_epochmeter_handed"] = handed + 1
-        if key not in first:
-            first[key] = original(self)
-        return first[key]
+        if id(data) not in first:
+            first[id(data)] = original(self), data
+        return first[id(data)][0]
 
     loaders.DataLoader.__iter__ = __iter__
     loaders._BaseDataLoaderIter.__next__ = __next__
