@@ -501,6 +501,7 @@ class TestCommand:
         if form == "--json":
             assert json.loads(answer.out, parse_constant=pytest.fail)[0]["a"] is None
 
+    @pytest.mark.slow
     def test_a_narrow_place_keeps_the_answer(self, folder: str) -> None:
         for question, head in (
             ("regression", "verdict"),

@@ -238,6 +238,7 @@ torch.save({"net": net, "averaged": averaged, "optimizer": optimizer, "state": n
 """
 
 
+@pytest.mark.slow
 def test_files_of_a_script_are_the_same(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = []
     for run in (python, lambda script: epochmeter("run", "-q", script)):

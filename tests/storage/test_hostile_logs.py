@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,12 @@ def spoil(document: Any, draw: random.Random) -> None:
     document[last] = copy.deepcopy(draw.choice(ODD))
 
 
-@pytest.mark.parametrize("seed", range(8))
+def rare(values: Iterable[Any], often: int) -> list[Any]:
+    """Return parameters of which the first so many are tried by `make test`, and the others by `make test-slow`."""
+    return [pytest.param(value, marks=[pytest.mark.slow] if at >= often else []) for at, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("seed", rare(range(8), 2))
 def test_any_change_of_a_log_fails_alone(home: Path, tmp_path: Path, seed: int) -> None:
     """What reads, shows and sends a log raises nothing but our own error, whatever one to four values become."""
     good = [json.loads(line) for line in recorded(home).read_text("utf-8").splitlines()]
@@ -104,7 +109,7 @@ def hostile(kind: str, lines: list[str]) -> bytes:
 KINDS = ["Infinity", "NaN", '"Infinity"', "deep", "nul", "latin", "utf-16", "crlf", "other JSON", "empty", "a long number"]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "a folder", "a link", "a FIFO"])
+@pytest.mark.parametrize("kind", rare(["a FIFO", *KINDS, "a folder", "a link"], 5))
 def test_good_run_is_shown_beside_a_bad_one(home: Path, kind: str) -> None:
     good = recorded(home, "good")
     bad = good.with_name("20990101T000000.000000Z-abcdefabcdef.otlp.jsonl")
