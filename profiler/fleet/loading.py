@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from profiler.config.word_grammar import LABEL_PREFIX
 from profiler.errors import ProfilerError, RunLogError
+from profiler.fleet.columns import SCALE
 from profiler.fleet.hours import pieces_of
 from profiler.fleet.rows import Row, rows_of
 from profiler.records.plain_text import printable
@@ -33,7 +34,7 @@ OURS, LONGEST_LOAD_S = "epochmeter-fleet-", 86_400.0  # temporary folders, each 
 
 
 class Known(NamedTuple):
-    """What a fleet has of a run: the bytes of its log, when it was last heard of (us since 1970), and its state."""
+    """The state of a run in a fleet: the bytes of its log, when it was last heard of (us since 1970), and its state."""
 
     log_bytes: int
     as_of: int
@@ -47,7 +48,7 @@ class Known(NamedTuple):
     def is_newer(self, other: Known) -> bool:
         """Return True if this was known later, or from more of the log.
 
-        A run that was killed tells its end without a new line in its log.
+        A run that was killed ends without a new line in its log.
         """
         return (self.as_of, self.is_over, self.log_bytes) > (other.as_of, other.is_over, other.log_bytes)
 
@@ -58,7 +59,7 @@ class Fleet(Protocol):
     keeps_names: bool
 
     def loaded(self) -> dict[str, Known]:
-        """Return what is loaded of each run, by its id; without runs of which a part is missing."""
+        """Return the loads of runs, by the run's id; without runs of which a part is missing."""
 
     def write(self, rows: Iterable[Row]) -> None:
         """Add rows."""
@@ -66,14 +67,14 @@ class Fleet(Protocol):
 
 @dataclass
 class Loaded:
-    """What a load did.
+    """The result of a load.
 
     Attributes:
         logs: how many logs gave rows.
         rows: how many rows.
         known: how many logs had nothing new.
         labelled: how many of the logs with rows have the label of the workload.
-        bad: what is wrong with each log or folder that could not be read.
+        bad: the fault of each log or folder that could not be read.
         torn: each log of which a part could not be read, and is missing.
     """
 
@@ -90,7 +91,7 @@ def logs_in(paths: Iterable[Path], on_bad: Callable[[str], None] = lambda _: Non
 
     Args:
         paths: logs, and folders of logs.
-        on_bad: called with what is wrong with a folder that cannot be read.
+        on_bad: called with the fault of a folder that cannot be read.
 
     Raises:
         ProfilerError: there is no such file or folder.
@@ -114,7 +115,7 @@ def load_logs(logs: Sequence[Path], fleet: Fleet, label: str = "", on_log: Calla
     Args:
         logs: the logs.
         fleet: takes the rows.
-        label: which of the user's own labels tells the workload; "" for the run's name, where names are kept.
+        label: the user's own label that names the workload; "" for the run's name, where names are kept.
         on_log: called after each log.
 
     Raises:
@@ -155,7 +156,7 @@ def _forget_killed() -> None:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an engine says of an error: some tell pages."""
+    """Return the first line of an engine's error: some are pages long."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -178,7 +179,7 @@ def _new_rows(log: Path, folder: Path, known: dict[str, Known], label: str, *, k
         size = copy.stat().st_size
         if size == settled:
             return [], False
-        run = load(copy)
+        run = load(copy, sums_at=SCALE)
         if run.state == "interrupted" and is_being_written(log):
             run.state = "running"
         with believed(run):
@@ -190,7 +191,7 @@ def _new_rows(log: Path, folder: Path, known: dict[str, Known], label: str, *, k
 
 
 def known_of(rows: Sequence[Row]) -> Known:
-    """Return what these rows tell of their run."""
+    """Return the state of the run that these rows are of."""
     return Known(*(rows[0][name] for name in Known._fields))
 
 
@@ -205,7 +206,7 @@ def _copied(log: Path, folder: Path) -> Iterator[tuple[Path, bool]]:
     """Copy a log into a folder of our own, where nobody changes it while it is read; unpack one that is packed.
 
     Yields:
-        the copy, and False if it is only the begin of what was packed.
+        the copy, and False if it is only the begin of the packed file.
     """
     copy = folder / log.name.removesuffix(PACKED)
     try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil, log2
 from typing import Any
@@ -175,7 +175,7 @@ class Histogram:
         return sum(count for index, count in self.counts.items() if index >= first)
 
     def above(self, value_ns: int) -> tuple[int, int]:
-        """Return how many values are in the buckets above that of this value, and about what they add up to (ns)."""
+        """Return how many values are in the buckets above that of this value, and about their sum (ns)."""
         if not self.counts or self.max_ns is None:
             return 0, 0
         first = bucket_index(max(value_ns, 1), self.scale) + 1
@@ -192,12 +192,12 @@ class Histogram:
 
     @classmethod
     def of(
-        cls, *, scale: int, counts: Mapping[int, int], zero_count: int, sum_ns: int, min_ns: int | None, max_ns: int | None
+        cls, *, scale: int, counts: dict[int, int], zero_count: int, sum_ns: int, min_ns: int | None, max_ns: int | None
     ) -> Histogram:
-        """Return a histogram from its stored parts."""
+        """Return a histogram from its stored parts. It keeps ``counts``, which holds no empty bucket."""
         histogram = cls()
         histogram.scale = scale
-        histogram.counts = {index: count for index, count in counts.items() if count}
+        histogram.counts = counts
         histogram.zero_count = zero_count
         histogram.sum_ns = sum_ns
         histogram.min_ns = min_ns

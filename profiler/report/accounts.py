@@ -117,7 +117,7 @@ class Accounts:
         return sum(account.ns for account in self.all if account.cause in causes)
 
     def steady(self, is_gone: Callable[[Account], bool]) -> float:
-        """Return the time (ns) of some accounts without what lay in the run's first step of each stage.
+        """Return the time (ns) of some accounts, without the run's first step of each stage.
 
         Of a phase, a cause has the same share in that step as in the others; but compilation comes first.
         """
@@ -216,7 +216,7 @@ class Accounts:
             self._add(stage, phase, given, to)
             left -= given
 
-        for inside in INSIDE:
+        for inside in INSIDE if self.costs else ():
             cost = self.costs.get(CausePlace(inside, *_place(stage, phase)))
             give(0 if cost is None else cost.ns, inside)
         if cause == DATA_WAIT:
@@ -254,7 +254,7 @@ class Accounts:
         return HOST
 
     def _is_unnamed(self, stage: str, phase: str) -> bool:
-        """Return True for the time in no phase of a stage that does not name all computing: samples show what it is."""
+        """Return True for the time in no phase of a stage that does not name all computing: samples decide its cause."""
         record = self._whole.stages.get(stage)
         names = {path[0] for path in record.phases} if record is not None else set()
         return phase == OTHER and not (names & GAPS or names.issuperset(PARTS))

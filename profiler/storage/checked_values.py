@@ -1,21 +1,59 @@
-"""Check the values of a run log, which anybody may have written, for what every later step can work with."""
+"""Check the values of a run log, which anybody may have written, so that every later step can work with them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 MAX_WHOLE = 2**63 - 1
 
 
+def attributes_of(holder: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a point or a resource.
+
+    Raises:
+        KeyError, TypeError, ValueError: one has no form that ours have.
+    """
+    found = {}
+    for entry in holder.get("attributes", ()):
+        key, value = entry["key"], entry["value"]
+        if type(key) is not str:
+            raise TypeError("an attribute's name is no text")
+        text, whole = value.get("stringValue"), value.get("intValue")
+        # Nearly all are one of the first two.
+        found[key] = text if type(text) is str else whole_64(whole) if type(whole) is str else _value_of(value)
+    return found
+
+
+def _value_of(value: Mapping[str, Any]) -> Any:
+    kind, content = next(iter(value.items()))
+    if kind == "intValue":
+        return whole_64(content)
+    if kind == "doubleValue":
+        return finite(content)
+    if kind == "arrayValue":
+        return [_value_of(entry) for entry in content.get("values", ())]
+    return of_type({"stringValue": str, "boolValue": bool}[kind], content)
+
+
+def number_of(point: Mapping[str, Any]) -> float | int:
+    """Return the number of a point.
+
+    Raises:
+        KeyError, TypeError, ValueError: it has none, or none that was measured.
+    """
+    return whole_64(point["asInt"]) if "asInt" in point else finite(point["asDouble"])
+
+
+@lru_cache(4_096, typed=True)  # a log says the same few numbers again and again
 def whole_64(text: str | int) -> int:
     """Return a whole number of 64 bits, which JSON holds as text.
 
     Raises:
         ValueError: it is none.
     """
-    if type(text) is str and len(text) < 19 and text.isdecimal():  # nearly all: a fleet has billions of them
-        return int(text)
     if len(str(text)) > 20:
         raise ValueError("a number is longer than 64 bits")
     number = int(text)
@@ -28,7 +66,7 @@ def finite(value: Any) -> float:
     """Return a number that every later step can work with.
 
     Raises:
-        ValueError, TypeError: it is none, not finite, or beyond what can be measured.
+        ValueError, TypeError: it is none, not finite, or beyond all measurements.
     """
     number = float(value)
     if not abs(number) <= MAX_WHOLE:

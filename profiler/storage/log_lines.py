@@ -14,6 +14,7 @@ from profiler.errors import RunLogError
 MAX_LINE = 64 * 2**20
 MAX_BYTES = 4 * 2**30  # of a log: a run of 100,000 epochs has 1 GiB, and is read line by line
 FIRST_BLOCK = 2**14
+BUFFER = 2**18  # bytes: a line has some 30,000
 
 
 def lines(path: Path, upto: int | None = None) -> Iterator[bytes]:
@@ -52,7 +53,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with (
             Folder(path.parent).opened(path.name) as (descriptor, status, _),
-            os.fdopen(descriptor, "rb", closefd=False) as file,
+            os.fdopen(descriptor, "rb", BUFFER, closefd=False) as file,
         ):
             if status.st_size > MAX_BYTES:
                 raise RunLogError(f"the run log {path.name} has {status.st_size} bytes, more than any run's.")

@@ -11,14 +11,24 @@ from typing import Any, TypeVar, get_args
 from profiler.errors import ProfilerError, RunLogError, RunNotFoundError, did_you_mean
 from profiler.records.case import CaseRecord, add_cases, case_identity
 from profiler.records.energy import Energy, merge_energy
+from profiler.records.histogram import MAX_SCALE
 from profiler.records.reading_record import READING_PREFIX, ReadingRecord
 from profiler.records.readings import MetricSpec
 from profiler.records.run import FACT_NAMES, EpochRecord, Hardware, RankStage, Run, State
 from profiler.records.slices import add_slice, slice_of
 from profiler.records.timing import Timing
-from profiler.storage.checked_values import MAX_WHOLE, finite, of_type, one_of, whole_64, whole_upto
+from profiler.storage.checked_values import (
+    MAX_WHOLE,
+    attributes_of,
+    finite,
+    number_of,
+    of_type,
+    one_of,
+    whole_64,
+    whole_upto,
+)
 from profiler.storage.log_lines import last_lines, lines
-from profiler.storage.metric_rows import BY_NAME, CASE_ENDS, rows_of
+from profiler.storage.metric_rows import BY_NAME, CASE_ENDS, ROWS, rows_of
 from profiler.storage.run_log import is_being_written, run_id, run_paths
 from profiler.storage.stored_histogram import histogram_in
 
@@ -52,6 +62,7 @@ LATEST = (
     *("loaders", "growth"),
 )
 RUN_METRICS = {row.name for row in rows_of("run")}
+SUMMED = {row.name for row in ROWS if row.scope not in ("rank", "case") and row.name != "epochmeter.step.slowest"}
 FACTS = {name: fact for fact, name in FACT_NAMES.items()}
 
 
@@ -89,12 +100,14 @@ def _first_rank(paths: list[Path]) -> Path:
     return paths[0]
 
 
-def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
+def load(path: Path, yield_gil: Callable[[], None] = lambda: None, *, sums_at: int | None = None) -> Run:
     """Return a run from its log. Lines that cannot be read are skipped and counted in the run's notes.
 
     Args:
         path: the log.
         yield_gil: called before each line, so that other threads get their turn.
+        sums_at: leave out readings, the slowest steps, ranks and slices, and give histograms no finer scale than this one: a
+            fleet has no column for more, and so a log takes a third of the time.
 
     Raises:
         RunLogError: the file cannot be read, or no line of it belongs to a run.
@@ -102,7 +115,7 @@ def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
     run, known = Run(id=run_id(path), name="", started_unix_ns=0), []
     for line in lines(path):
         yield_gil()
-        known.append(read_run_line(run, line))
+        known.append(read_run_line(run, line, sums_at=sums_at))
     if not any(known):
         raise no_run(path)
     spoilt = known[:-1].count(None)  # the last one may have been cut off by a crash, or is being written now
@@ -114,7 +127,7 @@ def load(path: Path, yield_gil: Callable[[], None] = lambda: None) -> Run:
 
 @contextlib.contextmanager
 def believed(run: Run) -> Iterator[None]:
-    """Say that a log makes no sense if what is made of it fails: its lines are whole, but do not fit together.
+    """Raise a clear error if the work on a log fails: its lines are whole, but do not fit together.
 
     Raises:
         RunLogError: it failed.
@@ -156,15 +169,14 @@ def _read_beginning(path: Path, line: bytes) -> Run | None:
             return None
         resource, _ = DECODER.raw_decode(text, len(BEGINNING))
         resource["attributes"] = [one for one in resource["attributes"] if one["key"].startswith(OUTLINED)]
-        if not _read_resource(run, _attributes(resource)):
+        if not _read_resource(run, attributes_of(resource)):
             return None
         place = text.index(METRICS) + len(METRICS)
         while text[place] == "{":
             metric, place = DECODER.raw_decode(text, place)
             if metric["name"] not in RUN_METRICS:
                 break
-            for kind, point in _points(metric):
-                _read_point(run, metric, kind, point)
+            _read_metric(run, metric)
             place += 1
     except UNREADABLE:
         return None
@@ -183,23 +195,23 @@ def with_true_state(run: Run, path: Path) -> Run:
     return run
 
 
-def read_run_line(run: Run, line: bytes) -> bool | None:
+def read_run_line(run: Run, line: bytes, *, sums_at: int | None = None) -> bool | None:
     """Add a line to the run. Return True for a line of ours, False for one of another program, None for a spoilt one.
 
-    A spoilt line adds nothing, also not what it says before it is found to be spoilt.
+    A spoilt line adds nothing, also no value that stands before the fault. For ``sums_at`` see `load`.
     """
     alone = Run(id=run.id, name="", started_unix_ns=0)
     try:
-        if not _read_line(alone, json.loads(line, parse_constant=_no_constant)):
+        if not _read_line(alone, DECODER.decode(line.decode()), sums_at):
             return False
     except UNREADABLE:
         return None
-    _add(run, alone)
+    _add(run, alone, is_whole=sums_at is None)
     return True
 
 
-def _add(run: Run, line: Run) -> None:
-    """Add what one line says to the run. The last line knows the run's state and facts best."""
+def _add(run: Run, line: Run, *, is_whole: bool) -> None:
+    """Add the values of one line to the run. The last line knows the run's state and facts best."""
     for name in LATEST:
         setattr(run, name, getattr(line, name))
     run.duration_ns = max(run.duration_ns, line.duration_ns)
@@ -207,6 +219,9 @@ def _add(run: Run, line: Run) -> None:
     run.background_ns = run.background_ns if line.background_ns is None else line.background_ns
     run.notes.update(line.notes)
     for part in line.parts():
+        if not is_whole:
+            _add_part(run, part)
+            continue
         for stage in part.stages.values():
             for slow in stage.slowest:
                 slow.epoch = part.index
@@ -240,18 +255,18 @@ def _no_constant(word: str) -> float:
 DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
-def _read_line(run: Run, document: Mapping[str, Any]) -> bool:
+def _read_line(run: Run, document: Mapping[str, Any], sums_at: int | None) -> bool:
     known = False
     for resource_metrics in document["resourceMetrics"]:
-        resource = _attributes(resource_metrics["resource"])
+        resource = attributes_of(resource_metrics["resource"])
         if not _read_resource(run, resource):
             continue
         known = True
         number = whole_upto(resource.get("epochmeter.run.slice"), MAX_WHOLE)
         for scope in resource_metrics["scopeMetrics"]:
             for metric in scope["metrics"]:
-                for kind, point in _points(metric):
-                    _read_point(run, metric, kind, point)
+                if sums_at is None or metric["name"] in SUMMED:
+                    _read_metric(run, metric, MAX_SCALE if sums_at is None else sums_at)
         for part in run.parts():
             part.slice = number
     if not 0 <= run.duration_ns <= MAX_TIME:
@@ -285,6 +300,21 @@ def _said(pairs: Any) -> dict[str, str]:
     return {name: value for name, _, value in (of_type(str, pair).partition("=") for pair in of_type(list, pairs))}
 
 
+def _read_metric(run: Run, metric: Mapping[str, Any], finest: int = MAX_SCALE) -> None:
+    name: str = metric["name"]
+    row = BY_NAME.get(name)
+    if row is None and name.startswith(OWN_PREFIXES):
+        return  # a later version's metric
+    for kind, point in _points(metric):
+        at = _checked(attributes_of(point))
+        if row is None:
+            _read_reading(_part(run, at, point), metric, kind, at, point)
+        elif row.scope == "run":
+            row.read(run, at, number_of(point))
+        elif (target := PARTS[row.scope](_part(run, at, point), at)) is not None:
+            row.read(target, at, histogram_in(point, finest) if row.kind == "histogram" else number_of(point))
+
+
 def _points(metric: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for kind in ("gauge", "sum", "histogram", "exponentialHistogram"):
         if kind in metric:
@@ -293,58 +323,44 @@ def _points(metric: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]
                 yield ("counter" if growing else kind), point
 
 
-def _read_point(run: Run, metric: Mapping[str, Any], kind: str, point: Mapping[str, Any]) -> None:
-    name: str = metric["name"]
-    at = _checked(_attributes(point))
-    row = BY_NAME.get(name)
-    if row is None and name.startswith(OWN_PREFIXES):
-        return  # a later version's metric
-    if row is not None and row.scope == "run":
-        row.read(run, at, _point_value(point))
-        return
-    began = whole_64(point.get("startTimeUnixNano", run.started_unix_ns))
-    part = _part(run, whole_upto(at.pop("epochmeter.epoch.index", None), MAX_WHOLE), began)
-    if part.index is None and "startTimeUnixNano" in point:
-        part.started_ns = began - run.started_unix_ns
-        part.duration_ns = max(whole_64(point.get("timeUnixNano", began)) - began, 0)
-        if part.duration_ns > MAX_TIME:
-            raise ValueError("a slice cannot have lasted so long")
-    if row is None:
-        _read_reading(part, metric, kind, at, point)
-        return
-    target = PARTS[row.scope](part, at)
-    if target is not None:
-        row.read(target, at, histogram_in(point) if row.kind == "histogram" else _point_value(point))
-
-
 def _checked(at: dict[str, Any]) -> dict[str, Any]:
     """Return a point's attributes, each with the type that ours have.
 
     Raises:
         TypeError: one has another.
     """
-    for key, value in at.items():
-        if key == "epochmeter.phase.parents":
-            for parent in of_type(list, value):
-                of_type(str, parent)
-        elif key in TEXTS:
-            of_type(str, value)
+    for parent in of_type(list, at.get("epochmeter.phase.parents", [])):
+        of_type(str, parent)
+    for key in TEXTS:
+        if key in at:
+            of_type(str, at[key])
     return at
 
 
-def _part(run: Run, index: int | None, began: int) -> EpochRecord:
-    if index is None:
-        return run.outside
-    epoch = run.by_index.get(index)
-    if epoch is None:
-        epoch = run.by_index[index] = EpochRecord(index, started_ns=began - run.started_unix_ns)
-        run.epochs.append(epoch)
-    return epoch
+def _part(run: Run, at: dict[str, Any], point: Mapping[str, Any]) -> EpochRecord:
+    """Return the epoch of a point, or the part outside epochs. Its number is taken out of the attributes."""
+    began = whole_64(point.get("startTimeUnixNano", run.started_unix_ns))
+    index = whole_upto(at.pop("epochmeter.epoch.index", None), MAX_WHOLE)
+    if index is not None:
+        epoch = run.by_index.get(index)
+        if epoch is None:
+            epoch = run.by_index[index] = EpochRecord(index, started_ns=began - run.started_unix_ns)
+            run.epochs.append(epoch)
+        return epoch
+    if "startTimeUnixNano" in point:
+        run.outside.started_ns = began - run.started_unix_ns
+        run.outside.duration_ns = max(whole_64(point.get("timeUnixNano", began)) - began, 0)
+        if run.outside.duration_ns > MAX_TIME:
+            raise ValueError("a slice cannot have lasted so long")
+    return run.outside
 
 
 def _phase(part: EpochRecord, at: Mapping[str, Any]) -> Timing:
     phases = part.stage(at["epochmeter.stage"]).phases if "epochmeter.stage" in at else part.phases
-    return phases.setdefault((*at.get("epochmeter.phase.parents", ()), at["epochmeter.phase"]), Timing())
+    path = (*at.get("epochmeter.phase.parents", ()), at["epochmeter.phase"])
+    if path not in phases:
+        phases[path] = Timing()
+    return phases[path]
 
 
 def _rank_stage(part: EpochRecord, at: Mapping[str, Any]) -> RankStage:
@@ -404,34 +420,10 @@ def _read_reading(
         record.histogram.merge(histogram_in(point))
         record.count = record.histogram.count
     elif kind == "counter":
-        record.last += _point_value(point)
+        record.last += number_of(point)
         record.count += 1
     else:
-        record.last = _point_value(point)
-
-
-def _attributes(holder: Mapping[str, Any]) -> dict[str, Any]:
-    found = {}
-    for entry in holder.get("attributes", ()):
-        value = entry["value"]
-        text = value.get("stringValue")
-        found[of_type(str, entry["key"])] = text if type(text) is str else _value(value)  # most are texts
-    return found
-
-
-def _value(value: Mapping[str, Any]) -> Any:
-    kind, content = next(iter(value.items()))
-    if kind == "intValue":
-        return whole_64(content)
-    if kind == "doubleValue":
-        return finite(content)
-    if kind == "arrayValue":
-        return [_value(entry) for entry in content.get("values", ())]
-    return of_type({"stringValue": str, "boolValue": bool}[kind], content)
-
-
-def _point_value(point: Mapping[str, Any]) -> float | int:
-    return whole_64(point["asInt"]) if "asInt" in point else finite(point["asDouble"])
+        record.last = number_of(point)
 
 
 def _hardware(resource: Mapping[str, Any]) -> Hardware:

@@ -25,8 +25,10 @@ from profiler.fleet.columns import COLUMNS, SCALE, clickhouse_schema, duckdb_sch
 from profiler.fleet.loading import Known, load_logs, logs_in
 from profiler.fleet.rows import rows_of
 from profiler.records.causes import STARVED, CausePlace, Cost
+from profiler.records.energy import Energy
 from profiler.records.histogram import NS
 from profiler.records.run import Run
+from profiler.records.timing import Timing
 from profiler.storage.run_log import RunLog, run_id, run_paths
 from profiler.storage.run_reader import load
 from support.big_run import big_run
@@ -127,6 +129,22 @@ class TestRows:
         assert (first["labels"], first["package"], first["package_version"]) == ({"team": "vision"}, "digits", "1.2")
         assert (first["gpu"], first["gpus"], first["cores"]) == ("NVIDIA H100 80GB HBM3", 2, 64)
         assert first["energy_j"] is None and first["rank"] is None  # absent is absent
+
+    def test_reading_sums_alone_gives_the_same_rows(self, tmp_path: Path) -> None:
+        run, path = made(3), ("forward", "attention")
+        coarse, fine = run.epochs[1].stages["train"], run.epochs[2].stages["val"]
+        coarse.step.steady.add([1_000, 3_600 * NS])  # so far apart that the buckets are wider than the fleet's
+        coarse.step.cold.add([NS])
+        fine.phases[path] = Timing()
+        fine.phases[path].steady.add([0, 5, 2_000_000])
+        fine.phases["forward",].device.add([4_000_000] * 50)
+        run.outside.costs[CausePlace(STARVED, "train", "forward")] = Cost(NS, 3)
+        run.outside.energy = {"train": {"gpu-0": Energy(10.0, 5.0, 1.0)}}
+        assert coarse.step.steady.scale < SCALE < fine.step.steady.scale
+        log = written(tmp_path, run)
+        whole, sums = load(log), load(log, sums_at=SCALE)
+        assert rows_of(sums, 1, "w") == rows_of(whole, 1, "w")
+        assert whole.slices and whole.epochs[0].readings and not sums.slices and not sums.epochs[0].readings
 
     def test_histograms_are_at_one_scale(self) -> None:
         run = made(2)
