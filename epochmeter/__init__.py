@@ -1,4 +1,4 @@
-"""The name to import Epochmeter by. It hands on what `profiler` has, which stands beside it.
+"""The name to import Epochmeter by. It hands on the names of `profiler`, which stands beside it.
 
 The rule it keeps: a ``profiler.py`` of the user's, in the folder of the script, is not taken for ours.
 """
@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 
 
 def _own_profiler() -> object:
-    """Return our package `profiler`, loaded from beside this one, whatever stands before it on the path.
+    """Return our package `profiler`, loaded from beside this one, even if another module of that name comes first on the path.
 
     Raises:
         ImportError: another module of that name is loaded already.

@@ -1,4 +1,4 @@
-"""Typed stand-ins for what a test cannot have: a clock to turn, a GPU, and an exporter that keeps its data.
+"""Typed stand-ins for things that a test cannot have: a clock to turn, a GPU, and an exporter that keeps its data.
 
 The type checker compares each with the interface of the real thing, so a name that changes there fails here.
 """

@@ -44,8 +44,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Return a confidence interval of the median that assumes nothing about the distribution.
 
     It is the narrowest pair of order statistics, the k-th from either end, that holds the median with at least 95 %
-    probability, by the binomial distribution (David and Nagaraja, Order Statistics, section 7.1). Fewer than six values have
-    none. Then the whole range is returned, which holds the median with probability ``1 - 2**(1 - n)``.
+    probability. The binomial distribution gives k (David and Nagaraja, Order Statistics, section 7.1). Fewer than six values
+    have none. Then the whole range is returned, which holds the median with probability ``1 - 2**(1 - n)``.
     """
     ordered = sorted(values)
     n = len(ordered)

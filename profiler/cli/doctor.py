@@ -61,7 +61,7 @@ def doctor(
 
 
 def _alone(look: Callable[[], Iterator[Check]]) -> list[Check]:
-    """Return the findings of one look. What it cannot look at is a finding, too, and the others go on."""
+    """Return the findings of one check. A check that fails is a finding, too, and the others go on."""
     found: list[Check] = []
     try:
         found.extend(look())

@@ -1,4 +1,4 @@
-"""``epochmeter fleet export``: what may be published of a fleet."""
+"""``epochmeter fleet export``: the cells of a fleet that may be published."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def moment(text: str, option: str) -> datetime:
 
 
 def check_form(form: str, as_json: bool, output: Path | None) -> None:
-    """Check that the options of a form agree, and that what is for a program, a page or a trace, does not go to a terminal.
+    """Check that the options of a form agree, and that a page, a trace or JSON does not go to a terminal.
 
     Raises:
         ArgumentValueError: they do not, or it would.

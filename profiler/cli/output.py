@@ -43,7 +43,7 @@ codecs.register_error(PLAINER, plainer)
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Write lines to stdout, or to stderr with ``err``. What stands in a line is made printable; its end is ours."""
+    """Write lines to stdout, or to stderr with ``err``. Each line is made printable; its end is ours."""
     typer.echo(printable_lines(text), err=err, nl=nl)
 
 
@@ -60,7 +60,7 @@ def complain(what: object) -> None:
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr show what they can: a character that they do not have in plain letters, and nothing if closed."""
+    """Let stdout and stderr replace each character that they do not have by plain letters, and show nothing if closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -91,7 +91,7 @@ def written() -> Iterator[None]:
 
 
 def _end_stdout() -> None:
-    """Send what is left to nowhere: the interpreter flushes once more when it ends, and would complain."""
+    """Drop the rest of the output: the interpreter flushes once more when it ends, and would complain."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

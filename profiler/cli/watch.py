@@ -57,7 +57,7 @@ def watch(
 
 
 def _as_data(run: Run) -> dict[str, Any]:
-    """Return a look as data; what is not known is left out."""
+    """Return a look as data; unknown values are left out."""
     from dataclasses import asdict
 
     from profiler.report.progress import progress

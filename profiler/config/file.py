@@ -60,10 +60,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     """Return the keys and values of the settings file in the present format; nothing if there is no file.
 
     The file is parsed again only if its stamp has changed, as consent is asked several times a delivery. It is opened for its
-    stamp because NFS answers a bare ``stat`` from a cache that may be a minute old, and asks the server at each ``open``: an
+    stamp: NFS answers a bare ``stat`` from a cache that may be a minute old, but asks the server at each ``open``. So an
     "off" from another machine counts at once.
 
-    Two changes within one tick of the file system's clock have the same stamp, so the stamp of a file that changed in the
+    Two changes within one tick of the file system's clock have the same stamp. So the stamp of a file that changed in the
     last `FRESH_NS` is not trusted.
 
     Raises:
@@ -84,7 +84,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def offs_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of these settings that switch something off: every "off" survives whatever happens to the others."""
+    """Return those of these settings that switch something off: every "off" survives any change of the others."""
     return {key: value for key, value in content.items() if (key in CONSENT and value is False) or (key, value) == NOWHERE}
 
 
@@ -169,7 +169,7 @@ def update(changes: Mapping[str, Any]) -> None:
 
 
 def reset() -> None:
-    """Restore every default, except what was switched off (sync, usage, crash_reports, local, exporter): that stays."""
+    """Restore every default. A setting that was switched off (sync, usage, crash_reports, local, exporter) stays off."""
     _rewrite(offs_of)
 
 
@@ -252,7 +252,7 @@ def _replaced(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) ->
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Return what tells one state of the file from another, whatever stands there; nothing if nothing does."""
+    """Return a stamp that differs between two states of the file, or nothing if there is no file."""
     try:
         return _stamp_of(os.lstat(path))
     except OSError:

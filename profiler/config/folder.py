@@ -2,7 +2,7 @@
 
 The rules it keeps: a folder is entered by descriptors, from the base down, and no link below the base is followed. A folder
 or file counts only if it is ours, and nobody else may write it. Only regular files of a bounded size are read. Folders are
-made with mode 0700 and files with 0600, whatever the umask. What breaks a rule is as if it were not there.
+made with mode 0700 and files with 0600, under any umask. An entry that breaks a rule is ignored.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Folder:
         """Return the status of one of our files.
 
         Raises:
-            OSError: there is none, or what stands there is not one of ours.
+            OSError: there is none, or the entry there is not one of ours.
         """
         with self._entered() as place:
             return self._checked(place.look(name), name)
@@ -171,7 +171,7 @@ class Folder:
             by: the folder of its first name; this one, unless another is given.
 
         Raises:
-            OSError: the disk refuses it, or what stands at the name is not one of ours.
+            OSError: the disk refuses it, or the entry at the name is not one of ours.
         """
         by, temporary = by or self, f"{secrets.token_hex(8)}.part"
         by.create(temporary, data, durable=durable)
@@ -189,7 +189,7 @@ class Folder:
         """Return a descriptor that appends to a file, which is made if it is missing. The caller closes it.
 
         Raises:
-            OSError: the folder or the disk refuses it, or what stands there is not one of ours.
+            OSError: the folder or the disk refuses it, or the entry there is not one of ours.
         """
         with self._entered(make=True) as place:
             target, where = place.at(name)
@@ -246,7 +246,7 @@ class Folder:
             os.replace(source, target, **where, **whereto)
 
     def keep_aside(self, name: str, aside: str) -> None:
-        """Give whatever stands at a name, a link or a folder too, a second name, or another one if it can have only one.
+        """Give the entry at a name (a file, a link or a folder) a second name, or another one if it can have only one.
 
         Raises:
             OSError: it is gone, or the folder refuses it.
@@ -300,7 +300,7 @@ class Folder:
         """Return a ``filelock.FileLock`` on a file of this folder, not yet acquired.
 
         Raises:
-            OSError: the folder cannot be used, or what stands there is not one of ours.
+            OSError: the folder cannot be used, or the entry there is not one of ours.
         """
         with self._entered(make=True) as place, contextlib.suppress(FileNotFoundError):
             self._checked(place.look(name), name)
@@ -332,7 +332,7 @@ class Folder:
 def _matching(
     listed: Iterable[os.DirEntry[str]], form: re.Pattern[str], look: Callable[[os.DirEntry[str]], T | None]
 ) -> Iterator[T]:
-    """Yield what is wanted of each entry of this form."""
+    """Yield the wanted part of each entry of this form."""
     for entry in listed:
         if form.fullmatch(entry.name):
             with contextlib.suppress(OSError):  # another process has just taken it
@@ -368,7 +368,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def append_to(descriptor: int, data: bytes) -> None:
-    """Append a line in one piece. What a full disk has cut off is taken back, or at least does not spoil the next line.
+    """Append a line in one piece. A line that a full disk has cut off is taken back, or at least does not spoil the next one.
 
     Raises:
         OSError: the disk refuses it.

@@ -1,7 +1,7 @@
 """Locks between processes: by filelock, quietly, or on a descriptor that the caller has open anyway.
 
 A run holds a lock for days, in a program that may close every descriptor and fork at any moment. filelock would then
-unlock or close what is not its own any more, so that lock lies on the log's own descriptor, which its writer checks.
+unlock or close a file that is no longer its own. So that lock lies on the log's own descriptor, which its writer checks.
 """
 
 from __future__ import annotations

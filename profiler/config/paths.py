@@ -18,8 +18,8 @@ _platform: dict[tuple[str | None, ...], tuple[Path, Path]] = {}
 def home() -> Path | None:
     """Return the folder named by EPOCHMETER_HOME, which holds everything if it is set, or None.
 
-    A relative name, or one that begins with ``~``, means the folder in which the program was, and the home that it had, when
-    it imported us. Otherwise a program that changes its folder would leave its user's "off" behind.
+    A relative name, or one that begins with ``~``, is made absolute when the program imports us. Otherwise a program that
+    changes its folder would leave its user's "off" behind.
 
     Raises:
         NoFolderError: the name cannot be made absolute.
@@ -47,7 +47,7 @@ def _absolute(named: str) -> Path | None:
 
 
 def is_expanded() -> str:
-    """Return the text of EPOCHMETER_HOME if the folder in use is not simply what it says, or ""."""
+    """Return the text of EPOCHMETER_HOME if the folder in use is another one, or ""."""
     named = os.environ.get(HOME, "")
     return named if named and str(home()) != os.path.normpath(named) else ""
 

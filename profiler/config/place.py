@@ -22,7 +22,7 @@ NO_FOLDER = (errno.ELOOP, errno.ENOTDIR, errno.EMLINK)  # the answers of the sys
 
 
 class UntrustedError(OSError):
-    """A file or folder at one of our names breaks the rules. ``cure`` says what to do."""
+    """A file or folder at one of our names breaks the rules. ``cure`` is the step that helps."""
 
     def __init__(self, path: str, why: str, cure: str) -> None:
         super().__init__(errno.EPERM, why, path)
@@ -54,7 +54,7 @@ class Place(NamedTuple):
         return name, {f"{prefix}dir_fd": self.descriptor}
 
     def look(self, name: str) -> os.stat_result:
-        """Return the status of what stands at a name, without following a link."""
+        """Return the status of the entry at a name, without following a link."""
         target, where = self.at(name)
         return os.stat(target, follow_symlinks=False, **where)
 
@@ -65,7 +65,7 @@ class Place(NamedTuple):
 
 
 def enter_base(base: Path, make: bool, roots_too: bool) -> Place:
-    """Enter a base: it may be a link, if we (or root) have made it, and what it leads to is ours.
+    """Enter a base: it may be a link, if we (or root) have made it, and its target is ours.
 
     Args:
         base: the folder.

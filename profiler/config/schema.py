@@ -78,7 +78,7 @@ class ResolvedValue(NamedTuple):
 
 
 def displayed(key: str, value: Any) -> Any:
-    """Return a value as it is displayed: an address without what may be a token in its path."""
+    """Return a value as it is displayed: an address without the parts of its path that may be a token."""
     return shown(value) if key.endswith("_endpoint") and isinstance(value, str) else value
 
 

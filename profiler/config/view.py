@@ -43,7 +43,7 @@ class SettingsView(Mapping[str, Any]):
         update({**(changes or {}), **more})
 
     def reset(self) -> None:
-        """Restore every default, except what was switched off (sync, usage, crash_reports, local, exporter): that stays.
+        """Restore every default. A setting that was switched off (sync, usage, crash_reports, local, exporter) stays off.
 
         Raises:
             SettingsError: the file cannot be written.

@@ -76,7 +76,7 @@ def host_settings(exporter: Any, settings: Any) -> dict[str, Any]:
 
 
 def allowed_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a package may decide of its settings: it can lower consent, and not raise it.
+    """Return the settings that a package may choose: it can lower consent, and not raise it.
 
     Raises:
         SettingsError: a value cannot be used.

@@ -1,7 +1,7 @@
 """The package's own code: the files that its installation has recorded, and the words that stand in them.
 
 A package may load its users' files under its own name (plugins), and make commands of its users' files (recipes). Their names
-are the users'. So a module counts only if its file is where the installation says that this module is; and the name of a
+are the users'. So a module counts only if its file is where the installation says that this module is. The name of a
 command that the author has not listed counts only if it stands in such a file.
 """
 

@@ -144,8 +144,8 @@ class Telemetry:
         """Count every command of a program, without a line in each.
 
         Args:
-            cli: a click command or a Typer app, whose commands are all counted and guarded (see `guard`); or a complete
-                ``ArgumentParser``, whose result you then hand to `command`.
+            cli: a click command or a Typer app, whose commands are all counted and guarded (see `guard`). Or a complete
+                ``ArgumentParser``: then hand its result to `command`.
 
         Returns:
             the object to call instead of ``cli``: ``telemetry.watch(app)()``.
@@ -199,7 +199,7 @@ class Telemetry:
         return made
 
     def run(self, /, **facts: Any) -> ToldRun:
-        """Return a run to be told of: ``with telemetry.run(task="detect") as run:``. Its end is told with its facts.
+        """Return a run to report: ``with telemetry.run(task="detect") as run:``. Its end is reported with its facts.
 
         Args:
             facts: declared facts of the run; `ToldRun.tell` adds to them. A value that is not declared never leaves.

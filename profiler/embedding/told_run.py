@@ -1,4 +1,4 @@
-"""What a package tells of one of its runs: facts in words that it has declared, and how the run ended.
+"""Report one run of an embedding package: facts in words that it has declared, and how the run ended.
 
 The rules it keeps: a value that is none of the declared words is left out, and never leaves. Nothing is raised into the
 package's run, and no exception of it is held back.
@@ -54,7 +54,7 @@ class DeclaredFacts:
 
     @property
     def words(self) -> list[str]:
-        """Every word that can be told: ``fact.value``."""
+        """Every word that can be reported: ``fact.value``."""
         return [f"{name}.{word}" for name, values in self._values.items() for word in _words(values)]
 
     def word(self, name: str, value: Any) -> str | None:
@@ -71,12 +71,12 @@ class DeclaredFacts:
 
 
 class ToldRun:
-    """A run that is told of: ``with telemetry.run(task="detect") as run: ... run.tell(map50=0.61)``.
+    """A run that is reported: ``with telemetry.run(task="detect") as run: ... run.tell(map50=0.61)``.
 
     Args:
         facts: the declared ones.
         count: counts a word with an outcome: finished, crashed or interrupted.
-        missed: told of a fact that is not declared, by its name.
+        missed: called with the name of a fact that is not declared.
         told: the first facts.
     """
 
@@ -95,7 +95,7 @@ class ToldRun:
         self.tell(**told)
 
     def tell(self, /, **facts: Any) -> None:
-        """Tell facts of the run, also ``epochs``, its number of epochs. The last value of each counts."""
+        """Report facts of the run, also ``epochs``, its number of epochs. The last value of each counts."""
         for name, value in facts.items():
             try:
                 word = self._declared.word(name, value)

@@ -73,7 +73,7 @@ class Asked:
 
         Raises:
             ArgumentValueError: there is no such question, or it does not ask for one of these.
-            ProfilerError: no row tells enough; the text says which metrics to send. Or no row has the label ``by``.
+            ProfilerError: no row has enough in it; the text says which metrics to send. Or no row has the label ``by``.
         """
         self.check_labels(by)
         answer = self.sql(sql_of(name, by=by, old=old, new=new, since=since))
@@ -83,7 +83,7 @@ class Asked:
         return answer
 
     def check_labels(self, *names: str) -> None:
-        """Check that what is to be grouped by is a column or a label of some row.
+        """Check that each name to group by is a column or a label of some row.
 
         Raises:
             ArgumentValueError: it cannot be a name.

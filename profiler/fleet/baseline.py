@@ -32,7 +32,7 @@ def make_baseline(export: Path, output: Path, key_file: Path, note: str = "") ->
         export: the folder that was published.
         output: the file.
         key_file: the private key (Ed25519, PEM); made, for the owner alone, if it is not there.
-        note: what its jobs are, which every comparison shows; at most 100 letters.
+        note: a description of its jobs, which every comparison shows; at most 100 letters.
 
     Raises:
         ArgumentValueError: both files are one, or the note is too long.

@@ -93,7 +93,7 @@ class ClickHouseFleet:
                 self._client.command(statement)
 
     def loaded(self) -> dict[str, Known]:
-        """Return what is loaded of each run, by its id; without runs of which a part is missing.
+        """Return the loads of runs, by the run's id; without runs of which a part is missing.
 
         Raises:
             ProfilerError: the server refuses.

@@ -38,7 +38,7 @@ def make_views(fleet: ClickHouseFleet, tables: str, label: str) -> None:
     Args:
         fleet: the database.
         tables: the begin of the tables' names, as the exporter has it: ``otel_metrics``.
-        label: which of the user's own labels tells the workload.
+        label: the user's own label that names the workload.
 
     Raises:
         ArgumentValueError: the name is none.

@@ -48,7 +48,7 @@ PACKED = {  # kinds, and how ClickHouse packs them better than by default
 
 
 class Column(NamedTuple):
-    """A column: its name, its kind (a key of `CLICKHOUSE`), and what it holds."""
+    """A column: its name, its kind (a key of `CLICKHOUSE`), and its meaning."""
 
     name: str
     kind: str
@@ -175,7 +175,7 @@ def collector_schema(tables: str, label: str) -> list[str]:
 
     Args:
         tables: the begin of their names.
-        label: which of the user's own labels tells the workload.
+        label: the user's own label that names the workload.
     """
     text = text_of("collector_view").replace("{tables}", tables).replace("{label}", _quoted(label))
     usage = text_of("usage_view").replace("{tables}", tables)
@@ -197,7 +197,7 @@ def duckdb_schema(folder: str) -> list[str]:
 def _of_last_load(table: str) -> str:
     """Return the condition on a row of a run's last load: an earlier one may have other parts of a long epoch.
 
-    A load is told by when the run was last heard of, and by whether it was over: see `fleet.loading.Known.is_newer`.
+    A load is known by the time when the run was last heard of, and by whether it was over: see `fleet.loading.Known.is_newer`.
     """
     load = "2 * as_of + CASE WHEN state = 'running' THEN 0 ELSE 1 END"
     return f"(run, {load}) IN (SELECT run, max({load}) FROM {table} GROUP BY run)"  # noqa: S608
@@ -214,7 +214,7 @@ def _views(source: str, usage: str = NO_USAGE) -> list[str]:
 
 
 def filled(text: str, given: Mapping[str, str]) -> str:
-    """Return SQL with what is given in its places: what stands before a comment such as ``/* OLD */`` is an example.
+    """Return SQL with the given values in their places: the text before a comment such as ``/* OLD */`` is an example.
 
     An example without anything given, or with "", stays: so each file of ours also runs as it is.
     """

@@ -1,10 +1,10 @@
-"""What may be published of a fleet: cells that are large enough, rounded, by week, and each week once and for all.
+"""Publish a fleet as cells that are large enough, rounded, by week, and each week once and for all.
 
 The rules it keeps:
 - A cell is published only if it has at least ``k`` units: jobs, or the values of a label such as a team. Never runs or ranks.
 - There are cells of one division alone: no totals and no margins, from which a small cell could be found by subtraction.
 - A week is published when it has been over for `SETTLED_DAYS`, and never changed then: two exports differ by whole weeks. All
-  weeks from the first one with a cell on have a file, so that none tells whether there was a job in it.
+  weeks from the first one with a cell on have a file, so that none shows whether there was a job in it.
 - Numbers of units are rounded down to tens, other numbers to two digits, and each percentile has `BEHIND` jobs on both sides.
 """
 
@@ -57,7 +57,7 @@ class Rules(NamedTuple):
 
 @dataclass
 class Exported:
-    """What an export did.
+    """The result of an export.
 
     Attributes:
         weeks: those that were written.
@@ -93,7 +93,7 @@ def export(fleet: Asked, folder: Path, rules: Rules, today: date | None = None) 
         today: the day; None for now.
 
     Raises:
-        ArgumentValueError: ``k`` protects nobody or would be told exactly, or the folder has other rules.
+        ArgumentValueError: ``k`` protects nobody or would appear exactly, or the folder has other rules.
         ProfilerError: the fleet cannot be read or has no such label, or the folder not written.
     """
     if rules.k < LEAST_K or rules.k % LEAST_K:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a name beside a file; what is written there is synced and takes the file's place at the end.
+    """Yield a name beside a file; the content written there is synced and takes the file's place at the end.
 
     Raises:
         OSError: it cannot be written; nothing is left beside the file then.

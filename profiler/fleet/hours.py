@@ -19,14 +19,14 @@ LONG_NS = 2 * HOUR_NS  # an epoch, or the time outside epochs, that is told by t
 
 
 class Piece(NamedTuple):
-    """An epoch, or what a run did outside its epochs; or that within an hour (since 1970)."""
+    """An epoch, or the time outside epochs, or the part of either within one hour (since 1970)."""
 
     part: EpochRecord
     hour: int | None = None
 
 
 def pieces_of(run: Run, log: Path) -> list[Piece]:
-    """Return the pieces of a run. Only the log knows what an epoch did in each hour: the lines of slices say it.
+    """Return the pieces of a run. Only the lines of slices in the log split an epoch into hours.
 
     Raises:
         RunLogError: the log cannot be read.

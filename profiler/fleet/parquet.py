@@ -68,7 +68,7 @@ class ParquetFleet:
         self._folder = folder
 
     def loaded(self) -> dict[str, Known]:
-        """Return what is loaded of each run, by its id; without runs of which a part is missing.
+        """Return the loads of runs, by the run's id; without runs of which a part is missing.
 
         Raises:
             ProfilerError: a file of the folder cannot be read.

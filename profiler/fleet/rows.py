@@ -1,4 +1,4 @@
-"""One row for each stage of each epoch of a run: what a fleet is asked about."""
+"""Make one row for each stage of each epoch of a run: the table of a fleet."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def rows_of(run: Run, log_bytes: int, workload: str, *, keeps_names: bool = True
     Args:
         run: the run.
         log_bytes: how many bytes of its log were read.
-        workload: what was trained, in the user's words.
+        workload: the name of the training, in the user's words.
         keeps_names: False to put "own" in the place of the names that the user has given to phases.
-        pieces: what there are rows of; without any, its epochs and what lies outside.
+        pieces: the parts to make rows of; without any, the epochs and the time outside them.
 
     Raises:
         ValueError: a number is larger than any that was measured.

@@ -1,7 +1,7 @@
 """The machine's CPU and memory, and the container's share of them.
 
-The rule it keeps: of the CPU only the family is kept, of the memory only the class; never the CPU's full name, a serial
-number, a host name or an address.
+The rule it keeps: of the CPU only the family is kept, and of the memory only the class. The CPU's full name, a serial
+number, a host name or an address is never kept.
 """
 
 from __future__ import annotations

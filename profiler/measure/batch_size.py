@@ -1,6 +1,6 @@
-"""The number of samples in a batch: found in the batch, or told by the user's own function.
+"""The number of samples in a batch: found in the batch, or given by the user's own function.
 
-The rule it keeps: a batch is the user's object, and whatever its attributes answer or raise stays out of the loop. A number
+The rule it keeps: a batch is the user's object, and no answer or error of its attributes reaches the loop. A number
 that the batch does not show without doubt is unknown.
 """
 
@@ -26,7 +26,7 @@ def size_of(item: Any, error: Exception | None = None) -> int | None:
     """Return the first dimension of the first tensor in a batch, which is the number of samples, or None.
 
     Lists, tuples and mappings are searched, at most four levels deep and 32 objects wide. Anything with a ``shape`` counts
-    as a tensor; a batch that tells its own ``batch_size`` is believed. A list of samples has as many samples as parts. A
+    as a tensor; a batch with a ``batch_size`` of its own is believed. A list of samples has as many samples as parts. A
     list that may hold samples as well as fields leaves the number unknown.
 
     Args:
@@ -58,7 +58,7 @@ def told_size(function: Callable[[Any], Any], note: Callable[[str], None]) -> Ca
     """Return the user's ``samples=`` function as one that never raises, and returns a whole number or None.
 
     Args:
-        note: receives in words what could not be used.
+        note: called with a text on each value that could not be used.
     """
 
     def told(item: Any) -> int | None:
@@ -119,7 +119,7 @@ def _looks(item: Any, depth: int) -> Iterator[int | None]:
 
 
 def _of_object(item: Any) -> tuple[int | None, Iterable[Any]]:
-    """Return what a tensor, a mapping or a batch of another kind shows, and the parts to search."""
+    """Return the size that a tensor, a mapping or another batch shows, and the parts to search."""
     if isinstance(item, dict):  # not asked for attributes, which may be its keys
         return None, item.values()
     shape = _shape(item)
@@ -140,7 +140,7 @@ def _of_parts(parts: Sequence[Any]) -> int | None:
     """Return the number of samples that a list shows as a whole. None: its parts are fields, or none of ours to judge.
 
     Raises:
-        _Ambiguous: it cannot be told.
+        _Ambiguous: more than one size is possible.
     """
     if hasattr(parts, "batch_sizes"):  # a packed sequence: its first dimension is of all samples' steps
         raise _Ambiguous

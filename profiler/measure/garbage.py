@@ -2,8 +2,8 @@
 
 They are a known cause of steps that are slow now and then. The interpreter calls ``gc.callbacks`` at both ends of each.
 
-The rule it keeps: the callback runs no Python code. A signal's handler may run at any Python function's begin, and what it
-raises there (Ctrl-C's KeyboardInterrupt) would be swallowed by the collector, and the program would not end.
+The rule it keeps: the callback runs no Python code. A signal's handler may run at any Python function's begin. The
+collector would swallow an error raised there (Ctrl-C's KeyboardInterrupt), and the program would not end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which line of the run's own code the loop's thread is at, and what it is calling; seen from another thread.
+"""Find the line of the run's own code that the loop's thread is at, and the function it calls, from another thread.
 
 Read of each frame: the file's name without its folder, the line's number, the function's name. No source, no variable.
 """
@@ -67,7 +67,7 @@ else:
 
 
 class LineFinder:
-    """Find the line of a thread. It remembers what it knows of each code object.
+    """Find the line of a thread. It keeps the facts of each code object.
 
     A sample comes when the processor's caches hold the program's things and none of ours, so every look-up counts: a code
     object is known by its identity, because its hash goes over all of its bytecode, and the walk calls no function of ours.
@@ -164,7 +164,7 @@ def called_at(code: CodeType, at: int) -> str:
     """Return the name of the function that the instruction at this offset calls, "" if it calls nothing or cannot be known.
 
     A call and the look-up of its function begin at the same place in the source (PEP 657, from Python 3.11 on). `dis` would
-    tell the same, and takes milliseconds for a long function: here only the instructions just before the call are read.
+    say the same, and takes milliseconds for a long function: here only the instructions just before the call are read.
     """
     if sys.version_info < (3, 11):
         return ""

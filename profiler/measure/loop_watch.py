@@ -78,7 +78,7 @@ class LoopWatch:
                 return False
 
     def look(self, turn: int = 0, late_s: float = 0.0) -> None:
-        """Take one sample; called in the sampling thread. What can wait is done once for several of them.
+        """Take one sample; called in the sampling thread. Work that can wait is done once for several of them.
 
         Args:
             turn: the number of the sample.

@@ -1,6 +1,6 @@
 """Whether the memory of the process grows steadily while the loop runs.
 
-The peak of physical memory is what the system tells without a file to read (getrusage). A loop that keeps what it makes
+The peak of physical memory is known without a file to read (getrusage). A loop that keeps all objects it makes
 raises it along a line; a loop that does not raises it once, and never again.
 """
 

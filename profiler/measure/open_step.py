@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def open_step(timer: Timer, *, expects_steps: bool = False) -> OpenStep | None:
     """Return the step in progress in the timer's own thread or else in another one.
 
-    Between two passes of the own thread, the time since the last one counts where a phase is open, or where a loop that
-    names its epochs is in one. Return None anywhere else. The loop goes on meanwhile, and takes no lock: the answer may be a
-    moment old.
+    Between two passes of the own thread, the time since the last one counts if a phase is open. It also counts if a loop
+    that names its epochs is in one. Return None anywhere else. The loop goes on meanwhile, and takes no lock: the answer may
+    be a moment old.
 
     Args:
         expects_steps: the loop is in an epoch that it has named.

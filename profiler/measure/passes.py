@@ -145,7 +145,7 @@ class ThreadState(Place):
                 span.shared = ASKED_BEFORE  # by now, its last quick end is over: its ends wait for the lock
 
     def asked(self) -> dict[Path, Timing]:
-        """Remove and return what another thread may take of this one's phases outside passes, under the timer's lock."""
+        """Remove and return this thread's phases outside passes, for another thread that holds the timer's lock."""
         found = {}
         for path, span in self.outside.spans():
             if span.shared != ASKED_BEFORE:

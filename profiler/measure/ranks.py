@@ -4,8 +4,8 @@ They go through the store that ``torch.distributed`` uses for its own rendezvous
 makes every rank wait for the slowest at a moment that the loop did not choose. It needs a group that all ranks make
 together, and it never returns if one has died or runs no profiler. A store only keeps values.
 
-Each rank has one key, which holds its sums up to each of its last few epochs, so that the store does not grow and nothing
-has to be removed. The first rank reads all keys now and then, and compares the ranks at the last epoch that all have told.
+Each rank has one key, which holds its sums up to each of its last few epochs. So the store does not grow, and nothing
+has to be removed. The first rank reads all keys now and then, and compares the ranks at the last epoch that all have reported.
 
 The rules it keeps: no rank waits for another, except the first one at its end, and only for `PATIENCE_S`. No host is
 ever named.
@@ -47,7 +47,7 @@ def place() -> tuple[int, int] | None:
 
 
 def node_from(variables: Mapping[str, str], rank: int) -> int | None:
-    """Return the number of this rank's machine, as its launcher counts them; None if the launcher does not tell."""
+    """Return the number of this rank's machine, as its launcher counts them; None if the launcher does not say."""
     try:
         if "GROUP_RANK" in variables:
             return int(variables["GROUP_RANK"])
@@ -138,7 +138,7 @@ class Ranks:
             time.sleep(POLL_S)
 
     def gather(self, store: Any = None) -> Gathered:
-        """Return, in the first rank, what all ranks have told by now.
+        """Return, in the first rank, the reports of all ranks so far.
 
         Args:
             store: the same store, for another thread; this one's, unless it is given.
@@ -166,7 +166,7 @@ class Ranks:
         self._present = sorted([*self._present, *self._existing(store, unknown)])
 
     def _existing(self, store: Any, ranks: list[int]) -> list[int]:
-        """Return those of these ranks whose keys exist; ``check`` tells only whether all of them do."""
+        """Return those of these ranks whose keys exist; ``check`` says only whether all of them do."""
         # `check` answers at once, where `get` waits for a key that is missing, up to the store's timeout of minutes.
         if not ranks or store.check([self._key(rank) for rank in ranks]):
             return ranks
@@ -180,11 +180,11 @@ class Ranks:
 
 
 class Gathered(NamedTuple):
-    """The ranks at the last epoch that all of them have told.
+    """The ranks at the last epoch that all of them have reported.
 
     Attributes:
         epochs: how many epochs are in it.
-        missing: ranks that have not told of the first rank's last epoch.
+        missing: ranks that have not reported the first rank's last epoch.
         ranks: their sums, by rank and stage.
     """
 
@@ -194,7 +194,7 @@ class Gathered(NamedTuple):
 
 
 def gathered(told: Mapping[int, Mapping[int, Sums]], size: int) -> Gathered:
-    """Return the sums of ranks at their last common epoch: of all ranks, or else of those that told of the last one.
+    """Return the sums of ranks at their last common epoch: of all ranks, or else of those that reported the last one.
 
     Args:
         told: by rank, the sums up to each of its last epochs.

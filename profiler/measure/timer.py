@@ -105,7 +105,7 @@ class Timer:
 
         Args:
             stage: None if it is not known yet.
-            loop: dies with what will close the pass, if it can be told.
+            loop: dies with the object that will close the pass, if it is known.
         """
         state = self.state()
         with self.lock:
@@ -271,8 +271,8 @@ class Timer:
     def take(self, into: EpochRecord, *, ended: bool = False, slice_end: int | None = None) -> list[EpochRecord]:
         """Move everything measured since the last call into a record.
 
-        The owning thread writes without the lock. What it may be writing is therefore taken only in that thread, or after the
-        run: the pass it is in, and phases outside passes that have not been asked for (`ThreadState.ask`).
+        The owning thread writes without the lock. Values that it may be writing are therefore taken only in that thread, or
+        after the run: the pass it is in, and phases outside passes that have not been asked for (`ThreadState.ask`).
 
         Args:
             ended: True if the run has ended.

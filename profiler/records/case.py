@@ -22,7 +22,7 @@ class CaseRecord:
         compiled: compiled by torch.compile.
         status: ok, failed, timed out, or skipped if there was nothing to measure.
         error: the error in a line, or None.
-        remarks: what a reader must know before believing the numbers.
+        remarks: cautions that a reader must know before believing the numbers.
         numbers: the known results, by the names of `NUMBERS`.
     """
 

@@ -1,6 +1,6 @@
 """Texts from outside (names, cards, collectors, logs of others) as they may reach a terminal: one rule for all of them.
 
-A terminal obeys what it is shown: an escape sequence recolours or renames it, a line break forges a line, and a mark of
+A terminal obeys the text it shows: an escape sequence recolours or renames it, a line break forges a line, and a mark of
 direction turns a text around. So every character that `str.isprintable` refuses is written as its escape.
 """
 

@@ -45,7 +45,7 @@ FACT_NAMES = {  # facts that OpenTelemetry has a name for; all others are epochm
 
 @dataclass
 class RankStage:
-    """A stage of one rank, over the epochs that all ranks have told: its time, and that of its top-level phases (ns).
+    """A stage of one rank, over the epochs that all ranks have reported: its time, and that of its top-level phases (ns).
 
     Of many ranks, only the notable ones are kept, and rank `MEDIANS` stands for all of them.
     """

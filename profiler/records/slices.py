@@ -58,7 +58,7 @@ class SliceReading:
 
 @dataclass(slots=True)
 class Slice:
-    """What a run did within some seconds; times in ns since its start.
+    """The work of a run within some seconds; times in ns since its start.
 
     ``epoch`` and ``last_epoch`` are the first and the last epoch with a part in it, None without any.
     """

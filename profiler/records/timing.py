@@ -115,8 +115,8 @@ class StageRecord:
     def device_share(self) -> float | None:
         """The share of a step that its top-level phases took on the GPU's own clock, after the first step.
 
-        Gaps and the host's own work are left out. The two clocks are compared over the whole stage, never added, because a
-        phase may end on the GPU long after it did on the host. None if the GPU reached less than half of the marks.
+        Gaps and the host's own work are left out. The two clocks are compared over the whole stage, never added: a phase
+        may end on the GPU long after it did on the host. None if the GPU reached less than half of the marks.
         """
         return self._share_of_step(lambda timing: timing.device.sum_ns / timing.device.count)
 

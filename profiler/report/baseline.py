@@ -41,7 +41,7 @@ class Baseline(NamedTuple):
         classes: for each class its columns, ``jobs``, and of each measure its percentiles, ``p5`` to ``p95``.
         by: the columns that make a class.
         key: the public key that it was signed with, in hexadecimal digits.
-        note: what its jobs are, in the maker's words.
+        note: a description of its jobs, in the maker's words.
     """
 
     classes: list[dict[str, Any]]

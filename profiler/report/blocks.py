@@ -158,7 +158,7 @@ def common_noise(blocks: Sequence[Block]) -> float:
     """Return how much all phases change together from block to block, as a standard deviation relative to their time.
 
     That is the mood of the machine (its clock, its neighbours), which differs between two starts as well. The variance of a
-    step is that of its phases' own changes and of the common one; all pairs of phases are taken to share one covariance.
+    step is that of its phases' own changes and of the common one. All pairs of phases are taken to share one covariance.
     """
     steps, whole = sum(block.count for block in blocks), sum(block.spent[WHOLE] for block in blocks)
     if len(blocks) < 3 or not steps or not whole:

@@ -48,7 +48,7 @@ class Change:
     """One phase of a stage, then and now, in seconds a step (or a sample).
 
     Attributes:
-        stage: train, val or inference; `EPOCH` for epochs, whose phases are the stages and what lies between them.
+        stage: train, val or inference; `EPOCH` for epochs, whose phases are the stages and the time between them.
         phase: the phase, `WHOLE` for the step as a whole.
         before_s: its time in the first run, None if it was not there.
         after_s: its time in the other run.
@@ -109,7 +109,7 @@ class Comparison:
         return [row for row in self.wholes() if row.low is not None and row.low > limit]
 
     def undecided(self) -> list[Change]:
-        """Return the stages that are in both runs, and of which nothing can be told."""
+        """Return the stages that are in both runs, and that cannot be compared."""
         return [row for row in self.wholes() if row.verdict in ("unknown", "unclear")]
 
     def __repr__(self) -> str:
@@ -332,8 +332,8 @@ def _change(stage: str, name: str, before: Side | None, after: Side | None, conf
 def _interval(before: Side, after: Side, confidence: float) -> tuple[float, float]:
     """Return the interval of the change: Student's t for the blocks, with B. L. Welch's freedom, the normal one for restarts.
 
-    It is that of the logarithms' difference. Where a mean is hardly known (a phase that is nearly nothing in one run), it is
-    that of the plain difference, as a share of the first mean.
+    It is that of the logarithms' difference. If a mean is hardly known (a phase takes nearly no time in one run), it is that
+    of the plain difference, as a share of the first mean.
     """
     sides = before, after
     units = [side.mean.value if before.is_steady() and after.is_steady() else 1.0 for side in sides]

@@ -92,7 +92,7 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def _when(run: Run, whole: EpochRecord) -> dict[str, Any]:
-    """Return what the run shows of when things happened."""
+    """Return the times of the events that the run shows."""
     rhythms = {name: recurring(stage) for name, stage in whole.stages.items()}
     return {
         "timeline": timeline(run),

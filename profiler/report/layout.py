@@ -99,7 +99,7 @@ class Column:
     """One column of a table.
 
     Attributes:
-        head: what is above it.
+        head: its title.
         cells: its texts, one a row.
         rank: how soon it may be left out, the highest rank first; `ALWAYS`: never.
         is_words: text on the left, which may be folded, and no number.

@@ -1,4 +1,4 @@
-"""Each epoch as flat numbers, for experiment trackers: W&B, MLflow, TensorBoard, Trackio and whatever else takes a mapping.
+"""Each epoch as flat numbers, for experiment trackers that take a mapping: W&B, MLflow, TensorBoard, Trackio and others.
 
 Names are ``stage/number``, in the units of the document; a value that was not measured is left out.
 """

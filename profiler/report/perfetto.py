@@ -36,7 +36,7 @@ MOST_TRACKS = 100  # of a process: a number of its own for each
 
 
 class Span(NamedTuple):
-    """Something that took time, in ns since the run's start, with what lies in it, one after another."""
+    """Something that took time, in ns since the run's start, with the things inside it, one after another."""
 
     start: int
     length: int

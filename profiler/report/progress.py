@@ -25,7 +25,7 @@ LEAST_SHARE = 0.005  # of a stage's time; less is not shown
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run's log shows of it now.
+    """The progress of a run, as its log shows it now.
 
     Attributes:
         stage: the stage that goes on, "" for none.
@@ -190,7 +190,7 @@ def hanging(run: Run, seen: Progress) -> list[str]:
 
 
 def stalled(run: Run) -> dict[str, Any] | None:
-    """Return in which stage and phase a running run hangs, and since when; None if it does not, as far as its log tells."""
+    """Return in which stage and phase a running run hangs, and since when; None if its log shows no hang."""
     step = run.open_step
     if run.state != "running" or step is None or not step.is_stalled:
         return None

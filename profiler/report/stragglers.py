@@ -1,6 +1,6 @@
 """The ranks of a distributed run side by side: which was slow, and which waited for which.
 
-The rule it keeps: ranks are compared over the epochs that every one of them told (`measure.ranks`). A rank that died is named
+The rule it keeps: ranks are compared over the epochs that all of them reported (`measure.ranks`). A rank that died is named
 as missing, and its times are not guessed.
 """
 
@@ -54,7 +54,7 @@ def rank_table(run: Run) -> dict[str, Any]:
 
 
 def _with_rest(stage: RankStage) -> RankStage:
-    """Return a rank's stage with the time outside its phases as one of them: the loop's own code may be what is slow."""
+    """Return a rank's stage with the time outside its phases as one of them: the loop's own code may be slow."""
     rest = stage.duration_ns - sum(stage.phases.values())
     return replace(stage, phases={**stage.phases, OTHER: rest}) if rest > 0 else stage
 

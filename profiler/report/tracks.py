@@ -1,4 +1,4 @@
-"""What a view of a run over time shows: the loop's time by phase, and the readings beside it."""
+"""Make the tracks of a run over time: the loop's time by phase, and the readings beside it."""
 
 from __future__ import annotations
 

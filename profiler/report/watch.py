@@ -18,7 +18,7 @@ LONGEST = 30  # letters of a phase
 
 
 def screen(run: Run, now_unix_ns: int | None = None) -> RenderableType:
-    """Return what is to be seen now."""
+    """Return the lines to show now."""
     seen = progress(run, now_unix_ns)
     parts: list[RenderableType] = [
         Text.assemble((printable(run.name), "bold"), f"  {run.id}"),

@@ -1,6 +1,6 @@
-"""When things happened: the timeline of a run, its slowest steps, what recurs, what grows, and which epoch or hour was slow.
+"""When things happened: the timeline of a run, its slowest steps, rhythms, growth, and slow epochs or hours.
 
-Everything here is told only where the run shows it: a rhythm needs several slow steps that keep it, a growth must stand out
+Everything here is reported only if the run shows it: a rhythm needs several slow steps that keep it, a growth must stand out
 from the noise.
 """
 
@@ -132,10 +132,10 @@ def _slow_step(run: Run, step: SlowStep) -> dict[str, Any]:
 
 
 def recurring(stage: StageRecord) -> dict[str, Any] | None:
-    """Return the rhythm of a stage's slow steps, such as every 50th, and what they spend their time on; None without any.
+    """Return the rhythm of a stage's slow steps, such as every 50th, and the phase they spend their time in; None without any.
 
-    ``every`` is the distance in steps, ``steps`` how many of the slowest keep it, ``excess_s`` how much longer than a
-    usual step they are, and ``phase`` where most of that lies: a top-level phase, or "garbage collection".
+    ``every`` is the distance in steps, and ``steps`` how many of the slowest keep it. ``excess_s`` is how much longer than a
+    usual step they are. ``phase`` is where most of that lies: a top-level phase, or "garbage collection".
     """
     usual = stage.step.steady.percentile(0.5)
     rhythm = None if usual is None else rhythm_of(stage, usual)
@@ -172,7 +172,7 @@ def rhythm_of(stage: StageRecord, usual: float) -> Rhythm | None:
 
 
 def _heaviest(slow: list[SlowStep], usual: float) -> list[SlowStep]:
-    """Return the slowest of these steps that together hold most of what all of them take too long."""
+    """Return the slowest of these steps that together hold most of the excess time of all."""
     ordered = sorted(slow, key=lambda step: -step.duration_ns)
     whole = sum(step.duration_ns - usual * NS for step in ordered)
     kept, sum_ns = [], 0.0

@@ -1,6 +1,6 @@
 """A package's facts, each apart from the others: its author learns how frequent each is, and not which go together.
 
-Together, the facts of one payload may tell one machine from all others. Apart, each is in a payload of its own, with an id and
+Together, the facts of one payload may single out one machine. Apart, each is in a payload of its own, with an id and
 an hour that it shares with nothing else.
 """
 

@@ -48,8 +48,8 @@ def flush(*, adopt: bool = False, again: bool = False, declared: Collection[Decl
     """Deliver the entries of the outbox now.
 
     Args:
-        adopt: also send entries made for another destination, or under an earlier choice, to the present one, and entries of
-            packages with other declarations than those in force.
+        adopt: also send entries made for another destination, or under an earlier choice, to the present one. The same holds
+            for entries of packages with other declarations than those in force.
         declared: the declarations of packages that are in force now.
         again: also try entries that were set aside.
 

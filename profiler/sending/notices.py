@@ -1,4 +1,4 @@
-"""Announce to the user what is sent where: one line on stderr, once, and a note on disk that it was shown."""
+"""Announce to the user each destination of data: one line on stderr, once, and a note on disk that it was shown."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def notice_time(app: str, where: str) -> float | None:
 
 
 def show_notice(app: str, where: str, *, joint_facts: bool = False) -> None:
-    """Show the user, once, what this package would send where. Nothing is ever sent unless that was seen and noted.
+    """Show the user, once, the data and the destination of this package. Nothing is sent before that was shown and noted.
 
     ``joint_facts`` is True if it would send the facts of this machine together.
 

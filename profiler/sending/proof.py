@@ -59,7 +59,7 @@ class Workload:
         code: Python source; it finds ``EPOCHMETER_HOME`` in a folder of its own.
         environment: variables to set, on top of an environment without settings of ours.
         settings: the text of its settings file, or None for no file.
-        seal: what ends it at once: internet sockets and other programs, sockets alone, or nothing.
+        seal: the acts that end it at once: internet sockets and other programs, sockets alone, or nothing.
         sends: True if packets are expected.
         exit_code: the expected exit code.
         home: an existing folder for ``EPOCHMETER_HOME``, instead of one of its own.

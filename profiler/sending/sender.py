@@ -1,7 +1,7 @@
 """One run's way to a destination: from the run's start, over every export, to its final payload.
 
 The rules it keeps: ``exporters`` is loaded only once there is consent. The loop never waits: payloads are made and kept by
-the sampling thread, and delivered by a thread of their own, because a collector that hangs must not hold up readings. The
+the sampling thread. A thread of their own delivers them, because a collector that hangs must not hold up readings. The
 final payload is on disk before the run ends. The end waits for its delivery for ``exit_timeout`` seconds.
 """
 

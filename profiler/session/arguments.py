@@ -73,7 +73,7 @@ def checked_settings(settings: Any, exporter: Any) -> dict[str, Any]:
 
 
 def sample_count(samples: Any, note: Callable[[str], None]) -> SampleCount:
-    """Return a function that gives the number of samples in an item. ``note`` receives what a user's function did wrong."""
+    """Return a function that gives the number of samples in an item. ``note`` receives each fault of a user's function."""
     if samples is None:
         return batch_size
     if isinstance(samples, bool) or not (isinstance(samples, int) or callable(samples)):

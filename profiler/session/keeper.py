@@ -34,8 +34,8 @@ VANISHED = "the run log had vanished, and was written again"
 class RunKeeper:
     """The one writer of a run's record and of its log.
 
-    Two locks, never held together for long: ``lock`` guards the record, which the loop extends while an export reads it;
-    a second one serialises the lines of the log, which three threads write.
+    It has two locks, never held together for long. ``lock`` guards the record, which the loop extends while an export reads
+    it. A second one serialises the lines of the log, which three threads write.
 
     Args:
         run: the record.
@@ -118,7 +118,7 @@ class RunKeeper:
                 del self._unsaved[0]
 
     def add_slices(self) -> None:
-        """Add the closed slices to the open epoch, or to what lies outside epochs. It is not written here."""
+        """Add the closed slices to the open epoch, or to the time outside epochs. It is not written here."""
         with self.lock:
             while self._closed:
                 part = self._closed.popleft()

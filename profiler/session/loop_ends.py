@@ -1,4 +1,4 @@
-"""What is left to do when a pass or an epoch has ended, done where no lock of ours is held.
+"""Do the work left over at the end of a pass or an epoch, while no lock of ours is held.
 
 The collector closes a loop that was left and forgotten. It may do so anywhere, also while our own code holds a lock: in the
 same thread that would wait for itself, and in the sampling thread for a loop that waits for it.
@@ -28,7 +28,7 @@ class LoopEnds:
         timer: has a lock that the loop takes.
         keeper: has two.
         sampler: has threads, whose locks are many.
-        faults: counts what goes wrong.
+        faults: counts the failures.
     """
 
     def __init__(self, timer: Timer, keeper: RunKeeper, sampler: Sampler, faults: Faults) -> None:
@@ -46,7 +46,7 @@ class LoopEnds:
             self._faults.swallow(NOT_DONE, action)
 
     def catch_up(self) -> None:
-        """Do what waits; called by the sampling thread between two rounds."""
+        """Do the waiting work; called by the sampling thread between two rounds."""
         while self._waiting:
             self._faults.swallow(NOT_DONE, self._waiting.popleft())
 

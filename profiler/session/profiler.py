@@ -146,7 +146,7 @@ class Profiler:
         Args:
             loader: any iterable; every item is passed through unchanged.
             samples: how many samples one item holds, a number or a function of the item; by default the first
-                dimension of the first tensor in it. What the function raises, or gives instead of a whole number, is noted
+                dimension of the first tensor in it. An error, or a result that is no whole number, is noted
                 in the report, and the samples are unknown.
 
         Raises:

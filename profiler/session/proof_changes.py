@@ -102,7 +102,7 @@ def _skip_checkpoints() -> None:
 
 
 def _silence() -> None:
-    """Let nothing be printed, logged or synced. What the script writes to files of its own, it writes into memory."""
+    """Let nothing be printed, logged or synced. Text files of the script are written into memory."""
     logging.disable(logging.CRITICAL)
     vars(builtins)["print"] = vars(os)["fsync"] = _answering(None)
     sys.stdout = io.StringIO()

@@ -1,7 +1,7 @@
 """Cut a run into slices, so that a killed run loses at most some seconds, and a sum at a collector moves meanwhile.
 
 The sampling thread says that a slice is due. The loop closes it between two steps (`Timer.on_slice`), and the sampling
-thread writes it. If no step ends, or no loop is there, the sampling thread closes what it can: readings, and the times of
+thread writes it. If no step ends, or no loop runs, the sampling thread closes its own part: readings, and the times of
 other threads. Those pieces have the same number as the slice in which the long step ends.
 
 The rule it keeps: an epoch is the sum of its slices, because nothing is added to it in another way.
@@ -38,7 +38,7 @@ class SliceCutter:
         sampler: gives the readings.
         keeper: takes the slices.
         now: returns the time (ns) since the run's start.
-        faults: counts what goes wrong in the loop's thread.
+        faults: counts the failures in the loop's thread.
     """
 
     def __init__(self, timer: Timer, sampler: Sampler, keeper: RunKeeper, now: Callable[[], int], faults: Faults) -> None:
@@ -61,7 +61,7 @@ class SliceCutter:
         return look_s
 
     def begin_epoch(self, epoch: EpochRecord | None, at: int) -> None:
-        """Begin an epoch, or what follows one (None), at this moment (ns since the run's start)."""
+        """Begin an epoch, or the time after one (None), at this moment (ns since the run's start)."""
         with self._keeper.lock:
             if not self._part.is_empty:  # another thread has measured something meanwhile, which belongs before the epoch
                 self._close(at, with_readings=False)
@@ -71,7 +71,7 @@ class SliceCutter:
             self._part = EpochRecord(None if epoch is None else epoch.index, started_ns=at)
 
     def collect(self, slice_end: int | None = None) -> None:
-        """Move what the timer has measured into the open slice; ``slice_end`` is that of `Timer.take`."""
+        """Move the timer's new measurements into the open slice; ``slice_end`` is that of `Timer.take`."""
         with self._keeper.lock:
             late = self._timer.take(self._part, ended=self.is_ending, slice_end=slice_end)
         for part in late:
@@ -102,7 +102,7 @@ class SliceCutter:
         return copied
 
     def close_last(self, at: int) -> EpochRecord | None:
-        """Close the last slice of the open epoch. Return what is to be written if it has no other: the whole epoch."""
+        """Close the last slice of the open epoch. Return the part to write: the whole epoch, if it has no other slice."""
         self.collect()
         with self._keeper.lock:
             epoch, is_whole = self._keeper.open_epoch, not self._is_cut
@@ -148,9 +148,9 @@ class SliceCutter:
         self._faults.swallow("a slice was not closed", lambda: self._close_at(at - self._timer.began_ns, is_piece=False))
 
     def look(self) -> None:
-        """Say that a slice is due, or close what the loop does not; called by the sampling thread.
+        """Say that a slice is due, or close the parts that the loop does not; called by the sampling thread.
 
-        What the loop's own thread has measured stays due: only that thread can take it.
+        Measurements of the loop's own thread stay due: only that thread can take them.
         """
         age = self._now() - self._part.started_ns
         is_looping = bool(self._timer.owner.segments)

@@ -1,6 +1,6 @@
 """The module that Python runs before the script of ``epochmeter run``, because its folder is on the path.
 
-It first restores what was changed for this: the path, the environment, and the ``sitecustomize`` that would have run
+It first restores everything that was changed for this: the path, the environment, and the ``sitecustomize`` that would have run
 otherwise. A launcher of ranks (torchrun) is left alone, and the processes it starts are measured instead.
 
 The rules it keeps: a script that cannot be measured runs all the same; one line on stderr says why. A script imports what

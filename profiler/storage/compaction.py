@@ -2,7 +2,7 @@
 
 The rule by which slices become coarser: once the log is full (`session.keeper`), its newest slices stay as they are. Of the
 older ones, neighbours in one epoch are joined, so that about `KEPT_BYTES` are left, in slices of about equal length. Sums,
-counts, histograms, extremes and the slowest steps of what is joined are exact. Only "when" becomes coarser.
+counts, histograms, extremes and the slowest steps of joined slices are exact. Only "when" becomes coarser.
 
 A line that is no slice (a whole epoch, energy, times of other ranks) is copied as it is.
 """
@@ -36,7 +36,7 @@ TIMES = re.compile(rb'"startTimeUnixNano":"(\d+)","timeUnixNano":"(\d+)"')
 
 
 class _Line(NamedTuple):
-    """Where a slice stands in the log, and what it is a slice of."""
+    """Where a slice stands in the log, and the part of the run that it is of."""
 
     place: int
     size: int

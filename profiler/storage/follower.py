@@ -1,4 +1,4 @@
-"""Follow the log of a run that goes on: each look reads only what was written since the last one."""
+"""Follow the log of a run that goes on: each look reads only the lines written since the last one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from profiler.storage.run_reader import no_run, read_run_line, with_true_state
 
 
 class LogFollower:
-    """A run, as its log tells it at each look. The run itself notices nothing.
+    """A run, as its log shows it at each look. The run itself notices nothing.
 
     Args:
         path: the log.

@@ -12,7 +12,7 @@ NEARBY = 4  # times as many logs as there are ranks are looked at, on either sid
 
 
 def logs_of_job(log: Path) -> list[Path]:
-    """Return the logs in the same folder of the job that this log is a rank of, in the order of ranks; none without a job.
+    """Return the logs of all ranks of this log's job in its folder, in the order of ranks; none without a job.
 
     Raises:
         RunLogError: this log cannot be read.

@@ -45,7 +45,7 @@ class OwnFile:
         append_to(self._known(), data)
 
     def empty(self) -> None:
-        """Remove what is in the file.
+        """Remove the content of the file.
 
         Raises:
             OSError: as in `append`.
@@ -59,7 +59,7 @@ class OwnFile:
             self._is_locked = hold(descriptor)
 
     def sync(self) -> None:
-        """Wait until the disk has what was written.
+        """Wait until the disk has all written data.
 
         Raises:
             OSError: as in `append`.

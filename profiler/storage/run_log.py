@@ -69,7 +69,7 @@ class RunLog:
         self._is_synced = False
 
     def sync(self) -> None:
-        """Wait until the disk has what was written: that outlasts the machine's power. Never called by the loop."""
+        """Wait until the disk has all written data, which then outlasts the machine's power. Never called by the loop."""
         if self._file is not None and not self._is_synced:
             self._is_synced = True
             with contextlib.suppress(OSError):  # the program has closed it meanwhile, or this kind of file has no disk

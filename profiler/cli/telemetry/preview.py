@@ -140,7 +140,7 @@ def _beside(what: str | None = None) -> list[Beside]:
 
 
 def _alone(what: str, made: Iterable[Beside]) -> list[Beside]:
-    """Return what is made of one file. If it is spoilt, say so, and go on without it."""
+    """Return the answer for one file. If it is spoilt, say so, and go on without it."""
     try:
         return list(made)
     except Exception as error:

@@ -27,7 +27,7 @@ def schema(as_json: AsJson = False, markdown: Markdown = False, entropy: Entropy
 
 
 def _show_entropy(as_json: bool) -> None:
-    """Show how many bits each field, and a payload for each destination, tells about one machine at most."""
+    """Show how many bits each field, and a payload for each destination, gives away about one machine at most."""
     from dataclasses import asdict
 
     from exporters.entropy import GA_GOAL, budget, facts_of, request_bits

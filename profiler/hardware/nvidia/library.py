@@ -60,7 +60,7 @@ def load_library() -> NvmlLibrary:
 
 
 class NvmlCalls:
-    """The calls of one library, for what its bindings leave open: missing functions, absent answers, arrays of our own."""
+    """The calls of one library, with the cases that its bindings leave open: missing functions, absent answers, arrays."""
 
     _initialised: tuple[int, object] | None = None  # process and library; NVML counts its users, and we are one of them
 

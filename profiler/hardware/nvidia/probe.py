@@ -135,7 +135,7 @@ class NvmlProbe:
         return self._selection.gpus
 
     def close(self) -> None:
-        """Free what GPM holds. NVML stays initialised: others in this process, or another run, may use it."""
+        """Free the samples that GPM holds. NVML stays initialised: others in this process, or another run, may use it."""
         for gpm in self._gpm:
             gpm.free()
 

@@ -1,1 +1,1 @@
-"""Follow a training loop from what torch announces, without changes to the loop."""
+"""Follow a training loop by the events of torch, without changes to the loop."""

@@ -1,6 +1,6 @@
 """Infer the passes of a loop that does not name them.
 
-A pass over a loader is training once a gradient or an optimizer was seen in it, and validation if its first step ended
+A pass over a loader is training once a gradient or an optimizer was seen in it. It is validation if its first step ended
 without one. Without a loader a step lies between two optimizer steps, and a forward in evaluation mode or without
 gradients is validation. Training again on the same loader begins a new epoch.
 """
@@ -199,7 +199,7 @@ class PassInference:
         self._control.after_pass()
 
     def close_worked_off(self, following: ThreadFollowing) -> None:
-        """End the innermost pass if its last batch was used: what comes now is not a part of it."""
+        """End the innermost pass if its last batch was used: later events are not a part of it."""
         top = following.top
         if top is not None and top.is_worked_off:
             self.close(following, top, partial=False)

@@ -39,7 +39,7 @@ Event = TypeVar("Event", bound=Callable[..., Any])
 
 
 def counted(event: Event) -> Event:
-    """Return the event method with whatever it raises counted as a fault. It then returns None."""
+    """Return the event method with its errors counted as faults. It then returns None."""
 
     @functools.wraps(event)
     def called(self: LoaderObserver, *args: Any, **kwargs: Any) -> Any:
@@ -161,7 +161,7 @@ class LoaderObserver:
 
     @counted
     def start_ends(self, feed: LoaderFeed) -> None:
-        """Note that the loader has made its iterator: what follows lies before the first batch."""
+        """Note that the loader has made its iterator: the time from here on lies before the first batch."""
         if feed.following.top is not None and feed.following.top is feed.inferred:
             self.phases.begin_gap(feed.following, LOADER_START)
 

@@ -1,4 +1,4 @@
-"""What an observer notes: on a loader's iteration, on a pass that was inferred, and on a thread."""
+"""The notes of an observer: on a loader's iteration, on a pass that was inferred, and on a thread."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class ObservedPhases:
         """Do not begin a phase inside one of its name, and remember to ignore its end, too.
 
         Args:
-            fast_paths: the caches of what reports that end; None for all.
+            fast_paths: the caches of the events that report that end; None for all.
         """
         following.ignored.append(name)
         for fast in self._fast_paths if fast_paths is None else fast_paths:

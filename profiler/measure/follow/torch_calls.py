@@ -1,6 +1,6 @@
 """Watch the calls of all modules for a while, to find those that a loop calls itself.
 
-The rule it keeps: nothing is put on a module, so that whatever copies, saves, traces or compiles it meets nothing of ours.
+The rule it keeps: nothing is put on a module, so that no copy, file, trace or compiled form of it has anything of ours.
 ``Module.__call__`` is wrapped only while somebody watches, because the wrapper costs each call of each part.
 """
 

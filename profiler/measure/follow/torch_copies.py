@@ -1,6 +1,6 @@
 """Put our hooks into torch, and keep them out of every copy, pickle and file.
 
-The rule it keeps: what the program copies or saves is byte for byte what it is without us. Our hooks lie in torch's own
+The rule it keeps: the program's copies and files are the same, byte for byte, with and without us. Our hooks lie in torch's own
 ordered dicts. While any is in place, ordered dicts are reduced here, and those that hold our hooks leave them out. torch's
 counter of hooks is not touched, because the numbers of the user's hooks are saved with a module.
 """
@@ -36,7 +36,7 @@ class Copies:
             self._ours[id(hooks)] = weakref.ref(hooks), self._keys(hooks) | {key}
 
     def discard(self, place: int, key: int) -> None:
-        """Forget a key in the dict of this id. The last one restores what was there."""
+        """Forget a key in the dict of this id. The last one restores the original."""
         with self._lock:
             reference, keys = self._ours.pop(place, (None, frozenset()))
             if reference is not None and keys - {key}:
@@ -81,7 +81,7 @@ class PlacedHooks:
     """Hooks of ours in dicts of torch, as its ``register_..._hook`` functions put them there, but for the key.
 
     Args:
-        places: dicts of hooks, each with what to put there. They are not held.
+        places: dicts of hooks, each with the hook to put there. They are not held.
     """
 
     def __init__(self, *places: tuple[OrderedDict[int, Any], Any]) -> None:
@@ -101,7 +101,7 @@ class PlacedHooks:
 
 
 def drop_passed_on(hook: Any) -> None:
-    """Remove a hook of ours from dicts that torch has copied it to: quantising in place hands hooks on to what it makes.
+    """Remove a hook of ours from dicts that torch has copied it to: quantising in place hands hooks on to new modules.
 
     It looks through all objects, so call it only if something more than ours holds the hook.
     """
