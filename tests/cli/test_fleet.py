@@ -189,6 +189,7 @@ class TestParquet:
         log.close()
         assert sums == [(3, 0, 100), (6, 1, 200), (9, 2, 300), (12, 3, 400)]
 
+    @pytest.mark.slow
     def test_a_growing_log_leaves_few_files(self, tmp_path: Path) -> None:
         """Loaded thirty times as it grows, it is not stored thirty times. A join that was killed loses and doubles nothing."""
         from profiler.fleet import parquet

@@ -128,6 +128,7 @@ class TestRegression:
         with pytest.raises(ProfilerError, match=r"\(--workload task\)"):
             made(rows).regression("a", "b")
 
+    @pytest.mark.slow
     def test_one_slow_job_condemns_no_cell(self, made: Made) -> None:
         """One in ten jobs takes up to 60 % longer for reasons of its own, whatever its version."""
         alarms = 0
@@ -273,6 +274,7 @@ class TestNodes:
         ]
         assert [one["node"] for one in made(rows).slow_nodes().to_pylist()] == ["n3"]
 
+    @pytest.mark.slow
     def test_waits_with_long_tails_name_nobody(self, made: Made) -> None:
         """Jobs on two of twelve machines, in which each rank waits a random while, often short and sometimes long."""
         named = 0

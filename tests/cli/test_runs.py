@@ -41,6 +41,7 @@ def test_rows_tell_of_the_whole_run() -> None:
     assert row["verdict"] == epochmeter("report", "--json").json["verdict"]["kind"]
 
 
+@pytest.mark.slow
 def test_filters_sort_and_add_up() -> None:
     first, second, third = recorded("apple"), recorded("pear", steps=4_000), recorded("Apple tree", steps=200)
     assert python("-c", KILLED).code != 0

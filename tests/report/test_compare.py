@@ -263,6 +263,7 @@ class TestCommand:
                         time.sleep(seconds)
         return prof.summary.id
 
+    @pytest.mark.slow
     def test_planted_slowness_fails_a_gate(self, tmp_path: Path) -> None:
         first, same, slow = self.recorded("one"), self.recorded("two"), self.recorded("three", 0.006)
         assert epochmeter("compare", first, same).code == 0

@@ -111,6 +111,7 @@ def test_a_page_is_the_same_in_every_encoding() -> None:
     assert page.isascii() and "é \N{ROCKET}" in "".join(Parsed(page).text)
 
 
+@pytest.mark.slow
 def test_the_largest_page_is_below_a_megabyte(big: Run) -> None:
     page = run_page(big)
     assert len(page.encode()) < MIB

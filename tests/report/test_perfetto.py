@@ -129,6 +129,7 @@ class TestTrace:
         names = "".join(event["name"] + str(event.get("args")) for event in Read(made).events)
         assert made.isascii() and not {"\u202e", "\x1b"} & set(names) and "</script>" in names
 
+    @pytest.mark.slow
     def test_a_long_run_stays_small(self) -> None:
         assert len(trace([big_run()])) < 4_000_000
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -181,6 +182,7 @@ faults = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @example([("epoch", "aa"), ("clock", -1e9), ("clock", -1e9), ("deliver", ["later"])])  # a clock before 1970
 @given(st.lists(faults, max_size=25))

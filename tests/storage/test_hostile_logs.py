@@ -181,6 +181,7 @@ def test_names_reach_no_terminal_unescaped(home: Path) -> None:
     assert json.loads(epochmeter("report", "--format", "json").out)["run"]["name"] == ESCAPES
 
 
+@pytest.mark.slow
 def test_collectors_words_reach_no_terminal_unescaped(home: Path, sink: Sink) -> None:
     settings.update(exporter="otlp", otlp_endpoint=sink.url)
     said = ESCAPES.encode()
@@ -198,7 +199,10 @@ def test_collectors_words_reach_no_terminal_unescaped(home: Path, sink: Sink) ->
             assert is_plain(epochmeter(*command)), (status, command)
 
 
-@pytest.mark.parametrize("name", ["told", "crashes", "usage/digits/kept", "usage/digits/pending", "outbox/aside", "sent"])
+NOTES = ["told", "crashes", "outbox/aside", "usage/digits/kept", "usage/digits/pending", "sent"]
+
+
+@pytest.mark.parametrize("name", rare(NOTES, 3))
 def test_hostile_notes_end_no_command(home: Path, name: str) -> None:
     recorded(home)
     folder = home / name
