@@ -131,9 +131,9 @@ def load_logs(logs: Sequence[Path], fleet: Fleet, label: str = "", on_log: Calla
                 told.bad.append(printable(f"{log}: {error}"))
             else:
                 told.known += not rows
+                told.torn += [printable(log)] if is_torn else []
                 if rows:
                     told.logs, told.rows = told.logs + 1, told.rows + len(rows)
-                    told.torn += [printable(log)] if is_torn else []
                     told.labelled += bool(rows[0]["workload"])
                     known[rows[0]["run"]] = known_of(rows)
                     waiting += rows
@@ -178,7 +178,7 @@ def _new_rows(log: Path, folder: Path, known: dict[str, Known], label: str, *, k
     with _copied(log, folder) as (copy, is_whole):
         size = copy.stat().st_size
         if size == settled:
-            return [], False
+            return [], not is_whole
         run = load(copy, sums_at=SCALE)
         if run.state == "interrupted" and is_being_written(log):
             run.state = "running"
@@ -186,7 +186,7 @@ def _new_rows(log: Path, folder: Path, known: dict[str, Known], label: str, *, k
             named = _workload(run, label, keeps_names=keeps_names)
             rows = rows_of(run, size, named, keeps_names=keeps_names, pieces=pieces_of(run, copy))
     if rows and before is not None and not known_of(rows).is_newer(before):
-        return [], False  # an older copy, or a log that was only written anew in fewer lines
+        return [], not is_whole  # an older copy, or a log that was only written anew in fewer lines
     return rows, not is_whole or SPOILT in run.notes
 
 

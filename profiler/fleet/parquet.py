@@ -1,4 +1,4 @@
-"""A fleet as a folder of Parquet files, by month. Each file is written whole or not at all, and never changed.
+"""A fleet as a folder of Parquet files, by the month in which a run began. A file is written whole, and never changed.
 
 Of a month's small files, one is made now and then.
 """
@@ -22,6 +22,8 @@ from profiler.fleet.loading import Known, first_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from profiler.fleet.rows import Row
 
 READ = (*KEY, "log_rows", *Known._fields)  # of each row, to know what is loaded
@@ -85,20 +87,22 @@ class ParquetFleet:
         return loaded
 
     def write(self, rows: Iterable[Row]) -> None:
-        """Write rows, one file a month.
+        """Write rows, one file for each month in which a run began. All rows of a run are in one file: all count, or none.
 
         Raises:
             ProfilerError: the folder cannot be written.
         """
+        rows = list(rows)
+        begins: dict[str, datetime] = {}
+        for row in rows:
+            begins[row["run"]] = min(begins.get(row["run"], row["start"]), row["start"])
         months: dict[str, list[Row]] = {}
         for row in rows:
-            months.setdefault(f"{row['start']:%Y-%m}", []).append(row)
+            months.setdefault(f"{begins[row['run']]:%Y-%m}", []).append(row)
         try:
-            with contextlib.ExitStack() as files:  # all are there before the first gets its name: a run may be of two months
-                for month, those in sorted(months.items()):
-                    table = pa.Table.from_pylist([_as_stored(row) for row in those], schema=SCHEMA)
-                    self._put(table.sort_by(ORDER), month, files)
-            for month in months:
+            for month, those in sorted(months.items()):
+                table = pa.Table.from_pylist([_as_stored(row) for row in those], schema=SCHEMA)
+                self._put(table.sort_by(ORDER), month)
                 self._join_small(month)
         except OSError as error:
             raise ProfilerError(f"the fleet's folder {self._folder} cannot be written: {error.strerror or error}") from None
@@ -116,17 +120,16 @@ class ParquetFleet:
             tables = [_read(path) for path in small]
         except FileNotFoundError:  # another load has just done it
             return
-        with contextlib.ExitStack() as files:
-            self._put(_newest(pa.concat_tables(tables)), month, files)
+        self._put(_newest(pa.concat_tables(tables)), month)
         for path in small:
             path.unlink(missing_ok=True)
 
-    def _put(self, table: Any, month: str, files: contextlib.ExitStack) -> None:
+    def _put(self, table: Any, month: str) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = self._folder / f"month={month}"
         place.mkdir(mode=0o700, exist_ok=True)
-        part = files.enter_context(written_whole(place / f"{secrets.token_hex(8)}.parquet"))
-        pq.write_table(table, part, compression="zstd", compression_level=9, use_dictionary=WORDS, column_encoding=SPLIT)
+        with written_whole(place / f"{secrets.token_hex(8)}.parquet") as part:
+            pq.write_table(table, part, compression="zstd", compression_level=9, use_dictionary=WORDS, column_encoding=SPLIT)
 
 
 def _read(path: Path, columns: Iterable[str] = SCHEMA.names) -> pa.Table:

@@ -283,6 +283,14 @@ class TestParquet:
         load_logs(logs_in([tmp_path / "runs"]), ParquetFleet(tmp_path / "fleet"))
         assert sorted(path.name for path in (tmp_path / "fleet").iterdir()) == ["month=2026-09", "month=2026-10"]
 
+    def test_run_of_two_months_is_one_file(self, tmp_path: Path) -> None:
+        run = made(0)
+        run.epochs[-1].started_ns += 40 * 86_400 * NS
+        load_logs([written(tmp_path / "runs", run)], ParquetFleet(tmp_path / "fleet"))
+        assert len(list((tmp_path / "fleet").rglob("*.parquet"))) == 1
+        (row,) = asked(tmp_path / "fleet", "SELECT count(*), count(DISTINCT date_trunc('month', start)) FROM fleet_epoch")
+        assert row == (9, 2)
+
     def test_bad_logs_are_told_others_loaded(self, logs: Path, tmp_path: Path) -> None:
         (logs / "node0" / "20260101T000000.000000Z-dddddddddddd.otlp.jsonl").write_text("not a log\n")
         (logs / "node0" / "20260101T000000.000000Z-eeeeeeeeeeee.otlp.jsonl.gz").write_bytes(b"not packed")
@@ -305,6 +313,8 @@ class TestParquet:
         answer = epochmeter("fleet", "load", str(tmp_path / "runs"), "--into", str(tmp_path / "fleet"))
         assert answer.code == 0 and answer.out.startswith("18 rows of 3 logs loaded")
         assert sorted(line.split(": ")[2] for line in answer.err.splitlines()) == sorted(map(str, (cut, spoilt)))
+        again = epochmeter("fleet", "load", str(tmp_path / "runs"), "--into", str(tmp_path / "fleet"))
+        assert again.out.startswith("0 rows of 0 logs loaded; 3 had nothing new") and str(cut) in again.err
 
     def test_a_real_run_and_the_default_places(self, home: Path) -> None:
         with Profiler("mine") as prof:
