@@ -17,7 +17,7 @@ import typer
 from profiler.errors import ProfilerError
 from profiler.records.plain_text import printable, printable_lines
 
-SCHEMA = 1  # of all JSON on stdout: docs/json.md has the shapes, to which keys are only added
+SCHEMA = 1  # of all JSON on stdout: docs/commands.md has the shapes, to which keys are only added
 PLAINER = "epochmeter.plainer"  # what is done about a character that a stream does not have
 PLAIN = {  # what our reports, and the pages of --help, are made of
     **dict.fromkeys("█▌", "#"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from profiler.fleet.columns import SCALE
 from profiler.records.energy import merge_energy
 from profiler.records.histogram import NS
 from profiler.records.run import EpochRecord, Run
@@ -38,7 +39,7 @@ def pieces_of(run: Run, log: Path) -> list[Piece]:
     hours: dict[tuple[int | None, int], EpochRecord] = {}
     for line in lines(log):
         told = Run(id=run.id, name="", started_unix_ns=0)
-        if not read_run_line(told, line):
+        if not read_run_line(told, line, sums_at=SCALE):
             continue
         for part in told.parts():
             if part.index in long and not part.is_empty:

@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -46,6 +47,14 @@ def test_names_are_the_same_objects() -> None:
 def test_submodules_hand_names_on(module: str, framework: str) -> None:
     pytest.importorskip(framework)
     ours, theirs = importlib.import_module(f"epochmeter.{module}"), importlib.import_module(f"profiler.{module}")
+    hands_on_all_names(ours, theirs)
+
+
+def test_commands_to_mount_are_handed_on() -> None:
+    hands_on_all_names(importlib.import_module("epochmeter.mount"), importlib.import_module("profiler.cli.mount"))
+
+
+def hands_on_all_names(ours: ModuleType, theirs: ModuleType) -> None:
     assert ours.__all__
     for name in ours.__all__:
         assert getattr(ours, name) is getattr(theirs, name)

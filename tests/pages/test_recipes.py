@@ -28,7 +28,11 @@ SRUN = f"""#!{sys.executable}
 import os, subprocess, sys
 nodes, per_node = 2, 2
 tasks = [
-    subprocess.Popen(sys.argv[1:], env=os.environ | {{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank % per_node)}})
+    subprocess.Popen(
+        sys.argv[1:],
+        env=os.environ
+        | dict(SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank % per_node), SLURM_NODEID=str(rank // per_node)),
+    )
     for rank in range(nodes * per_node)
 ]
 print(*(task.pid for task in tasks), file=open("pids", "w"), flush=True)
@@ -96,13 +100,15 @@ pytestmark = [
 def test_slurm_gives_one_job_with_nodes(programs: dict[str, str], tmp_path: Path) -> None:
     endless = (FIRST / "ranks.py").read_text().replace("range(3)", "range(10**6)")
     (tmp_path / "train.py").write_text(endless)
-    (tmp_path / "job.sh").write_text(re.sub("MASTER_PORT=[0-9]+", f"MASTER_PORT={free_port()}", block("Slurm", "sbatch")))
-    slurm = {"SCRATCH": str(tmp_path), "SLURM_JOB_NODELIST": "a,b", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"}
+    (tmp_path / "job.sh").write_text(block("Slurm", "sbatch"))
+    port = next(port for port in iter(free_port, None) if 20_000 <= port < 40_000)
+    slurm = {"SLURM_JOB_ID": str(20_000 + port), "SLURM_JOB_NODELIST": "a,b", "SLURM_CPUS_PER_TASK": "8"}
+    slurm |= {"HOME": str(tmp_path), "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"}
     home = tmp_path / "epochmeter"
     with started(["bash", "job.sh"], tmp_path, {**programs, **slurm}) as job:
         wait_for(lambda: are_training(home, 4), 120)
-        for pid in (tmp_path / "pids").read_text().split():  # as Slurm warns each task before the time limit
-            os.kill(int(pid), signal.SIGTERM)
+        for pid in (tmp_path / "pids").read_text().split():  # as Slurm ends each task at the time limit
+            os.kill(int(pid), signal.SIGKILL)
         assert job.wait(60) != 0
     assert {(run["rank"], run["world_size"], run["state"]) for run in listed(home)} == {
         (rank, 4, "interrupted") for rank in range(4)
@@ -118,19 +124,23 @@ def test_slurm_gives_one_job_with_nodes(programs: dict[str, str], tmp_path: Path
 
 
 def test_kubernetes_keeps_what_a_preempted_pod_did(programs: dict[str, str], tmp_path: Path) -> None:
-    (container,) = yaml.safe_load(block("Kubernetes", "yaml"))["spec"]["template"]["spec"]["containers"]
+    pod = yaml.safe_load(block("Kubernetes", "yaml"))["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["shareProcessNamespace"] is True  # process 1 of a container ignores SIGTERM
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/runs"}
+    home = tmp_path / "runs" / "epochmeter"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs").chmod(0o2775)  # as a volume is whose group is the pod's
     given = {entry["name"]: entry["value"].replace("/runs", str(tmp_path / "runs")) for entry in container["env"]}
     (tmp_path / "train.py").write_text((FIRST / "train.py").read_text().replace("range(8)", "range(10**6)"))
-    home = tmp_path / "runs"
     sink, end = serving()
     try:
         environment = {**programs, **given, "EPOCHMETER_OTLP_ENDPOINT": sink.url}
         for pods in (1, 2):  # the second takes the place of the first, on the same volume
-            with started(container["command"], tmp_path, environment) as pod:
+            with started(container["command"], tmp_path, environment) as process:
                 wait_for(lambda: are_training(home, pods), 120)  # noqa: B023  # it ends here
-                pod.send_signal(signal.SIGTERM)
-                pod.wait(30)  # the grace of the pod
+                process.send_signal(signal.SIGTERM)
+                process.wait(pod["terminationGracePeriodSeconds"])
         assert [run["state"] for run in listed(home)] == ["interrupted", "interrupted"]
     finally:
         end()
@@ -139,12 +149,12 @@ def test_kubernetes_keeps_what_a_preempted_pod_did(programs: dict[str, str], tmp
 
 def test_github_job_comments_on_a_slower_change(programs: dict[str, str], tmp_path: Path) -> None:
     job = yaml.safe_load(block("A pull request that becomes slower", "yaml"))["jobs"]["speed"]
-    repository = tmp_path / "repository"
+    repository, summary = tmp_path / "repository", tmp_path / "summary.md"
     repository.mkdir()
 
     def shell(command: str, **more: str) -> int:
-        found = subprocess.run(["bash", "-e", "-c", command], cwd=repository, env={**programs, **more}, timeout=120)
-        return found.returncode
+        environment = {**programs, "GITHUB_STEP_SUMMARY": str(summary), **more}
+        return subprocess.run(["bash", "-e", "-c", command], cwd=repository, env=environment, timeout=120).returncode
 
     quick = (FIRST / "train.py").read_text().replace('"--batched" in sys.argv', "True")
     (repository / "train.py").write_text(quick)
@@ -152,12 +162,8 @@ def test_github_job_comments_on_a_slower_change(programs: dict[str, str], tmp_pa
     slow = quick.replace("for x, y in loader:\n", "for x, y in loader:\n        time.sleep(0.05)\n")
     (repository / "train.py").write_text(slow.replace("import sys\n", "import sys\nimport time\n"))
     assert not shell("git checkout -q -b change && git -c user.name=a -c user.email=a@b commit -qam slower")
-    values = {
-        "github.base_ref": "main",
-        "github.event.number": "7",
-        "github.token": "none",
-        "github.workspace": str(repository),
-    }
+    values = {"github.base_ref": "main", "github.event.number": "7", "github.token": "none"}
+    values["github.workspace"] = str(repository)
 
     def filled(text: str) -> str:
         return re.sub(r"\$\{\{ ([a-z_.]+) \}\}", lambda found: values[found[1]], text)
@@ -167,8 +173,8 @@ def test_github_job_comments_on_a_slower_change(programs: dict[str, str], tmp_pa
         if "uses" in step:
             assert step["uses"].startswith("actions/checkout@")
             codes.append(shell(f"git checkout -q {filled(step['with'].get('ref', 'change'))}"))
-        elif not step["run"].startswith("pip ") and (not any(codes) or step.get("if") == "always()"):
+        elif not step["run"].startswith("pip ") and (not any(codes) or step.get("if", "").startswith("always()")):
             codes.append(shell(filled(step["run"]), **home))
     assert codes == [0, 0, 0, 0, 1, 0]  # the comparison fails, and the comment comes all the same
     assert (repository / "gh.txt").read_text() == "pr comment 7 --body-file comparison.md\n"
-    assert "slower" in (repository / "comparison.md").read_text()
+    assert "slower" in summary.read_text() and summary.read_text() == (repository / "comparison.md").read_text()

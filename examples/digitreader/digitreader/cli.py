@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from digitreader.telemetry import telemetry
-from profiler.cli import mount
+from epochmeter import mount
 
 app = typer.Typer(help="Reads handwritten digits.", no_args_is_help=True, pretty_exceptions_enable=False)
 mount.settings(app)
