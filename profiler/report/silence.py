@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from profiler.records.timing import StageRecord
 
 
+OWN = "if it has a Profiler of its own, that one recorded the run: epochmeter runs"
+
+
 def why_no_steps(run: Run, whole: EpochRecord, stage: StageRecord | None) -> tuple[str, str]:
     """Return why too few steps were timed to judge a run, and the next step.
 
@@ -47,9 +50,9 @@ def _of_script(run: Run, timed: str) -> tuple[str, str]:
     if "torch" not in run.hardware.runtime:
         return (
             f"{timed}: the script did not import torch, so there was nothing to follow",
-            "if it starts the training in another process, measure that one: epochmeter run -- torchrun ... or run -m MODULE",
+            f"{OWN}; if it trains in another process, measure that one: epochmeter run -- torchrun ... or run -m MODULE",
         )
     return (
         f"{timed}: the script imported torch, but neither a DataLoader nor an optimizer's step was seen",
-        "if it trains in another process or with other optimizers, name the loop: for x, y in prof.train(loader)",
+        f"{OWN}; if it trains in another process or with other optimizers, name the loop: for x, y in prof.train(loader)",
     )

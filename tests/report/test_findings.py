@@ -447,6 +447,7 @@ class TestSilence:
         [
             ("script", "finished", False, "did not import torch", "torchrun"),
             ("script", "finished", True, "neither a DataLoader nor an optimizer", "prof.train(loader)"),
+            ("script", "finished", False, "did not import torch", "if it has a Profiler of its own"),
             ("script", "crashed", True, "the script failed before its first step", "error message"),
             ("code", "crashed", False, "the program failed before its first step", "error message"),
             ("code", "interrupted", False, "was ended before its first step", "run it again"),
