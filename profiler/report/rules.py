@@ -54,7 +54,7 @@ class Rule:
     advice: str
 
 
-OURS = "our known loops (tests/support/known_loops.py): a loss that the healthy ones never reach"
+OURS = "no healthy known loop reaches it"
 RULES = (
     Rule(
         *("throttled", "throttled", "time for which the CPU quota, heat or a power brake held the run back"),
