@@ -47,7 +47,7 @@ def load(
     workload: Annotated[str, typer.Option(metavar="LABEL", help="Your label for it: team, for labels=team:vision.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Read run logs into a fleet. A log that is known adds nothing; one that has grown adds its new part.
+    """Read run logs into a fleet. A log that is known adds nothing; one that has grown is loaded again.
 
     Example: epochmeter fleet load /shared/runs --into fleet
     """

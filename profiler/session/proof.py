@@ -124,13 +124,14 @@ def prove(
         for change in ("none", *(one.key for one in predictions)):
             say(f"round {number + 1} of {rounds}: {steps} steps, {'as it is' if change == 'none' else 'without ' + change}")
             made.setdefault(change, []).append(_run_again(command, change, steps))
-    return [_proof(one, made["none"], made[one.key], steps) for one in predictions]
-
-
-def _proof(predicted: WhatIf, as_it_is: list[Run], changed: list[Run], steps: int) -> Proof:
-    measured = _share([1 - _step_s(after) / _step_s(before) for before, after in zip(as_it_is, changed, strict=True)])
-    again = _share([next((one.saved for one in whatifs(run) if one.key == predicted.key), 0.0) for run in as_it_is])
-    return Proof(predicted, again._replace(high=highest(again.mean, again.high)), measured, steps)
+    usual = [_step_s(run) for run in made["none"]]
+    saved_again = [{one.key: one.saved for one in whatifs(run)} for run in made["none"]]
+    proofs = []
+    for one in predictions:
+        measured = _share([1 - _step_s(run) / before for run, before in zip(made[one.key], usual, strict=True)])
+        again = _share([saved.get(one.key, 0.0) for saved in saved_again])
+        proofs.append(Proof(one, again._replace(high=highest(again.mean, again.high)), measured, steps))
+    return proofs
 
 
 def _share(found: list[float]) -> Share:
@@ -141,8 +142,9 @@ def _share(found: list[float]) -> Share:
 
 def _step_s(run: Run) -> float:
     """Return the loop's time for each training step (s), but for the first one."""
-    stage = run.whole().stages["train"]
-    loop_ns = Accounts(run, run.whole()).loop_ns - stage.step.cold.sum_ns
+    whole = run.whole()
+    stage = whole.stages["train"]
+    loop_ns = Accounts(run, whole).loop_ns - stage.step.cold.sum_ns
     return loop_ns / (stage.steps - stage.step.cold.count) / NS
 
 

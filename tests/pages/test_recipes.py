@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ from profiler.errors import RunLogError
 from profiler.storage.run_log import run_paths
 from profiler.storage.run_reader import load
 from support.pages import ROOT
-from support.processes import epochmeter, free_port, wait_for
+from support.processes import can_connect, epochmeter, wait_for
 from support.sinks import serving
 
 RECIPES = (ROOT / "docs" / "recipes.md").read_text("utf-8")
@@ -101,8 +102,8 @@ def test_slurm_gives_one_job_with_nodes(programs: dict[str, str], tmp_path: Path
     endless = (FIRST / "ranks.py").read_text().replace("range(3)", "range(10**6)")
     (tmp_path / "train.py").write_text(endless)
     (tmp_path / "job.sh").write_text(block("Slurm", "sbatch"))
-    port = next(port for port in iter(free_port, None) if 20_000 <= port < 40_000)
-    slurm = {"SLURM_JOB_ID": str(20_000 + port), "SLURM_JOB_NODELIST": "a,b", "SLURM_CPUS_PER_TASK": "8"}
+    number = next(number for number in itertools.count(os.getpid()) if not can_connect(20_000 + number % 20_000))
+    slurm = {"SLURM_JOB_ID": str(number), "SLURM_JOB_NODELIST": "a,b", "SLURM_CPUS_PER_TASK": "8"}
     slurm |= {"HOME": str(tmp_path), "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"}
     home = tmp_path / "epochmeter"
     with started(["bash", "job.sh"], tmp_path, {**programs, **slurm}) as job:
