@@ -107,7 +107,7 @@ def load(path: Path, yield_gil: Callable[[], None] = lambda: None, *, sums_at: i
         path: the log.
         yield_gil: called before each line, so that other threads get their turn.
         sums_at: leave out readings, the slowest steps, ranks and slices, and give histograms no finer scale than this one: a
-            fleet has no column for more, and so a log takes two thirds of the time.
+            fleet has no column for more, and reads a log quicker so.
 
     Raises:
         RunLogError: the file cannot be read, or no line of it belongs to a run.

@@ -43,8 +43,8 @@ def histogram_in(point: Mapping[str, Any], finest: int = MAX_SCALE) -> Histogram
 
 def _merged(offset: int, counts: list[int], steps: int) -> tuple[int, list[int]]:
     """Return the buckets at a scale that is so many steps coarser: bucket ``i`` goes to ``i >> steps``."""
-    # `Histogram.coarsen` does the same for the buckets of a finished histogram. Here they still lie one after another, and adding
-    # them up in runs is quicker: a load has billions of them.
+    # `Histogram.coarsen` does the same for the buckets of a finished histogram. Here they still lie one after another, and
+    # adding them up in runs is quicker: a load has billions of them.
     if not steps or not counts:
         return offset, counts
     first, width = offset >> steps, 1 << steps
